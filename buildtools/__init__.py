@@ -1,0 +1,1 @@
+"""What setup.py needs to build the extension: finding torch, driving CMake, and saying what was built."""

@@ -1,0 +1,134 @@
+"""Drives CMake and Ninja for the extension, and turns every failure into a reason instead of a broken install."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from buildtools.torch_info import TorchInfo
+
+SOURCE = Path(__file__).resolve().parent.parent
+BYTES_PER_JOB = 3 << 30  # a translation unit with torch's headers takes 1.5 to 2.5 GB in nvcc's host pass
+
+
+class BuildError(RuntimeError):
+    """CMake or a compiler failed; the message is the end of what it said."""
+
+
+@dataclass
+class BuildResult:
+    """What one build gave: written to ``_build_info.json`` and shown in the summary."""
+
+    torch: str | None
+    built: list[str] = field(default_factory=list)  # of "cpu", "cuda"
+    skipped: dict[str, str] = field(default_factory=dict)  # the others, with the reason
+    compiler: str | None = None
+    nvcc: str | None = None
+    cuda_architectures: list[str] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, replacing an older file in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        os.replace(temporary, path)
+
+
+def build_extension(torch: TorchInfo | None, output: Path, build_root: Path) -> BuildResult:
+    """Build the extension to the file ``output``.
+
+    Args:
+        torch: what to link against; None builds nothing.
+        output: the path of the extension module.
+        build_root: where CMake keeps its trees, one per interpreter and torch, so that none is built from the objects
+            of another.
+
+    Raises:
+        BuildError: only where ``PSPNET_FAST_FORCE_CUDA=1`` asked for what cannot be built.
+    """
+    forced = os.environ.get("PSPNET_FAST_FORCE_CUDA") == "1"
+    result = BuildResult(torch.version if torch else None)
+    reason = _missing_tool(torch)
+    if torch is None or reason is not None:
+        if forced:
+            raise BuildError(f"PSPNET_FAST_FORCE_CUDA=1, but {reason}")
+        result.skipped = {"cpu": str(reason), "cuda": str(reason)}
+        return result
+
+    tree = build_root / f"{sys.implementation.cache_tag}-torch-{torch.version}"
+    modes = ["ON"] if forced else [os.environ.get("PSPNET_FAST_CUDA", "AUTO"), "OFF"]
+    failure = ""
+    for mode in modes:
+        try:
+            _configure_and_build(torch, tree, mode)
+        except BuildError as error:
+            if forced:
+                raise
+            failure = failure or str(error)
+            continue
+        record = json.loads((tree / "build_info.json").read_text())
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tree / record["file"], output)
+        result.built, result.compiler = ["cpu"], record["compiler"]
+        if record["cuda_problem"]:
+            result.skipped["cuda"] = f"the CUDA build failed: {failure}" if failure else record["cuda_problem"]
+        else:
+            result.built.append("cuda")
+            result.nvcc, result.cuda_architectures = record["nvcc"], record["cuda_architectures"].split(";")
+        return result
+    result.skipped = {"cpu": failure, "cuda": failure}
+    return result
+
+
+def _missing_tool(torch: TorchInfo | None) -> str | None:
+    if torch is None:
+        return "the environment has no torch to link against; install torch, then this package again"
+    for tool in ("cmake", "ninja"):
+        if shutil.which(tool) is None:
+            return f"{tool} was not found; run `pip install cmake ninja pybind11`"
+    if importlib.util.find_spec("pybind11") is None:
+        return "pybind11 was not found; run `pip install cmake ninja pybind11`"
+    return None
+
+
+def _configure_and_build(torch: TorchInfo, tree: Path, cuda: str) -> None:
+    import pybind11
+
+    _run(
+        "cmake", "-S", str(SOURCE), "-B", str(tree), "-G", "Ninja",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DPSPNET_FAST_TORCH={torch.folder}",
+        f"-DPSPNET_FAST_PYBIND11={pybind11.get_include()}",
+        f"-DPSPNET_FAST_CUDA={cuda}",
+    )  # fmt: skip
+    _run("cmake", "--build", str(tree), "--target", "_C", "--parallel", str(job_count()))
+
+
+def job_count() -> int:
+    """Compilers to run at once: MAX_JOBS, else as many as there are cores and free memory for."""
+    wanted = os.environ.get("MAX_JOBS")
+    if wanted is not None:
+        if not wanted.isdigit() or int(wanted) < 1:
+            raise BuildError(f"MAX_JOBS must be a positive integer, not {wanted!r}")
+        return int(wanted)
+    cores = os.cpu_count() or 1
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return cores
+    return max(1, min(cores, free // BYTES_PER_JOB))
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    print(done.stdout, file=sys.stderr)
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        told = [line for line in lines if "error" in line.lower() or "No CMAKE_CXX_COMPILER" in line] or lines
+        raise BuildError(" / ".join(told[:3])[:600] or f"{command[0]} exited with {done.returncode}")

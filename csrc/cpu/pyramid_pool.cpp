@@ -1,0 +1,136 @@
+// Pyramid pooling on CPU tensors: checks, geometry, scratch and threads round the kernels of pyramid_pool_kernel.cpp.
+//
+// Work is cut into planes (NCHW) or into bands and channel blocks (channels_last), each summed by one thread in one
+// order: the result does not depend on the number of threads.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include "../pool_checks.h"
+#include "pyramid_pool_kernel.h"
+
+namespace pspnet_fast {
+namespace {
+
+// A thread is given at least this many elements of x.
+constexpr int64_t kGrain = 32768;
+
+struct Geometry {
+  Partition rows, columns;
+  PoolShape shape;
+
+  Geometry(int64_t channels, int64_t height, int64_t width, at::IntArrayRef bins)
+      : rows(partition_axis(height, bins)), columns(partition_axis(width, bins)) {
+    shape = {
+        channels,
+        height,
+        width,
+        static_cast<int64_t>(bins.size()),
+        packed_cells(bins),
+        bins.data(),
+        rows.intervals(),
+        columns.intervals(),
+        rows.edge.data(),
+        columns.edge.data(),
+        rows.first.data(),
+        rows.last.data(),
+        columns.first.data(),
+        columns.last.data(),
+    };
+  }
+  Geometry(const Geometry&) = delete;  // shape points into rows and columns
+
+  int64_t plane_scratch() const { return shape.width + (shape.row_intervals + 1) * shape.column_intervals; }
+  int64_t plane_grain() const { return std::max<int64_t>(1, kGrain / (shape.height * shape.width)); }
+  int64_t blocks_per_image() const { return (shape.channels + kChannelBlock - 1) / kChannelBlock; }
+};
+
+PoolType pool_type(const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return PoolType::f32;
+    case at::kDouble: return PoolType::f64;
+    case at::kHalf: return PoolType::f16;
+    case at::kBFloat16: return PoolType::bf16;
+    default: TORCH_CHECK_TYPE(false, "x must be float32, float64, float16 or bfloat16, not ", x.scalar_type());
+  }
+}
+
+at::TensorOptions accumulator(const at::Tensor& x) {
+  return x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+}
+
+at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
+  check_map("x", input);
+  const PoolType type = pool_type(input);
+  const bool channels_last = reads_channels_last(input);
+  const at::Tensor x = channels_last ? input : input.contiguous();
+  const int64_t batch = x.size(0), channels = x.size(1);
+  const Geometry geometry(channels, x.size(2), x.size(3), bins);
+  const PoolShape& shape = geometry.shape;
+  at::Tensor out = at::empty({batch, channels, shape.cells}, x.options());
+  if (out.numel() == 0) return out;
+
+  if (!channels_last) {
+    at::parallel_for(0, batch * channels, geometry.plane_grain(), [&](int64_t begin, int64_t end) {
+      at::Tensor scratch = at::empty({geometry.plane_scratch()}, accumulator(x));
+      PSPNET_FAST_PER_ISA(
+          pool_planes_forward, type, shape, x.const_data_ptr(), out.mutable_data_ptr(), scratch.mutable_data_ptr(),
+          begin, end);
+    });
+    return out;
+  }
+  at::Tensor atoms =
+      at::empty({batch, shape.row_intervals, shape.column_intervals, channels}, accumulator(x));
+  at::parallel_for(0, batch * shape.row_intervals, 1, [&](int64_t begin, int64_t end) {
+    PSPNET_FAST_PER_ISA(
+        pool_bands_forward, type, shape, x.const_data_ptr(), atoms.mutable_data_ptr(), begin, end);
+  });
+  at::parallel_for(0, batch * geometry.blocks_per_image(), 1, [&](int64_t begin, int64_t end) {
+    PSPNET_FAST_PER_ISA(
+        pool_blocks_forward, type, shape, atoms.const_data_ptr(), out.mutable_data_ptr(), begin, end);
+  });
+  return out;
+}
+
+at::Tensor pyramid_pool_backward_cpu(
+    const at::Tensor& upstream, int64_t height, int64_t width, at::IntArrayRef bins, bool channels_last) {
+  check_packed(upstream, bins);
+  TORCH_CHECK_VALUE(height >= 1 && width >= 1, "height and width must be at least 1, not ", height, " and ", width);
+  const PoolType type = pool_type(upstream);
+  const at::Tensor grad = upstream.contiguous();
+  const int64_t batch = grad.size(0), channels = grad.size(1);
+  const Geometry geometry(channels, height, width, bins);
+  const PoolShape& shape = geometry.shape;
+  at::Tensor grad_x = empty_map(grad, height, width, channels_last);
+  if (grad_x.numel() == 0) return grad_x;
+
+  if (!channels_last) {
+    at::parallel_for(0, batch * channels, geometry.plane_grain(), [&](int64_t begin, int64_t end) {
+      at::Tensor scratch = at::empty({geometry.plane_scratch()}, accumulator(grad));
+      PSPNET_FAST_PER_ISA(
+          pool_planes_backward, type, shape, grad.const_data_ptr(), grad_x.mutable_data_ptr(),
+          scratch.mutable_data_ptr(), begin, end);
+    });
+    return grad_x;
+  }
+  at::Tensor shares = at::empty({batch, shape.cells, channels}, accumulator(grad));
+  at::parallel_for(0, batch * geometry.blocks_per_image(), 1, [&](int64_t begin, int64_t end) {
+    PSPNET_FAST_PER_ISA(
+        pool_blocks_backward, type, shape, grad.const_data_ptr(), shares.mutable_data_ptr(), begin, end);
+  });
+  at::parallel_for(0, batch * shape.row_intervals, 1, [&](int64_t begin, int64_t end) {
+    at::Tensor scratch = at::empty({shape.column_intervals, channels}, accumulator(grad));
+    PSPNET_FAST_PER_ISA(
+        pool_bands_backward, type, shape, shares.const_data_ptr(), grad_x.mutable_data_ptr(),
+        scratch.mutable_data_ptr(), begin, end);
+  });
+  return grad_x;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(pspnet_fast, CPU, m) {
+  m.impl("pyramid_pool", pyramid_pool_cpu);
+  m.impl("pyramid_pool_backward", pyramid_pool_backward_cpu);
+}
+
+}  // namespace pspnet_fast

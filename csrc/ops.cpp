@@ -1,0 +1,42 @@
+// The schemas of all operators, in one place. CPU and CUDA kernels are registered beside their sources; fakes, gradients
+// and autocast, and the kernels composed of PyTorch operators, are registered from Python (pspnet_fast/ops).
+#include <torch/library.h>
+
+#define PSPNET_FAST_CROSS_ENTROPY_OPTIONS                                                                      \
+  "Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, str reduction, str denominator, " \
+  "float divisor, str empty, bool align_corners"
+
+TORCH_LIBRARY(pspnet_fast, m) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+
+  m.def("pyramid_pool(Tensor x, int[] bins) -> Tensor", tags);
+  m.def(
+      "pyramid_pool_backward(Tensor grad, SymInt height, SymInt width, int[] bins, bool channels_last) -> Tensor", tags);
+  m.def("pyramid_concat(Tensor x, Tensor levels, int[] bins, bool align_corners, bool x_first) -> Tensor", tags);
+  m.def(
+      "pyramid_concat_backward(Tensor grad, SymInt channels, int[] bins, bool align_corners, bool x_first) "
+      "-> (Tensor, Tensor)",
+      tags);
+  m.def(
+      "pyramid_conv(Tensor x, Tensor levels, Tensor weight, Tensor? bias, int[] bins, bool align_corners, bool x_first) "
+      "-> Tensor",
+      tags);
+  m.def(
+      "pyramid_conv_backward(Tensor grad, Tensor x, Tensor levels, Tensor weight, int[] bins, bool align_corners, "
+      "bool x_first) -> (Tensor, Tensor, Tensor)",
+      tags);
+  m.def("upsample_cross_entropy(Tensor logits, Tensor target, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> Tensor", tags);
+  m.def(
+      "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS
+      ") -> Tensor",
+      tags);
+  m.def(
+      "dual_cross_entropy(Tensor main, Tensor aux, Tensor target, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS
+      ") -> (Tensor, Tensor)",
+      tags);
+  m.def(
+      "dual_cross_entropy_backward(Tensor grad_main, Tensor grad_aux, Tensor main, Tensor aux, Tensor target, "
+      PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> (Tensor, Tensor)",
+      tags);
+  m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners, ScalarType dtype) -> Tensor", tags);
+}

@@ -1,0 +1,31 @@
+"""PSPNet with fused kernels: the same function and checkpoints, with less work and memory."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from pspnet_fast.backend import BackendError, use_backend
+from pspnet_fast.ops import (
+    DualLoss,
+    dual_cross_entropy,
+    pyramid_concat,
+    pyramid_conv,
+    pyramid_pool,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
+
+try:
+    __version__ = version("pspnet-fast")
+except PackageNotFoundError:  # imported from a source folder that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "BackendError",
+    "DualLoss",
+    "dual_cross_entropy",
+    "pyramid_concat",
+    "pyramid_conv",
+    "pyramid_pool",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+    "use_backend",
+]

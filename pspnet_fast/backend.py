@@ -1,0 +1,127 @@
+"""Which implementation an operator runs on: reference, cpu (C++), triton or cuda (CUDA C++).
+
+``auto``, the default, takes the fastest one that can run on the tensor's device. ``PSPNET_FAST_BACKEND`` sets another
+default for the process, :func:`use_backend` forces one for a ``with`` block; a forced backend that cannot run raises
+:class:`BackendError` with the reason instead of quietly running something else.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pspnet_fast.extension import EXTENSION
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+# What an operator without kernels of its own runs on: the same fused algorithm, written in PyTorch operators.
+COMPOSED = "composed"
+NATIVE = ("pyramid_pool",)
+OPERATORS = (
+    "pyramid_pool",
+    "pyramid_concat",
+    "pyramid_conv",
+    "upsample_cross_entropy",
+    "dual_cross_entropy",
+    "upsample_argmax",
+)
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that cannot run here; the message says why and what to do."""
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in (*BACKENDS, "auto"):
+        raise BackendError(f"{source}={name!r} is not a backend; choose one of {', '.join((*BACKENDS, 'auto'))}")
+    return name
+
+
+_forced = _checked(os.environ.get("PSPNET_FAST_BACKEND", "auto"), "PSPNET_FAST_BACKEND")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every operator called inside the block on one backend.
+
+    Args:
+        name: "reference" (stock PyTorch operators), "cpu", "triton", "cuda", or "auto".
+
+    The setting is the process's, not the thread's, so that data-parallel replicas and autograd threads see it too.
+    Backward always runs on the backend that ran forward.
+
+    Raises:
+        BackendError: ``name`` is not a backend. Whether it can run is checked when an operator is called, as that
+            depends on the device of its tensors.
+    """
+    global _forced
+    previous, _forced = _forced, _checked(name, "use_backend: name")
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def active_backend() -> str:
+    """The backend in force: what :func:`use_backend` or ``PSPNET_FAST_BACKEND`` says, else "auto"."""
+    return _forced
+
+
+def select(operator: str, device_type: str) -> str:
+    """The backend that ``operator`` runs on for tensors of ``device_type`` ("cpu", "cuda", "meta", …).
+
+    One of :data:`BACKENDS`, or :data:`COMPOSED` for an operator that has no kernel of its own.
+    """
+    if _forced == "auto":
+        return _fastest(operator, device_type)
+    if device_type == "meta":
+        return _forced if operator in NATIVE or _forced == "reference" else COMPOSED
+    return _runnable(operator, _forced, device_type)
+
+
+@torch.compiler.assume_constant_result
+def _runnable(operator: str, backend: str, device_type: str) -> str:
+    reason = unavailable(operator, backend, device_type)
+    if reason is not None:
+        raise BackendError(
+            f"backend {backend!r} cannot run {operator} on {device_type} tensors: {reason}. "
+            "Use use_backend('auto'), or unset PSPNET_FAST_BACKEND."
+        )
+    return backend if operator in NATIVE or backend == "reference" else COMPOSED
+
+
+# A constant to torch.compile, which cannot look into the environment; what may change, `_forced`, it guards on itself.
+@torch.compiler.assume_constant_result
+def _fastest(operator: str, device_type: str) -> str:
+    if operator not in NATIVE:
+        return COMPOSED
+    for backend in ("cuda", "triton") if device_type == "cuda" else ("cpu",):
+        if unavailable(operator, backend, device_type) is None:
+            return backend
+    return "reference"
+
+
+@functools.cache
+def unavailable(operator: str, backend: str, device_type: str) -> str | None:
+    """None where ``backend`` can run ``operator`` on ``device_type`` tensors, else the reason why it cannot."""
+    if backend == "reference":
+        return None
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    wanted = "cpu" if backend == "cpu" else "cuda"
+    if device_type != wanted and not interpreted:
+        return f"it runs on {wanted} tensors"
+    if operator not in NATIVE:
+        return None
+    if backend == "triton":
+        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
+    return EXTENSION.cpu if backend == "cpu" else EXTENSION.cuda or _unsupported_gpu()
+
+
+def _unsupported_gpu() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU"
+    return None

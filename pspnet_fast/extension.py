@@ -1,0 +1,63 @@
+"""Loads the compiled extension ``pspnet_fast._C``, or says why it cannot be had.
+
+The build writes ``_build_info.json`` beside the extension. It is read first: an extension that was linked against
+another torch would fail with an undefined symbol, or worse, so it is not loaded, and the reason names the remedy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BUILD_INFO = Path(__file__).with_name("_build_info.json")
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps -e ."
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What the compiled extension offers in this process.
+
+    Attributes:
+        cpu: None where the C++ operators are loaded, else the reason why not.
+        cuda: None where the CUDA operators are loaded (a GPU may still be absent), else the reason why not.
+        info: the build's own record: torch, compiler, nvcc, architectures; empty where nothing was built.
+    """
+
+    cpu: str | None
+    cuda: str | None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def load(build_info: Path = BUILD_INFO, torch_version: str = torch.__version__) -> Extension:
+    """Import ``_C`` if it was built for ``torch_version``; never raises for a missing or unfit extension."""
+    if not build_info.is_file():
+        reason = f"the extension was not built; run `{REBUILD}` in the source folder"
+        return Extension(reason, reason)
+    try:
+        info: dict[str, Any] = json.loads(build_info.read_text())
+        built, skipped = info["built"], info["skipped"]
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"{build_info} is unreadable ({error}); run `{REBUILD}` in the source folder"
+        return Extension(reason, reason)
+    if "cpu" not in built:
+        return Extension(skipped["cpu"], skipped["cuda"], info)
+    if info["torch"] != torch_version:
+        reason = (
+            f"built against torch {info['torch']}, but torch {torch_version} is imported; "
+            f"run `{REBUILD}` in the source folder"
+        )
+        return Extension(reason, reason, info)
+    try:
+        importlib.import_module("pspnet_fast._C")
+    except ImportError as error:
+        reason = f"the extension does not load ({error}); run `{REBUILD}` in the source folder"
+        return Extension(reason, reason, info)
+    return Extension(None, None if "cuda" in built else skipped["cuda"], info)
+
+
+EXTENSION = load()

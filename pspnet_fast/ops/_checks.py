@@ -1,0 +1,65 @@
+"""Argument checks shared by the operators: each error names the argument, its value and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
+
+
+def check_bins(bins: Sequence[int]) -> list[int]:
+    """``bins`` as a list; raises unless it holds at least one positive integer and nothing else."""
+    checked = list(bins)
+    if not checked or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in checked):
+        raise ValueError(f"bins must be positive integers such as (1, 2, 3, 6), not {bins!r}")
+    return checked
+
+
+def check_map(name: str, x: Tensor) -> None:
+    """Raises unless ``x`` is a floating-point map ``[B, C, H, W]`` with at least one cell."""
+    if x.dim() != 4:
+        raise ValueError(f"{name} must be [B, C, H, W], not of shape {tuple(x.shape)}")
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"{name} must be floating-point, not {x.dtype}; convert it with {name}.float()")
+    if x.shape[2] < 1 or x.shape[3] < 1:
+        raise ValueError(f"{name} has no cells: its shape is {tuple(x.shape)}")
+
+
+def check_levels(x: Tensor, levels: Tensor, bins: Sequence[int]) -> None:
+    """Raises unless ``levels`` packs one ``k x k`` map per entry of ``bins`` for the batch of ``x``."""
+    cells = sum(k * k for k in bins)
+    if levels.dim() != 3 or levels.shape[0] != x.shape[0] or levels.shape[2] != cells:
+        raise ValueError(
+            f"levels must be [{x.shape[0]}, channels, {cells}] for x of batch {x.shape[0]} and bins {tuple(bins)} "
+            f"(packed as pyramid_pool packs them), not {tuple(levels.shape)}"
+        )
+    same_device("levels", levels, "x", x)
+
+
+def check_target(logits: Tensor, target: Tensor) -> None:
+    """Raises unless ``target`` is a label map ``[B, H, W]`` for the batch of ``logits``."""
+    if target.dim() != 3 or target.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"target must be a label map [{logits.shape[0]}, H, W] for logits {tuple(logits.shape)}, "
+            f"not of shape {tuple(target.shape)}"
+        )
+    if target.dtype not in LABEL_DTYPES:
+        raise TypeError(f"target must be int64, int32 or uint8 class indices, not {target.dtype}")
+    same_device("target", target, "logits", logits)
+
+
+def same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises unless both tensors are on one device."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} is on {tensor.device} but {other_name} on {other.device}; move one with .to({str(other.device)!r})"
+        )
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")

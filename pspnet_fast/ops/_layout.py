@@ -1,0 +1,16 @@
+"""Memory layouts: an operator answers in the layout of its map, as PyTorch's own convolutions and poolings do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether ``x [B, C, H, W]`` is laid out in channels_last memory and could not pass for NCHW."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The format that results of ``x [B, C, H, W]`` take."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format

@@ -1,0 +1,136 @@
+"""Cross-entropy of one head's low-resolution logits against full-resolution labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pspnet_fast import reference
+from pspnet_fast.backend import select
+from pspnet_fast.ops._checks import check_map, check_target
+from pspnet_fast.ops._cross_entropy import (
+    OPTION_COUNT,
+    Options,
+    check_options,
+    composed_backward,
+    composed_forward,
+    fake_loss,
+)
+from pspnet_fast.ops._library import overload, register, register_autocast, register_composition, second_gradient
+
+
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    denominator: str | float = "valid",
+    empty: str = "nan",
+    align_corners: bool = True,
+    pixel_weight: Tensor | None = None,
+) -> Tensor:
+    """``F.cross_entropy(F.interpolate(logits, target's size, mode="bilinear"), target)`` as one operator.
+
+    Args:
+        logits: ``[B, C, h, w]``, floating-point; arithmetic is in float32 at least.
+        target: ``[B, H, W]`` class indices, int64, int32 or uint8.
+        weight: ``[C]``, a factor per class, as in ``torch.nn.CrossEntropyLoss``.
+        ignore_index: the label of pixels that are left out; may be negative (-1, -100).
+        label_smoothing: in [0, 1], as in ``torch.nn.CrossEntropyLoss``.
+        reduction: "none" (a map ``[B, H, W]``, zero at ignored pixels), "sum" or "mean".
+        denominator: what "mean" divides by. "valid": the sum of class weight times pixel weight over the pixels that
+            are not ignored (PyTorch's). "all": the number of pixels, ignored ones too (mmsegmentation's default). A
+            positive number: itself (a global count over processes, say).
+        empty: the mean where nothing is left to divide by: "nan" (PyTorch's) or "zero". The gradient is zero in both.
+        align_corners: of the upsampling.
+        pixel_weight: ``[B, H, W]``, a factor per pixel (0 leaves a pixel out), not differentiable.
+
+    Returns:
+        The loss, 0-d or ``[B, H, W]``; float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError, TypeError: a bad shape, dtype or option.
+        IndexError: on the CPU, a label outside ``[0, C)`` that is not ``ignore_index``, as PyTorch words it.
+
+    Differentiable twice by ``logits``.
+    """
+    check_map("logits", logits)
+    check_target(logits, target)
+    options = check_options(
+        logits,
+        target,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        denominator=denominator,
+        empty=empty,
+        align_corners=align_corners,
+        pixel_weight=pixel_weight,
+    )
+    if select("upsample_cross_entropy", logits.device.type) == "reference":
+        return reference.upsample_cross_entropy(logits, target, **options.as_keywords())  # type: ignore[arg-type]
+    loss: Tensor = overload("upsample_cross_entropy")(logits, target, *options)
+    return loss
+
+
+def _forward(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    return composed_forward(logits, target, Options(*options))
+
+
+def _backward(grad: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    return composed_backward(grad, logits, target, Options(*options))
+
+
+def _fake_forward(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    return fake_loss(logits, target, Options(*options))
+
+
+def _fake_backward(grad: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, target, *options = inputs
+    ctx.options = Options(*options)
+    ctx.save_for_backward(logits, target, ctx.options.weight, ctx.options.pixel_weight)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    logits, target, weight, pixel_weight = ctx.saved_tensors
+    options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
+    result = overload("upsample_cross_entropy_backward")(grad, logits, target, *options)
+    return result, None, *[None] * OPTION_COUNT
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, logits, target, *options = inputs
+    ctx.options = Options(*options)
+    ctx.save_for_backward(grad, logits, target, ctx.options.weight, ctx.options.pixel_weight)
+
+
+def _differentiate_again(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    grad, logits, target, weight, pixel_weight = ctx.saved_tensors
+    options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
+
+    def definition(z: Tensor) -> Tensor:
+        return reference.upsample_cross_entropy(z, target, **options.as_keywords())
+
+    return *second_gradient(definition, [logits], grad, [cotangent]), None, *[None] * OPTION_COUNT
+
+
+register_composition("upsample_cross_entropy", _forward)
+register_composition("upsample_cross_entropy_backward", _backward)
+register("upsample_cross_entropy", fake=_fake_forward, setup_context=_save_forward, backward=_differentiate)
+register(
+    "upsample_cross_entropy_backward",
+    fake=_fake_backward,
+    setup_context=_save_backward,
+    backward=_differentiate_again,
+)
+register_autocast("upsample_cross_entropy")

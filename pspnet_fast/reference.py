@@ -1,0 +1,183 @@
+"""The definition of every operator, in plain PyTorch.
+
+Each function here is three things at once: the specification of the operator of the same name, the fallback where no
+kernel is available, and the oracle of the tests (called with float64 inputs). They are written to be read, from stock
+operators only, and run on any device and under autograd, autocast, ``torch.compile`` and ``torch.export``.
+
+Packed levels
+    A pyramid of ``k x k`` maps (one per entry of ``bins``) travels as one tensor ``[B, C, Σk²]``: level after level,
+    each row-major. :func:`unpack_levels` gives the views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DEFAULT_BINS = (1, 2, 3, 6)
+
+
+class DualLoss(NamedTuple):
+    """The losses of PSPNet (Zhao et al. 2017, section 3.3): ``loss = main + aux_weight * aux``."""
+
+    loss: Tensor
+    main: Tensor
+    aux: Tensor
+
+
+def unpack_levels(levels: Tensor, bins: Sequence[int]) -> list[Tensor]:
+    """Split packed levels ``[B, C, Σk²]`` into views ``[B, C, k, k]``, one per entry of ``bins``."""
+    parts = levels.split([k * k for k in bins], dim=2)
+    return [part.unflatten(2, (k, k)) for part, k in zip(parts, bins, strict=True)]
+
+
+def pyramid_pool(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> Tensor:
+    """Adaptive average pooling of ``x [B, C, H, W]`` to every size of ``bins``, packed ``[B, C, Σk²]``."""
+    return torch.cat([F.adaptive_avg_pool2d(x, k).flatten(2) for k in bins], dim=2)
+
+
+def pyramid_concat(
+    x: Tensor,
+    levels: Tensor,
+    *,
+    bins: Sequence[int] = DEFAULT_BINS,
+    align_corners: bool = True,
+    x_first: bool = True,
+) -> Tensor:
+    """``x [B, C, H, W]`` and the levels ``[B, Ck, Σk²]`` upsampled to ``H x W``, concatenated over channels."""
+    size = x.shape[-2:]
+    ups = [
+        F.interpolate(level, size, mode="bilinear", align_corners=align_corners)
+        for level in unpack_levels(levels, bins)
+    ]
+    return torch.cat([x, *ups] if x_first else [*ups, x], dim=1)
+
+
+def pyramid_conv(
+    x: Tensor,
+    levels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    bins: Sequence[int] = DEFAULT_BINS,
+    align_corners: bool = True,
+    x_first: bool = True,
+) -> Tensor:
+    """Convolution ("same" zero padding, stride 1) of :func:`pyramid_concat` by ``weight [O, C + L·Ck, kh, kw]``."""
+    merged = pyramid_concat(x, levels, bins=bins, align_corners=align_corners, x_first=x_first)
+    return F.conv2d(merged, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+
+
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    denominator: str | float = "valid",
+    empty: str = "nan",
+    align_corners: bool = True,
+    pixel_weight: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of ``logits [B, C, h, w]``, bilinearly upsampled to the size of ``target [B, H, W]``."""
+    labels = target.long()
+    up = F.interpolate(accumulation(logits), target.shape[-2:], mode="bilinear", align_corners=align_corners)
+    class_weight = None if weight is None else weight.to(up.dtype)
+    loss = F.cross_entropy(
+        up, labels, class_weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
+    )
+    if pixel_weight is not None:
+        loss = loss * pixel_weight
+
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    divisor = loss_denominator(labels, class_weight, pixel_weight, ignore_index, denominator, up.dtype)
+    return divide_or_empty(loss.sum(), divisor, empty)
+
+
+def loss_denominator(
+    labels: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignore_index: int,
+    denominator: str | float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What ``reduction="mean"`` divides by, as a 0-d tensor.
+
+    ``"valid"``: the sum, over the pixels that are not ignored, of class weight times pixel weight (their number where
+    neither is given), as ``torch.nn.CrossEntropyLoss`` has it. ``"all"``: the number of pixels. A number: itself.
+    """
+    if denominator == "all":
+        return torch.full((), labels.numel(), dtype=dtype, device=labels.device)
+    if not isinstance(denominator, str):
+        return torch.full((), denominator, dtype=dtype, device=labels.device)
+    valid = labels != ignore_index
+    share = valid.to(dtype)
+    if weight is not None:
+        share = share * weight[labels.where(valid, 0)]
+    if pixel_weight is not None:
+        share = share * pixel_weight
+    return share.sum()
+
+
+def divide_or_empty(total: Tensor, divisor: Tensor, empty: str) -> Tensor:
+    """``total / divisor``; where the divisor is zero, NaN or 0 as ``empty`` says, with zero gradient either way."""
+    nothing = divisor == 0
+    mean = total / divisor.where(~nothing, 1)
+    return mean.where(~nothing, torch.nan if empty == "nan" else 0.0)
+
+
+def dual_cross_entropy(
+    main: Tensor,
+    aux: Tensor,
+    target: Tensor,
+    *,
+    aux_weight: float | Tensor = 0.4,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    denominator: str | float = "valid",
+    empty: str = "nan",
+    align_corners: bool = True,
+    pixel_weight: Tensor | None = None,
+) -> DualLoss:
+    """:func:`upsample_cross_entropy` of two heads against one target, and their weighted sum."""
+    main_loss, aux_loss = (
+        upsample_cross_entropy(
+            logits,
+            target,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            denominator=denominator,
+            empty=empty,
+            align_corners=align_corners,
+            pixel_weight=pixel_weight,
+        )
+        for logits in (main, aux)
+    )
+    return DualLoss(main_loss + aux_weight * aux_loss, main_loss, aux_loss)
+
+
+def upsample_argmax(
+    logits: Tensor, size: Sequence[int], *, align_corners: bool = True, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """The most likely class of every pixel: arg-max over classes of ``logits`` upsampled to ``size``."""
+    up = F.interpolate(accumulation(logits), tuple(size), mode="bilinear", align_corners=align_corners)
+    return up.argmax(dim=1).to(dtype)
+
+
+def accumulation(x: Tensor) -> Tensor:
+    """``x`` in the dtype that sums are taken in: float32 for the half precisions, else its own."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

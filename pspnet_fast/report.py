@@ -1,0 +1,91 @@
+"""What ``python -m pspnet_fast`` prints: versions, what was built, and what every operator runs on, with the reasons."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from pspnet_fast import backend
+from pspnet_fast.extension import EXTENSION
+
+_DESCRIPTION = {
+    "cpu": "C++",
+    "cuda": "CUDA C++",
+    "triton": "Triton",
+    backend.COMPOSED: "fused in PyTorch operators",
+    "reference": "stock PyTorch operators",
+}
+
+
+def report() -> str:
+    """The report as text."""
+    return "\n".join([*_versions(), "", *_backends(), "", *_operators()])
+
+
+def _package(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _versions() -> list[str]:
+    info = EXTENSION.info
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch sees"
+    rows = [
+        ("pspnet_fast", _package("pspnet-fast")),
+        ("python", platform.python_version()),
+        ("torch", f"{torch.__version__} (CUDA {torch.version.cuda or 'not included'})"),
+        ("triton", _package("triton")),
+        ("compiler", info.get("compiler") or "nothing was compiled"),
+        ("nvcc", _nvcc(info)),
+        ("threads", str(torch.get_num_threads())),
+        ("GPU", gpu),
+    ]
+    return [f"{name:<12} {value}" for name, value in rows]
+
+
+def _nvcc(info: dict[str, object]) -> str:
+    architectures = info.get("cuda_architectures")
+    if not info.get("nvcc") or not isinstance(architectures, list):
+        return "no CUDA kernels were compiled"
+    return f"{info['nvcc']}, for {' '.join(architectures)}"
+
+
+def _backends() -> list[str]:
+    """One line a backend: that it is ready, or the reason why it is not."""
+    lines = ["Backends"]
+    cpu = EXTENSION.cpu
+    if cpu is None:
+        cpu = f"ready ({importlib.import_module('pspnet_fast._C').cpu_capability()} instructions)"
+    lines.append(f"  {'cpu':<10} {cpu}")
+    compiled = "compiled; " if EXTENSION.cuda is None else ""
+    for name in ("cuda", "triton"):
+        reason = backend.unavailable("pyramid_pool", name, "cuda")
+        if reason is None and not torch.cuda.is_available():
+            reason = "torch sees no CUDA GPU"
+        lines.append(f"  {name:<10} {(compiled if name == 'cuda' else '') + (reason or 'ready')}")
+    lines.append(f"  {'reference':<10} ready")
+    forced = backend.active_backend()
+    if forced != "auto":
+        lines.append(f"  forced by PSPNET_FAST_BACKEND or use_backend: {forced}")
+    return lines
+
+
+def _operators() -> list[str]:
+    """One line an operator: what it runs on for CPU and for CUDA tensors."""
+    lines = [f"{'Operator':<24} {'on CPU tensors':<28} on CUDA tensors"]
+    for operator in backend.OPERATORS:
+        cpu, cuda = (_choice(operator, device) for device in ("cpu", "cuda"))
+        lines.append(f"{operator:<24} {cpu:<28} {cuda}")
+    return lines
+
+
+def _choice(operator: str, device: str) -> str:
+    try:
+        return _DESCRIPTION[backend.select(operator, device)]
+    except backend.BackendError:
+        return f"cannot run on {backend.active_backend()}"

@@ -1,0 +1,101 @@
+// csrc/geometry.h against brute force: bin edges, atoms, and bilinear taps. Exits non-zero at the first difference.
+#include "geometry.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+using namespace pspnet_fast;
+
+namespace {
+
+int checks = 0;
+
+void require(bool holds, const char* what, int64_t n, int64_t k, int64_t i) {
+  ++checks;
+  if (holds) return;
+  std::fprintf(stderr, "FAILED: %s (n = %lld, k = %lld, i = %lld)\n", what, (long long)n, (long long)k, (long long)i);
+  std::exit(1);
+}
+
+// The definition, in floating point: floor(i n / k) and ceil((i + 1) n / k).
+void test_bin_edges() {
+  for (int64_t n = 1; n <= 130; ++n) {
+    for (int64_t k = 1; k <= 12; ++k) {
+      for (int64_t i = 0; i < k; ++i) {
+        // Exact: i n < 2^11, and a quotient that is not an integer is at least 1/12 away from one.
+        const double step = static_cast<double>(n) / static_cast<double>(k);
+        require(bin_begin(i, n, k) == static_cast<int64_t>(std::floor(i * step + 1e-9)), "bin begin", n, k, i);
+        require(bin_end(i, n, k) == static_cast<int64_t>(std::ceil((i + 1) * step - 1e-9)), "bin end", n, k, i);
+      }
+      require(bin_begin(0, n, k) == 0 && bin_end(k - 1, n, k) == n, "bins cover the axis", n, k, 0);
+    }
+  }
+}
+
+void test_partition(const std::vector<int64_t>& bins) {
+  for (int64_t n = 1; n <= 130; ++n) {
+    const Partition p = partition_axis(n, bins);
+    require(p.edge.front() == 0 && p.edge.back() == n, "the intervals cover the axis", n, 0, 0);
+    for (int32_t r = 0; r < p.intervals(); ++r) {
+      require(p.edge[r] < p.edge[r + 1], "intervals are not empty", n, 0, r);
+    }
+
+    // A bin is the union of its intervals, to the cell.
+    size_t entry = 0;
+    for (int64_t k : bins) {
+      for (int64_t i = 0; i < k; ++i, ++entry) {
+        require(p.edge[p.first[entry]] == bin_begin(i, n, k), "first interval of a bin", n, k, i);
+        require(p.edge[p.last[entry]] == bin_end(i, n, k), "last interval of a bin", n, k, i);
+      }
+    }
+
+    // No cut is idle: the cells on both sides of every inner edge differ in some bin.
+    for (int32_t r = 1; r < p.intervals(); ++r) {
+      const int64_t left = p.edge[r] - 1, right = p.edge[r];
+      bool differ = false;
+      for (int64_t k : bins) {
+        for (int64_t i = 0; i < k; ++i) {
+          const int64_t begin = bin_begin(i, n, k), end = bin_end(i, n, k);
+          differ |= (begin <= left && left < end) != (begin <= right && right < end);
+        }
+      }
+      require(differ, "an interval could be larger", n, 0, r);
+    }
+  }
+}
+
+// The weights of all inputs for one output, from the hat function round the source position.
+void test_taps(bool align_corners) {
+  for (int64_t in = 1; in <= 20; ++in) {
+    for (int64_t out = 1; out <= 70; ++out) {
+      for (int64_t x = 0; x < out; ++x) {
+        long double position = align_corners ? (out > 1 ? (long double)(x) * (in - 1) / (out - 1) : 0.0L)
+                                             : (x + 0.5L) * in / out - 0.5L;
+        position = std::min<long double>(std::max<long double>(position, 0.0L), in - 1);
+        const Tap tap = bilinear_tap(x, in, out, align_corners);
+        require(0 <= tap.lo && tap.lo <= tap.hi && tap.hi < in, "taps lie in the input", in, out, x);
+        require(tap.t >= 0.0 && tap.t <= 1.0, "weights lie in [0, 1]", in, out, x);
+        for (int64_t i = 0; i < in; ++i) {
+          const long double hat = std::max<long double>(0.0L, 1.0L - std::fabs(position - i));
+          const double weight = (i == tap.lo ? 1.0 - tap.t : 0.0) + (i == tap.hi ? tap.t : 0.0);
+          require(std::fabs(weight - static_cast<double>(hat)) < 1e-12, "bilinear weight", in, out, x);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_bin_edges();
+  test_partition({1, 2, 3, 6});
+  test_partition({6, 3, 2, 1});
+  test_partition({1, 2, 4, 8});
+  test_partition({5, 7});
+  test_partition({140});
+  test_taps(true);
+  test_taps(false);
+  std::printf("%d checks passed\n", checks);
+  return 0;
+}
