@@ -1,0 +1,194 @@
+"""Every way a data set can be wrong gives an error that names the file, the value and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from pspnet_fast.data import DatasetError, open_dataset
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """CamVid's layout: two pictures in train."""
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / f"images/train/{name}.png")
+        Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / f"labels/train/{name}.png")
+    return tmp_path
+
+
+def write_label(root: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(root / "labels/train/b.png")
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match=r"'citscapes' is no data set; did you mean 'cityscapes'"):
+        open_dataset("citscapes", ".", "train")
+
+
+def test_unknown_split(root: Path) -> None:
+    with pytest.raises(DatasetError, match=r"split 'training' does not exist; choose from train, val, test"):
+        open_dataset("camvid", root, "training")
+
+
+@pytest.mark.parametrize("name", ["camvid", "scenes", "cityscapes", "ade20k", "voc"])
+def test_missing_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetError, match=rf"nowhere.*not found for split 'val' of {name}.*(expected|unpack|draw)"):
+        open_dataset(name, tmp_path / "nowhere", "val")
+
+
+def test_missing_split_folder(root: Path) -> None:
+    with pytest.raises(DatasetError, match=r"images/val: folder not found"):
+        open_dataset("camvid", root, "val")
+
+
+def test_missing_label_folder(root: Path) -> None:
+    (root / "labels").rename(root / "annotations")
+    with pytest.raises(DatasetError, match=r"labels/train: folder of the labels not found"):
+        open_dataset("camvid", root, "train")
+
+
+def test_no_images(root: Path) -> None:
+    for path in root.glob("images/train/*"):
+        path.rename(path.with_suffix(".gif"))
+    with pytest.raises(DatasetError, match=r"images/train: no image \(.jpg"):
+        open_dataset("camvid", root, "train")
+
+
+def test_image_without_label(root: Path) -> None:
+    (root / "labels/train/a.png").unlink()
+    with pytest.raises(
+        DatasetError, match=r"labels/train/a.png: no such label.*2 images and 1 labels.*add the missing"
+    ):
+        open_dataset("camvid", root, "train")
+
+
+def test_label_without_image(root: Path) -> None:
+    (root / "images/train/b.png").unlink()
+    with pytest.raises(DatasetError, match=r"images/train/b.jpg: no such image.*1 images and 2 labels"):
+        open_dataset("camvid", root, "train")
+
+
+def test_two_images_of_one_name(root: Path) -> None:
+    Image.new("RGB", (8, 6)).save(root / "images/train/a.jpg")
+    with pytest.raises(DatasetError, match=r"a.png: has the same base name as a.jpg"):
+        open_dataset("camvid", root, "train")
+
+
+def test_sizes_differ(root: Path) -> None:
+    write_label(root, np.zeros((8, 6), np.uint8))
+    with pytest.raises(
+        DatasetError, match=r"labels/train/b.png: label is 6x8 but its image .*images/train/b.png is 8x6"
+    ):
+        open_dataset("camvid", root, "train")[1]
+
+
+def test_label_value_outside_the_classes(root: Path) -> None:
+    write_label(root, np.full((6, 8), 12, np.uint8))
+    with pytest.raises(DatasetError, match=r"labels/train/b.png: label value 12 is outside.*allowed are 0..11, 255"):
+        open_dataset("camvid", root, "train")[1]
+
+
+def test_colour_picture_as_label(root: Path) -> None:
+    write_label(root, np.zeros((6, 8, 3), np.uint8))
+    with pytest.raises(DatasetError, match=r"b.png: label has mode RGB.*8-bit"):
+        open_dataset("camvid", root, "train")[1]
+
+
+def test_16_bit_labels_are_read_if_their_values_fit(root: Path) -> None:
+    write_label(root, np.full((6, 8), 7, np.uint16))
+    assert open_dataset("camvid", root, "train")[1][1].unique().tolist() == [7]
+
+    write_label(root, np.full((6, 8), 256 + 7, np.uint16))
+    with pytest.raises(DatasetError, match=r"b.png: label value 263 does not fit 8 bits"):
+        open_dataset("camvid", root, "train")[1]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("images", ".png"), ("images", ".jpg"), ("labels", ".png")])
+def test_truncated_file(root: Path, kind: str, suffix: str) -> None:
+    path = root / f"{kind}/train/b.png"
+    pixels = np.random.default_rng(0).integers(0, 11, (60, 80, 3) if kind == "images" else (60, 80), np.uint8)
+    path.unlink()
+    path = path.with_suffix(suffix)
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    dataset = open_dataset("camvid", root, "train")
+    dataset[0]
+    with pytest.raises(DatasetError, match=rf"{kind}/train/b{suffix}: corrupt or no picture.*fetch the file again"):
+        dataset[1]
+
+
+def test_file_that_is_no_picture(root: Path) -> None:
+    (root / "images/train/b.png").write_text("<html>404</html>")
+    with pytest.raises(DatasetError, match=r"images/train/b.png: corrupt or no picture"):
+        open_dataset("camvid", root, "train")[1]
+
+
+def test_file_that_vanished(root: Path) -> None:
+    dataset = open_dataset("camvid", root, "train")
+    (root / "images/train/b.png").unlink()
+    with pytest.raises(DatasetError, match=r"images/train/b.png: not found"):
+        dataset[1]
+
+
+def test_error_comes_through_a_worker(root: Path) -> None:
+    write_label(root, np.full((6, 8), 99, np.uint8))
+    batches = iter(DataLoader(open_dataset("camvid", root, "train"), num_workers=1))
+    next(batches)
+    with pytest.raises(DatasetError, match=r"label value 99"):
+        next(batches)
+    with pytest.raises(StopIteration):  # ends the worker at once
+        next(batches)
+
+
+def test_voc_needs_its_split_file(tmp_path: Path) -> None:
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (8, 6)).save(tmp_path / "JPEGImages/a.jpg")
+    with pytest.raises(
+        DatasetError, match=r"ImageSets/Segmentation/train.txt: file with the names.*unpack VOCtrainval"
+    ):
+        open_dataset("voc", tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": 2}, "data set 'list' needs list_file="),
+        ({"list_file": "x.txt"}, "data set 'list' needs classes="),
+        ({"list_file": "x.txt", "classes": 2}, r"x.txt: list file not found"),
+        ({"list_file": "x.txt", "classes": 300}, "labels of 8 bits hold 1 to 255"),
+        ({"list_file": "x.txt", "classes": "cityscapes"}, "classes='cityscapes': give the number"),
+    ],
+)
+def test_list_arguments(tmp_path: Path, arguments: dict, message: str) -> None:
+    if "list_file" in arguments:
+        arguments = {**arguments, "list_file": tmp_path / arguments["list_file"]}
+    with pytest.raises(ValueError, match=message):
+        open_dataset("list", tmp_path, "train", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("images/train/a.png labels/train/a.png more", r"list.txt:1: expected 'image label'"),
+        ("\nimages/train/a.png labels/train/c.png", r"labels/train/c.png: not found, named by .*list.txt:2"),
+        ("\n", r"list.txt: no samples"),
+    ],
+)
+def test_list_lines(root: Path, text: str, message: str) -> None:
+    (root / "list.txt").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        open_dataset("list", root, "train", list_file=root / "list.txt", classes=2)
+
+
+def test_list_file_belongs_to_list(root: Path) -> None:
+    with pytest.raises(ValueError, match="classes= belongs to data set 'list', not to 'camvid'"):
+        open_dataset("camvid", root, "train", classes=3)

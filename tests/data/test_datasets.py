@@ -1,0 +1,207 @@
+"""The readers, on data sets of a few pixels that the tests write themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pspnet_fast.data import DATASETS, DatasetError, DatasetInfo, open_dataset
+from pspnet_fast.data.info import voc_colormap
+
+HEIGHT, WIDTH = 6, 8
+
+
+def save_image(path: Path, size: tuple[int, int] = (HEIGHT, WIDTH), value: int = 100) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((*size, 3), value, np.uint8)
+    pixels[..., 0] = np.arange(size[1])
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def save_label(path: Path, values: Sequence[int], size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
+    """A label map that repeats `values` along its pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.resize(np.array(values, np.uint8), size)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def make_camvid(root: Path, count: int = 2) -> Path:
+    for split in ("train", "val"):
+        for index in range(count):
+            save_image(root / f"images/{split}/{index:02d}.png", value=index)
+            save_label(root / f"labels/{split}/{index:02d}.png", [index, 10, 11])
+    return root
+
+
+def make_cityscapes(root: Path, suffixes: Sequence[str] = ("labelIds",)) -> Path:
+    for city, number in (("aachen", 0), ("bonn", 1)):
+        name = f"train/{city}/{city}_00000{number}"
+        save_image(root / f"leftImg8bit/{name}_leftImg8bit.png", value=number)
+        values = {"labelIds": [7, 33, 0, 21], "labelTrainIds": [0, 18, 255, 8], "color": [1], "instanceIds": [1]}
+        for suffix in (*suffixes, "color", "instanceIds"):
+            save_label(root / f"gtFine/{name}_gtFine_{suffix}.png", values[suffix])
+    return root
+
+
+def make_ade20k(root: Path) -> Path:
+    for split in ("training", "validation"):
+        save_image(root / f"images/{split}/ADE_{split}.jpg")
+        save_label(root / f"annotations/{split}/ADE_{split}.png", [0, 1, 150])
+    return root
+
+
+def make_voc(root: Path) -> Path:
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    for split, names in {"train": ["b"], "val": ["a"], "trainval": ["a", "b"], "test": ["t"]}.items():
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
+
+    for name in "abt":
+        save_image(root / f"JPEGImages/{name}.jpg")
+    save_image(root / "JPEGImages/detection_only.jpg")
+    for name in "ab":
+        pixels = save_label(root / f"SegmentationClass/{name}.png", [0, 20, 255])
+        paletted = Image.fromarray(pixels, mode=None).convert("L")
+        paletted.putpalette([channel for color in voc_colormap(256) for channel in color])
+        paletted.save(root / f"SegmentationClass/{name}.png")
+    return root
+
+
+def test_camvid_reads_images_and_labels(tmp_path: Path) -> None:
+    dataset = open_dataset("camvid", make_camvid(tmp_path), "train")
+
+    assert len(dataset) == 2
+    assert [sample.image.name for sample in dataset.samples] == ["00.png", "01.png"]
+    image, label = dataset[1]
+    assert (image.dtype, image.shape) == (torch.uint8, (3, HEIGHT, WIDTH))
+    assert (label.dtype, label.shape) == (torch.uint8, (HEIGHT, WIDTH))
+    torch.testing.assert_close(image[0], torch.arange(WIDTH, dtype=torch.uint8).expand(HEIGHT, WIDTH))  # red first
+    torch.testing.assert_close(image[1], torch.full((HEIGHT, WIDTH), 1, dtype=torch.uint8))
+    assert label.flatten()[:4].tolist() == [1, 10, 255, 1]  # 11 is unlabelled
+
+
+def test_camvid_without_test_labels_gives_ignored_labels(tmp_path: Path) -> None:
+    save_image(tmp_path / "images/test/x.png")
+    dataset = open_dataset("camvid", tmp_path, "test")
+
+    assert dataset.samples[0].label is None
+    assert dataset[0][1].unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("suffix", ["labelIds", "labelTrainIds"])
+def test_cityscapes_maps_either_kind_of_label(tmp_path: Path, suffix: str) -> None:
+    dataset = open_dataset("cityscapes", make_cityscapes(tmp_path, [suffix]), "train")
+
+    assert len(dataset) == 2
+    for _, label in dataset:
+        assert label.flatten()[:4].tolist() == [0, 18, 255, 8]
+
+
+def test_cityscapes_reads_the_complete_kind_of_label(tmp_path: Path) -> None:
+    make_cityscapes(tmp_path, ["labelIds", "labelTrainIds"])
+    next(tmp_path.rglob("bonn*labelTrainIds.png")).unlink()  # a conversion that was broken off
+
+    dataset = open_dataset("cityscapes", tmp_path, "train")
+    assert [label.flatten()[:4].tolist() for _, label in dataset] == [[0, 18, 255, 8]] * 2
+
+
+def test_cityscapes_label_ids_are_the_official_ones() -> None:
+    table = DATASETS["cityscapes"].layouts[1].table
+    expected = dict(
+        zip([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33], range(19), strict=True)
+    )
+    assert {value: int(table[value]) for value in range(34) if table[value] != 255} == expected
+
+
+@pytest.mark.parametrize(("split", "folder"), [("train", "training"), ("val", "validation")])
+def test_ade20k_shifts_labels_by_one(tmp_path: Path, split: str, folder: str) -> None:
+    make_ade20k(tmp_path / "ADEChallengeData2016")
+    dataset = open_dataset("ade20k", tmp_path, split)  # the folder that the archive was unpacked in
+
+    assert dataset.samples[0].image.parent.name == folder
+    assert dataset[0][1].flatten()[:3].tolist() == [255, 0, 149]
+
+
+@pytest.mark.parametrize("subfolder", ["", "VOC2012", "VOCdevkit/VOC2012"])
+def test_voc_reads_palette_indices_of_the_split(tmp_path: Path, subfolder: str) -> None:
+    make_voc(tmp_path / subfolder)
+
+    assert [s.image.stem for s in open_dataset("voc", tmp_path, "trainval").samples] == ["a", "b"]
+    assert [s.image.stem for s in open_dataset("voc", tmp_path, "val").samples] == ["a"]
+    dataset = open_dataset("voc", tmp_path, "train")
+    assert Image.open(dataset.samples[0].label).mode == "P"
+    assert dataset[0][1].flatten()[:3].tolist() == [0, 20, 255]
+
+
+def test_voc_test_split_has_no_labels(tmp_path: Path) -> None:
+    dataset = open_dataset("voc", make_voc(tmp_path), "test")
+    assert [sample.label for sample in dataset.samples] == [None]
+
+
+@pytest.mark.parametrize("separator", [" ", "\t"])
+def test_list_file(tmp_path: Path, separator: str) -> None:
+    space = " " if separator == "\t" else "_"
+    save_image(tmp_path / f"pictures/a{space}b.png")
+    save_label(tmp_path / "maps/ab.png", [2, 0, 255])
+    list_file = tmp_path / "train.txt"
+    list_file.write_text(f"\npictures/a{space}b.png{separator}maps/ab.png\n\n")
+
+    dataset = open_dataset("list", tmp_path, "train", list_file=list_file, classes=["floor", "wall", "door"])
+    assert dataset.info.classes == ("floor", "wall", "door")
+    assert dataset[0][1].flatten()[:3].tolist() == [2, 0, 255]
+    assert open_dataset("list", tmp_path, "train", list_file=list_file, classes=3).info.num_classes == 3
+
+
+def test_list_file_of_images_alone_is_a_test_split(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    (tmp_path / "test.txt").write_text("a.png\n")
+
+    arguments = {"list_file": tmp_path / "test.txt", "classes": 2}
+    assert open_dataset("list", tmp_path, "test", **arguments).samples[0].label is None
+    with pytest.raises(DatasetError, match=r"test.txt:1: expected 'image label'"):
+        open_dataset("list", tmp_path, "train", **arguments)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("camvid", 11), ("cityscapes", 19), ("ade20k", 150), ("voc", 21)])
+def test_infos(name: str, classes: int) -> None:
+    info = DATASETS[name].info
+    assert info is not None
+    assert info.num_classes == classes
+    assert len(set(info.classes)) == len(set(info.palette)) == classes
+    for layout in DATASETS[name].layouts:
+        assert sorted(set(layout.table.tolist()) - {-1, 255}) == list(range(classes))
+
+
+def test_info_spot_checks() -> None:
+    assert DATASETS["cityscapes"].info.classes[13] == "car"
+    assert DATASETS["cityscapes"].info.palette[13] == (0, 0, 142)
+    assert DATASETS["ade20k"].info.classes[::149] == ("wall", "flag")
+    assert DATASETS["ade20k"].info.classes[126] == "animal"
+    assert DATASETS["voc"].info.palette[15] == (192, 128, 128)  # person
+    assert DATASETS["camvid"].info.classes[3] == "road"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": ("a", "b"), "palette": ((0, 0, 0),)}, "2 classes but 1 colours"),
+        ({"classes": ("a", "a"), "palette": ((0, 0, 0), (1, 1, 1))}, "occur twice: a"),
+        ({"classes": ("a",), "palette": ((0, 0, 0),), "ignore_index": 0}, "ignore_index=0 is also class 'a'"),
+    ],
+)
+def test_info_refuses(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DatasetInfo("x", **arguments)
+
+
+def test_transform_is_called(tmp_path: Path) -> None:
+    flip: Callable = lambda image, label: (image.flip(-1), label.flip(-1))  # noqa: E731
+    plain = open_dataset("camvid", make_camvid(tmp_path), "val")
+    flipped = open_dataset("camvid", tmp_path, "val", transform=flip)
+    torch.testing.assert_close(flipped[0], flip(*plain[0]))
