@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from pspnet_fast.backend import BackendError, use_backend
+from pspnet_fast.nn.pspnet import PSPNet
 from pspnet_fast.ops import (
     DualLoss,
     dual_cross_entropy,
@@ -21,6 +22,7 @@ except PackageNotFoundError:  # imported from a source folder that was never ins
 __all__ = [
     "BackendError",
     "DualLoss",
+    "PSPNet",
     "dual_cross_entropy",
     "pyramid_concat",
     "pyramid_conv",

@@ -122,6 +122,14 @@ def unavailable(operator: str, backend: str, device_type: str) -> str | None:
 
 
 def _unsupported_gpu() -> str | None:
+    """The reason why the compiled kernels do not run on the current GPU, if one is there."""
     if not torch.cuda.is_available():
-        return "torch sees no CUDA GPU"
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    built = [int(name.split("-")[0].rstrip("a")) for name in EXTENSION.info.get("cuda_architectures", [])]
+    if built and 10 * major + minor < min(built):
+        return (
+            f"it was compiled for compute capability {min(built) / 10} and newer, but this GPU has {major}.{minor}; "
+            f"rebuild with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+        )
     return None

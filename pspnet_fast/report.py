@@ -67,7 +67,8 @@ def _backends() -> list[str]:
         reason = backend.unavailable("pyramid_pool", name, "cuda")
         if reason is None and not torch.cuda.is_available():
             reason = "torch sees no CUDA GPU"
-        lines.append(f"  {name:<10} {(compiled if name == 'cuda' else '') + (reason or 'ready')}")
+        prefix = compiled if name == "cuda" else ""
+        lines.append(f"  {name:<10} {prefix}{reason or 'ready'}")
     lines.append(f"  {'reference':<10} ready")
     forced = backend.active_backend()
     if forced != "auto":

@@ -59,6 +59,12 @@ def same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
         )
 
 
+def check_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises unless both tensors have one dtype, or autocast will give them one."""
+    if tensor.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
+        raise TypeError(f"{name} is {tensor.dtype} but {other_name} {other.dtype}; convert it with .to({other.dtype})")
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raises unless ``value`` is one of ``choices``."""
     if value not in choices:

@@ -100,7 +100,7 @@ def composed_forward(logits: Tensor, target: Tensor, options: Options) -> Tensor
         one = slice(index, index + 1)
         loss = reference.upsample_cross_entropy(logits[one], target[one], **per_pixel)  # type: ignore[arg-type]
         if options.pixel_weight is not None:
-            loss = loss * options.pixel_weight[one]
+            loss = loss * options.pixel_weight[one].to(loss.dtype)
         maps.append(loss if options.reduction == "none" else loss.sum().view(1))
     empty_shape = target.shape if options.reduction == "none" else (0,)
     joined = torch.cat(maps) if maps else logits.new_zeros(empty_shape, dtype=_loss_dtype(logits))
@@ -122,7 +122,8 @@ def composed_backward(grad: Tensor, logits: Tensor, target: Tensor, options: Opt
         one = slice(index, index + 1)
         upstream = grad[one] if options.reduction == "none" else grad
         if options.pixel_weight is not None:
-            upstream = upstream * options.pixel_weight[one]
+            # Beside a 0-d upstream gradient of float64, a float32 map would decide the dtype.
+            upstream = upstream * options.pixel_weight[one].to(grad.dtype)
         dense = _dense_gradient(logits[one], target[one], upstream, options)
         result[one] = upsample_adjoint(dense, logits.shape[2], logits.shape[3], options.align_corners)
     return result
@@ -136,18 +137,23 @@ def _dense_gradient(logits: Tensor, target: Tensor, upstream: Tensor, options: O
     up = F.interpolate(
         reference.accumulation(logits), target.shape[1:], mode="bilinear", align_corners=options.align_corners
     )
-    probabilities = up.softmax(dim=1)
+    dense = up.softmax(dim=1)
     classes, smoothing = up.shape[1], options.label_smoothing
-    weight = up.new_ones(classes) if options.weight is None else options.weight.to(up.dtype)
 
     scale = upstream * valid.to(up.dtype)
-    one_hot_share = (1 - smoothing) * scale * weight[labels]
-    smooth_share = smoothing / classes * scale
-    dense = probabilities * (one_hot_share + smooth_share * weight.sum()).unsqueeze(1)
-    if smoothing > 0:
-        dense -= smooth_share.unsqueeze(1) * weight.view(1, -1, 1, 1)
+    one_hot_share = scale * (1 - smoothing)
+    if options.weight is not None:
+        one_hot_share *= options.weight.to(up.dtype)[labels]
+    if smoothing == 0:
+        dense *= one_hot_share.unsqueeze(1)
+    else:
+        class_weight = up.new_ones(classes) if options.weight is None else options.weight.to(up.dtype)
+        share = class_weight * (smoothing / classes)
+        dense *= (one_hot_share + share.sum() * scale).unsqueeze(1)
+        dense -= share.view(1, -1, 1, 1) * scale.unsqueeze(1)
+    # Not scatter_add_, whose atomics torch.use_deterministic_algorithms refuses: each index occurs once.
     index = labels.unsqueeze(1)
-    return dense.scatter(1, index, dense.gather(1, index) - one_hot_share.unsqueeze(1))
+    return dense.scatter_(1, index, dense.gather(1, index) - one_hot_share.unsqueeze(1))
 
 
 def _divisor(logits: Tensor, target: Tensor, options: Options) -> Tensor:

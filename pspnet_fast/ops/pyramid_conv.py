@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.backend import select
-from pspnet_fast.ops._checks import check_bins, check_levels, check_map, same_device
+from pspnet_fast.ops._checks import check_bins, check_dtype, check_levels, check_map, same_device
 from pspnet_fast.ops._interpolation import tap_matrix
 from pspnet_fast.ops._layout import is_channels_last, memory_format
 from pspnet_fast.ops._library import (
@@ -90,7 +90,10 @@ def _check_weight(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None
         raise ValueError(f"weight must have odd kernel sides, so that padding keeps the size, not {weight.shape[2:]}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], not {tuple(bias.shape)}")
-    same_device("weight", weight, "x", x)
+    for name, tensor in (("levels", levels), ("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            same_device(name, tensor, "x", x)
+            check_dtype(name, tensor, "x", x)
 
 
 class _Plan(NamedTuple):

@@ -1,0 +1,18 @@
+"""The network: PSPNet, its parts, and loading of weights."""
+
+from .heads import AuxHead, PSPHead
+from .loss import DualCrossEntropyLoss
+from .pspnet import PSPNet
+from .pyramid import PyramidPooling
+from .weights import LoadReport, load_checkpoint_weights, load_imagenet_resnet
+
+__all__ = [
+    "AuxHead",
+    "DualCrossEntropyLoss",
+    "LoadReport",
+    "PSPHead",
+    "PSPNet",
+    "PyramidPooling",
+    "load_checkpoint_weights",
+    "load_imagenet_resnet",
+]

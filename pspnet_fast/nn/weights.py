@@ -1,0 +1,235 @@
+"""Loading weights: checkpoints of whole networks, and ImageNet weights of ResNets.
+
+Files are read with ``weights_only=True``: a checkpoint cannot run code.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Source = str | Path | Mapping[str, Any]
+
+_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and DDP, torch.compile
+_DEEP_STEM = {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4", "conv3": "6", "bn3": "7"}
+_CLASSIFIERS = ("cls.4.", "aux.4.")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What happened to every entry of a state dict, by key.
+
+    Attributes:
+        loaded: entries of the model that were set.
+        missing: entries of the model that the source does not have.
+        mismatched: entries of the model whose shape, or whose convolution's shape, differs in the source; left as they
+            were.
+        unused: entries of the source that the model has no place for.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entry of the model was set."""
+        return not self.missing and not self.mismatched
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} entries loaded"]
+        for label, keys in (("missing", self.missing), ("of another shape", self.mismatched), ("unused", self.unused)):
+            if keys:
+                lines.append(f"{len(keys)} {label}: {_shortened(keys)}")
+        return "; ".join(lines)
+
+
+def load_checkpoint_weights(
+    model: nn.Module, source: Source, *, skip: Sequence[str] = (), strict: bool = True
+) -> LoadReport:
+    """Load a checkpoint of a whole PSPNet: hszhao/semseg's, this package's, or a bare state dict.
+
+    Args:
+        model: a PSPNet, or one wrapped by DataParallel, DDP or torch.compile.
+        source: a file, or a mapping with the state dict under "state_dict" or "model", or the state dict itself; with
+            or without the prefix ``module.`` of DataParallel.
+        skip: prefixes of keys to leave out: ``("cls.4.", "aux.4.")`` keeps the model's own class layers, for
+            fine-tuning.
+        strict: raise if an entry of the model is missing or of another shape, or an entry of the source has no place.
+            The state of the criterion (``criterion.weight``) may be missing or left over.
+
+    Raises:
+        ValueError: other number of classes; and if ``strict``, other depth, or entries that do not fit.
+        FileNotFoundError: there is no such file.
+    """
+    model = _unwrapped(model)
+    state = {key: value for key, value in read_state_dict(source).items() if not key.startswith(tuple(skip))}
+    _check_classes(model, state)
+
+    target = model.state_dict()
+    report = _compared(target, state)
+    missing = tuple(key for key in report.missing if not key.startswith(("criterion.", *skip)))
+    unused = tuple(key for key in report.unused if not key.startswith("criterion."))
+    report = LoadReport(report.loaded, missing, report.mismatched, unused)
+    if not report.loaded or (strict and not (report.complete and not report.unused)):
+        raise ValueError(f"the checkpoint does not fit the model: {report}{_depth_hint(target, state)}")
+    model.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
+    return report
+
+
+def load_imagenet_resnet(model: nn.Module, source: Source) -> LoadReport:
+    """Load the weights of a classifier into the backbone of a PSPNet; the classifier's last layer is left out.
+
+    Serves torchvision's ResNets (into ``backbone="resnet50"`` and the like), semseg's ``resnet50_v2.pth`` (into the
+    deep stem) and timm's models (into the same ``backbone="timm/…"``). Torchvision's weights into the deep stem are a
+    partial fit: the stem and the first convolutions of layer1, which read 128 channels there and not 64, stay as they
+    were, each with its normalisation; the report names them.
+
+    Raises:
+        ValueError: nothing fits.
+        FileNotFoundError: there is no such file.
+    """
+    model = _unwrapped(model)
+    if hasattr(model, "backbone"):
+        state = {f"backbone.{key}": value for key, value in read_state_dict(source).items()}
+        prefixes: tuple[str, ...] = ("backbone.",)
+    else:
+        state = _stage_names(model, read_state_dict(source))
+        prefixes = tuple(f"layer{i}." for i in range(5))
+
+    target = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+    report = _with_normalisations(_compared(target, state))
+    if not report.loaded:
+        raise ValueError(f"no entry of these weights fits the backbone: {report}")
+    model.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
+    return report
+
+
+def read_state_dict(source: Source) -> dict[str, Tensor]:
+    """The state dict in a file or mapping, on the CPU, without wrappers' prefixes.
+
+    Raises:
+        ValueError: the file is no checkpoint, needs code to load, or holds no tensors.
+        FileNotFoundError: there is no such file.
+    """
+    origin = "the mapping" if isinstance(source, Mapping) else str(source)
+    content: Any = source if isinstance(source, Mapping) else _read(Path(source))
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{origin} holds a {type(content).__name__}, not a state dict; save model.state_dict()")
+
+    state = {}
+    for key, value in content.items():
+        while key.startswith(_WRAPPERS):
+            key = key.split(".", 1)[1]
+        if isinstance(value, Tensor):
+            state[key] = value
+    if not state:
+        raise ValueError(f"{origin} holds no weights; its keys are: {_shortened(tuple(map(str, content)))}")
+    return state
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} cannot be read as weights only: {error}. If you trust it, load it yourself with "
+            "torch.load(path, weights_only=False) and pass its state dict."
+        ) from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint (truncated or corrupt): {error}") from error
+
+
+def _compared(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> LoadReport:
+    fits = {key: state[key].shape == value.shape for key, value in target.items() if key in state}
+    return LoadReport(
+        loaded=tuple(key for key, fit in fits.items() if fit),
+        # Checkpoints of PyTorch before 0.4.1 do not count batches; a missing count starts at 0 and changes no result.
+        missing=tuple(k for k in target if k not in state and not k.endswith("num_batches_tracked")),
+        mismatched=tuple(key for key, fit in fits.items() if not fit),
+        unused=tuple(key for key in state if key not in target),
+    )
+
+
+def _with_normalisations(report: LoadReport) -> LoadReport:
+    """Leave out normalisations behind convolutions that were not loaded: their statistics belong to other weights."""
+    orphaned = []
+    for key in (*report.mismatched, *report.missing):
+        if key.endswith("downsample.0.weight"):
+            orphaned.append(key.replace("downsample.0.weight", "downsample.1."))
+        elif ".conv" in key and key.endswith(".weight"):
+            orphaned.append(key.removesuffix("weight").replace(".conv", ".bn"))
+    blocked = tuple(orphaned)
+    if not blocked:
+        return report
+    return LoadReport(
+        loaded=tuple(key for key in report.loaded if not key.startswith(blocked)),
+        missing=report.missing,
+        mismatched=(*report.mismatched, *(key for key in report.loaded if key.startswith(blocked))),
+        unused=report.unused,
+    )
+
+
+def _stage_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet's own names (conv1, bn1, …) in those of the model's ``layer0``; the classifier is dropped."""
+    stem = next(value for key, value in model.state_dict().items() if key == "layer0.0.weight")
+    deep = stem.shape[-1] == 3
+    # The stem goes in as a whole or not at all: another first convolution makes the statistics behind it meaningless.
+    same_stem = "conv1.weight" in state and state["conv1.weight"].shape == stem.shape
+    places = _DEEP_STEM if deep else {"conv1": "0", "bn1": "1"}
+
+    renamed = {}
+    for key, value in state.items():
+        head, _, rest = key.partition(".")
+        if head == "fc":
+            continue
+        renamed[f"layer0.{places[head]}.{rest}" if same_stem and head in places else key] = value
+    return renamed
+
+
+def _check_classes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    for prefix in _CLASSIFIERS:
+        key = f"{prefix}weight"
+        if key in state and key in own and state[key].shape[0] != own[key].shape[0]:
+            theirs, ours = state[key].shape[0], own[key].shape[0]
+            raise ValueError(
+                f"the checkpoint has {theirs} classes, the model {ours} ({key}). Build PSPNet(classes={theirs}), or "
+                f"keep the model's own class layers for fine-tuning with skip={_CLASSIFIERS}."
+            )
+
+
+def _depth_hint(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """A sentence where the two differ in depth, the likeliest cause of a long list of keys."""
+
+    def blocks(keys: Mapping[str, Tensor]) -> int:
+        return len({key.split(".")[1] for key in keys if key.startswith("layer3.")})
+
+    theirs, ours = blocks(state), blocks(target)
+    if theirs == ours:
+        return ""
+    return f". The checkpoint's layer3 has {theirs} blocks and the model's {ours} (layers=50: 6, 101: 23, 152: 36)"
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    for name in ("_orig_mod", "module"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module):
+            return _unwrapped(inner)
+    return model
+
+
+def _shortened(keys: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(keys[:limit]) + (f", … ({len(keys)} in all)" if len(keys) > limit else "")

@@ -1,0 +1,108 @@
+"""The criterion of the constructor: fused where it is nn.CrossEntropyLoss, called where it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from network_pairs import CLASSES, assert_near, assert_same_step, make_batch, make_pair, training_step
+from torch import Tensor, nn
+
+from pspnet_fast.nn import DualCrossEntropyLoss
+from pspnet_fast.nn.loss import fusable_options
+
+WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight": WEIGHT},
+        {"label_smoothing": 0.1},
+        {"reduction": "sum"},
+        {"reduction": "none"},
+        {"weight": WEIGHT, "label_smoothing": 0.2, "ignore_index": 1},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_cross_entropy_is_fused(options: dict[str, Any]) -> None:
+    fast, plain = make_pair(criterion=nn.CrossEntropyLoss(**{"ignore_index": 255, **options}))
+    assert fusable_options(fast.criterion) is not None
+    x, y = make_batch()
+    if options.get("ignore_index") == 1:
+        y = y.where(y != 255, 1)
+    assert_same_step(training_step(fast, x, y), training_step(plain, x, y))
+
+
+class FocalLoss(nn.CrossEntropyLoss):
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        nll = F.cross_entropy(logits, target, ignore_index=255, reduction="none")
+        return ((1 - torch.exp(-nll)) ** 2 * nll).mean()
+
+
+def squared_error(logits: Tensor, target: Tensor) -> Tensor:
+    return (logits.softmax(1)[:, 0] - (target == 0).to(logits.dtype)).square().mean()
+
+
+def hooked_cross_entropy() -> nn.Module:
+    criterion = nn.CrossEntropyLoss(ignore_index=255)
+    criterion.register_forward_hook(lambda module, inputs, output: 3 * output)
+    return criterion
+
+
+@pytest.mark.parametrize(
+    "criterion", [FocalLoss(), squared_error, hooked_cross_entropy()], ids=["subclass", "function", "hooked"]
+)
+def test_other_criteria_are_called(criterion: Any) -> None:
+    fast, plain = make_pair(criterion=criterion)
+    assert fusable_options(fast.criterion) is None
+    x, y = make_batch()
+    assert_same_step(training_step(fast, x, y), training_step(plain, x, y))
+
+
+def test_class_probabilities_as_labels() -> None:
+    fast, plain = make_pair(criterion=nn.CrossEntropyLoss())
+    x, _ = make_batch()
+    y = torch.rand(3, CLASSES, 57, 49, dtype=torch.float64).softmax(1)
+    assert_same_step(training_step(fast, x, y), training_step(plain, x, y))
+
+
+def test_nothing_labelled_is_nan_as_in_pytorch() -> None:
+    fast, plain = make_pair()
+    x, y = make_batch()
+    y = torch.full_like(y, 255)
+    step = training_step(fast, x, y)
+    assert step.main.isnan()
+    assert step.aux.isnan()
+    assert_same_step(step, training_step(plain, x, y))
+
+
+def test_class_weights_follow_the_module() -> None:
+    fast, plain = make_pair(criterion=nn.CrossEntropyLoss(ignore_index=255, weight=WEIGHT.clone()))
+    assert "criterion.weight" in fast.state_dict()
+    assert fast.float().criterion.weight.dtype == torch.float32
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_dual_cross_entropy_loss() -> None:
+    main, aux = (torch.randn(2, CLASSES, 5, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    target = torch.randint(0, CLASSES, (2, 33, 41))
+    target[0, :5] = 255
+    criterion = DualCrossEntropyLoss(aux_weight=0.3, weight=WEIGHT, label_smoothing=0.1)
+    losses = criterion(main, aux, target)
+
+    def expected(logits: Tensor) -> Tensor:
+        up = F.interpolate(logits, (33, 41), mode="bilinear", align_corners=True)
+        return F.cross_entropy(up, target, WEIGHT, ignore_index=255, label_smoothing=0.1)
+
+    assert_near(losses.main, expected(main), 1e-12)
+    assert_near(losses.aux, expected(aux), 1e-12)
+    assert_near(losses.loss, expected(main) + 0.3 * expected(aux), 1e-12)
+    actual = torch.autograd.grad(losses.loss, (main, aux))
+    wanted = torch.autograd.grad(expected(main) + 0.3 * expected(aux), (main, aux))
+    for a, w in zip(actual, wanted, strict=True):
+        assert_near(a, w, 1e-12)
+    assert "aux_weight=0.3" in repr(criterion)
+    assert criterion.float().weight.dtype == torch.float32
