@@ -102,6 +102,7 @@ def _configure_and_build(torch: TorchInfo, tree: Path, cuda: str) -> None:
 
     _run(
         "cmake", "-S", str(SOURCE), "-B", str(tree), "-G", "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",  # an isolated build's own is gone by the next build
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DPSPNET_FAST_TORCH={torch.folder}",
         f"-DPSPNET_FAST_PYBIND11={pybind11.get_include()}",

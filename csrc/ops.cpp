@@ -2,9 +2,8 @@
 // and autocast, and the kernels composed of PyTorch operators, are registered from Python (pspnet_fast/ops).
 #include <torch/library.h>
 
-#define PSPNET_FAST_CROSS_ENTROPY_OPTIONS                                                                      \
-  "Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, str reduction, str denominator, " \
-  "float divisor, str empty, bool align_corners"
+#define PSPNET_FAST_CROSS_ENTROPY_OPTIONS                                                                  \
+  "Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, bool per_pixel, bool align_corners"
 
 TORCH_LIBRARY(pspnet_fast, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
@@ -25,18 +24,21 @@ TORCH_LIBRARY(pspnet_fast, m) {
       "pyramid_conv_backward(Tensor grad, Tensor x, Tensor levels, Tensor weight, int[] bins, bool align_corners, "
       "bool x_first) -> (Tensor, Tensor, Tensor)",
       tags);
-  m.def("upsample_cross_entropy(Tensor logits, Tensor target, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> Tensor", tags);
   m.def(
-      "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS
-      ") -> Tensor",
+      "upsample_cross_entropy(Tensor logits, Tensor target, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS
+      ") -> (Tensor, Tensor, Tensor)",
       tags);
   m.def(
-      "dual_cross_entropy(Tensor main, Tensor aux, Tensor target, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS
-      ") -> (Tensor, Tensor)",
+      "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor lse, "
+      PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> Tensor",
+      tags);
+  m.def(
+      "dual_cross_entropy(Tensor main, Tensor aux, Tensor target, bool labels, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS
+      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       tags);
   m.def(
       "dual_cross_entropy_backward(Tensor grad_main, Tensor grad_aux, Tensor main, Tensor aux, Tensor target, "
-      PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> (Tensor, Tensor)",
+      "Tensor lse_main, Tensor lse_aux, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> (Tensor, Tensor)",
       tags);
   m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners, ScalarType dtype) -> Tensor", tags);
 }

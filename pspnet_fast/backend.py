@@ -18,17 +18,18 @@ import torch
 from pspnet_fast.extension import EXTENSION
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-# What an operator without kernels of its own runs on: the same fused algorithm, written in PyTorch operators.
+# The kernels that each operator has.
+KERNELS: dict[str, tuple[str, ...]] = {
+    "pyramid_pool": ("cpu", "triton", "cuda"),
+    "pyramid_concat": (),
+    "pyramid_conv": (),
+    "upsample_cross_entropy": ("cpu",),
+    "dual_cross_entropy": ("cpu",),
+    "upsample_argmax": ("cpu",),
+}
+# Without a kernel some operators still run a better algorithm than the stock chain, written in PyTorch operators.
 COMPOSED = "composed"
-NATIVE = ("pyramid_pool",)
-OPERATORS = (
-    "pyramid_pool",
-    "pyramid_concat",
-    "pyramid_conv",
-    "upsample_cross_entropy",
-    "dual_cross_entropy",
-    "upsample_argmax",
-)
+BETTER_COMPOSED = ("pyramid_concat", "pyramid_conv", "upsample_argmax")
 
 
 class BackendError(RuntimeError):
@@ -72,37 +73,33 @@ def active_backend() -> str:
 
 
 def select(operator: str, device_type: str) -> str:
-    """The backend that ``operator`` runs on for tensors of ``device_type`` ("cpu", "cuda", "meta", …).
+    """What ``operator`` runs on for tensors of ``device_type`` ("cpu", "cuda", "meta", …).
 
-    One of :data:`BACKENDS`, or :data:`COMPOSED` for an operator that has no kernel of its own.
+    One of :data:`BACKENDS`, or :data:`COMPOSED` where a backend has no kernel for the operator.
     """
     if _forced == "auto":
         return _fastest(operator, device_type)
-    if device_type == "meta":
-        return _forced if operator in NATIVE or _forced == "reference" else COMPOSED
     return _runnable(operator, _forced, device_type)
 
 
 @torch.compiler.assume_constant_result
 def _runnable(operator: str, backend: str, device_type: str) -> str:
-    reason = unavailable(operator, backend, device_type)
+    reason = None if device_type == "meta" else unavailable(operator, backend, device_type)
     if reason is not None:
         raise BackendError(
             f"backend {backend!r} cannot run {operator} on {device_type} tensors: {reason}. "
             "Use use_backend('auto'), or unset PSPNET_FAST_BACKEND."
         )
-    return backend if operator in NATIVE or backend == "reference" else COMPOSED
+    return backend if backend in (*KERNELS[operator], "reference") else COMPOSED
 
 
 # A constant to torch.compile, which cannot look into the environment; what may change, `_forced`, it guards on itself.
 @torch.compiler.assume_constant_result
 def _fastest(operator: str, device_type: str) -> str:
-    if operator not in NATIVE:
-        return COMPOSED
     for backend in ("cuda", "triton") if device_type == "cuda" else ("cpu",):
-        if unavailable(operator, backend, device_type) is None:
+        if backend in KERNELS[operator] and unavailable(operator, backend, device_type) is None:
             return backend
-    return "reference"
+    return COMPOSED if operator in BETTER_COMPOSED else "reference"
 
 
 @functools.cache
@@ -114,8 +111,8 @@ def unavailable(operator: str, backend: str, device_type: str) -> str | None:
     wanted = "cpu" if backend == "cpu" else "cuda"
     if device_type != wanted and not interpreted:
         return f"it runs on {wanted} tensors"
-    if operator not in NATIVE:
-        return None
+    if backend not in KERNELS[operator]:
+        return None  # composed of PyTorch operators
     if backend == "triton":
         return None if importlib.util.find_spec("triton") else "the package triton is not installed"
     return EXTENSION.cpu if backend == "cpu" else EXTENSION.cuda or _unsupported_gpu()

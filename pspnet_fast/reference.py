@@ -69,7 +69,9 @@ def pyramid_conv(
 ) -> Tensor:
     """Convolution ("same" zero padding, stride 1) of :func:`pyramid_concat` by ``weight [O, C + L·Ck, kh, kw]``."""
     merged = pyramid_concat(x, levels, bins=bins, align_corners=align_corners, x_first=x_first)
-    return F.conv2d(merged, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+    # int(): PyTorch's second derivative of a convolution takes no symbolic padding (torch.compile with dynamic shapes).
+    padding = int(weight.shape[2]) // 2, int(weight.shape[3]) // 2
+    return F.conv2d(merged, weight, bias, padding=padding)
 
 
 def upsample_cross_entropy(
@@ -86,8 +88,24 @@ def upsample_cross_entropy(
     pixel_weight: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of ``logits [B, C, h, w]``, bilinearly upsampled to the size of ``target [B, H, W]``."""
-    labels = target.long()
     up = F.interpolate(accumulation(logits), target.shape[-2:], mode="bilinear", align_corners=align_corners)
+    return cross_entropy(
+        up, target.long(), weight, ignore_index, label_smoothing, reduction, denominator, empty, pixel_weight
+    )
+
+
+def cross_entropy(
+    up: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    denominator: str | float,
+    empty: str,
+    pixel_weight: Tensor | None,
+) -> Tensor:
+    """:func:`upsample_cross_entropy` behind the upsampling, of ``up [B, C, H, W]`` and int64 ``labels [B, H, W]``."""
     class_weight = None if weight is None else weight.to(up.dtype)
     loss = F.cross_entropy(
         up, labels, class_weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
@@ -99,27 +117,27 @@ def upsample_cross_entropy(
         return loss
     if reduction == "sum":
         return loss.sum()
-    divisor = loss_denominator(labels, class_weight, pixel_weight, ignore_index, denominator, up.dtype)
-    return divide_or_empty(loss.sum(), divisor, empty)
+    if isinstance(denominator, str):
+        divisor = loss_divisor(labels, class_weight, pixel_weight, ignore_index, denominator, up.dtype)
+        return divide_or_empty(loss.sum(), divisor, empty)
+    return loss.sum() / denominator
 
 
-def loss_denominator(
+def loss_divisor(
     labels: Tensor,
     weight: Tensor | None,
     pixel_weight: Tensor | None,
     ignore_index: int,
-    denominator: str | float,
+    denominator: str,
     dtype: torch.dtype,
 ) -> Tensor:
     """What ``reduction="mean"`` divides by, as a 0-d tensor.
 
     ``"valid"``: the sum, over the pixels that are not ignored, of class weight times pixel weight (their number where
-    neither is given), as ``torch.nn.CrossEntropyLoss`` has it. ``"all"``: the number of pixels. A number: itself.
+    neither is given), as ``torch.nn.CrossEntropyLoss`` has it. ``"all"``: the number of pixels.
     """
     if denominator == "all":
         return torch.full((), labels.numel(), dtype=dtype, device=labels.device)
-    if not isinstance(denominator, str):
-        return torch.full((), denominator, dtype=dtype, device=labels.device)
     valid = labels != ignore_index
     share = valid.to(dtype)
     if weight is not None:
@@ -152,22 +170,37 @@ def dual_cross_entropy(
     pixel_weight: Tensor | None = None,
 ) -> DualLoss:
     """:func:`upsample_cross_entropy` of two heads against one target, and their weighted sum."""
-    main_loss, aux_loss = (
-        upsample_cross_entropy(
-            logits,
-            target,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            denominator=denominator,
-            empty=empty,
-            align_corners=align_corners,
-            pixel_weight=pixel_weight,
-        )
+    options = (weight, ignore_index, label_smoothing, reduction, denominator, empty, pixel_weight)
+    return dual_cross_entropy_argmax(main, aux, target, aux_weight, align_corners, *options)[0]
+
+
+def dual_cross_entropy_argmax(
+    main: Tensor,
+    aux: Tensor,
+    target: Tensor,
+    aux_weight: float | Tensor = 0.4,
+    align_corners: bool = True,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    denominator: str | float = "valid",
+    empty: str = "nan",
+    pixel_weight: Tensor | None = None,
+) -> tuple[DualLoss, Tensor]:
+    """:func:`dual_cross_entropy`, and the most likely class of every pixel by the main head, int64 ``[B, H, W]``."""
+    labels = target.long()
+    up_main, up_aux = (
+        F.interpolate(accumulation(logits), target.shape[-2:], mode="bilinear", align_corners=align_corners)
         for logits in (main, aux)
     )
-    return DualLoss(main_loss + aux_weight * aux_loss, main_loss, aux_loss)
+    main_loss, aux_loss = (
+        cross_entropy(
+            up, labels, weight, ignore_index, label_smoothing, reduction, denominator, empty, pixel_weight
+        )
+        for up in (up_main, up_aux)
+    )
+    return DualLoss(main_loss + aux_weight * aux_loss, main_loss, aux_loss), up_main.argmax(dim=1)
 
 
 def upsample_argmax(

@@ -79,7 +79,7 @@ def _backends() -> list[str]:
 def _operators() -> list[str]:
     """One line an operator: what it runs on for CPU and for CUDA tensors."""
     lines = [f"{'Operator':<24} {'on CPU tensors':<28} on CUDA tensors"]
-    for operator in backend.OPERATORS:
+    for operator in backend.KERNELS:
         cpu, cuda = (_choice(operator, device) for device in ("cpu", "cuda"))
         lines.append(f"{operator:<24} {cpu:<28} {cuda}")
     return lines

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pspnet_fast.ops.dual_cross_entropy import dual_cross_entropy
+from pspnet_fast.ops.dual_cross_entropy import dual_cross_entropy_argmax
 from pspnet_fast.ops.upsample_argmax import upsample_argmax
 
 from .external import external_stages
@@ -138,8 +138,8 @@ class PSPNet(nn.Module):
         if options is None:
             log_plain_road(self._plain_reasons, f"criterion {type(self.criterion).__name__} is called as it is")
             return self._plain_losses(_upsample(main, size), _upsample(aux, size), y)
-        losses = dual_cross_entropy(main, aux, y, **options)
-        return upsample_argmax(main.detach(), size), losses.main, losses.aux
+        losses, labels = dual_cross_entropy_argmax(main, aux, y, **options)
+        return labels, losses.main, losses.aux
 
     @torch.no_grad()
     def predict(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:

@@ -18,8 +18,7 @@ from pspnet_fast.extension import EXTENSION
 NAMESPACE = "pspnet_fast"
 
 _CROSS_ENTROPY_OPTIONS = (
-    "Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, str reduction, str denominator, "
-    "float divisor, str empty, bool align_corners"
+    "Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, bool per_pixel, bool align_corners"
 )
 
 SCHEMAS = {
@@ -36,14 +35,19 @@ SCHEMAS = {
         "(Tensor grad, Tensor x, Tensor levels, Tensor weight, int[] bins, bool align_corners, bool x_first) "
         "-> (Tensor, Tensor, Tensor)"
     ),
-    "upsample_cross_entropy": f"(Tensor logits, Tensor target, {_CROSS_ENTROPY_OPTIONS}) -> Tensor",
-    "upsample_cross_entropy_backward": (
-        f"(Tensor grad, Tensor logits, Tensor target, {_CROSS_ENTROPY_OPTIONS}) -> Tensor"
+    "upsample_cross_entropy": (
+        f"(Tensor logits, Tensor target, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor, Tensor)"
     ),
-    "dual_cross_entropy": f"(Tensor main, Tensor aux, Tensor target, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor)",
+    "upsample_cross_entropy_backward": (
+        f"(Tensor grad, Tensor logits, Tensor target, Tensor lse, {_CROSS_ENTROPY_OPTIONS}) -> Tensor"
+    ),
+    "dual_cross_entropy": (
+        f"(Tensor main, Tensor aux, Tensor target, bool labels, {_CROSS_ENTROPY_OPTIONS}) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
     "dual_cross_entropy_backward": (
         "(Tensor grad_main, Tensor grad_aux, Tensor main, Tensor aux, Tensor target, "
-        f"{_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor)"
+        f"Tensor lse_main, Tensor lse_aux, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor)"
     ),
     "upsample_argmax": (
         "(Tensor logits, SymInt height, SymInt width, bool align_corners, ScalarType dtype) -> Tensor"

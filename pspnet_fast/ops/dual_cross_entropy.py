@@ -17,9 +17,10 @@ from pspnet_fast.ops._cross_entropy import (
     OPTION_COUNT,
     Options,
     check_options,
-    composed_backward,
-    composed_forward,
-    fake_loss,
+    compose_backward,
+    compose_forward,
+    empty_gradient,
+    fake_forward,
 )
 from pspnet_fast.ops._library import overload, register, register_autocast, register_composition, second_gradient
 from pspnet_fast.reference import DualLoss
@@ -56,85 +57,138 @@ def dual_cross_entropy(
     Raises:
         ValueError, TypeError, IndexError: as :func:`pspnet_fast.upsample_cross_entropy`.
     """
+    options = {
+        "weight": weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "reduction": reduction,
+        "denominator": denominator,
+        "empty": empty,
+        "align_corners": align_corners,
+        "pixel_weight": pixel_weight,
+    }
+    return _dual(main, aux, target, aux_weight, False, options)[0]
+
+
+def dual_cross_entropy_argmax(
+    main: Tensor, aux: Tensor, target: Tensor, *, aux_weight: float | Tensor = 0.4, **options: Any
+) -> tuple[DualLoss, Tensor]:
+    """:func:`dual_cross_entropy`, and the main head's most likely class of every pixel from the same pass.
+
+    Args: as :func:`dual_cross_entropy`.
+
+    Returns:
+        The losses, and int64 labels ``[B, H, W]`` (see :func:`pspnet_fast.upsample_argmax`).
+    """
+    return _dual(main, aux, target, aux_weight, True, {**_DEFAULTS, **options})
+
+
+_DEFAULTS: dict[str, Any] = {
+    "weight": None,
+    "ignore_index": 255,
+    "label_smoothing": 0.0,
+    "reduction": "mean",
+    "denominator": "valid",
+    "empty": "nan",
+    "align_corners": True,
+    "pixel_weight": None,
+}
+
+
+def _dual(
+    main: Tensor, aux: Tensor, target: Tensor, aux_weight: float | Tensor, want_labels: bool, options: dict[str, Any]
+) -> tuple[DualLoss, Tensor]:
     check_map("main", main)
     check_map("aux", aux)
     check_target(main, target)
-    if aux.shape[:2] != main.shape[:2] or aux.device != main.device:
+    if aux.shape[:2] != main.shape[:2] or aux.device != main.device or aux.dtype != main.dtype:
         raise ValueError(
-            f"aux must have the batch, classes and device of main, {tuple(main.shape[:2])} on {main.device}, "
-            f"not {tuple(aux.shape[:2])} on {aux.device}"
+            f"aux must have the batch, classes, dtype and device of main, {tuple(main.shape[:2])} {main.dtype} on "
+            f"{main.device}, not {tuple(aux.shape[:2])} {aux.dtype} on {aux.device}"
         )
-    options = check_options(
-        main,
-        target,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        denominator=denominator,
-        empty=empty,
-        align_corners=align_corners,
-        pixel_weight=pixel_weight,
-    )
+    packed, reduce = check_options(main, target, **options)
     if select("dual_cross_entropy", main.device.type) == "reference":
-        return reference.dual_cross_entropy(
-            main, aux, target, aux_weight=aux_weight, **options.as_keywords()  # type: ignore[arg-type]
-        )
-    main_loss, aux_loss = overload("dual_cross_entropy")(main, aux, target, *options)
-    return DualLoss(main_loss + aux_weight * aux_loss, main_loss, aux_loss)
+        return reference.dual_cross_entropy_argmax(main, aux, target, aux_weight, **options)
+    main_total, aux_total, divisor, _, _, labels = overload("dual_cross_entropy")(
+        main, aux, target, want_labels, *packed
+    )
+    main_loss, aux_loss = reduce(main_total, divisor, target), reduce(aux_total, divisor, target)
+    return DualLoss(main_loss + aux_weight * aux_loss, main_loss, aux_loss), labels
 
 
-def _forward(main: Tensor, aux: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+def _forward(main: Tensor, aux: Tensor, target: Tensor, labels: bool, *options: Any) -> tuple[Tensor, ...]:
     packed = Options(*options)
-    return composed_forward(main, target, packed), composed_forward(aux, target, packed)
+    main_total, divisor, main_lse = compose_forward(main, target, packed)
+    aux_total, _, aux_lse = compose_forward(aux, target, packed)
+    best = _no_labels(target)
+    if labels:
+        best = reference.upsample_argmax(main, target.shape[1:], align_corners=packed.align_corners)
+    return main_total, aux_total, divisor, main_lse, aux_lse, best
+
+
+def _no_labels(target: Tensor) -> Tensor:
+    return target.new_empty(0, dtype=torch.int64)
 
 
 def _backward(
-    grad_main: Tensor, grad_aux: Tensor, main: Tensor, aux: Tensor, target: Tensor, *options: Any
+    grad_main: Tensor,
+    grad_aux: Tensor,
+    main: Tensor,
+    aux: Tensor,
+    target: Tensor,
+    lse_main: Tensor,
+    lse_aux: Tensor,
+    *options: Any,
 ) -> tuple[Tensor, Tensor]:
     packed = Options(*options)
-    return composed_backward(grad_main, main, target, packed), composed_backward(grad_aux, aux, target, packed)
+    return (
+        compose_backward(grad_main, main, target, lse_main, packed),
+        compose_backward(grad_aux, aux, target, lse_aux, packed),
+    )
 
 
-def _fake_forward(main: Tensor, aux: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+def _fake_forward(main: Tensor, aux: Tensor, target: Tensor, labels: bool, *options: Any) -> tuple[Tensor, ...]:
     packed = Options(*options)
-    return fake_loss(main, target, packed), fake_loss(aux, target, packed)
+    main_total, divisor, main_lse = fake_forward(main, target, packed)
+    aux_total, _, aux_lse = fake_forward(aux, target, packed)
+    best = target.new_empty(target.shape, dtype=torch.int64) if labels else _no_labels(target)
+    return main_total, aux_total, divisor, main_lse, aux_lse, best
 
 
 def _fake_backward(
-    grad_main: Tensor, grad_aux: Tensor, main: Tensor, aux: Tensor, target: Tensor, *options: Any
+    grad_main: Tensor, grad_aux: Tensor, main: Tensor, aux: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(main), torch.empty_like(aux)
+    return empty_gradient(main), empty_gradient(aux)
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    main, aux, target, *options = inputs
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    main, aux, target, _, *options = inputs
     ctx.options = Options(*options)
-    ctx.save_for_backward(main, aux, target, ctx.options.weight, ctx.options.pixel_weight)
+    ctx.save_for_backward(main, aux, target, output[3], output[4], ctx.options.weight, ctx.options.pixel_weight)
 
 
-def _differentiate(ctx: Any, grad_main: Tensor, grad_aux: Tensor) -> tuple[Tensor | None, ...]:
-    main, aux, target, weight, pixel_weight = ctx.saved_tensors
+def _differentiate(ctx: Any, grad_main: Tensor, grad_aux: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, weight, pixel_weight = ctx.saved_tensors
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    grads = overload("dual_cross_entropy_backward")(grad_main, grad_aux, main, aux, target, *options)
-    return *grads, None, *[None] * OPTION_COUNT
+    grads = overload("dual_cross_entropy_backward")(grad_main, grad_aux, *tensors, *options)
+    return *grads, None, None, *[None] * OPTION_COUNT
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.options = Options(*inputs[5:])
+    ctx.options = Options(*inputs[7:])
     ctx.save_for_backward(*inputs[:5], ctx.options.weight, ctx.options.pixel_weight)
 
 
 def _differentiate_again(ctx: Any, cotangent_main: Tensor, cotangent_aux: Tensor) -> tuple[Tensor | None, ...]:
     grad_main, grad_aux, main, aux, target, weight, pixel_weight = ctx.saved_tensors
-    options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
+    keywords = ctx.options._replace(weight=weight, pixel_weight=pixel_weight).as_keywords()
 
     def definition(z: Tensor) -> Tensor:
-        return reference.upsample_cross_entropy(z, target, **options.as_keywords())
+        return reference.upsample_cross_entropy(z, target, **keywords)
 
     twice_main = second_gradient(definition, [main], grad_main, [cotangent_main])
     twice_aux = second_gradient(definition, [aux], grad_aux, [cotangent_aux])
-    return twice_main[0], twice_aux[0], twice_main[1], twice_aux[1], None, *[None] * OPTION_COUNT
+    return twice_main[0], twice_aux[0], twice_main[1], twice_aux[1], None, None, None, *[None] * OPTION_COUNT
 
 
 register_composition("dual_cross_entropy", _forward)

@@ -14,9 +14,10 @@ from pspnet_fast.ops._cross_entropy import (
     OPTION_COUNT,
     Options,
     check_options,
-    composed_backward,
-    composed_forward,
-    fake_loss,
+    compose_backward,
+    compose_forward,
+    empty_gradient,
+    fake_forward,
 )
 from pspnet_fast.ops._library import overload, register, register_autocast, register_composition, second_gradient
 
@@ -61,7 +62,7 @@ def upsample_cross_entropy(
     """
     check_map("logits", logits)
     check_target(logits, target)
-    options = check_options(
+    options, reduce = check_options(
         logits,
         target,
         weight=weight,
@@ -74,54 +75,65 @@ def upsample_cross_entropy(
         pixel_weight=pixel_weight,
     )
     if select("upsample_cross_entropy", logits.device.type) == "reference":
-        return reference.upsample_cross_entropy(logits, target, **options.as_keywords())  # type: ignore[arg-type]
-    loss: Tensor = overload("upsample_cross_entropy")(logits, target, *options)
-    return loss
+        return reference.upsample_cross_entropy(
+            logits,
+            target,
+            weight=weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            denominator=denominator,
+            empty=empty,
+            align_corners=align_corners,
+            pixel_weight=pixel_weight,
+        )
+    total, divisor, _ = overload("upsample_cross_entropy")(logits, target, *options)
+    return reduce(total, divisor, target)
 
 
-def _forward(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
-    return composed_forward(logits, target, Options(*options))
+def _forward(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return compose_forward(logits, target, Options(*options))
 
 
-def _backward(grad: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
-    return composed_backward(grad, logits, target, Options(*options))
+def _backward(grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, *options: Any) -> Tensor:
+    return compose_backward(grad, logits, target, lse, Options(*options))
 
 
-def _fake_forward(logits: Tensor, target: Tensor, *options: Any) -> Tensor:
-    return fake_loss(logits, target, Options(*options))
+def _fake_forward(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_forward(logits, target, Options(*options))
 
 
-def _fake_backward(grad: Tensor, logits: Tensor, target: Tensor, *options: Any) -> Tensor:
-    return torch.empty_like(logits)
+def _fake_backward(grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, *options: Any) -> Tensor:
+    return empty_gradient(logits)
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, *options = inputs
     ctx.options = Options(*options)
-    ctx.save_for_backward(logits, target, ctx.options.weight, ctx.options.pixel_weight)
+    ctx.save_for_backward(logits, target, output[2], ctx.options.weight, ctx.options.pixel_weight)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    logits, target, weight, pixel_weight = ctx.saved_tensors
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    logits, target, lse, weight, pixel_weight = ctx.saved_tensors
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    result = overload("upsample_cross_entropy_backward")(grad, logits, target, *options)
+    result = overload("upsample_cross_entropy_backward")(grad, logits, target, lse, *options)
     return result, None, *[None] * OPTION_COUNT
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, logits, target, *options = inputs
+    grad, logits, target, _, *options = inputs
     ctx.options = Options(*options)
     ctx.save_for_backward(grad, logits, target, ctx.options.weight, ctx.options.pixel_weight)
 
 
 def _differentiate_again(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     grad, logits, target, weight, pixel_weight = ctx.saved_tensors
-    options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
+    keywords = ctx.options._replace(weight=weight, pixel_weight=pixel_weight).as_keywords()
 
     def definition(z: Tensor) -> Tensor:
-        return reference.upsample_cross_entropy(z, target, **options.as_keywords())
+        return reference.upsample_cross_entropy(z, target, **keywords)
 
-    return *second_gradient(definition, [logits], grad, [cotangent]), None, *[None] * OPTION_COUNT
+    return *second_gradient(definition, [logits], grad, [cotangent]), None, None, *[None] * OPTION_COUNT
 
 
 register_composition("upsample_cross_entropy", _forward)

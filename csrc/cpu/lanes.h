@@ -1,0 +1,86 @@
+// One native register of numbers, by the compiler's vector extension (wider ones are lowered to scalars in places).
+// Included by kernel files inside their namespace (see isa.h); PSPNET_FAST_VECTOR_BYTES comes with the instruction set.
+
+constexpr int kVectorBytes = PSPNET_FAST_VECTOR_BYTES;
+
+template <typename Real>
+struct LanesOf;
+template <>
+struct LanesOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef int32_t ints __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct LanesOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef int64_t ints __attribute__((vector_size(kVectorBytes)));
+};
+template <typename Real>
+using Lanes = typename LanesOf<Real>::type;
+template <typename Real>
+using IntLanes = typename LanesOf<Real>::ints;
+template <typename Real>
+constexpr int64_t kLanes = kVectorBytes / sizeof(Real);
+
+template <typename Real>
+static inline __attribute__((always_inline)) Lanes<Real> get(const Real* p) {
+  return *reinterpret_cast<const typename LanesOf<Real>::unaligned*>(p);
+}
+template <typename Real>
+static inline __attribute__((always_inline)) void put(Real* p, Lanes<Real> v) {
+  *reinterpret_cast<typename LanesOf<Real>::unaligned*>(p) = v;
+}
+template <typename Real>
+static inline __attribute__((always_inline)) Lanes<Real> all(Real v) {
+  return v - Lanes<Real>{};
+}
+
+// exp(z) for z <= 0; exp(-87) below that, which no sum of exponentials with a term 1 can see. NaN stays NaN.
+static inline __attribute__((always_inline)) Lanes<float> exp_nonpositive(Lanes<float> z) {
+  constexpr float kLog2E = 1.44269504f;
+  const Lanes<float> clamped = z < -87.0f ? all(-87.0f) : z;
+  const Lanes<float> magic = all(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer
+  const Lanes<float> shifted = clamped * kLog2E + magic;
+  const Lanes<float> f = clamped * kLog2E - (shifted - magic);  // in [-1/2, 1/2]; exp(z) = 2^f · 2^integer
+  Lanes<float> p = f * 0.00015345807f + 0.0013399931f;
+  p = p * f + 0.0096184889f;
+  p = p * f + 0.055503288f;
+  p = p * f + 0.24022647f;
+  p = p * f + 0.69314721f;
+  p = p * f + 1.0f;
+  const Lanes<float> scaled =
+      reinterpret_cast<Lanes<float>>(reinterpret_cast<IntLanes<float>>(p) + (reinterpret_cast<IntLanes<float>>(shifted) << 23));
+  return z == z ? scaled : z;
+}
+static inline __attribute__((always_inline)) Lanes<double> exp_nonpositive(Lanes<double> z) {
+  for (int i = 0; i < kLanes<double>; ++i) z[i] = __builtin_exp(z[i]);
+  return z;
+}
+
+// Natural logarithm of positive normal numbers; NaN stays NaN.
+static inline __attribute__((always_inline)) Lanes<float> log_positive(Lanes<float> v) {
+  const IntLanes<float> bits = reinterpret_cast<IntLanes<float>>(v);
+  // The mantissa in [sqrt(1/2), sqrt(2)), so that its logarithm is small on both sides of 1.
+  const IntLanes<float> shifted = bits - 0x3f3504f3;
+  const Lanes<float> exponent = __builtin_convertvector(shifted >> 23, Lanes<float>);
+  const Lanes<float> x =
+      reinterpret_cast<Lanes<float>>((shifted & 0x007fffff) + 0x3f3504f3) - 1.0f;
+  // log(1 + x) = x - x²/2 + x³ · P(x), the classic single-precision fit
+  Lanes<float> p = x * 7.0376836e-2f - 1.1514610e-1f;
+  p = p * x + 1.1676999e-1f;
+  p = p * x - 1.2420141e-1f;
+  p = p * x + 1.4249323e-1f;
+  p = p * x - 1.6668058e-1f;
+  p = p * x + 2.0000715e-1f;
+  p = p * x - 2.4999994e-1f;
+  p = p * x + 3.3333331e-1f;
+  const Lanes<float> square = x * x;
+  const Lanes<float> result = exponent * 0.69314718f + (x + (square * x * p - 0.5f * square));
+  return v == v ? result : v;
+}
+static inline __attribute__((always_inline)) Lanes<double> log_positive(Lanes<double> v) {
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_log(v[i]);
+  return v;
+}

@@ -1,0 +1,44 @@
+"""Training, evaluation and prediction.
+
+>>> from pspnet_fast.engine import load_config, train
+>>> result = train(load_config("camvid_r18", ["data.root=data/camvid"]))  # doctest: +SKIP
+"""
+
+from .config import DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from .config_io import config_from_dict, dump_config, load_config, ready_configs
+from .errors import CheckpointError, ConfigError, DivergedError, InferenceError, UserError
+from .evaluate import evaluate
+from .inference import predict_labels, predict_probabilities
+from .metrics import ConfusionMatrix, Metrics
+from .models import TrainedModel, build_model, load_trained
+from .predict import predict_paths
+from .train import TrainResult, train
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ConfusionMatrix",
+    "DataConfig",
+    "DivergedError",
+    "EvalConfig",
+    "InferenceError",
+    "Metrics",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrainConfig",
+    "TrainResult",
+    "TrainedModel",
+    "UserError",
+    "build_model",
+    "config_from_dict",
+    "dump_config",
+    "evaluate",
+    "load_config",
+    "load_trained",
+    "predict_labels",
+    "predict_paths",
+    "predict_probabilities",
+    "ready_configs",
+    "train",
+]

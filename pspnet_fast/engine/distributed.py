@@ -1,0 +1,104 @@
+"""One process or many: what torchrun's environment says, and the few collectives that training needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from .errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: ``rank`` of ``size``, and the device it computes on."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def agree_on_number(self, value: float) -> float:
+        """Rank 0's number on every rank: one small CPU message, so it never waits for a GPU."""
+        if self.size == 1:
+            return value
+        number = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(number, src=0)
+        return float(number)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of the ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def copy_buffers(self, model: torch.nn.Module) -> None:
+        """Give every rank rank 0's buffers: without SyncBN each has gathered statistics of its own."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` is this process's GPU where there is one, else the CPU; :class:`ConfigError` for a device not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"run.device = {name!r} is no device: use auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"run.device = {name!r}, but torch sees no GPU: use cpu, or install a CUDA build of torch"
+            )
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise ConfigError(f"run.device = {name!r}: there are only {torch.cuda.device_count()} GPUs; count from 0")
+    return device
+
+
+@contextmanager
+def join_world(device_name: str) -> Iterator[World]:
+    """Join the processes that torchrun started (NCCL for CUDA tensors, gloo for the rest); alone without torchrun."""
+    size, rank, local_rank = (int(os.environ.get(key, default)) for key, default in _ENVIRONMENT.items())
+    device = pick_device(device_name, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(device)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(device, rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+_ENVIRONMENT = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}

@@ -1,0 +1,85 @@
+"""Metrics of a network on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from pspnet_fast.data import DatasetInfo, SegmentationDataset
+
+from .config import Amp, EvalConfig
+from .distributed import World
+from .inference import autocast, predict_labels
+from .metrics import ConfusionMatrix, Metrics
+
+Pair = tuple[Tensor, Tensor]
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    options: EvalConfig,
+    *,
+    amp: Amp = "none",
+    workers: int = 0,
+    world: World | None = None,
+) -> Metrics:
+    """Predict every image at its full size and count.
+
+    Args:
+        model: a PSPNet on its device; its training mode is put back afterwards.
+        dataset: with the transform :func:`pspnet_fast.data.eval_transform`.
+        world: the processes that share the work; each then returns the metrics of the whole data set.
+    """
+    device = next(model.parameters()).device
+    world = world or World(device)
+    loader = eval_loader(dataset, options, workers=workers, world=world)
+    return evaluate_loader(model, loader, dataset.info, options, amp=amp, world=world)
+
+
+def eval_loader(dataset: Dataset[Any], options: EvalConfig, *, workers: int, world: World) -> DataLoader[Any]:
+    """This process's share of the data set, as lists of (image, label); images need not be of one size."""
+    share = Subset(dataset, range(world.rank, len(dataset), world.size))  # type: ignore[arg-type]
+    return DataLoader(
+        share,
+        batch_size=options.batch_size,
+        num_workers=workers,
+        collate_fn=list,
+        pin_memory=world.device.type == "cuda",
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # leaves alone the stream that dropout draws from
+    )
+
+
+@torch.inference_mode()
+def evaluate_loader(
+    model: nn.Module, loader: DataLoader[Any], info: DatasetInfo, options: EvalConfig, *, amp: Amp, world: World
+) -> Metrics:
+    """:func:`evaluate` on a loader that is kept from one validation to the next."""
+    matrix = ConfusionMatrix(info.num_classes, world.device, info.ignore_index)
+    was_training = model.training
+    model.eval()
+    try:
+        bar = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None if world.is_main else True)
+        for images, labels in (group for batch in bar for group in _equal_sizes(batch)):
+            images = images.to(world.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            labels = labels.to(world.device, non_blocking=True)
+            with autocast(world.device, amp):
+                prediction = predict_labels(model, images, options)
+            matrix.update(prediction, labels)
+    finally:
+        model.train(was_training)
+    return Metrics(world.sum(matrix.counts).cpu(), info.classes)
+
+
+def _equal_sizes(pairs: list[Pair]) -> Iterator[Pair]:
+    """Neighbours of one size as a batch."""
+    for _, group in groupby(pairs, key=lambda pair: pair[0].shape):
+        images, labels = zip(*group, strict=True)
+        yield torch.stack(images), torch.stack(labels)

@@ -1,0 +1,166 @@
+"""What a run carries from step to step, and into its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pspnet_fast.data import DatasetInfo
+
+from . import checkpoint
+from .config import TrainConfig
+from .config_io import changed_keys
+from .distributed import World
+from .errors import CheckpointError, ConfigError
+from .models import build_model, check_classes, dataset_record, read_dataset_record
+from .optim import AveragedWeights, PolySchedule, build_sgd
+from .sampling import mix
+
+
+class TrainingState:
+    """Network, optimizer, averaged weights and counters of one process.
+
+    ``step`` counts finished optimizer steps; epoch and samples follow from it.
+
+    Attributes:
+        model: the network itself, whose ``state_dict`` has no prefixes.
+        forward: what training calls: the network, distributed or compiled as configured.
+        parallel: the distributed wrapper, ``None`` in a single process.
+    """
+
+    def __init__(self, config: TrainConfig, info: DatasetInfo, world: World, class_weights: Tensor | None) -> None:
+        check_batch(config, world)
+        self.config, self.info, self.world = config, info, world
+        self.step, self.skipped, self.best = 0, 0, -1.0
+        self.changes: list[str] = []  # of the configuration, where a run was resumed with another
+        options, device = config.optim, world.device
+
+        torch.manual_seed(config.run.seed)
+        model = build_model(
+            config.model,
+            info.num_classes,
+            ignore_index=info.ignore_index,
+            class_weights=class_weights,
+            label_smoothing=options.label_smoothing,
+        )
+        if world.size > 1 and device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model.to(device=device).to(memory_format=self.layout)
+
+        self.optimizer = build_sgd(self.model, options)
+        self.schedule = PolySchedule(options.power, options.warmup_steps)
+        self.average = AveragedWeights(self.model, options.ema) if options.ema else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
+
+        self.parallel: DistributedDataParallel | None = None
+        if world.size > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
+        forward = self.model if self.parallel is None else self.parallel
+        self.forward: Any = torch.compile(forward) if config.run.compile else forward
+        torch.manual_seed(mix(config.run.seed, 1 + world.rank))  # dropout differs between the ranks
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.config.run.channels_last else torch.contiguous_format
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and kept as best: with averaged weights, where those are on."""
+        return self.model if self.average is None else self.average.model
+
+    def update(self) -> None:
+        """The optimizer step on the gradients at hand; they are cleared and the step is counted."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model)
+        self.step += 1
+
+    def save_last(self, path: Path, steps_per_epoch: int, elapsed: float) -> None:
+        """Write all that an uninterrupted run would carry into the next step. Every rank must call it."""
+        streams = self.world.gather(checkpoint.rng_state(self.world.device))
+        if not self.world.is_main:
+            return
+        state: dict[str, Any] = {
+            **self._description(),
+            "epoch": self.step // steps_per_epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {"step": self.step, "elapsed": elapsed},
+            "scaler": self.scaler.state_dict(),
+            "rng": streams,
+            "best": self.best,
+            "skipped": self.skipped,
+        }
+        if self.average is not None:
+            state["ema"] = {"model": self.average.model.state_dict(), "updates": self.average.updates}
+        checkpoint.save(state, path)
+
+    def save_best(self, path: Path, metrics: dict[str, float]) -> None:
+        """Write the validated weights alone, on rank 0."""
+        if self.world.is_main:
+            checkpoint.save({**self._description(), "model": self.evaluated.state_dict(), "metrics": metrics}, path)
+
+    def restore(self, path: Path) -> float:
+        """Take over the checkpoint of :meth:`save_last` and return the seconds that its run had taken.
+
+        Raises:
+            CheckpointError: it has no optimizer state, other classes, or another network.
+        """
+        state = checkpoint.load(path)
+        if "optimizer" not in state:
+            raise CheckpointError(f"{path}: holds weights only; to start from them use model.weights={path}")
+        check_classes(path, read_dataset_record(state["dataset"]), self.info)
+        try:
+            self.model.load_state_dict(state["model"])
+            self._restore_optimizer(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path}: is of another network; use the config.yaml beside it ({error})") from error
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None and "ema" in state:
+            self.average.model.load_state_dict(state["ema"]["model"])
+            self.average.updates = state["ema"]["updates"]
+        self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
+        if self.world.rank < len(state["rng"]):
+            checkpoint.restore_rng(state["rng"][self.world.rank], self.world.device)
+        self.changes = changed_keys(state["config"], self.config.to_dict())
+        return float(state["scheduler"]["elapsed"])
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Momenta from ``state``, but rates and the like from this configuration, which may have changed on purpose."""
+        current = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, options in zip(self.optimizer.param_groups, current, strict=True):
+            group.update(options)
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "step": self.step,
+            "config": self.config.to_dict(),
+            "dataset": dataset_record(self.info),
+        }
+
+
+def check_batch(config: TrainConfig, world: World) -> None:
+    """Raise :class:`ConfigError` unless every process and part gets the same number of images, and enough of them."""
+    options = config.optim
+    parts = world.size * options.accumulate
+    if options.batch_size % parts:
+        raise ConfigError(
+            f"optim.batch_size = {options.batch_size} must be a multiple of {parts} "
+            f"({world.size} processes x optim.accumulate = {options.accumulate})"
+        )
+    synchronised = world.size > 1 and world.device.type == "cuda"
+    if options.batch_size == parts and not synchronised and config.model.norm == "batch" and config.model.use_ppm:
+        raise ConfigError(
+            "one image at a time cannot train batch normalisation on the pyramid's 1x1 level: "
+            "raise optim.batch_size, lower optim.accumulate, or set model.norm=group"
+        )

@@ -1,0 +1,54 @@
+"""A tiny data set on disk, and configurations that train on it in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("torchvision", reason="the engine needs the extra [train]")
+pytest.importorskip("typer", reason="the engine needs the extra [train]")
+
+from pspnet_fast.data import write_scenes
+from pspnet_fast.engine import TrainConfig, config_from_dict
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Bit-equal comparisons need one number of threads in this process and in those it starts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", train=8, val=3, size=(64, 96))
+
+
+@pytest.fixture
+def make_config(scenes: Path, tmp_path: Path) -> MakeConfig:
+    """A run of 6 steps of 2 crops of 65 pixels; changes are overrides like ``run.max_steps=3``."""
+
+    def make(*changes: str, folder: str = "run") -> TrainConfig:
+        tree = {
+            "data": {"name": "scenes", "root": str(scenes), "crop": 65, "workers": 0},
+            "model": {"layers": 18},
+            "optim": {"lr": 0.01, "batch_size": 2},
+            "run": {
+                "folder": str(tmp_path / folder),
+                "max_steps": 6,
+                "device": "cpu",
+                "amp": "none",
+                "validate_every": 0,
+                "pictures": 0,
+            },
+        }
+        return config_from_dict(tree, changes)
+
+    return make

@@ -1,0 +1,163 @@
+"""The command line, from drawing a data set to overlays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from pspnet_fast.data import DATASETS
+from pspnet_fast.engine import checkpoint, load_trained
+from pspnet_fast.engine.commands import app
+
+TINY = (
+    "data.crop=65",
+    "data.workers=0",
+    "optim.batch_size=2",
+    "optim.schedule_by=steps",
+    "run.max_steps=2",
+    "run.pictures=0",
+)
+
+
+def call(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "400"})
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained folder, made by the command line itself."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    output = call("train", "camvid_r18", *TINY, "--data", "scenes", "--root", scenes, "--folder", folder).output
+    assert "mean" in output
+    assert "images/s" in output
+    return folder
+
+
+def test_scenes_then_train_by_data_alone(tmp_path: Path) -> None:
+    call("scenes", tmp_path / "s", "--train", 2, "--val", 1, "--height", 64, "--width", 80)
+    call("train", *TINY, "--data", "scenes", "--root", tmp_path / "s", "--folder", tmp_path / "r")
+    assert (tmp_path / "r" / "best.pt").exists()
+
+
+def test_resume_needs_the_folder_alone(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    call("train", "--resume", "--folder", folder, "run.max_steps=3")
+    assert checkpoint.load(folder / "last.pt")["step"] == 3
+
+
+def test_evaluate(run: Path, tmp_path: Path) -> None:
+    record = tmp_path / "metrics.json"
+    output = call("evaluate", run / "best.pt", "--json", record).output
+    metrics = json.loads(record.read_text())
+    assert f"{100 * metrics['miou']:.2f}" in output
+    assert metrics["miou"] == pytest.approx(checkpoint.load(run / "best.pt")["metrics"]["miou"])
+    assert np.sum(metrics["confusion"]) <= 3 * 64 * 96
+
+
+def test_evaluate_options(run: Path, tmp_path: Path) -> None:
+    record = tmp_path / "metrics.json"
+    call("evaluate", run / "best.pt", "eval.batch_size=2", "--json", record, "--split", "train",
+         "--backend", "reference", "--scales", "0.5,1", "--flip", "--crop", 49, "--amp", "none")  # fmt: skip
+    assert 7 * 64 * 96 < np.sum(json.loads(record.read_text())["confusion"]) <= 8 * 64 * 96
+
+
+def test_evaluate_a_foreign_checkpoint(run: Path, scenes: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "semseg.pth"
+    state = {f"module.{key}": value for key, value in checkpoint.load(run / "best.pt")["model"].items()}
+    torch.save({"epoch": 7, "state_dict": state}, foreign)
+    records = [tmp_path / "own.json", tmp_path / "foreign.json"]
+    call("evaluate", run / "best.pt", "--json", records[0])
+    call("evaluate", foreign, "--config", "camvid_r18", "--data", "scenes", "--root", scenes, "--json", records[1])
+    assert json.loads(records[0].read_text()) == json.loads(records[1].read_text())
+
+    message = call("evaluate", foreign, "--root", scenes, code=2).output
+    assert "semseg.pth" in message
+    assert "--config" in message
+
+
+def test_predict(run: Path, scenes: Path, tmp_path: Path) -> None:
+    single = tmp_path / "street.jpg"
+    shutil.copy(scenes / "images" / "val" / "00000.jpg", single)
+    call("predict", single, scenes / "images" / "val", "-c", run / "best.pt", "-o", tmp_path / "out")
+
+    names = ["00000.png", "00001.png", "00002.png", "street.png"]
+    for kind in ("labels", "colors", "overlay"):
+        assert sorted(file.name for file in (tmp_path / "out" / kind).iterdir()) == names
+    labels = np.array(Image.open(tmp_path / "out" / "labels" / "street.png"))
+    assert labels.shape == (64, 96)
+    assert labels.max() < 11
+    palette = np.array(load_trained(run / "best.pt").info.palette, dtype=np.uint8)
+    assert palette.tolist() == [list(color) for color in DATASETS["scenes"].info.palette]
+    colors = np.array(Image.open(tmp_path / "out" / "colors" / "street.png").convert("RGB"))
+    np.testing.assert_array_equal(colors, palette[labels])
+    picture = np.array(Image.open(single).convert("RGB")).astype(float)
+    overlay = np.array(Image.open(tmp_path / "out" / "overlay" / "street.png")).astype(float)
+    assert np.abs(overlay - (picture + colors) / 2).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("train",), ["camvid_r18", "--data"]),
+        (("train", "camvid_r81"), ["camvid_r81", "did you mean camvid_r18"]),
+        (("train", "camvid_r18"), ["data.root is not set", "--root"]),
+        (("train", "camvid_r18", "optim.lrr=1"), ["optim.lrr", "optim.lr"]),
+        (("train", "camvid_r18", "--root", "/nowhere"), ["/nowhere"]),
+        (("train", "camvid_r18", "--root", "{scenes}", "--backend", "cudaa"), ["run.backend = 'cudaa'", "reference"]),
+        (("train", "--resume", "--folder", "{tmp}"), ["{tmp}", "config.yaml"]),
+        (("evaluate", "{tmp}/no.pt"), ["{tmp}/no.pt", "no such checkpoint"]),
+        (("evaluate", "{run}/best.pt", "--root", "/nowhere"), ["/nowhere"]),
+        (("evaluate", "{run}/config.yaml"), ["config.yaml", "not a readable checkpoint"]),
+        (("predict", "{tmp}/no.jpg", "-c", "{run}/best.pt"), ["{tmp}/no.jpg", "no such picture"]),
+        (("predict", "{tmp}/empty", "-c", "{run}/best.pt"), ["{tmp}/empty", "no pictures"]),
+        (("predict", "{tmp}/text.jpg", "-c", "{run}/best.pt", "-o", "{tmp}/out"), ["{tmp}/text.jpg"]),
+        (("predict", "{tmp}/a.jpg", "{tmp}/a.png", "-c", "{run}/best.pt"), ["a.jpg", "a.png", "two folders"]),
+        (("scenes", "{run}"), ["{run}", "folder"]),
+        (("scenes", "{tmp}/new", "--train", "0"), ["train=0"]),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_framed_message(
+    run: Path, scenes: Path, tmp_path: Path, arguments: tuple[str, ...], parts: list[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("text.jpg", "a.jpg", "a.png"):
+        (tmp_path / name).write_text("no picture")
+    places = {"run": run, "scenes": scenes, "tmp": tmp_path}
+    output = call(*(argument.format(**places) for argument in arguments), code=2).output
+    assert "pspnet-fast: error" in output
+    assert "Traceback" not in output
+    for part in parts:
+        assert part.format(**places) in output
+
+
+def test_checkpoint_of_other_classes(run: Path, scenes: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(run / "best.pt")
+    two = {"classes": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]]}
+    checkpoint.save({**state, "dataset": {**state["dataset"], **two}}, tmp_path / "two.pt")
+    assert "two.pt" in call("evaluate", tmp_path / "two.pt", code=2).output
+
+    (tmp_path / "pairs.txt").write_text(f"{scenes}/images/val/00000.jpg {scenes}/labels/val/00000.png\n")
+    lists = ("data.name=list", f"data.val_list={tmp_path}/pairs.txt", "data.classes=12")
+    output = call("evaluate", run / "best.pt", *lists, code=2).output
+    assert "best.pt: has 11 classes (scenes), but list has 12" in output
+
+
+def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from pspnet_fast.cli import main
+
+    monkeypatch.delitem(sys.modules, "pspnet_fast.engine.commands")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit, match=r"pip install 'pspnet-fast\[train\]'"):
+        main()

@@ -1,0 +1,64 @@
+"""Two processes on a CPU (gloo, started by torchrun) do what one does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MakeConfig
+
+from pspnet_fast.engine import ConfigError, checkpoint, dump_config, train
+from pspnet_fast.engine.distributed import World, pick_device
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, "-m", "pspnet_fast.cli", *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_two_processes_equal_one(make_config: MakeConfig, tmp_path: Path) -> None:
+    # Crops inside the picture, so that both ranks have as many labelled pixels; no statistics or masks of their own.
+    options = ("model.norm=group", "model.dropout=0", "optim.batch_size=4", "run.max_steps=2", "data.crop=65")
+    options += ("data.scale=[2, 2]", "data.rotate=0", "optim.accumulate=2", "run.save_every_steps=1")
+    dump_config(make_config(*options, folder="two"), tmp_path / "two.yaml")
+    result = torchrun("train", str(tmp_path / "two.yaml"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("images/s") == 1  # rank 0 alone reports
+
+    one = train(make_config(*options, folder="one"))
+    states = [checkpoint.load(tmp_path / name / "last.pt") for name in ("one", "two")]
+    assert len(states[1]["rng"]) == 2
+    assert not any(key.startswith("module.") for key in states[1]["model"])
+    torch.testing.assert_close(states[1]["model"], states[0]["model"], rtol=1e-3, atol=1e-4)
+    metrics = checkpoint.load(tmp_path / "two" / "best.pt")["metrics"]
+    assert one.metrics is not None
+    assert metrics["miou"] == pytest.approx(one.metrics.miou, abs=1e-3)
+
+    resumed = torchrun("train", "--resume", "--folder", str(tmp_path / "two"), "run.max_steps=3")
+    assert resumed.returncode == 0, resumed.stderr
+    assert checkpoint.load(tmp_path / "two" / "last.pt")["step"] == 3
+
+
+def test_pick_device() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ConfigError, match=r"run\.device = 'gpu'"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="sees no GPU"):
+            pick_device("cuda")
+
+
+def test_a_single_process_agrees_with_itself() -> None:
+    world = World(torch.device("cpu"))
+    assert world.is_main
+    assert world.agree("folder") == "folder"
+    assert world.gather(3) == [3]
+    torch.testing.assert_close(world.sum(torch.ones(2)), torch.ones(2))

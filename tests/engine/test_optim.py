@@ -1,0 +1,85 @@
+"""Schedule, parameter groups, averaged weights, class weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pspnet_fast import PSPNet
+from pspnet_fast.data import open_dataset
+from pspnet_fast.engine import ConfigError, OptimConfig
+from pspnet_fast.engine.distributed import World
+from pspnet_fast.engine.frequencies import label_counts, median_frequency_weights, training_class_weights
+from pspnet_fast.engine.optim import AveragedWeights, PolySchedule, build_sgd, parameter_groups
+
+WORLD = World(torch.device("cpu"))
+
+
+def test_poly_schedule() -> None:
+    schedule = PolySchedule(power=0.9)
+    assert [schedule.factor(step, step / 4) for step in range(5)] == pytest.approx(
+        [1, 0.75**0.9, 0.5**0.9, 0.25**0.9, 0]
+    )
+
+
+def test_warmup_is_linear_and_reaches_the_schedule() -> None:
+    schedule = PolySchedule(power=1.0, warmup_steps=4)
+    assert [schedule.factor(step, 0.0) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+
+
+def test_parameter_groups() -> None:
+    model = PSPNet(layers=18, classes=3, pretrained=False)
+    backbone, heads = parameter_groups(model, 0.01, 10.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)].split(".")[0] for p in backbone["params"]} == {f"layer{i}" for i in range(5)}
+    assert {names[id(p)].split(".")[0] for p in heads["params"]} == {"ppm", "cls", "aux"}
+    assert len(backbone["params"]) + len(heads["params"]) == len(names)
+    assert (backbone["lr"], heads["lr"]) == pytest.approx((0.01, 0.1))
+
+
+def test_schedule_keeps_the_ratio_of_the_groups() -> None:
+    optimizer = build_sgd(PSPNet(layers=18, classes=3, pretrained=False), OptimConfig(lr=0.02))
+    assert PolySchedule(power=1.0).apply(optimizer, 5, 0.5) == pytest.approx(0.01)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.1])
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_averaged_weights() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
+    average = AveragedWeights(model, decay=0.5)
+    expected = model[0].weight.detach().clone()
+    for n in range(20):
+        with torch.no_grad():
+            model[0].weight.add_(1.0)
+            model[1].num_batches_tracked.add_(1)
+        average.update(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * model[0].weight.detach()
+    torch.testing.assert_close(average.model[0].weight, expected)
+    assert average.model[1].num_batches_tracked == 20
+    assert not average.model[0].weight.requires_grad
+
+
+def test_median_frequency_weights() -> None:
+    counts = torch.tensor([100, 400, 25, 0])
+    weights = median_frequency_weights(counts, power=0.5)
+    ratios = torch.tensor([1.0, 0.5, 2.0, 2.0])  # (median 100 / count) ** 0.5; the absent class gets the largest
+    torch.testing.assert_close(weights, ratios / ratios.mean())
+
+
+def test_label_counts(scenes: Path) -> None:
+    dataset = open_dataset("scenes", scenes, "train")
+    expected = sum(torch.bincount(dataset[i][1].flatten(), minlength=256)[:11] for i in range(len(dataset)))
+    torch.testing.assert_close(label_counts(dataset, WORLD), expected)
+
+
+def test_class_weights_options(scenes: Path) -> None:
+    dataset = open_dataset("scenes", scenes, "train")
+    assert training_class_weights(OptimConfig(), dataset, WORLD, 0) is None
+    given = training_class_weights(OptimConfig(class_weights=tuple(range(1, 12))), dataset, WORLD, 0)
+    torch.testing.assert_close(given, torch.arange(1.0, 12.0))
+    with pytest.raises(ConfigError, match=r"has 2 entries, scenes has 11 classes"):
+        training_class_weights(OptimConfig(class_weights=(1.0, 2.0)), dataset, WORLD, 0)

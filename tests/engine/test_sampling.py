@@ -1,0 +1,69 @@
+"""The samples of a step depend on the seed and the step alone."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from pspnet_fast.data import open_dataset, train_transform
+from pspnet_fast.engine import ConfigError
+from pspnet_fast.engine.sampling import SeededDataset, StepSampler, mix, train_loader
+
+
+def test_an_epoch_is_a_permutation() -> None:
+    steps = list(StepSampler(10, 3, seed=1, stop=6))
+    for epoch in range(2):
+        keys = [key for step in steps[3 * epoch : 3 * epoch + 3] for key in step]
+        assert {key[0] for key in keys} == {epoch}
+        assert len({key[1] for key in keys}) == 9
+    assert steps[:3] != [[(0, i) for _, i in step] for step in steps[3:]]
+
+
+def test_resuming_goes_on_with_the_same_samples() -> None:
+    straight = list(StepSampler(10, 3, seed=1, stop=8))
+    assert list(StepSampler(10, 3, seed=1, start=5, stop=8)) == straight[5:]
+    assert list(islice(StepSampler(10, 3, seed=1, start=5), 3)) == straight[5:]
+    assert list(StepSampler(10, 3, seed=2, stop=8)) != straight
+
+
+def test_ranks_share_the_same_global_batch() -> None:
+    whole = list(StepSampler(10, 4, seed=1, stop=5))
+    shares = [list(StepSampler(10, 4, seed=1, rank=rank, world_size=2, stop=5)) for rank in range(2)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == whole
+
+
+def test_batch_must_fit() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size = 8 exceeds the 5 training images"):
+        StepSampler(5, 8, seed=0)
+    with pytest.raises(ConfigError, match=r"batch_size = 3 must be a multiple of the 2 processes"):
+        StepSampler(5, 3, seed=0, world_size=2)
+
+
+def test_samples_do_not_depend_on_the_loader_processes(scenes: Path) -> None:
+    dataset = open_dataset("scenes", scenes, "train", transform=train_transform(33))
+    batches = {}
+    for workers in (0, 2):
+        torch.manual_seed(workers)  # must not matter
+        sampler = StepSampler(len(dataset), 4, seed=5, start=1, stop=3)
+        batches[workers] = list(train_loader(dataset, sampler, workers=workers, pin=False))
+    torch.testing.assert_close(batches[0], batches[2], rtol=0, atol=0)
+
+
+def test_drawing_a_sample_leaves_the_stream_alone(scenes: Path) -> None:
+    dataset = SeededDataset(open_dataset("scenes", scenes, "train", transform=train_transform(33)), seed=5)
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    first, again, later = dataset[0, 1], dataset[0, 1], dataset[1, 1]
+    torch.testing.assert_close(torch.rand(2), expected, rtol=0, atol=0)
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert not torch.equal(first[0], later[0])
+
+
+def test_mix_separates_neighbours() -> None:
+    seeds = {mix(a, b) for a in range(30) for b in range(30)}
+    assert len(seeds) == 900
+    assert all(0 <= seed < 2**63 for seed in seeds)
