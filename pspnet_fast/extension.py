@@ -40,15 +40,15 @@ def load(build_info: Path = BUILD_INFO, torch_version: str = torch.__version__) 
         return Extension(reason, reason)
     try:
         info: dict[str, Any] = json.loads(build_info.read_text())
-        built, skipped = info["built"], info["skipped"]
-    except (OSError, ValueError, KeyError) as error:
+        built, skipped, built_for = info["built"], info["skipped"], info["torch"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{build_info} is unreadable ({error}); run `{REBUILD}` in the source folder"
         return Extension(reason, reason)
     if "cpu" not in built:
         return Extension(skipped["cpu"], skipped["cuda"], info)
-    if info["torch"] != torch_version:
+    if built_for != torch_version:
         reason = (
-            f"built against torch {info['torch']}, but torch {torch_version} is imported; "
+            f"built against torch {built_for}, but torch {torch_version} is imported; "
             f"run `{REBUILD}` in the source folder"
         )
         return Extension(reason, reason, info)

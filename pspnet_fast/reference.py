@@ -111,7 +111,7 @@ def cross_entropy(
         up, labels, class_weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
     )
     if pixel_weight is not None:
-        loss = loss * pixel_weight
+        loss = loss * pixel_weight.to(loss.dtype)
 
     if reduction == "none":
         return loss
@@ -143,7 +143,7 @@ def loss_divisor(
     if weight is not None:
         share = share * weight[labels.where(valid, 0)]
     if pixel_weight is not None:
-        share = share * pixel_weight
+        share = share * pixel_weight.to(dtype)
     return share.sum()
 
 

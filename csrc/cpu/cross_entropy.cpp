@@ -1,5 +1,5 @@
 // The cross-entropies and the arg-max of upsampled logits on CPU tensors: checks, geometry and threads round the kernels
-// of cross_entropy_kernel.cpp. A cell row is summed by one thread in one order, and the sums of cell rows are added in
+// of cross_entropy_*_kernel.cpp. A cell row is summed by one thread in one order, and the sums of cell rows are added in
 // theirs: the result does not depend on the number of threads.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>

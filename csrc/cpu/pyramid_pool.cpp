@@ -1,4 +1,4 @@
-// Pyramid pooling on CPU tensors: checks, geometry, scratch and threads round the kernels of pyramid_pool_kernel.cpp.
+// Pyramid pooling on CPU tensors: checks, geometry, scratch and threads round the kernels of pyramid_pool_*_kernel.cpp.
 //
 // Work is cut into planes (NCHW) or into bands and channel blocks (channels_last), each summed by one thread in one
 // order: the result does not depend on the number of threads.

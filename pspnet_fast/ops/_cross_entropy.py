@@ -1,8 +1,8 @@
 """What both cross-entropy operators share: their options, the reduction, and a composition of PyTorch operators.
 
-The operators themselves only sum: ``total`` (or a loss per pixel), ``divisor`` (what PyTorch's mean divides by) and, for
-their own backward, ``lse``, every pixel's log-sum-exp (a kernel may take it relative to something of its choice). Which
-mean is taken of that is decided here, on 0-d tensors.
+The operators themselves only sum: ``total`` (or a loss per pixel), ``divisor`` (what PyTorch's mean divides by) and,
+for their own backward, ``lse``, every pixel's log-sum-exp (a kernel may take it relative to something of its choice).
+Which mean is taken of that is decided here, on 0-d tensors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PSPNet's training loss, L = L_main + λ · L_aux, from both heads' low-resolution logits (Zhao et al. 2017, eq. in 3.3).
+"""PSPNet's training loss, L = L_main + λ · L_aux, from both heads' low-resolution logits (Zhao et al. 2017, 3.3).
 
 Both heads are scored against one target, read once.
 """

@@ -1,0 +1,67 @@
+"""Runs an operator's tests over every back end of the machine.
+
+A test that asks for ``backend`` runs once for each implementation of its module's ``OPERATOR`` that can run here: the
+definition, every back end that has a kernel for it (test ids ``reference``, ``cpu``, ``triton``, ``cuda``), and where
+none has, the composition of PyTorch operators. What is missing, and why, is told by test_backend.py's
+test_backend_is_present, which fails for what the environment variable ``PSPNET_FAST_EXPECT_BACKENDS`` (``cpu,triton``,
+say) names. Triton's kernels run on the CPU if triton is imported with TRITON_INTERPRET=1, so they take a run of their
+own:
+
+    PSPNET_FAST_EXPECT_BACKENDS=cpu pytest tests/ops
+    TRITON_INTERPRET=1 PSPNET_FAST_EXPECT_BACKENDS=triton pytest tests/ops -k triton
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+from running import INTERPRETED, Backend, home
+
+from pspnet_fast.backend import BETTER_COMPOSED, COMPOSED, KERNELS, unavailable, use_backend
+
+hypothesis.settings.register_profile(
+    "pspnet_fast",
+    deadline=None,
+    max_examples=5 if INTERPRETED else 20,
+    derandomize=True,
+    database=None,
+    # The fixture only says where to run; nothing in it wears out from one example to the next.
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("pspnet_fast")
+
+
+def implementations(operator: str) -> list[str]:
+    """What can run ``operator`` here, as ids of the fixture ``backend``."""
+    kernels = [name for name in KERNELS[operator] if unavailable(operator, name, home(name).type) is None]
+    composed = []
+    if operator in BETTER_COMPOSED and "cpu" not in kernels:
+        composed.append(COMPOSED)
+    if operator in BETTER_COMPOSED and torch.cuda.is_available() and not {"triton", "cuda"}.intersection(kernels):
+        composed.append(f"{COMPOSED}-cuda")
+    return ["reference", *kernels, *composed]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", implementations(metafunc.module.OPERATOR), indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Everything in the test runs on this back end; ``backend.device`` is where its tensors belong."""
+    name: str = request.param
+    with use_backend("auto" if name.startswith(COMPOSED) else name):
+        yield Backend(name, home(name))
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)

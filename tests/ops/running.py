@@ -1,0 +1,170 @@
+"""What the operators' tests share: inputs in every layout, gradients, and the checks each operator must pass."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from exactness import assert_as_exact_as_stock
+from torch import Tensor, nn
+
+Function = Callable[..., Any]
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Backend(NamedTuple):
+    name: str
+    device: torch.device
+
+    @property
+    def compiler(self) -> str:
+        """What torch.compile compiles with: code is generated for the operators, the definition is only traced."""
+        return "aot_eager" if self.name == "reference" else "inductor"
+
+    def require(self, dtype: torch.dtype) -> None:
+        """Skips the test where the back end cannot be relied on for ``dtype``."""
+        if self.name == "triton" and INTERPRETED and dtype == torch.bfloat16:
+            pytest.skip("Triton's interpreter is not reliable in bfloat16")
+
+
+def home(backend: str) -> torch.device:
+    """The device that a back end's tensors belong on here: Triton's interpreter works on the CPU."""
+    on_gpu = backend in ("triton", "cuda", "composed-cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nchw": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    # Every second column of a wider map, with a border.
+    "sliced": lambda x: torch.nn.functional.pad(x, (1, 1)).repeat_interleave(2, dim=3)[..., 2:-2:2],
+    "transposed": lambda x: x.mT.contiguous().mT,
+}
+
+
+def random(
+    *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", layout: str = "nchw"
+) -> Tensor:
+    """Standard normal values, rounded to ``dtype``; drawn on the CPU, so that every device gets the same."""
+    x = torch.randn(shape, dtype=torch.float64).to(device, dtype)
+    return LAYOUTS[layout](x) if len(shape) == 4 else x
+
+
+def as_tuple(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def differentiate(
+    function: Function, inputs: Sequence[Tensor], upstream: Sequence[Tensor] | None = None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The results of ``function(*inputs)``, and its gradients for ``upstream`` (ones unless given)."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    results = as_tuple(function(*leaves))
+    given = [u.to(r.dtype) for u, r in zip(upstream or map(torch.ones_like, results), results, strict=True)]
+    return results, torch.autograd.grad(results, leaves, given)
+
+
+def upstream_for(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Random upstream gradients, one per result."""
+    return [random(*r.shape, dtype=r.dtype, device=r.device) for r in as_tuple(function(*inputs))]
+
+
+def check_exactness(fused: Function, definition: Function, inputs: Sequence[Tensor]) -> None:
+    """Holds results and gradients of ``fused`` to the rule, for a random upstream gradient.
+
+    ``definition`` is the same function in stock operators: called with float64 inputs it is the oracle, with inputs of
+    the same dtype the measure of what error is to be expected.
+    """
+    dtype = inputs[0].dtype
+    exact_inputs = [t.double() for t in inputs]
+    upstream = [u.to(dtype) for u in upstream_for(definition, exact_inputs)]
+    actual = differentiate(fused, inputs, upstream)
+    stock = differentiate(definition, inputs, upstream)
+    exact = differentiate(definition, exact_inputs, upstream)
+    for kind, results in zip(("result", "gradient"), zip(actual, stock, exact, strict=True), strict=True):
+        for index, (a, s, e) in enumerate(zip(*results, strict=True)):
+            assert_as_exact_as_stock(a, s, e, dtype, f"{kind} {index}")
+    for gradient, tensor in zip(actual[1], inputs, strict=True):
+        assert gradient.dtype == tensor.dtype
+
+
+def check_same_bits(function: Function, inputs: Sequence[Tensor], threads: Sequence[int] = (1, 1)) -> None:
+    """Results and gradients are the same to the last bit in runs with these numbers of threads."""
+    torch.set_num_threads(threads[0])
+    upstream = upstream_for(function, inputs)
+    results, gradients = differentiate(function, inputs, upstream)
+    for count in threads[1:]:
+        torch.set_num_threads(count)
+        again = differentiate(function, inputs, upstream)
+        torch.testing.assert_close(again, (results, gradients), rtol=0, atol=0, msg=f"differs with {count} threads")
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """New memory holds NaN (or the largest integer) until it is written."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(8).isnan().all(), "this torch does not fill uninitialised memory"
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def check_writes_everything(function: Function, inputs: Sequence[Tensor]) -> None:
+    """No result or gradient has an element left from memory that was never written."""
+    upstream = upstream_for(function, inputs)
+    clean = differentiate(function, inputs, upstream)
+    with poisoned():
+        torch.testing.assert_close(differentiate(function, inputs, upstream), clean)
+
+
+def check_meta(function: Function, inputs: Sequence[Tensor], strides: bool = True) -> None:
+    """On meta tensors the operator tells shape, dtype and (with ``strides``) layout of results and gradients."""
+    real_results, real_gradients = differentiate(function, inputs)
+    with torch.device("meta"):
+        meta_inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in inputs]
+    leaves = [t.requires_grad_() for t in meta_inputs]
+    results = as_tuple(function(*leaves))
+    gradients = torch.autograd.grad(results, leaves, [torch.empty_like(r) for r in results])
+    for meta, real in zip((*results, *gradients), (*real_results, *real_gradients), strict=True):
+        assert meta.device.type == "meta"
+        assert (meta.shape, meta.dtype) == (real.shape, real.dtype)
+        assert not strides or meta.stride() == real.stride()
+
+
+def check_compiles(function: Function, *input_sets: Sequence[Tensor], backend: str) -> None:
+    """Compiles without a graph break, for several sizes, to the same results and gradients."""
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    for inputs in input_sets:
+        upstream = upstream_for(function, inputs)
+        expected = differentiate(function, inputs, upstream)
+        torch.testing.assert_close(differentiate(compiled, inputs, upstream), expected, rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()
+
+
+def check_exports(function: Function, inputs: Sequence[Tensor], operator: str) -> None:
+    """``torch.export`` keeps the operator as one node, and the exported program gives the same results."""
+
+    class Wrapper(nn.Module):
+        def forward(self, *tensors: Tensor) -> Any:
+            return function(*tensors)
+
+    exported = torch.export.export(Wrapper(), tuple(inputs))
+    targets = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert f"pspnet_fast.{operator}.default" in targets, f"{operator} is not in the exported graph: {targets}"
+    torch.testing.assert_close(as_tuple(exported.module()(*inputs)), as_tuple(function(*inputs)))
+
+
+def check_gradients_twice(function: Function, inputs: Sequence[Tensor]) -> None:
+    """First and second gradients against finite differences, in float64."""
+    leaves = tuple(t.detach().double().requires_grad_() for t in inputs)
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)

@@ -1,0 +1,114 @@
+"""The operators as the dispatcher knows them: schemas, and torch.library.opcheck for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cross_entropy_cases import draw_target
+from running import INTERPRETED, LAYOUTS, as_tuple, random
+
+from pspnet_fast.extension import EXTENSION
+from pspnet_fast.ops._library import NAMESPACE, SCHEMAS, overload
+
+TRITON = [f"{name}_triton" for name in ("pyramid_pool", "pyramid_pool_backward")]
+BINS = [1, 2, 3]
+
+
+def test_the_extension_defines_the_schemas_that_python_does() -> None:
+    if EXTENSION.cpu is not None:
+        pytest.skip(f"the extension is not loaded: {EXTENSION.cpu}")
+    for name, schema in SCHEMAS.items():
+        expected = torch._C.parse_schema(f"{NAMESPACE}::{name}{schema}")
+        assert str(overload(name)._schema) == str(expected)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_operator_is_registered(name: str) -> None:
+    operator = overload(name)
+    assert torch.Tag.pt2_compliant_tag in operator.tags
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "Meta")
+    assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(operator.name(), "CPU")
+    assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(operator.name(), "CUDA")
+    # Double backward included: a backward operator has a gradient of its own.
+    if name != "upsample_argmax":
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "Autograd")
+
+
+def samples(name: str, layout: str = "nchw") -> Iterator[tuple[Any, ...]]:
+    """Arguments for operator ``name``; every tensor that it is differentiable by requires a gradient."""
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return random(*shape, layout=layout).requires_grad_()
+
+    target = draw_target((2, 9, 13), 3)
+    class_weight, pixel_weight = torch.tensor([1.0, 0.5, 2.0]), random(2, 9, 13).abs()
+    options = [
+        (None, None, 255, 0.0, False, True),
+        (class_weight, pixel_weight, -1, 0.1, True, False),
+        (class_weight, None, 255, 0.0, False, True),
+    ]
+    targets = [target, target.masked_fill(target == 255, -1), target]
+    losses = [(), (2, 9, 13), ()]
+
+    def lse(logits: torch.Tensor, labels: torch.Tensor, chosen: tuple[Any, ...]) -> torch.Tensor:
+        return overload("upsample_cross_entropy")(logits.detach(), labels, *chosen)[2]
+
+    match name.removesuffix("_triton"):
+        case "pyramid_pool":
+            yield leaf(2, 3, 7, 5), BINS
+        case "pyramid_pool_backward":
+            yield leaf(2, 3, 14), 7, 5, BINS, layout == "channels_last"
+        case "pyramid_concat":
+            yield leaf(2, 3, 7, 5), leaf(2, 2, 14), BINS, True, False
+        case "pyramid_concat_backward":
+            yield leaf(2, 9, 7, 5), 3, BINS, False, True
+        case "pyramid_conv":
+            yield leaf(2, 3, 7, 5), leaf(2, 2, 14), leaf(4, 9, 3, 3), leaf(4), BINS, True, True
+            yield leaf(2, 3, 7, 5), leaf(2, 2, 14), leaf(4, 9, 1, 1), None, BINS, False, False
+        case "pyramid_conv_backward":
+            yield leaf(2, 4, 7, 5), leaf(2, 3, 7, 5), leaf(2, 2, 14), leaf(4, 9, 3, 3), BINS, True, True
+        case "upsample_cross_entropy":
+            for labels, chosen in zip(targets, options, strict=True):
+                yield leaf(2, 3, 3, 4), labels, *chosen
+        case "upsample_cross_entropy_backward":
+            for labels, chosen, shape in zip(targets, options, losses, strict=True):
+                logits = leaf(2, 3, 3, 4)
+                yield leaf(*shape), logits, labels, lse(logits, labels, chosen), *chosen
+        case "dual_cross_entropy":
+            for want_labels, labels, chosen in zip((True, False, True), targets, options, strict=True):
+                yield leaf(2, 3, 3, 4), leaf(2, 3, 2, 5), labels, want_labels, *chosen
+        case "dual_cross_entropy_backward":
+            for labels, chosen, shape in zip(targets, options, losses, strict=True):
+                heads = leaf(2, 3, 3, 4), leaf(2, 3, 2, 5)
+                yield leaf(*shape), leaf(*shape), *heads, labels, *(lse(z, labels, chosen) for z in heads), *chosen
+        case "upsample_argmax":
+            yield random(2, 3, 3, 4, layout=layout), 9, 13, True, torch.int64
+            yield random(2, 3, 3, 4, layout=layout), 9, 13, False, torch.uint8
+        case _:
+            raise AssertionError(f"no samples for {name}")
+
+
+# opcheck: the schema tells no lie (aliasing, mutation), autograd is registered where it belongs, fake tensors come out
+# as the real ones do (strides included), and gradients agree under AOTAutograd with dynamic shapes.
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", [*SCHEMAS, *TRITON])
+def test_opcheck(name: str, layout: str) -> None:
+    if name in TRITON and not INTERPRETED:
+        pytest.skip("Triton's kernels take CPU tensors only with TRITON_INTERPRET=1")
+    for arguments in samples(name, layout):
+        torch.library.opcheck(overload(name), arguments)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMAS if name != "upsample_argmax"])
+def test_training_after_inference_mode(name: str) -> None:
+    """Tables that an operator keeps from call to call must not be inference tensors to autograd."""
+    (arguments, *_) = samples(name)
+    with torch.inference_mode():
+        overload(name)(*(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments))
+    results = as_tuple(overload(name)(*arguments))
+    leaves = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
+    gradients = torch.autograd.grad([r.sum() for r in results if r.requires_grad], leaves)
+    assert all(g.isfinite().all() for g in gradients)
