@@ -123,6 +123,7 @@ def _cpu_model() -> str:
 
 def save(name: str, rows: list[dict[str, Any]]) -> Path:
     """Write rows with the machine they were measured on to ``results/name.json``, in one step."""
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """PSPNet50's training step: fused, stock eager and torch.compile; time interleaved, peak memory in fresh processes.
 
-    python -m benchmarks.training_step                     the table of the README (about 15 minutes on two cores)
-    python -m benchmarks.training_step --size 97 --rounds 1 --no-save      a look
+python -m benchmarks.training_step                     the table of the README (about 15 minutes on two cores)
+python -m benchmarks.training_step --size 97 --rounds 1 --no-save      a look
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def build(variant: str, options: argparse.Namespace, classes: int) -> Callable[[
             _, main, aux = call(x, y)
             loss = main + AUX_WEIGHT * aux
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

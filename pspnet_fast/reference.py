@@ -195,9 +195,7 @@ def dual_cross_entropy_argmax(
         for logits in (main, aux)
     )
     main_loss, aux_loss = (
-        cross_entropy(
-            up, labels, weight, ignore_index, label_smoothing, reduction, denominator, empty, pixel_weight
-        )
+        cross_entropy(up, labels, weight, ignore_index, label_smoothing, reduction, denominator, empty, pixel_weight)
         for up in (up_main, up_aux)
     )
     return DualLoss(main_loss + aux_weight * aux_loss, main_loss, aux_loss), up_main.argmax(dim=1)

@@ -1,4 +1,4 @@
-"""What ``python -m pspnet_fast`` prints: versions, what was built, and what every operator runs on, with the reasons."""
+"""What ``python -m pspnet_fast`` prints: versions, what was built, what every operator runs on, and why."""
 
 from __future__ import annotations
 
@@ -77,12 +77,24 @@ def _backends() -> list[str]:
 
 
 def _operators() -> list[str]:
-    """One line an operator: what it runs on for CPU and for CUDA tensors."""
+    """One line an operator: what it runs on for CPU and for CUDA tensors; then why some run on no kernel."""
     lines = [f"{'Operator':<24} {'on CPU tensors':<28} on CUDA tensors"]
+    notes = []
     for operator in backend.KERNELS:
         cpu, cuda = (_choice(operator, device) for device in ("cpu", "cuda"))
         lines.append(f"{operator:<24} {cpu:<28} {cuda}")
-    return lines
+        notes += [note for device in ("cpu", "cuda") if (note := _why_no_kernel(operator, device))]
+    return [*lines, "", *notes] if notes else lines
+
+
+def _why_no_kernel(operator: str, device: str) -> str | None:
+    """Why ``operator`` runs on no kernel for tensors of ``device``, or None if it does."""
+    if backend.active_backend() != "auto" or backend.select(operator, device) in backend.BACKENDS[1:]:
+        return None
+    names = [name for name in backend.KERNELS[operator] if (name == "cpu") == (device == "cpu")]
+    if not names:
+        return f"{operator} has no kernel for {device.upper()} tensors in this version"
+    return "; ".join(f"{operator} on {name}: {backend.unavailable(operator, name, device)}" for name in names)
 
 
 def _choice(operator: str, device: str) -> str:

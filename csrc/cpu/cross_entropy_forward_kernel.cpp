@@ -2,6 +2,7 @@
 #include "cross_entropy_kernel.h"
 
 #include <cstdlib>
+#include <new>
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
 namespace {

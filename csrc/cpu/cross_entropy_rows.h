@@ -38,6 +38,7 @@ struct Workspace {
     const int64_t map = p.classes * padded, steps = p.steps * padded;
     const int64_t count = 3 * map + 5 * steps + (backward ? 4 * map : 0);
     memory = static_cast<Real*>(std::aligned_alloc(64, (count * sizeof(Real) + 63) / 64 * 64));
+    if (memory == nullptr) throw std::bad_alloc();
     Real* next = memory;
     const auto take = [&](int64_t n) { return (next += n) - n; };
     top = take(map), bottom = take(map), row = take(map);

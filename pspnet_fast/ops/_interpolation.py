@@ -9,9 +9,7 @@ from torch import Tensor
 
 
 @functools.lru_cache(maxsize=256)
-def tap_matrix(
-    n: int, k: int, align_corners: bool, taps: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def tap_matrix(n: int, k: int, align_corners: bool, taps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What each tap of a convolution of odd width ``taps`` reads of an axis upsampled from ``k`` to ``n`` cells.
 
     Returns:

@@ -35,9 +35,7 @@ SCHEMAS = {
         "(Tensor grad, Tensor x, Tensor levels, Tensor weight, int[] bins, bool align_corners, bool x_first) "
         "-> (Tensor, Tensor, Tensor)"
     ),
-    "upsample_cross_entropy": (
-        f"(Tensor logits, Tensor target, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor, Tensor)"
-    ),
+    "upsample_cross_entropy": (f"(Tensor logits, Tensor target, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor, Tensor)"),
     "upsample_cross_entropy_backward": (
         f"(Tensor grad, Tensor logits, Tensor target, Tensor lse, {_CROSS_ENTROPY_OPTIONS}) -> Tensor"
     ),
@@ -49,9 +47,7 @@ SCHEMAS = {
         "(Tensor grad_main, Tensor grad_aux, Tensor main, Tensor aux, Tensor target, "
         f"Tensor lse_main, Tensor lse_aux, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor)"
     ),
-    "upsample_argmax": (
-        "(Tensor logits, SymInt height, SymInt width, bool align_corners, ScalarType dtype) -> Tensor"
-    ),
+    "upsample_argmax": ("(Tensor logits, SymInt height, SymInt width, bool align_corners, ScalarType dtype) -> Tensor"),
 }
 
 if EXTENSION.cpu is not None:
@@ -102,8 +98,9 @@ def _autocast_kernel(name: str, device_type: str, key: str, lower_precision: boo
             if lower_precision:
                 dtype = torch.get_autocast_dtype(device_type)
                 args = tuple(
-                    a.to(dtype) if isinstance(a, torch.Tensor) and a.dtype in (torch.float32, torch.float16,
-                                                                              torch.bfloat16) else a
+                    a.to(dtype)
+                    if isinstance(a, torch.Tensor) and a.dtype in (torch.float32, torch.float16, torch.bfloat16)
+                    else a
                     for a in args
                 )
             return overload(name)(*args)

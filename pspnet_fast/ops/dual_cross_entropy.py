@@ -155,9 +155,7 @@ def _fake_forward(main: Tensor, aux: Tensor, target: Tensor, labels: bool, *opti
     return main_total, aux_total, divisor, main_lse, aux_lse, best
 
 
-def _fake_backward(
-    grad_main: Tensor, grad_aux: Tensor, main: Tensor, aux: Tensor, *_: Any
-) -> tuple[Tensor, Tensor]:
+def _fake_backward(grad_main: Tensor, grad_aux: Tensor, main: Tensor, aux: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return empty_gradient(main), empty_gradient(aux)
 
 

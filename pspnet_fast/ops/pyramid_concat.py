@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.backend import select
+from pspnet_fast.layout import memory_format
 from pspnet_fast.ops._checks import check_bins, check_levels, check_map
 from pspnet_fast.ops._interpolation import upsample_adjoint
-from pspnet_fast.ops._layout import memory_format
 from pspnet_fast.ops._library import overload, register, register_autocast, register_composition
 from pspnet_fast.reference import DEFAULT_BINS
 

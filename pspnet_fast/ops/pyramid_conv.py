@@ -24,9 +24,9 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.backend import select
+from pspnet_fast.layout import is_channels_last, memory_format
 from pspnet_fast.ops._checks import check_bins, check_dtype, check_levels, check_map, same_device
 from pspnet_fast.ops._interpolation import tap_matrix
-from pspnet_fast.ops._layout import is_channels_last, memory_format
 from pspnet_fast.ops._library import (
     overload,
     register,
@@ -268,7 +268,5 @@ def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, 
 register_composition("pyramid_conv", _forward)
 register_composition("pyramid_conv_backward", _backward)
 register("pyramid_conv", fake=_fake_forward, setup_context=_save_forward, backward=_differentiate)
-register(
-    "pyramid_conv_backward", fake=_fake_backward, setup_context=_save_backward, backward=_differentiate_again
-)
+register("pyramid_conv_backward", fake=_fake_backward, setup_context=_save_backward, backward=_differentiate_again)
 register_autocast("pyramid_conv", lower_precision=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.backend import select
+from pspnet_fast.layout import is_channels_last
 from pspnet_fast.ops._checks import check_bins, check_map
-from pspnet_fast.ops._layout import is_channels_last
 from pspnet_fast.ops._library import NAMESPACE, SCHEMAS, overload, register, register_composition
 from pspnet_fast.reference import DEFAULT_BINS
 

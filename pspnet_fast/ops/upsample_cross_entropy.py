@@ -61,32 +61,20 @@ def upsample_cross_entropy(
     """
     check_map("logits", logits)
     check_target(logits, target)
-    options, reduce = check_options(
-        logits,
-        target,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        denominator=denominator,
-        empty=empty,
-        align_corners=align_corners,
-        pixel_weight=pixel_weight,
-    )
+    options: dict[str, Any] = {
+        "weight": weight,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "reduction": reduction,
+        "denominator": denominator,
+        "empty": empty,
+        "align_corners": align_corners,
+        "pixel_weight": pixel_weight,
+    }
+    packed, reduce = check_options(logits, target, **options)
     if select("upsample_cross_entropy", logits.device.type) == "reference":
-        return reference.upsample_cross_entropy(
-            logits,
-            target,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            denominator=denominator,
-            empty=empty,
-            align_corners=align_corners,
-            pixel_weight=pixel_weight,
-        )
-    total, divisor, _ = overload("upsample_cross_entropy")(logits, target, *options)
+        return reference.upsample_cross_entropy(logits, target, **options)
+    total, divisor, _ = overload("upsample_cross_entropy")(logits, target, *packed)
     return reduce(total, divisor, target)
 
 

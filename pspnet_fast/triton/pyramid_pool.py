@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pspnet_fast.ops._layout import is_channels_last
+from pspnet_fast.layout import is_channels_last
 from pspnet_fast.triton.atoms import (
     atoms_nchw_bwd_kernel,
     atoms_nchw_fwd_kernel,
