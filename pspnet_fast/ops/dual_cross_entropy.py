@@ -1,6 +1,6 @@
 """PSPNet's training loss, L = L_main + λ · L_aux, from both heads' low-resolution logits (Zhao et al. 2017, 3.3).
 
-Both heads are scored against one target, read once.
+The main head's arg-max, which training scripts report accuracy from, falls out of the same pass.
 """
 
 from __future__ import annotations

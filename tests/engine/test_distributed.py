@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from conftest import MakeConfig
 
 from pspnet_fast.engine import ConfigError, checkpoint, dump_config, train
 from pspnet_fast.engine.distributed import World, pick_device
+
+if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
+    from conftest import MakeConfig
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,12 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import yaml
-from conftest import MakeConfig
 from torch import Tensor
 
 from pspnet_fast import use_backend
@@ -29,6 +28,9 @@ from pspnet_fast.engine import (
     train,
 )
 from pspnet_fast.engine.train import Trainer
+
+if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
+    from conftest import MakeConfig
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -1,0 +1,46 @@
+# make demo   set up, then train, evaluate and picture a small PSPNet, beside stock PyTorch
+# make test   set up, then pass the tests
+# make lint   ruff and mypy
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+
+.PHONY: setup demo test test-native test-triton test-cpp lint clean
+
+setup: $(VENV)/.ready
+
+# torch comes first, so that the extension is linked against the very torch that it will be imported with.
+$(VENV)/.ready: pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake buildtools -type f -not -name '*.pyc')
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing torch, then this package (compiling takes some minutes), into $(VENV)"
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26" "setuptools>=77" cmake ninja pybind11
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[train,dev]"
+	$(BIN)/python -m pspnet_fast
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m pspnet_fast.demo --out demo
+
+test: test-cpp test-native test-triton
+
+# Back ends that must not be skipped: PSPNET_FAST_EXPECT_BACKENDS=cpu make test
+test-native: setup
+	$(BIN)/python -m pytest tests
+
+# Triton reads its variable when it is imported, so its interpreter needs a process of its own.
+test-triton: setup
+	TRITON_INTERPRET=1 PSPNET_FAST_EXPECT_BACKENDS=triton $(BIN)/python -m pytest tests/ops -k triton
+
+test-cpp: setup
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp -G Ninja -DPSPNET_FAST_CPP_TESTS_ONLY=ON
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cpp
+	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/cpp --output-on-failure
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist demo *.egg-info pspnet_fast/_C.*.so pspnet_fast/_build_info.json

@@ -1,0 +1,109 @@
+"""pspnet_fast.extension: what is loaded, or the reason and the remedy; and the report that tells it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pspnet_fast import backend
+from pspnet_fast import report as report_module
+from pspnet_fast.extension import EXTENSION, REBUILD, Extension, load
+
+VERSION = "2.99.0"
+BUILT: dict[str, Any] = {"torch": VERSION, "built": ["cpu", "cuda"], "skipped": {}, "compiler": "GNU 12"}
+
+
+def load_record(tmp_path: Path, content: str | dict[str, Any]) -> Extension:
+    path = tmp_path / "_build_info.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return load(path, VERSION)
+
+
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names that were imported; nothing is."""
+    names: list[str] = []
+    monkeypatch.setattr(importlib, "import_module", names.append)
+    return names
+
+
+def test_not_built(tmp_path: Path, imported: list[str]) -> None:
+    extension = load(tmp_path / "_build_info.json", VERSION)
+    assert extension.cpu == extension.cuda == f"the extension was not built; run `{REBUILD}` in the source folder"
+    assert (extension.info, imported) == ({}, [])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"built": ["cpu"], "skipped": {}}', "\x00"])
+def test_unreadable_record(content: str, tmp_path: Path, imported: list[str]) -> None:
+    extension = load_record(tmp_path, content)
+    assert extension.cpu is not None
+    assert extension.cpu.startswith(f"{tmp_path / '_build_info.json'} is unreadable")
+    assert REBUILD in extension.cpu
+    assert imported == []
+
+
+def test_another_torch_is_not_loaded(tmp_path: Path, imported: list[str]) -> None:
+    extension = load_record(tmp_path, BUILT | {"torch": "2.98.0"})
+    assert extension.cpu == extension.cuda
+    assert extension.cpu is not None
+    assert "built against torch 2.98.0, but torch 2.99.0 is imported" in extension.cpu
+    assert REBUILD in extension.cpu
+    assert imported == []
+
+
+def test_nothing_could_be_compiled(tmp_path: Path, imported: list[str]) -> None:
+    skipped = {"cpu": "no compiler", "cuda": "no compiler"}
+    extension = load_record(tmp_path, BUILT | {"built": [], "skipped": skipped})
+    assert (extension.cpu, extension.cuda, imported) == ("no compiler", "no compiler", [])
+
+
+def test_cpu_alone(tmp_path: Path, imported: list[str]) -> None:
+    extension = load_record(tmp_path, BUILT | {"built": ["cpu"], "skipped": {"cuda": "no nvcc was found"}})
+    assert (extension.cpu, extension.cuda, imported) == (None, "no nvcc was found", ["pspnet_fast._C"])
+
+
+def test_everything(tmp_path: Path, imported: list[str]) -> None:
+    extension = load_record(tmp_path, BUILT)
+    assert (extension.cpu, extension.cuda, extension.info) == (None, None, BUILT)
+
+
+def test_extension_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError("undefined symbol: _ZN3c10")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    extension = load_record(tmp_path, BUILT)
+    assert extension.cpu == extension.cuda
+    assert extension.cpu is not None
+    assert "does not load (undefined symbol: _ZN3c10)" in extension.cpu
+
+
+def test_report_names_every_operator_and_backend() -> None:
+    text = report_module.report()
+    for name in (*backend.KERNELS, *backend.BACKENDS):
+        assert f"\n{name}" in text or f"\n  {name}" in text
+
+
+def test_report_gives_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Extension("no compiler was found", "no nvcc was found", {"compiler": None, "nvcc": None})
+    for module in (backend, report_module):
+        monkeypatch.setattr(module, "EXTENSION", broken)
+    backend.unavailable.cache_clear()
+    try:
+        text = report_module.report()
+    finally:
+        backend.unavailable.cache_clear()
+    assert "nothing was compiled" in text
+    assert "no compiler was found" in text
+    assert "no nvcc was found" in text
+
+
+@pytest.mark.skipif(EXTENSION.cpu is not None, reason="the extension is not built here")
+def test_report_of_a_built_extension() -> None:
+    lines = report_module.report().splitlines()
+    assert any(line.startswith("compiler") and str(EXTENSION.info["compiler"]) in line for line in lines)
+    assert any(line.startswith("  cpu") and "ready" in line for line in lines)

@@ -1,0 +1,95 @@
+"""Which torch a build links against, and what the source distribution carries."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from building import ROOT
+
+from buildtools import backend
+from buildtools.torch_info import find_torch
+
+
+def test_finds_the_torch_that_will_be_imported() -> None:
+    found = find_torch()
+    assert found is not None
+    assert (found.version, found.cuda) == (torch.__version__, torch.version.cuda)
+    assert Path(found.folder) == Path(torch.__file__).parent
+
+
+def test_a_torch_of_an_isolated_build_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoy = tmp_path / "torch"
+    decoy.mkdir()
+    (decoy / "__init__.py").touch()
+    (decoy / "version.py").write_text("__version__ = '0.0.decoy'\ncuda = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = find_torch()
+    assert found is not None
+    assert found.version == torch.__version__
+
+
+@pytest.mark.parametrize("hook", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
+def test_torch_is_a_build_requirement_only_where_there_is_none(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend._setuptools, hook, lambda config_settings: ["setuptools"])
+    assert getattr(backend, hook)() == ["setuptools"]
+    monkeypatch.setattr(backend, "find_torch", lambda: None)
+    assert getattr(backend, hook)() == ["setuptools", "torch>=2.11"]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked source distribution, made from a copy: setuptools writes beside the sources."""
+    pytest.importorskip("build", reason="python -m build is not installed")
+    work = tmp_path_factory.mktemp("sdist")
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "demo", "runs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, work / "source", ignore=lambda folder, names: unwanted(folder, names) - keep(folder, names))
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--skip-dependency-check"]
+    command += ["--outdir", str(work), str(work / "source")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = work.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(work / "unpacked", filter="data")
+    (folder,) = (work / "unpacked").iterdir()
+    return folder
+
+
+def keep(folder: str, names: list[str]) -> set[str]:
+    """The package's folder that only shares its name with the output of `make demo`."""
+    return set() if Path(folder) == ROOT else {"demo"} & set(names)
+
+
+def test_sdist_has_every_source(sdist: Path) -> None:
+    wanted = {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md", "CONTRIBUTING.md", "Makefile",
+              "pspnet_fast/py.typed"}  # fmt: skip
+    for folder, patterns in {
+        "csrc": ("*.h", "*.cpp", "*.cu", "*.cuh"),
+        "cmake": ("*.cmake",),
+        "buildtools": ("*.py",),
+        "pspnet_fast": ("*.py", "*.yaml"),
+        "tests": ("*.py", "*.cpp"),
+        "docs": ("*.py", "*.svg"),
+        "benchmarks": ("*.py", "*.md", "*.json"),
+    }.items():
+        wanted |= {path.relative_to(ROOT).as_posix() for pattern in patterns for path in (ROOT / folder).rglob(pattern)}
+    missing = {name for name in wanted if not (sdist / name).is_file()}
+    assert not missing
+
+
+def test_sdist_has_nothing_built(sdist: Path) -> None:
+    built = [path for path in sdist.rglob("*") if path.suffix in (".so", ".o", ".pyc") or "_build_info" in path.name]
+    assert not built
+
+
+def test_sdist_configures(sdist: Path, cmake: str, tmp_path: Path) -> None:
+    """CMake wants every source and header that it was told of to exist."""
+    command = [cmake, "-S", str(sdist), "-B", str(tmp_path), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
+    done = subprocess.run([*command, "-DPSPNET_FAST_CUDA=OFF"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "build_info.json").is_file()

@@ -1,0 +1,248 @@
+"""What the README says: its numbers are the measured ones, commands parse, snippets run, tables are true."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pspnet_fast
+from pspnet_fast import backend
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for benchmarks, which is not installed
+report = importlib.import_module("benchmarks.report")
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Beside the README the project's other pages: their commands must not rot either.
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [
+    (name, line.strip())
+    for name, text in PAGES.items()
+    for block in blocks(text, "bash")
+    for line in block.splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_tables_are_what_was_measured() -> None:
+    assert report.filled(README) == README, "run `python -m benchmarks.report`"
+
+
+def sample_results() -> dict[str, Any]:
+    def timing(median: float) -> dict[str, float]:
+        return {"median": median, "p20": median - 100, "p80": median + 200, "rounds": 5}
+
+    times = {"eager": timing(6000.0), "compile": timing(15000.0), "pspnet_fast": timing(3000.0)}
+    row = {
+        "layers": 50, "batch": 2, "size": 473, "channels_last": False, "bf16": False, "classes": 19,
+        "milliseconds": times, "peak_megabytes": {"eager": 4000.4, "compile": 3500.0, "pspnet_fast": 2000.0},
+    }  # fmt: skip
+    machine = {
+        "device": "A CPU, 2 cores", "threads": 2, "python": "3.11.7", "torch": "2.99.0",
+        "commit": "abc123", "date": "2026-01-02",
+    }  # fmt: skip
+    return {"machine": machine, "rows": [row]}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    (tmp_path / f"{report.TABLES['training_step']}.json").write_text(json.dumps(sample_results()))
+    return tmp_path
+
+
+def test_report_renders_the_measurements(results: Path) -> None:
+    text = report.filled(README, results)
+    assert "| 19 | stock PyTorch, eager | 6.00 s (5.90 to 6.20) | 2.00 | 4000 MB |" in text
+    assert "| 19 | stock PyTorch, `torch.compile` | 15.0 s (14.9 to 15.2) | 5.00 | 3500 MB |" in text
+    assert "| 19 | **pspnet_fast** | 3.00 s (2.90 to 3.20) | 1.00 | 2000 MB |" in text
+    assert "PSPNet50, 2 crops of 473×473, NCHW, float32" in text
+    assert "A CPU, 2 cores, 2 threads, torch 2.99.0, Python 3.11.7, commit abc123, 2026-01-02." in text
+    assert report.filled(text, results) == text
+
+
+def test_a_changed_number_is_noticed(results: Path) -> None:
+    text = report.filled(README, results)
+    assert report.filled(text.replace("6.00 s", "9.00 s"), results) == text
+
+
+def test_unknown_or_missing_markers_are_errors(results: Path) -> None:
+    with pytest.raises(ValueError, match="markers for"):
+        report.filled(README.replace("benchmark:training_step", "benchmark:training_stp"), results)
+    with pytest.raises(ValueError, match="markers for"):
+        report.filled("no markers", results)
+
+
+@pytest.mark.parametrize(("text", "code"), [("current", 0), ("outdated", 1)])
+def test_check_tells_by_its_exit_code(text: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(README if text == "current" else README.replace("-->\n<!-- /b", "-->\n| made up |\n<!-- /b"))
+    if text == "outdated" and page.read_text() == README:
+        page.write_text(re.sub(r"\d+ MB \|", "1 MB |", README, count=1))
+    monkeypatch.setattr(report, "README", page)
+    monkeypatch.setattr(sys, "argv", ["report", "--check"])
+    before = page.read_text()
+    if code:
+        with pytest.raises(SystemExit, match=r"run `python -m benchmarks\.report`"):
+            report.main()
+    else:
+        report.main()
+    assert page.read_text() == before
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def source_text() -> str:
+    files = [*(ROOT / "buildtools").glob("*.py"), *(ROOT / "pspnet_fast").rglob("*.py"), *(ROOT / "cmake").iterdir()]
+    files += [*(ROOT / "tests").rglob("*.py"), ROOT / "CMakeLists.txt", ROOT / "Makefile", ROOT / ".ci" / "run"]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files if path != Path(__file__))
+
+
+def check_typer(arguments: list[str]) -> None:
+    """Options, sub-command and their types, without running it."""
+    from typer.main import get_command
+
+    from pspnet_fast.engine.commands import app
+
+    group = get_command(app)
+    name, command, rest = group.resolve_command(group.make_context("pspnet-fast", list(arguments)), arguments)  # type: ignore[attr-defined]
+    command.make_context(name, rest)
+
+
+def check_overrides(arguments: list[str]) -> None:
+    from pspnet_fast.engine import load_config
+
+    configs = [word for word in arguments if re.fullmatch(r"\w+_r\d+", word)]
+    load_config(configs[0] if configs else "camvid_r18", [word for word in arguments if re.match(r"\w+\.\w+=", word)])
+
+
+def check_program(words: list[str]) -> None:
+    """Fails where the command would not even start."""
+    program, arguments = words[0], words[1:]
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), (
+            f"no target {arguments[0]}"
+        )
+    elif program == "pspnet-fast":
+        check_typer(arguments)
+        if arguments[0] == "train":
+            check_overrides(arguments)
+    elif program == "torchrun":
+        check_program(["pspnet-fast", *arguments[arguments.index("pspnet_fast.cli") + 1 :]])
+    elif program == "python":
+        assert arguments[0] == "-m"
+        assert find_spec(arguments[1]) is not None, f"no module {arguments[1]}"
+    elif program in ("pytest", "cmake", "ctest"):
+        for path in (word for word in arguments if word.startswith(("tests", "benchmarks"))):
+            assert (ROOT / path).exists(), f"no {path}"
+    elif program.startswith((".ci/", "./")):
+        assert os.access(ROOT / program, os.X_OK), f"{program} cannot be run"
+    else:
+        assert program in ("pip", "git", "cd"), f"{program} is a program that this test does not know"
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda value: value[:60])
+def test_command(page: str, line: str) -> None:
+    pytest.importorskip("typer", reason="the commands need the extra [train]")
+    assert subprocess.run(["bash", "-n"], input=line, text=True, check=False).returncode == 0
+    for part in re.split(r"&&|;(?![\d])", line.split(" #")[0]):
+        words = shlex.split(part)
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            variable = words.pop(0).split("=")[0]
+            assert variable == "PATH" or variable in source_text(), f"nothing reads {variable}"
+        check_program(words)
+
+
+# ---- snippets, tables, links ----------------------------------------------------------------------------------------
+
+
+def snippet_names() -> dict[str, Any]:
+    """What a snippet finds in its surroundings: two tiny labelled images, and maps of two heads."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 33, 33, generator=generator)
+    target = torch.randint(0, 19, (2, 33, 33), generator=generator)
+    main, aux = (torch.randn(2, 19, 5, 5, generator=generator) for _ in range(2))
+    features = torch.randn(2, 8, 13, 9, generator=generator)
+    return {
+        "loader": [(images, target)],
+        "features": features,
+        "main_logits": main,
+        "aux_logits": aux,
+        "target": target,
+    }
+
+
+SNIPPETS = {f"{name}-{i}": code for name in PAGES for i, code in enumerate(blocks(PAGES[name], "python"))}
+
+
+@pytest.mark.parametrize("code", SNIPPETS.values(), ids=SNIPPETS)
+def test_snippet_runs(code: str) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        exec(compile(code, "README.md", "exec"), snippet_names())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_snippets_were_found() -> None:
+    assert len(blocks(README, "python")) >= 2
+    assert len(COMMANDS) > 15
+
+
+def test_replacement_for_semsegs_import() -> None:
+    (diff,) = blocks(README, "diff")
+    (added,) = re.findall(r"^\+(.*)", diff, re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(added, names)
+    assert names["PSPNet"] is pspnet_fast.PSPNet
+
+
+def test_operator_table_names_the_kernels_there_are() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .* \| .* \|([^|]*)\|$", README, re.MULTILINE)
+    told = {name: tuple(re.findall(r"`(\w+)`", kernels)) for name, kernels in rows if name in backend.KERNELS}
+    assert told == backend.KERNELS
+
+
+def test_data_set_table_names_the_data_sets_there_are() -> None:
+    data = pytest.importorskip("pspnet_fast.data")
+    rows = re.search(r"\| data set \|.*?\n\n", README, re.DOTALL)
+    assert rows is not None
+    first_cells = " ".join(line.split("|")[1] for line in rows.group().splitlines()[2:-1])
+    assert set(re.findall(r"`(\w+)`", first_cells)) == set(data.DATASETS)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[page]):
+        assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_figure_is_what_its_script_draws() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import architecture; print(architecture.draw(), end='')"],
+        cwd=ROOT / "docs", capture_output=True, text=True, check=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8") == done.stdout
