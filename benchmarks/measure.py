@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -69,7 +68,8 @@ def _timing(values: list[float]) -> Timing:
 def peak_bytes(prepare: Callable[[], Callable[[], object]]) -> int:
     """The most memory that ``prepare()()`` held above what ``prepare`` left: GPU allocator, or resident set on a CPU.
 
-    On a CPU call it in a process of its own: the resident set's high-water mark never falls.
+    On a CPU call it in a process of its own: the resident set's high-water mark never falls. It is read from
+    /proc/self/status, as getrusage's also holds that of the process that started this one.
     """
     run = prepare()
     if torch.cuda.is_available():
@@ -77,14 +77,16 @@ def peak_bytes(prepare: Callable[[], Callable[[], object]]) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    before = _resident()
+    before = _status_bytes("VmRSS")
     run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return _status_bytes("VmHWM") - before
 
 
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux")
 
 
 def in_fresh_process(module: str, *arguments: str) -> Any:

@@ -149,6 +149,10 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most that torch held on a GPU, or that this process occupied."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, where getrusage's figure also holds that of the process that started this one
+        mark = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(mark.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
