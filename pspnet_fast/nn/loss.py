@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-import torch
 from torch import Tensor, nn
 
+from pspnet_fast.ops._checks import LABEL_DTYPES
 from pspnet_fast.ops.dual_cross_entropy import dual_cross_entropy
 from pspnet_fast.reference import DualLoss
 
 from .fusion import changed_reason
-
-LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
 
 class CrossEntropyOptions(TypedDict):

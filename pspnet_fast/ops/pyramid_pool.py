@@ -17,7 +17,7 @@ from pspnet_fast import reference
 from pspnet_fast.backend import select
 from pspnet_fast.layout import is_channels_last
 from pspnet_fast.ops._checks import check_bins, check_map
-from pspnet_fast.ops._library import NAMESPACE, SCHEMAS, overload, register, register_composition
+from pspnet_fast.ops._library import NAMESPACE, SCHEMAS, overload, register, register_autocast, register_composition
 from pspnet_fast.reference import DEFAULT_BINS
 
 
@@ -98,6 +98,7 @@ def _register_pair(suffix: str) -> None:
 
     register(forward, fake=_fake_forward, setup_context=save_input, backward=differentiate)
     register(backward, fake=_fake_backward, setup_context=save_bins, backward=differentiate_again)
+    register_autocast(forward)
 
 
 # Where the extension has no kernel for a device, the operator runs the definition.
