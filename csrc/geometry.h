@@ -81,4 +81,38 @@ PSPNET_FAST_HD Tap bilinear_tap(int64_t x, int64_t in, int64_t out, bool align_c
   return {lo, lo + (lo < in - 1 ? 1 : 0), t};
 }
 
+// One axis of `nodes` inputs cut into cells: cell q lies between nodes first_node + q and first_node + q + 1, clamped to
+// the axis, and holds outputs begin[q], …, begin[q] + count[q] - 1 at fractions start[q], start[q] + step, … of its length.
+// Half-pixel centres place the border outputs outside of the outer nodes: those are cells -1 and nodes - 1. Every node
+// is the lower one of a cell, so that all of them have a gradient, be it zero.
+struct Cells {
+  int64_t first_node;
+  std::vector<int32_t> begin, count;
+  std::vector<double> start;
+  double step;
+
+  int64_t size() const { return static_cast<int64_t>(begin.size()); }
+  int64_t most() const { return *std::max_element(count.begin(), count.end()); }
+};
+
+inline Cells cut_cells(int64_t nodes, int64_t out, bool align_corners) {
+  Cells cells;
+  cells.step = source_scale(nodes, out, align_corners);
+  cells.first_node = align_corners ? 0 : -1;
+  const int64_t size = nodes - cells.first_node;
+  cells.begin.assign(size, static_cast<int32_t>(out));
+  cells.count.assign(size, 0);
+  cells.start.assign(size, 0.0);
+  for (int64_t x = 0; x < out; ++x) {
+    const double position = align_corners ? x * cells.step : (x + 0.5) * cells.step - 0.5;
+    const int64_t node = std::clamp<int64_t>(static_cast<int64_t>(std::floor(position)), cells.first_node, nodes - 1);
+    const int64_t q = node - cells.first_node;
+    if (cells.count[q]++ == 0) {
+      cells.begin[q] = static_cast<int32_t>(x);
+      cells.start[q] = position - static_cast<double>(node);
+    }
+  }
+  return cells;
+}
+
 }  // namespace pspnet_fast

@@ -25,20 +25,20 @@ TORCH_LIBRARY(pspnet_fast, m) {
       "bool x_first) -> (Tensor, Tensor, Tensor)",
       tags);
   m.def(
-      "upsample_cross_entropy(Tensor logits, Tensor target, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS
+      "upsample_cross_entropy(Tensor logits, Tensor target, bool gradient, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS
       ") -> (Tensor, Tensor, Tensor)",
       tags);
   m.def(
-      "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor lse, "
+      "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor state, "
       PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> Tensor",
       tags);
   m.def(
-      "dual_cross_entropy(Tensor main, Tensor aux, Tensor target, bool labels, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS
-      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+      "dual_cross_entropy(Tensor main, Tensor aux, Tensor target, bool gradient, bool labels, bool correct, "
+      PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       tags);
   m.def(
       "dual_cross_entropy_backward(Tensor grad_main, Tensor grad_aux, Tensor main, Tensor aux, Tensor target, "
-      "Tensor lse_main, Tensor lse_aux, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> (Tensor, Tensor)",
+      "Tensor main_state, Tensor aux_state, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> (Tensor, Tensor)",
       tags);
   m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners, ScalarType dtype) -> Tensor", tags);
 }

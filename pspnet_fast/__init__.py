@@ -6,7 +6,9 @@ from pspnet_fast.backend import BackendError, use_backend
 from pspnet_fast.nn.pspnet import PSPNet
 from pspnet_fast.ops import (
     DualLoss,
+    DualPrediction,
     dual_cross_entropy,
+    dual_cross_entropy_argmax,
     pyramid_concat,
     pyramid_conv,
     pyramid_pool,
@@ -22,8 +24,10 @@ except PackageNotFoundError:  # imported from a source folder that was never ins
 __all__ = [
     "BackendError",
     "DualLoss",
+    "DualPrediction",
     "PSPNet",
     "dual_cross_entropy",
+    "dual_cross_entropy_argmax",
     "pyramid_concat",
     "pyramid_conv",
     "pyramid_pool",

@@ -29,6 +29,16 @@ class DualLoss(NamedTuple):
     aux: Tensor
 
 
+class DualPrediction(NamedTuple):
+    """:class:`DualLoss`, and the main head's labels int64 ``[B, H, W]`` and number of correct pixels, where wanted."""
+
+    loss: Tensor
+    main: Tensor
+    aux: Tensor
+    labels: Tensor | None
+    correct: Tensor | None
+
+
 def unpack_levels(levels: Tensor, bins: Sequence[int]) -> list[Tensor]:
     """Split packed levels ``[B, C, Σk²]`` into views ``[B, C, k, k]``, one per entry of ``bins``."""
     parts = levels.split([k * k for k in bins], dim=2)
@@ -170,35 +180,47 @@ def dual_cross_entropy(
     pixel_weight: Tensor | None = None,
 ) -> DualLoss:
     """:func:`upsample_cross_entropy` of two heads against one target, and their weighted sum."""
-    options = (weight, ignore_index, label_smoothing, reduction, denominator, empty, pixel_weight)
-    return dual_cross_entropy_argmax(main, aux, target, aux_weight, align_corners, *options)[0]
+    options = (weight, ignore_index, label_smoothing, reduction, denominator, empty, align_corners, pixel_weight)
+    result = dual_cross_entropy_argmax(main, aux, target, False, False, aux_weight, *options)
+    return DualLoss(result.loss, result.main, result.aux)
 
 
 def dual_cross_entropy_argmax(
     main: Tensor,
     aux: Tensor,
     target: Tensor,
+    labels: bool = True,
+    correct: bool = False,
     aux_weight: float | Tensor = 0.4,
-    align_corners: bool = True,
     weight: Tensor | None = None,
     ignore_index: int = 255,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     denominator: str | float = "valid",
     empty: str = "nan",
+    align_corners: bool = True,
     pixel_weight: Tensor | None = None,
-) -> tuple[DualLoss, Tensor]:
-    """:func:`dual_cross_entropy`, and the most likely class of every pixel by the main head, int64 ``[B, H, W]``."""
-    labels = target.long()
+) -> DualPrediction:
+    """:func:`dual_cross_entropy`, and the main head's most likely class of every pixel and how often it is right."""
     up_main, up_aux = (
         F.interpolate(accumulation(logits), target.shape[-2:], mode="bilinear", align_corners=align_corners)
         for logits in (main, aux)
     )
-    main_loss, aux_loss = (
-        cross_entropy(up, labels, weight, ignore_index, label_smoothing, reduction, denominator, empty, pixel_weight)
-        for up in (up_main, up_aux)
+    options = (weight, ignore_index, label_smoothing, reduction, denominator, empty, pixel_weight)
+    main_loss, aux_loss = (cross_entropy(up, target.long(), *options) for up in (up_main, up_aux))
+    best = up_main.argmax(dim=1) if labels or correct else None
+    return DualPrediction(
+        main_loss + aux_weight * aux_loss,
+        main_loss,
+        aux_loss,
+        best if labels else None,
+        correct_pixels(best, target, ignore_index) if correct and best is not None else None,
     )
-    return DualLoss(main_loss + aux_weight * aux_loss, main_loss, aux_loss), up_main.argmax(dim=1)
+
+
+def correct_pixels(labels: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """The number of pixels whose label is that of ``target``, ignored ones left out; int64, 0-d."""
+    return ((labels == target) & (target != ignore_index)).sum()
 
 
 def upsample_argmax(

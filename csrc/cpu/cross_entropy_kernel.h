@@ -1,8 +1,9 @@
 // Cross-entropy of upsampled logits on raw memory: what csrc/cpu/cross_entropy.cpp asks of the kernels of the active
-// instruction set. One head; full-resolution logits exist one output row at a time, in registers.
+// instruction set. Loss and gradient are one pass; full-resolution logits exist in registers only.
 //
-// Work is cut into cell rows: the output rows whose upper neighbours are one row of low-resolution nodes. Within a row,
-// lanes are neighbouring cells (the output columns between two nodes), and step k is the k-th output column of each.
+// A cell is the patch of output pixels between four neighbouring nodes (low-resolution logits). Lanes are neighbouring
+// cells of one row of cells. A chunk of cell rows is one task: summed by one thread in one order, so that the result does
+// not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -15,22 +16,41 @@ enum class LogitType { f32, f64, f16, bf16 };
 enum class LabelType { i64, i32, u8 };
 constexpr int64_t kNoLabel = INT64_MIN;
 
-struct CrossEntropyProblem {
-  // Logits [B, C, h, w] with the strides of NCHW or channels_last. Sums are taken in `Real`: double for f64, else float.
-  LogitType type;
+// How one axis is upsampled. Cell q lies between nodes first_node + q and first_node + q + 1, clamped to the map: with
+// half-pixel centres the border pixels lie outside the outer nodes, in cells -1 and n - 1. It holds the output positions
+// begin[q], …, begin[q] + count[q] - 1 (none where the map is made smaller), at fractions start[q], start[q] + step, ….
+struct CellAxis {
+  int64_t nodes, cells, first_node;
+  int64_t most;  // largest count
+  const int32_t *begin, *count;
+  const double* start;
+  double step;
+};
+static inline int64_t node_at(const CellAxis& axis, int64_t q) {  // upper or left node of cell q
+  const int64_t n = axis.first_node + q;
+  return n < 0 ? 0 : n < axis.nodes ? n : axis.nodes - 1;
+}
+
+struct CrossEntropyHead {
   const void* logits;
-  int64_t batch, classes, height, width;
+  void* loss;      // Real [B, H, W], or null: only the sum is wanted
+  void* grad;      // d(sum of losses)/d(logits): Real, with the strides of logits; or null
+  void* boundary;  // Real [tasks, C, w]: what a chunk adds to the row of nodes that it shares with the chunk above
+  double* sum;     // [tasks] sums of losses
+};
+
+// Sums are taken in `Real`: double for f64, else float.
+struct CrossEntropyProblem {
+  // Logits [B, C, h, w] of one or two heads of one size, with the strides of NCHW or channels_last.
+  LogitType type;
+  int64_t heads;
+  CrossEntropyHead head[2];
+  int64_t batch, classes;
   int64_t stride_b, stride_c, stride_h, stride_w;
+  CellAxis rows, columns;
+  int64_t out_height, out_width;
 
-  // Upsampling. Output row y lies in cell row r where row_begin[r] <= y < row_begin[r + 1], at fraction row_t[y] below
-  // it; output column x is step_of[x] of cell cell_of[x], at fraction column_t[x].
-  int64_t out_height, out_width, steps;
-  const int64_t* row_begin;  // [h + 1]
-  const double* row_t;       // [H]
-  const int32_t *cell_of, *step_of;  // [W]
-  const double* column_t;            // [W]
-
-  // Labels [B, H, W] and what they weigh; null pointers are ones. Null target: no loss (arg-max only).
+  // Labels [B, H, W] and what they weigh; null pointers are ones.
   LabelType label_type;
   const void* target;
   int64_t ignore_index;
@@ -38,31 +58,37 @@ struct CrossEntropyProblem {
   const void* pixel_weight;  // Real [B, H, W]
   double smoothing;
 
-  // Forward, each unless null: log-sum-exp, less the interpolated maximum of the nodes (Real [B, H, W],
-  // for backward), loss (Real [B, H, W]), arg-max
-  // (labels_out_type [B, H, W]); for every cell row of the batch its sum of losses and of weights (double [B · h]) and
-  // the first label outside [0, C), else kNoLabel (int64 [B · h]).
-  void *lse, *loss;
-  LabelType labels_out_type;
-  void* labels_out;
-  double *row_loss, *row_divisor;
-  int64_t* row_bad_label;
+  int64_t chunks;      // of every image
+  double* divisor;     // [tasks] sums of the weights of labelled pixels
+  int64_t* bad_label;  // [tasks] the first label outside [0, C), else kNoLabel
+};
+static inline int64_t chunk_begin(const CrossEntropyProblem& p, int64_t chunk) { return p.rows.cells * chunk / p.chunks; }
 
-  // Backward: reads lse; upstream is Real, [B, H, W] or one number. The gradient is Real, with the strides of logits.
-  const void* upstream;
-  bool upstream_per_pixel;
-  void* grad;
+struct ArgmaxProblem {
+  LogitType type;
+  const void* logits;
+  int64_t batch, classes;
+  int64_t stride_b, stride_c, stride_h, stride_w;
+  CellAxis rows, columns;
+  int64_t out_height, out_width;
+  LabelType out_type;
+  void* out;  // [B, H, W], or null
+
+  // Null, or labels to compare with: correct[i] of cell row i of the batch is the number of pixels whose arg-max is
+  // their label.
+  const void* target;
+  LabelType label_type;
+  int64_t ignore_index;
+  int64_t* correct;  // [B · cell rows]
 };
 
-// Cell rows begin, begin + 1, … end - 1 of the B · h.
-PSPNET_FAST_DECLARE_PER_ISA(void cross_entropy_forward(const CrossEntropyProblem& problem, int64_t begin, int64_t end))
+// A thread's memory for either, in bytes, aligned to 64.
+PSPNET_FAST_DECLARE_PER_ISA(int64_t cross_entropy_scratch(const CrossEntropyProblem& problem))
+PSPNET_FAST_DECLARE_PER_ISA(int64_t argmax_scratch(const ArgmaxProblem& problem))
 
-// The same for those of one parity within their image: `begin` and `end` count the even (odd) cell rows of the batch. A
-// cell row gives to the two rows of nodes that bound it, and no two of one parity share one: even rows write, odd ones
-// then add, so no buffer, no atomics, and one order of summation whatever the number of threads.
+PSPNET_FAST_DECLARE_PER_ISA(void cross_entropy_chunk(const CrossEntropyProblem& problem, int64_t task, void* scratch))
+// Cell rows begin, …, end - 1 of the batch.
 PSPNET_FAST_DECLARE_PER_ISA(
-    void cross_entropy_backward(const CrossEntropyProblem& problem, int64_t parity, int64_t begin, int64_t end))
-
-inline int64_t rows_of_parity(int64_t height, int64_t parity) { return (height + 1 - parity) / 2; }
+    void upsample_argmax_rows(const ArgmaxProblem& problem, int64_t begin, int64_t end, void* scratch))
 
 }  // namespace pspnet_fast

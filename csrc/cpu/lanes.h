@@ -37,22 +37,43 @@ static inline __attribute__((always_inline)) Lanes<Real> all(Real v) {
   return v - Lanes<Real>{};
 }
 
-// exp(z) for z <= 0; exp(-87) below that, which no sum of exponentials with a term 1 can see. NaN stays NaN.
-static inline __attribute__((always_inline)) Lanes<float> exp_nonpositive(Lanes<float> z) {
-  constexpr float kLog2E = 1.44269504f;
-  const Lanes<float> clamped = z < -87.0f ? all(-87.0f) : z;
+// Rows become columns: element j of vector i goes to element i of vector j.
+template <typename Real>
+static inline __attribute__((always_inline)) void transpose(Lanes<Real>* v) {
+  constexpr int n = kLanes<Real>;
+  IntLanes<Real> low, high;
+  for (int i = 0; i < n; ++i) low[i] = i / 2 + i % 2 * n, high[i] = low[i] + n / 2;
+  // A step zips the upper half of the vectors with the lower one, which rotates the bits of (i, j) by one.
+  for (int step = 1; step < n; step *= 2) {
+    Lanes<Real> zipped[n];
+    for (int i = 0; i < n / 2; ++i) {
+      zipped[2 * i] = __builtin_shuffle(v[i], v[i + n / 2], low);
+      zipped[2 * i + 1] = __builtin_shuffle(v[i], v[i + n / 2], high);
+    }
+    for (int i = 0; i < n; ++i) v[i] = zipped[i];
+  }
+}
+
+// 2^z for z in [-126, 127]: no clamps, NaN is lost.
+static inline __attribute__((always_inline)) Lanes<float> exp2_bounded(Lanes<float> z) {
   const Lanes<float> magic = all(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer
-  const Lanes<float> shifted = clamped * kLog2E + magic;
-  const Lanes<float> f = clamped * kLog2E - (shifted - magic);  // in [-1/2, 1/2]; exp(z) = 2^f · 2^integer
+  const Lanes<float> shifted = z + magic;
+  const Lanes<float> f = z - (shifted - magic);  // in [-1/2, 1/2]; 2^z = 2^f · 2^integer
   Lanes<float> p = f * 0.00015345807f + 0.0013399931f;
   p = p * f + 0.0096184889f;
   p = p * f + 0.055503288f;
   p = p * f + 0.24022647f;
   p = p * f + 0.69314721f;
   p = p * f + 1.0f;
-  const Lanes<float> scaled =
-      reinterpret_cast<Lanes<float>>(reinterpret_cast<IntLanes<float>>(p) + (reinterpret_cast<IntLanes<float>>(shifted) << 23));
-  return z == z ? scaled : z;
+  return reinterpret_cast<Lanes<float>>(
+      reinterpret_cast<IntLanes<float>>(p) + (reinterpret_cast<IntLanes<float>>(shifted) << 23));
+}
+
+// exp(z) for z <= 0; exp(-87) below that, which no sum of exponentials with a term 1 can see. NaN stays NaN.
+static inline __attribute__((always_inline)) Lanes<float> exp_nonpositive(Lanes<float> z) {
+  const Lanes<float> clamped = z < -87.0f ? all(-87.0f) : z;
+  const Lanes<float> result = exp2_bounded(clamped * 1.44269504f);
+  return z == z ? result : z;
 }
 static inline __attribute__((always_inline)) Lanes<double> exp_nonpositive(Lanes<double> z) {
   for (int i = 0; i < kLanes<double>; ++i) z[i] = __builtin_exp(z[i]);
@@ -84,3 +105,38 @@ static inline __attribute__((always_inline)) Lanes<double> log_positive(Lanes<do
   for (int i = 0; i < kLanes<double>; ++i) v[i] = __builtin_log(v[i]);
   return v;
 }
+
+// 1 / v, for normal numbers.
+static inline __attribute__((always_inline)) Lanes<float> reciprocal(Lanes<float> v) {
+#if defined(__AVX512F__)
+  // An estimate of 14 bits and a Newton step cost a third of a division.
+  const Lanes<float> r = reinterpret_cast<Lanes<float>>(_mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(v)));
+  return r + r * (1.0f - v * r);
+#else
+  return 1.0f / v;
+#endif
+}
+
+// The sum of log2 of many positive numbers: mantissas multiplied, exponents added, one logarithm at the end.
+struct Log2Sum {
+  Lanes<float> mantissa = all(1.0f);
+  IntLanes<float> exponent{};
+
+  // Mantissas below 2: normalize() is due after at most 60 of them.
+  __attribute__((always_inline)) void multiply(Lanes<float> v) {
+    mantissa *= take_exponent(v);
+  }
+  __attribute__((always_inline)) void normalize() { mantissa = take_exponent(mantissa); }
+  double total() const {
+    double product = 1, sum = 0;
+    for (int i = 0; i < kLanes<float>; ++i) product *= mantissa[i], sum += exponent[i];
+    return sum + __builtin_log2(product);
+  }
+
+ private:
+  __attribute__((always_inline)) Lanes<float> take_exponent(Lanes<float> v) {
+    const IntLanes<float> bits = reinterpret_cast<IntLanes<float>>(v);
+    exponent += (bits >> 23) - 127;
+    return reinterpret_cast<Lanes<float>>((bits & 0x007fffff) | 0x3f800000);
+  }
+};

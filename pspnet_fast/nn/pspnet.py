@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -138,8 +139,8 @@ class PSPNet(nn.Module):
         if options is None:
             log_plain_road(self._plain_reasons, f"criterion {type(self.criterion).__name__} is called as it is")
             return self._plain_losses(_upsample(main, size), _upsample(aux, size), y)
-        losses, labels = dual_cross_entropy_argmax(main, aux, y, **options)
-        return labels, losses.main, losses.aux
+        result = dual_cross_entropy_argmax(main, aux, y, **options)
+        return cast(Tensor, result.labels), result.main, result.aux
 
     @torch.no_grad()
     def predict(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:

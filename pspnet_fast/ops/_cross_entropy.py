@@ -1,13 +1,17 @@
 """What both cross-entropy operators share: their options, the reduction, and a composition of PyTorch operators.
 
 The operators themselves only sum: ``total`` (or a loss per pixel), ``divisor`` (what PyTorch's mean divides by) and,
-for their own backward, ``lse``, every pixel's log-sum-exp (a kernel may take it relative to something of its choice).
-Which mean is taken of that is decided here, on 0-d tensors.
+for their own backward, ``state``. Which mean is taken of that is decided here, on 0-d tensors.
+
+Loss and gradient share nearly all of their work, so a sum whose gradient will be asked for computes it at once:
+``state`` is ``d total / d logits``, and backward only scales it. A loss per pixel does not know its upstream gradient
+yet; it keeps nothing, and backward is the gradient of the sum whose pixels are weighted by the upstream gradient.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +57,11 @@ class Reduction(NamedTuple):
             return total / self.denominator
         if self.denominator == "all":
             divisor = total.new_full((), target.numel())
-        return reference.divide_or_empty(total, divisor.detach(), self.empty)
+        # Two operators for autograd to record: total · scale + offset, where nothing is scored total · 0 + NaN (or 0).
+        nothing = divisor == 0
+        scale = divisor.detach().masked_fill(nothing, torch.inf).reciprocal()
+        offset = torch.zeros_like(scale).masked_fill(nothing, torch.nan if self.empty == "nan" else 0.0)
+        return torch.addcmul(offset, total, scale)
 
 
 def check_options(
@@ -102,8 +110,13 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def compose_forward(logits: Tensor, target: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """``(total, divisor, lse)`` of one head by PyTorch operators, for devices without a kernel."""
+def wants_gradient(*logits: Tensor) -> bool:
+    """Whether autograd will record a loss of ``logits``."""
+    return torch.is_grad_enabled() and any(z.requires_grad for z in logits)
+
+
+def compose_forward(logits: Tensor, target: Tensor, gradient: bool, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """``(total, divisor, state)`` of one head by PyTorch operators, for devices without a kernel."""
     up = F.interpolate(
         reference.accumulation(logits), target.shape[1:], mode="bilinear", align_corners=options.align_corners
     )
@@ -121,18 +134,34 @@ def compose_forward(logits: Tensor, target: Tensor, options: Options) -> tuple[T
         options.pixel_weight,
     )
     divisor = reference.loss_divisor(labels, weight, options.pixel_weight, options.ignore_index, "valid", up.dtype)
-    return total, divisor, up.logsumexp(dim=1)
+    state = _no_state(logits)
+    if gradient and not options.per_pixel:
+        state = _gradient_of_sum(total.new_ones(()), up, logits, labels, options)
+    return total, divisor, state
 
 
-def compose_backward(grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, options: Options) -> Tensor:
+def compose_backward(grad: Tensor, logits: Tensor, target: Tensor, state: Tensor, options: Options) -> Tensor:
     """The gradient of :func:`compose_forward`'s total with respect to the low-resolution logits."""
-    labels = target.long()
+    if options.per_pixel:
+        up = F.interpolate(
+            reference.accumulation(logits), target.shape[1:], mode="bilinear", align_corners=options.align_corners
+        )
+        state, grad = _gradient_of_sum(grad, up, logits, target.long(), options), grad.new_ones(())
+    return scale_state(grad, logits, state)
+
+
+def scale_state(grad: Tensor, logits: Tensor, state: Tensor) -> Tensor:
+    """Backward of a sum: ``state`` times its upstream gradient, in the dtype of ``logits``."""
+    if state.shape != logits.shape:
+        raise RuntimeError("the cross-entropy was computed without its gradient: call the operator with gradient=True")
+    return torch.mul(state, grad, out=empty_gradient(logits))
+
+
+def _gradient_of_sum(grad: Tensor, up: Tensor, logits: Tensor, labels: Tensor, options: Options) -> Tensor:
+    """The gradient with respect to ``logits`` of the sum of losses, each times ``grad`` (0-d or ``[B, H, W]``)."""
     valid = labels != options.ignore_index
     labels = labels.where(valid, 0)
-    up = F.interpolate(
-        reference.accumulation(logits), target.shape[1:], mode="bilinear", align_corners=options.align_corners
-    )
-    dense = (up - lse.unsqueeze(1)).exp_()
+    dense = up.softmax(dim=1)
 
     classes, smoothing = up.shape[1], options.label_smoothing
     scale = grad * valid.to(up.dtype)
@@ -152,19 +181,31 @@ def compose_backward(grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, 
     # Not scatter_add_, whose atomics torch.use_deterministic_algorithms refuses: each index occurs once.
     index = labels.unsqueeze(1)
     dense.scatter_(1, index, dense.gather(1, index) - one_hot_share.unsqueeze(1))
-    result = empty_gradient(logits)
+    result = empty_gradient(logits, loss_dtype(logits))
     result.copy_(upsample_adjoint(dense, logits.shape[2], logits.shape[3], options.align_corners))
     return result
 
 
-def empty_gradient(logits: Tensor) -> Tensor:
+def only_losses_are_differentiable(ctx: Any, outputs: Sequence[Tensor]) -> None:
+    """Tell autograd so of an operator's other ``outputs``, which would else get gradients of zeros in full size."""
+    ctx.mark_non_differentiable(*outputs)
+    ctx.set_materialize_grads(False)
+
+
+def empty_gradient(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An empty gradient of ``logits``: in their layout if that is NCHW or channels_last, else in NCHW."""
     dense = logits.is_contiguous() or logits.is_contiguous(memory_format=torch.channels_last)
-    return torch.empty_like(logits, memory_format=torch.preserve_format if dense else torch.contiguous_format)
+    memory_format = torch.preserve_format if dense else torch.contiguous_format
+    return torch.empty_like(logits, dtype=dtype, memory_format=memory_format)
 
 
-def fake_forward(logits: Tensor, target: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty tensors shaped as ``(total, divisor, lse)``."""
+def _no_state(logits: Tensor) -> Tensor:
+    return logits.new_empty(0, dtype=loss_dtype(logits))
+
+
+def fake_forward(logits: Tensor, target: Tensor, gradient: bool, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty tensors shaped as ``(total, divisor, state)``."""
     dtype = loss_dtype(logits)
     total = logits.new_empty(target.shape if options.per_pixel else (), dtype=dtype)
-    return total, logits.new_empty((), dtype=dtype), logits.new_empty(target.shape, dtype=dtype)
+    state = empty_gradient(logits, dtype) if gradient and not options.per_pixel else _no_state(logits)
+    return total, logits.new_empty((), dtype=dtype), state

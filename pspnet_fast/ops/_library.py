@@ -35,17 +35,19 @@ SCHEMAS = {
         "(Tensor grad, Tensor x, Tensor levels, Tensor weight, int[] bins, bool align_corners, bool x_first) "
         "-> (Tensor, Tensor, Tensor)"
     ),
-    "upsample_cross_entropy": (f"(Tensor logits, Tensor target, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor, Tensor)"),
+    "upsample_cross_entropy": (
+        f"(Tensor logits, Tensor target, bool gradient, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+    ),
     "upsample_cross_entropy_backward": (
-        f"(Tensor grad, Tensor logits, Tensor target, Tensor lse, {_CROSS_ENTROPY_OPTIONS}) -> Tensor"
+        f"(Tensor grad, Tensor logits, Tensor target, Tensor state, {_CROSS_ENTROPY_OPTIONS}) -> Tensor"
     ),
     "dual_cross_entropy": (
-        f"(Tensor main, Tensor aux, Tensor target, bool labels, {_CROSS_ENTROPY_OPTIONS}) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        f"(Tensor main, Tensor aux, Tensor target, bool gradient, bool labels, bool correct, {_CROSS_ENTROPY_OPTIONS}) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
     "dual_cross_entropy_backward": (
         "(Tensor grad_main, Tensor grad_aux, Tensor main, Tensor aux, Tensor target, "
-        f"Tensor lse_main, Tensor lse_aux, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor)"
+        f"Tensor main_state, Tensor aux_state, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor)"
     ),
     "upsample_argmax": ("(Tensor logits, SymInt height, SymInt width, bool align_corners, ScalarType dtype) -> Tensor"),
 }

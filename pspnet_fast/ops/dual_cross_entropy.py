@@ -21,9 +21,11 @@ from pspnet_fast.ops._cross_entropy import (
     compose_forward,
     empty_gradient,
     fake_forward,
+    only_losses_are_differentiable,
+    wants_gradient,
 )
 from pspnet_fast.ops._library import overload, register, register_autocast, register_composition, second_gradient
-from pspnet_fast.reference import DualLoss
+from pspnet_fast.reference import DualLoss, DualPrediction
 
 
 def dual_cross_entropy(
@@ -58,6 +60,7 @@ def dual_cross_entropy(
         ValueError, TypeError, IndexError: as :func:`pspnet_fast.upsample_cross_entropy`.
     """
     options = {
+        "aux_weight": aux_weight,
         "weight": weight,
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
@@ -67,23 +70,29 @@ def dual_cross_entropy(
         "align_corners": align_corners,
         "pixel_weight": pixel_weight,
     }
-    return _dual(main, aux, target, aux_weight, False, options)[0]
+    return DualLoss(*_dual(main, aux, target, False, False, options)[:3])
 
 
 def dual_cross_entropy_argmax(
-    main: Tensor, aux: Tensor, target: Tensor, *, aux_weight: float | Tensor = 0.4, **options: Any
-) -> tuple[DualLoss, Tensor]:
-    """:func:`dual_cross_entropy`, and the main head's most likely class of every pixel from the same pass.
+    main: Tensor, aux: Tensor, target: Tensor, *, labels: bool = True, correct: bool = False, **options: Any
+) -> DualPrediction:
+    """:func:`dual_cross_entropy`, and what accuracy is reported from, by the main head.
 
-    Args: as :func:`dual_cross_entropy`.
+    Args:
+        main, aux, target: as in :func:`dual_cross_entropy`.
+        labels: whether the most likely class of every pixel is wanted.
+        correct: whether the number of pixels is wanted whose most likely class is their label.
+        options: the keyword arguments of :func:`dual_cross_entropy`.
 
     Returns:
-        The losses, and int64 labels ``[B, H, W]`` (see :func:`pspnet_fast.upsample_argmax`).
+        ``DualPrediction(loss, main, aux, labels, correct)``: the losses; int64 labels ``[B, H, W]`` (see
+        :func:`pspnet_fast.upsample_argmax`) or None; an int64 0-d count (ignored pixels do not count) or None.
     """
-    return _dual(main, aux, target, aux_weight, True, {**_DEFAULTS, **options})
+    return _dual(main, aux, target, labels, correct, {**_DEFAULTS, **options})
 
 
 _DEFAULTS: dict[str, Any] = {
+    "aux_weight": 0.4,
     "weight": None,
     "ignore_index": 255,
     "label_smoothing": 0.0,
@@ -96,8 +105,8 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def _dual(
-    main: Tensor, aux: Tensor, target: Tensor, aux_weight: float | Tensor, want_labels: bool, options: dict[str, Any]
-) -> tuple[DualLoss, Tensor]:
+    main: Tensor, aux: Tensor, target: Tensor, labels: bool, correct: bool, options: dict[str, Any]
+) -> DualPrediction:
     check_map("main", main)
     check_map("aux", aux)
     check_target(main, target)
@@ -106,27 +115,35 @@ def _dual(
             f"aux must have the batch, classes, dtype and device of main, {tuple(main.shape[:2])} {main.dtype} on "
             f"{main.device}, not {tuple(aux.shape[:2])} {aux.dtype} on {aux.device}"
         )
-    packed, reduce = check_options(main, target, **options)
+    scoring = dict(options)
+    aux_weight = scoring.pop("aux_weight")
+    packed, reduce = check_options(main, target, **scoring)
     if select("dual_cross_entropy", main.device.type) == "reference":
-        return reference.dual_cross_entropy_argmax(main, aux, target, aux_weight, **options)
-    main_total, aux_total, divisor, _, _, labels = overload("dual_cross_entropy")(
-        main, aux, target, want_labels, *packed
+        return reference.dual_cross_entropy_argmax(main, aux, target, labels=labels, correct=correct, **options)
+    main_total, aux_total, divisor, _, _, best, count = overload("dual_cross_entropy")(
+        main, aux, target, wants_gradient(main, aux), labels, correct, *packed
     )
     main_loss, aux_loss = reduce(main_total, divisor, target), reduce(aux_total, divisor, target)
-    return DualLoss(main_loss + aux_weight * aux_loss, main_loss, aux_loss), labels
+    return DualPrediction(
+        main_loss + aux_weight * aux_loss, main_loss, aux_loss, best if labels else None, count if correct else None
+    )
 
 
-def _forward(main: Tensor, aux: Tensor, target: Tensor, labels: bool, *options: Any) -> tuple[Tensor, ...]:
+def _forward(
+    main: Tensor, aux: Tensor, target: Tensor, gradient: bool, labels: bool, correct: bool, *options: Any
+) -> tuple[Tensor, ...]:
     packed = Options(*options)
-    main_total, divisor, main_lse = compose_forward(main, target, packed)
-    aux_total, _, aux_lse = compose_forward(aux, target, packed)
-    best = _no_labels(target)
-    if labels:
-        best = reference.upsample_argmax(main, target.shape[1:], align_corners=packed.align_corners)
-    return main_total, aux_total, divisor, main_lse, aux_lse, best
+    main_total, divisor, main_state = compose_forward(main, target, gradient, packed)
+    aux_total, _, aux_state = compose_forward(aux, target, gradient, packed)
+    best, count = _no_count(target), _no_count(target)
+    if labels or correct:
+        found = reference.upsample_argmax(main, target.shape[1:], align_corners=packed.align_corners)
+        count = reference.correct_pixels(found, target, packed.ignore_index) if correct else count
+        best = found if labels else best
+    return main_total, aux_total, divisor, main_state, aux_state, best, count
 
 
-def _no_labels(target: Tensor) -> Tensor:
+def _no_count(target: Tensor) -> Tensor:
     return target.new_empty(0, dtype=torch.int64)
 
 
@@ -136,23 +153,26 @@ def _backward(
     main: Tensor,
     aux: Tensor,
     target: Tensor,
-    lse_main: Tensor,
-    lse_aux: Tensor,
+    main_state: Tensor,
+    aux_state: Tensor,
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
     packed = Options(*options)
     return (
-        compose_backward(grad_main, main, target, lse_main, packed),
-        compose_backward(grad_aux, aux, target, lse_aux, packed),
+        compose_backward(grad_main, main, target, main_state, packed),
+        compose_backward(grad_aux, aux, target, aux_state, packed),
     )
 
 
-def _fake_forward(main: Tensor, aux: Tensor, target: Tensor, labels: bool, *options: Any) -> tuple[Tensor, ...]:
+def _fake_forward(
+    main: Tensor, aux: Tensor, target: Tensor, gradient: bool, labels: bool, correct: bool, *options: Any
+) -> tuple[Tensor, ...]:
     packed = Options(*options)
-    main_total, divisor, main_lse = fake_forward(main, target, packed)
-    aux_total, _, aux_lse = fake_forward(aux, target, packed)
-    best = target.new_empty(target.shape, dtype=torch.int64) if labels else _no_labels(target)
-    return main_total, aux_total, divisor, main_lse, aux_lse, best
+    main_total, divisor, main_state = fake_forward(main, target, gradient, packed)
+    aux_total, _, aux_state = fake_forward(aux, target, gradient, packed)
+    best = target.new_empty(target.shape, dtype=torch.int64) if labels else _no_count(target)
+    count = target.new_empty((), dtype=torch.int64) if correct else _no_count(target)
+    return main_total, aux_total, divisor, main_state, aux_state, best, count
 
 
 def _fake_backward(grad_main: Tensor, grad_aux: Tensor, main: Tensor, aux: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -160,16 +180,24 @@ def _fake_backward(grad_main: Tensor, grad_aux: Tensor, main: Tensor, aux: Tenso
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    main, aux, target, _, *options = inputs
+    main, aux, target, _, _, _, *options = inputs
     ctx.options = Options(*options)
+    only_losses_are_differentiable(ctx, output[2:])
     ctx.save_for_backward(main, aux, target, output[3], output[4], ctx.options.weight, ctx.options.pixel_weight)
 
 
-def _differentiate(ctx: Any, grad_main: Tensor, grad_aux: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad_main: Tensor | None, grad_aux: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
     *tensors, weight, pixel_weight = ctx.saved_tensors
+    some = grad_main if grad_main is not None else grad_aux
+    if some is None:
+        return (None,) * (6 + OPTION_COUNT)
+    grad_main = torch.zeros_like(some) if grad_main is None else grad_main
+    grad_aux = torch.zeros_like(some) if grad_aux is None else grad_aux
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
     grads = overload("dual_cross_entropy_backward")(grad_main, grad_aux, *tensors, *options)
-    return *grads, None, None, *[None] * OPTION_COUNT
+    return *grads, None, None, None, None, *[None] * OPTION_COUNT
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -17,6 +17,8 @@ from pspnet_fast.ops._cross_entropy import (
     compose_forward,
     empty_gradient,
     fake_forward,
+    only_losses_are_differentiable,
+    wants_gradient,
 )
 from pspnet_fast.ops._library import overload, register, register_autocast, register_composition, second_gradient
 
@@ -74,37 +76,40 @@ def upsample_cross_entropy(
     packed, reduce = check_options(logits, target, **options)
     if select("upsample_cross_entropy", logits.device.type) == "reference":
         return reference.upsample_cross_entropy(logits, target, **options)
-    total, divisor, _ = overload("upsample_cross_entropy")(logits, target, *packed)
+    total, divisor, _ = overload("upsample_cross_entropy")(logits, target, wants_gradient(logits), *packed)
     return reduce(total, divisor, target)
 
 
-def _forward(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return compose_forward(logits, target, Options(*options))
+def _forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return compose_forward(logits, target, gradient, Options(*options))
 
 
-def _backward(grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, *options: Any) -> Tensor:
-    return compose_backward(grad, logits, target, lse, Options(*options))
+def _backward(grad: Tensor, logits: Tensor, target: Tensor, state: Tensor, *options: Any) -> Tensor:
+    return compose_backward(grad, logits, target, state, Options(*options))
 
 
-def _fake_forward(logits: Tensor, target: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_forward(logits, target, Options(*options))
+def _fake_forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_forward(logits, target, gradient, Options(*options))
 
 
-def _fake_backward(grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, *options: Any) -> Tensor:
+def _fake_backward(grad: Tensor, logits: Tensor, target: Tensor, state: Tensor, *options: Any) -> Tensor:
     return empty_gradient(logits)
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, *options = inputs
+    logits, target, _, *options = inputs
     ctx.options = Options(*options)
+    only_losses_are_differentiable(ctx, output[1:])
     ctx.save_for_backward(logits, target, output[2], ctx.options.weight, ctx.options.pixel_weight)
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    logits, target, lse, weight, pixel_weight = ctx.saved_tensors
+def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * (3 + OPTION_COUNT)
+    logits, target, state, weight, pixel_weight = ctx.saved_tensors
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    result = overload("upsample_cross_entropy_backward")(grad, logits, target, lse, *options)
-    return result, None, *[None] * OPTION_COUNT
+    result = overload("upsample_cross_entropy_backward")(grad, logits, target, state, *options)
+    return result, None, None, *[None] * OPTION_COUNT
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

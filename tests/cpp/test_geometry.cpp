@@ -1,4 +1,4 @@
-// csrc/geometry.h against brute force: bin edges, atoms, and bilinear taps. Exits non-zero at the first difference.
+// csrc/geometry.h against brute force: bin edges, atoms, bilinear taps and cells. Exits non-zero at the first difference.
 #include "geometry.h"
 
 #include <cstdio>
@@ -85,6 +85,30 @@ void test_taps(bool align_corners) {
   }
 }
 
+// Every output lies in one cell, at the place between the cell's two nodes that interpolation gives it.
+void test_cells(bool align_corners) {
+  for (int64_t nodes = 1; nodes <= 20; ++nodes) {
+    for (int64_t out = 1; out <= 70; ++out) {
+      const Cells cells = cut_cells(nodes, out, align_corners);
+      const auto node = [&](int64_t q) { return std::clamp<int64_t>(cells.first_node + q, 0, nodes - 1); };
+      require(node(0) == 0 && node(cells.size()) == nodes - 1, "every node has a cell", nodes, out, 0);
+      int64_t x = 0;
+      for (int64_t q = 0; q < cells.size(); ++q) {
+        require(cells.count[q] <= cells.most(), "no cell is larger than the largest", nodes, out, q);
+        for (int64_t k = 0; k < cells.count[q]; ++k, ++x) {
+          require(cells.begin[q] + k == x, "cells follow each other", nodes, out, x);
+          const double t = cells.start[q] + k * cells.step;
+          const Tap tap = bilinear_tap(x, nodes, out, align_corners);
+          const double position = (1.0 - tap.t) * tap.lo + tap.t * tap.hi;
+          require(t > -1e-12 && t < 1.0 + 1e-12, "fractions lie in [0, 1]", nodes, out, x);
+          require(std::fabs((1.0 - t) * node(q) + t * node(q + 1) - position) < 1e-12, "place in a cell", nodes, out, x);
+        }
+      }
+      require(x == out, "cells hold every output", nodes, out, x);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -96,6 +120,8 @@ int main() {
   test_partition({140});
   test_taps(true);
   test_taps(false);
+  test_cells(true);
+  test_cells(false);
   std::printf("%d checks passed\n", checks);
   return 0;
 }

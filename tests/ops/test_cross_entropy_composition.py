@@ -36,8 +36,8 @@ def test_composition(options: dict[str, Any], dtype: torch.dtype) -> None:
     packed, _ = check_options(logits, target, **{**DEFAULTS, **drawn})
     upstream = random(*(target.shape if packed.per_pixel else ()))
 
-    total, _, lse = compose_forward(logits, target, packed)
-    gradient = compose_backward(upstream.to(total.dtype), logits, target, lse, packed)
+    total, _, state = compose_forward(logits, target, True, packed)
+    gradient = compose_backward(upstream.to(total.dtype), logits, target, state, packed)
     stock, exact = (
         differentiate(lambda z: stock_loss(z, target, **drawn), [z], [upstream]) for z in (logits, logits.double())
     )
@@ -53,7 +53,7 @@ def test_divisor_is_that_of_pytorchs_mean(weighted: bool, pixels_weighted: bool)
     target = draw_target((2, 25, 33), CLASSES)
     drawn = draw_options(target, CLASSES, weighted=weighted, pixels_weighted=pixels_weighted)
     packed, _ = check_options(logits, target, **{**DEFAULTS, **drawn})
-    total, divisor, _ = compose_forward(logits, target, packed)
+    total, divisor, _ = compose_forward(logits, target, False, packed)
     torch.testing.assert_close(total / divisor, stock_loss(logits, target, **drawn))
 
 
@@ -62,8 +62,8 @@ def test_layouts(layout: str) -> None:
     logits = random(2, CLASSES, 4, 5, layout=layout)
     target = draw_target((2, 9, 13), CLASSES)
     packed, _ = check_options(logits, target, **DEFAULTS)
-    total, _, lse = compose_forward(logits, target, packed)
-    gradient = compose_backward(torch.ones_like(total), logits, target, lse, packed)
+    total, _, state = compose_forward(logits, target, True, packed)
+    gradient = compose_backward(torch.ones_like(total), logits, target, state, packed)
     format_ = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     assert gradient.is_contiguous(memory_format=format_)
     _, (expected,) = differentiate(lambda z: stock_loss(z, target, reduction="sum"), [logits])

@@ -113,10 +113,25 @@ def test_result_is_named(backend: Backend) -> None:
 def test_labels_from_the_same_pass(backend: Backend, reduction: str) -> None:
     main, aux = heads(backend)
     target = draw_target((2, 17, 25), CLASSES, device=backend.device)
-    losses, labels = dual_cross_entropy_argmax(main, aux, target, reduction=reduction)
-    torch.testing.assert_close(losses, dual_cross_entropy(main, aux, target, reduction=reduction))
-    torch.testing.assert_close(labels, upsample_argmax(main, target.shape[1:]))
-    labels[labels == 1] = 255  # PSPNet hands them to scripts that write into them
+    result = dual_cross_entropy_argmax(main, aux, target, correct=True, reduction=reduction)
+    torch.testing.assert_close(result[:3], tuple(dual_cross_entropy(main, aux, target, reduction=reduction)))
+    expected = upsample_argmax(main, target.shape[1:])
+    torch.testing.assert_close(result.labels, expected)
+    torch.testing.assert_close(result.correct, ((expected == target) & (target != 255)).sum())
+    assert result.labels is not None
+    result.labels[result.labels == 1] = 255  # PSPNet hands them to scripts that write into them
+
+
+@pytest.mark.parametrize("ignore_index", [255, -1, 1])
+@pytest.mark.parametrize("labels", [torch.int64, torch.int32, torch.uint8], ids=str)
+def test_correct_pixels(backend: Backend, labels: torch.dtype, ignore_index: int) -> None:
+    main, aux = heads(backend)
+    target = draw_target((2, 17, 25), CLASSES, ignore_index, labels, backend.device)
+    result = dual_cross_entropy_argmax(main, aux, target, labels=False, correct=True, ignore_index=ignore_index)
+    assert result.labels is None
+    hits = (upsample_argmax(main, target.shape[1:]) == target) & (target != ignore_index)
+    assert hits.any()
+    torch.testing.assert_close(result.correct, hits.sum())
 
 
 def test_learned_aux_weight(backend: Backend) -> None:

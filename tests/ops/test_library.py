@@ -54,8 +54,8 @@ def samples(name: str, layout: str = "nchw") -> Iterator[tuple[Any, ...]]:
     targets = [target, target.masked_fill(target == 255, -1), target]
     losses = [(), (2, 9, 13), ()]
 
-    def lse(logits: torch.Tensor, labels: torch.Tensor, chosen: tuple[Any, ...]) -> torch.Tensor:
-        return overload("upsample_cross_entropy")(logits.detach(), labels, *chosen)[2]
+    def state(logits: torch.Tensor, labels: torch.Tensor, chosen: tuple[Any, ...]) -> torch.Tensor:
+        return overload("upsample_cross_entropy")(logits.detach(), labels, True, *chosen)[2]
 
     match name.removesuffix("_triton"):
         case "pyramid_pool":
@@ -73,18 +73,18 @@ def samples(name: str, layout: str = "nchw") -> Iterator[tuple[Any, ...]]:
             yield leaf(2, 4, 7, 5), leaf(2, 3, 7, 5), leaf(2, 2, 14), leaf(4, 9, 3, 3), BINS, True, True
         case "upsample_cross_entropy":
             for labels, chosen in zip(targets, options, strict=True):
-                yield leaf(2, 3, 3, 4), labels, *chosen
+                yield leaf(2, 3, 3, 4), labels, True, *chosen
         case "upsample_cross_entropy_backward":
             for labels, chosen, shape in zip(targets, options, losses, strict=True):
                 logits = leaf(2, 3, 3, 4)
-                yield leaf(*shape), logits, labels, lse(logits, labels, chosen), *chosen
+                yield leaf(*shape), logits, labels, state(logits, labels, chosen), *chosen
         case "dual_cross_entropy":
             for want_labels, labels, chosen in zip((True, False, True), targets, options, strict=True):
-                yield leaf(2, 3, 3, 4), leaf(2, 3, 2, 5), labels, want_labels, *chosen
+                yield leaf(2, 3, 3, 4), leaf(2, 3, 2, 5), labels, True, want_labels, not want_labels, *chosen
         case "dual_cross_entropy_backward":
             for labels, chosen, shape in zip(targets, options, losses, strict=True):
                 heads = leaf(2, 3, 3, 4), leaf(2, 3, 2, 5)
-                yield leaf(*shape), leaf(*shape), *heads, labels, *(lse(z, labels, chosen) for z in heads), *chosen
+                yield leaf(*shape), leaf(*shape), *heads, labels, *(state(z, labels, chosen) for z in heads), *chosen
         case "upsample_argmax":
             yield random(2, 3, 3, 4, layout=layout), 9, 13, True, torch.int64
             yield random(2, 3, 3, 4, layout=layout), 9, 13, False, torch.uint8

@@ -1,0 +1,85 @@
+// What leaves a chunk: rows of the gradient, and losses of pixels. Included by kernel files inside their namespace.
+
+// Write or add [C, padded] to [C, w] of these strides; what lies beyond the map belongs to its outer nodes.
+template <typename Real>
+void write_nodes(const CrossEntropyProblem& p, int64_t padded, Real* from, Real* to, int64_t stride_c, int64_t stride_w, bool add) {
+  const int64_t width = p.columns.nodes, before = -p.columns.first_node;
+  for (int64_t c = 0; c < p.classes; ++c) {
+    Real* row = from + c * padded;
+    for (int64_t q = 0; q < before; ++q) row[before] += row[q];
+    for (int64_t q = before + width; q <= p.columns.cells; ++q) row[before + width - 1] += row[q];
+  }
+  constexpr int64_t n = kLanes<Real>;
+  if (stride_w != 1 && !add && p.classes >= n && width >= n) {
+    for_overlapping_blocks(p.classes, n, [&](int64_t c0) {
+      for_overlapping_blocks(width, n, [&](int64_t w0) {
+        Lanes<Real> block[n];
+        for (int64_t i = 0; i < n; ++i) block[i] = get(from + (c0 + i) * padded + before + w0);
+        transpose<Real>(block);
+        for (int64_t i = 0; i < n; ++i) put(to + (w0 + i) * stride_w + c0, block[i]);
+      });
+    });
+    return;
+  }
+  for (int64_t c = 0; c < p.classes; ++c) {
+    const Real* row = from + c * padded + before;
+    Real* out = to + c * stride_c;
+    if (stride_w == 1) {
+      for (int64_t w = 0; w < width; ++w) out[w] = add ? out[w] + row[w] : row[w];
+    } else {
+      for (int64_t w = 0; w < width; ++w) out[w * stride_w] = add ? out[w * stride_w] + row[w] : row[w];
+    }
+  }
+}
+
+// The row of nodes above cell row r has all that this chunk gives to it. The first one it shares with the chunk above,
+// which writes it: its part waits aside. Beyond the map two rows fall on one row of nodes: the second adds.
+template <typename Real>
+void emit_gradient(Workspace<Real>& ws, int64_t head, int64_t task, int64_t b, int64_t r) {
+  const CrossEntropyProblem& p = ws.p;
+  const int64_t begin = chunk_begin(p, task % p.chunks), h = node_at(p.rows, r);
+  const bool shared = begin > 0 && h == node_at(p.rows, begin), add = r > begin && h == node_at(p.rows, r - 1);
+  if (shared) {
+    Real* to = static_cast<Real*>(p.head[head].boundary) + task * p.classes * p.columns.nodes;
+    write_nodes(p, ws.padded, ws.carry[head][r & 1], to, p.columns.nodes, 1, add);
+  } else {
+    Real* to = static_cast<Real*>(p.head[head].grad) + b * p.stride_b + h * p.stride_h;
+    write_nodes(p, ws.padded, ws.carry[head][r & 1], to, p.stride_c, p.stride_w, add);
+  }
+}
+
+// Losses of the pixels of cell row r from their log-sum-exps.
+template <typename Real>
+void emit_losses(Workspace<Real>& ws, int64_t head, int64_t b, int64_t r) {
+  const CrossEntropyProblem& p = ws.p;
+  const Real *above = ws.nodes[head][r & 1], *below = ws.nodes[head][(r & 1) ^ 1];
+  const Real *above_peak = ws.peak[head][r & 1], *below_peak = ws.peak[head][(r & 1) ^ 1];
+  const Real own = static_cast<Real>(1.0 - p.smoothing), smooth = static_cast<Real>(p.smoothing / static_cast<double>(p.classes));
+  for (int64_t j = 0; j < p.rows.count[r]; ++j) {
+    const int64_t line = (b * p.out_height + p.rows.begin[r] + j) * p.out_width;
+    const Real s = static_cast<Real>(p.rows.start[r] + static_cast<double>(j) * p.rows.step);
+    for (int64_t q = 0; q < p.columns.cells; ++q) {
+      for (int64_t k = 0; k < p.columns.count[q]; ++k) {
+        const int64_t pixel = line + p.columns.begin[q] + k, label = read_label(p.label_type, p.target, pixel);
+        Real& loss = static_cast<Real*>(p.head[head].loss)[pixel];
+        loss = 0;
+        if (label == p.ignore_index || label < 0 || label >= p.classes) continue;
+        const Real t = ws.first[q] + static_cast<Real>(k) * static_cast<Real>(p.columns.step);
+        const Real lse = ws.lse[(j * p.columns.most + k) * ws.padded + q];
+        const auto behind = [&](int64_t c) {  // how far class c lies behind the log-sum-exp
+          const Real *a = above + c * ws.padded + q, *b = below + c * ws.padded + q;
+          const Real top = (1 - t) * (a[0] - above_peak[q]) + t * (a[1] - above_peak[q + 1]);
+          const Real bottom = (1 - t) * (b[0] - below_peak[q]) + t * (b[1] - below_peak[q + 1]);
+          return lse - ((1 - s) * top + s * bottom);
+        };
+        loss = own * ws.class_weight(label) * behind(label);
+        if (smooth > 0) {
+          Real spread = 0;
+          for (int64_t c = 0; c < p.classes; ++c) spread += ws.class_weight(c) * behind(c);
+          loss += smooth * spread;
+        }
+        if (p.pixel_weight) loss *= static_cast<const Real*>(p.pixel_weight)[pixel];
+      }
+    }
+  }
+}

@@ -1,0 +1,193 @@
+// What one thread holds of a chunk of cell rows, and how it reads the labels of one cell row.
+// Included by kernel files inside their namespace (see isa.h), after cross_entropy_nodes.h.
+
+template <typename Real>
+struct Workspace {
+  const CrossEntropyProblem& p;
+  int64_t padded, map;        // cells of a row in whole lanes and one vector more; C · padded
+  Real *first, *exists;       // [padded], [most columns, padded]: fraction of each cell's first column; 1 at its columns
+  Real* nodes[2][2];          // of each head, the rows of nodes above and below: [C, padded]
+  Real *peak[2][2], *range[2][2];  // [padded] a node's largest logit, and how far its smallest lies below
+  Real* carry[2][2];          // of each head, gradient of those rows of nodes: [C, padded]
+  Real* corner;               // [C, 4, padded] gradient of the cells' corners: top left, top right, bottom left, right
+  Real* label_share[2];       // [C, padded] what labels take from the gradient of the nodes above and below
+  Real* smooth_share[2];      // [padded] the same of label smoothing, for a class of weight 1
+  Real* mass;                 // [most rows, most columns, padded] how much of its softmax a pixel gives to the gradient
+  Real* lse;                  // as mass: log-sum-exps, for a loss of every pixel; else null
+  Real* tile;                 // memory of the kernel that fills `corner`
+  uint8_t* present;           // [C] whether label_share holds the class
+  bool uniform;               // every labelled pixel weighs 1
+
+  // With `memory` null nothing is written, and bytes() tells how much is needed.
+  Workspace(const CrossEntropyProblem& problem, void* memory, int64_t tile_size);
+  int64_t bytes() const { return bytes_; }
+
+  Real class_weight(int64_t c) const { return p.class_weight ? static_cast<const Real*>(p.class_weight)[c] : Real(1); }
+
+ private:
+  int64_t bytes_;
+};
+
+template <typename Real>
+Workspace<Real>::Workspace(const CrossEntropyProblem& problem, void* memory, int64_t tile_size) : p(problem) {
+  padded = padded_cells<Real>(p.columns), map = p.classes * padded;
+  uniform = p.class_weight == nullptr && p.pixel_weight == nullptr;
+  Arena<Real> arena{static_cast<Real*>(memory)};
+  first = arena.take(padded), exists = arena.take(p.columns.most * padded);
+  for (int64_t i = 0; i < p.heads; ++i) {
+    for (int side = 0; side < 2; ++side) nodes[i][side] = arena.take(map);
+    for (int side = 0; side < 2; ++side) peak[i][side] = arena.take(padded), range[i][side] = arena.take(padded);
+    for (int side = 0; side < 2; ++side) carry[i][side] = arena.take(map);
+  }
+  corner = arena.take(4 * map);
+  for (int side = 0; side < 2; ++side) label_share[side] = arena.take(map), smooth_share[side] = arena.take(padded);
+  mass = arena.take(p.rows.most * p.columns.most * padded);
+  lse = p.head[0].loss ? arena.take(p.rows.most * p.columns.most * padded) : nullptr;
+  tile = arena.take(tile_size);
+  present = reinterpret_cast<uint8_t*>(arena.take(p.classes));
+  bytes_ = arena.bytes();
+  if (memory == nullptr) return;
+
+  for (int64_t i = 0; i < p.columns.most * padded; ++i) exists[i] = 0;
+  for (int64_t q = 0; q < padded; ++q) first[q] = 0;
+  for (int64_t q = 0; q < p.columns.cells; ++q) {
+    first[q] = static_cast<Real>(p.columns.start[q]);
+    for (int64_t k = 0; k < p.columns.count[q]; ++k) exists[k * padded + q] = 1;
+  }
+  // No cell writes the last vector of a plane of corners; it is the left neighbour of the next plane's first cell.
+  for (int64_t i = 0; i < 4 * map; ++i) corner[i] = 0;
+}
+
+// Reads the labels of cell row r of image b: masses, and the shares of labels and smoothing.
+template <typename Label, typename Real>
+struct LabelReader {
+  Workspace<Real>& ws;
+  const CrossEntropyProblem& p = ws.p;
+  Real own = static_cast<Real>(1.0 - p.smoothing), smooth = 0, column_step = static_cast<Real>(p.columns.step);
+  double divisor = 0;
+  int64_t bad_label = kNoLabel;
+
+  void read_row(int64_t b, int64_t r) {
+    for (int64_t c = 0; c < p.classes; ++c) ws.present[c] = 0;
+    for (int side = 0; side < 2; ++side) zero(ws.smooth_share[side], ws.padded);
+    smooth = 0;
+    for (int64_t c = 0; c < p.classes; ++c) smooth += ws.class_weight(c);
+    smooth *= static_cast<Real>(p.smoothing / static_cast<double>(p.classes));
+
+    const int64_t row = p.columns.most * ws.padded;
+    for (int64_t j = 0; j < p.rows.count[r]; ++j) {
+      for (int64_t i = 0; i < row; ++i) ws.mass[j * row + i] = ws.exists[i];
+    }
+    for (int64_t q = 0; q < p.columns.cells; ++q) {
+      if (p.columns.count[q] > 0) read_cell(b, r, q);
+    }
+  }
+
+ private:
+  // Labels are patches: the lines of a cell mostly have one label, the same in all of them, and are one update.
+  void read_cell(int64_t b, int64_t r, int64_t q) {
+    const int64_t n = p.columns.count[q], rows = p.rows.count[r];
+    const Label* labels = static_cast<const Label*>(p.target) + at(b, r, 0) + p.columns.begin[q];
+    const Real right = static_cast<Real>(n) * ws.first[q] + column_step * static_cast<Real>(n * (n - 1) / 2);
+    // Cells walk down lines that lie far apart, which the processor does not foresee. (Beyond the end it does no harm.)
+    for (int64_t j = 0; j < rows; ++j) __builtin_prefetch(labels + (rows + j) * p.out_width);
+    for (int64_t j = 0; j < rows;) {
+      if (p.pixel_weight != nullptr || !alike(labels + j * p.out_width, n)) {
+        read_pixels(b, r, q, j++);
+        continue;
+      }
+      const Label label = labels[j * p.out_width];
+      const int64_t begin = j;
+      Real below = 0;  // Σ s over the lines
+      do {
+        below += row_fraction(r, j++);
+      } while (j < rows && labels[j * p.out_width] == label && alike(labels + j * p.out_width, n));
+      const Real lines = static_cast<Real>(j - begin), left = static_cast<Real>(n) - right;
+      if (!score(label, q, begin, j, 0, n, 1)) continue;
+      share(label, q, 1, (lines - below) * left, (lines - below) * right, below * left, below * right);
+    }
+  }
+
+  void read_pixels(int64_t b, int64_t r, int64_t q, int64_t j) {
+    const int64_t line = at(b, r, j) + p.columns.begin[q];
+    const Real s = row_fraction(r, j);
+    for (int64_t k = 0; k < p.columns.count[q]; ++k) {
+      const Label label = static_cast<const Label*>(p.target)[line + k];
+      const Real weight = p.pixel_weight ? static_cast<const Real*>(p.pixel_weight)[line + k] : Real(1);
+      const Real t = ws.first[q] + static_cast<Real>(k) * column_step;
+      if (!score(label, q, j, j + 1, k, k + 1, weight)) continue;
+      share(label, q, weight, (1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t);
+    }
+  }
+
+  int64_t at(int64_t b, int64_t r, int64_t j) const {
+    return (b * p.out_height + p.rows.begin[r] + j) * p.out_width;
+  }
+  Real row_fraction(int64_t r, int64_t j) const {
+    return static_cast<Real>(p.rows.start[r] + static_cast<double>(j) * p.rows.step);
+  }
+
+  // Whether n labels are one; blocks of constant length are one comparison of vectors.
+  template <int N>
+  static bool all_equal(const Label* labels, Label label) {
+    bool equal = true;
+    for (int i = 0; i < N; ++i) equal &= labels[i] == label;
+    return equal;
+  }
+  static bool alike(const Label* labels, int64_t n) {
+    if (n >= 8) {
+      bool equal = all_equal<8>(labels + n - 8, labels[0]);
+      for (int64_t i = 0; equal && i + 8 < n; i += 8) equal = all_equal<8>(labels + i, labels[0]);
+      return equal;
+    }
+    if (n >= 4) return all_equal<4>(labels, labels[0]) && all_equal<4>(labels + n - 4, labels[0]);
+    return labels[0] == labels[n - 1] && labels[0] == labels[n / 2];
+  }
+
+  // Lines [j, j_end) and columns [k, k_end) of cell q have one label and weight: their masses; false if ignored.
+  bool score(int64_t label, int64_t q, int64_t j, int64_t j_end, int64_t k, int64_t k_end, Real weight) {
+    Real* mass = ws.mass + j * p.columns.most * ws.padded + q;
+    const auto fill = [&](Real value) {
+      for (int64_t line = j; line < j_end; ++line, mass += p.columns.most * ws.padded) {
+        for (int64_t i = k; i < k_end; ++i) mass[i * ws.padded] = value;
+      }
+    };
+    if (label == p.ignore_index || label < 0 || label >= p.classes) {
+      if (label != p.ignore_index && bad_label == kNoLabel) bad_label = label;
+      fill(0);
+      return false;
+    }
+    const Real of_class = ws.class_weight(label);
+    divisor += static_cast<double>((j_end - j) * (k_end - k)) * of_class * weight;
+    if (!ws.uniform) fill(weight * (own * of_class + smooth));
+    return true;
+  }
+
+  // What pixels of one label and weight take from the gradient of the corners, by their bilinear weights there.
+  void share(int64_t label, int64_t q, Real weight, Real top_left, Real top_right, Real bottom_left, Real bottom_right) {
+    if (!ws.present[label]) {
+      ws.present[label] = 1;
+      for (int side = 0; side < 2; ++side) zero(ws.label_share[side] + label * ws.padded, ws.padded);
+    }
+    const auto add = [&](Real* const* to, int64_t i, Real factor) {
+      to[0][i] += factor * top_left, to[0][i + 1] += factor * top_right;
+      to[1][i] += factor * bottom_left, to[1][i + 1] += factor * bottom_right;
+    };
+    add(ws.label_share, label * ws.padded + q, weight * own * ws.class_weight(label));
+    if (p.smoothing > 0) add(ws.smooth_share, q, weight);
+  }
+
+  static void zero(Real* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = 0;
+  }
+};
+
+// Calls `use` with the reader of the problem's labels; it holds the sums of what it has read.
+template <typename Real, typename Use>
+void with_label_reader(Workspace<Real>& ws, const Use& use) {
+  switch (ws.p.label_type) {
+    case LabelType::i64: use(LabelReader<int64_t, Real>{ws}); break;
+    case LabelType::i32: use(LabelReader<int32_t, Real>{ws}); break;
+    default: use(LabelReader<uint8_t, Real>{ws});
+  }
+}
