@@ -23,7 +23,14 @@ class CrossEntropyOptions(TypedDict):
     reduction: str
 
 
-class DualCrossEntropyLoss(nn.Module):
+class LowResolutionLoss(nn.Module):
+    """A criterion ``(main logits, aux logits, target) -> DualLoss`` that upsamples the logits itself.
+
+    PSPNet gives a criterion of this type its low-resolution logits; any other is called on upsampled ones.
+    """
+
+
+class DualCrossEntropyLoss(LowResolutionLoss):
     """Cross-entropy of both heads from their low-resolution logits, without ever building full-resolution logits.
 
     Args:

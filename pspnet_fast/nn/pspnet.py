@@ -17,7 +17,7 @@ from pspnet_fast.ops.upsample_argmax import upsample_argmax
 from .external import external_stages
 from .fusion import log_plain_road
 from .heads import AuxHead, PSPHead, unfusable_reason
-from .loss import check_target, fusable_options
+from .loss import LowResolutionLoss, check_target, fusable_options
 from .norm import Norm
 from .pyramid import PyramidPooling
 from .resnet import resnet_stages
@@ -40,7 +40,8 @@ class PSPNet(nn.Module):
         zoom_factor: 1, 2, 4 or 8; the output is (H - 1) * zoom_factor // 8 + 1 high.
         use_ppm: False leaves the pyramid out.
         criterion: the loss of logits [N, C, h, w] and labels; ``nn.CrossEntropyLoss(ignore_index=255)`` where None.
-            Exactly that type runs fused; any other is called on the upsampled logits.
+            Exactly that type runs fused, as do :class:`~pspnet_fast.nn.LowResolutionLoss` such as
+            :class:`~pspnet_fast.nn.OhemCrossEntropyLoss`; any other is called on the upsampled logits.
         pretrained: ImageNet weights for the backbone: a file, or True for ``./initmodel/resnet{layers}_v2.pth`` (with
             ``backbone``: ``./initmodel/{name}.pth``), or False.
         backbone: a model of torchvision or timm instead of the deep-stem ResNet, such as "resnet50",
@@ -126,9 +127,10 @@ class PSPNet(nn.Module):
         if y is None:
             raise ValueError("in training mode PSPNet needs labels: model(x, y); for logits call model.eval() first")
         options = fusable_options(self.criterion)
+        low_resolution = isinstance(self.criterion, LowResolutionLoss)
         if options is not None and y.is_floating_point() and y.dim() == 4:
             options = None  # class probabilities [N, C, h, w]: nn.CrossEntropyLoss takes them, the fused loss does not
-        if options is not None:
+        if options is not None or low_resolution:
             check_target(y, (x.shape[0], *size))
         self._check_batch(x)
 
@@ -136,6 +138,9 @@ class PSPNet(nn.Module):
         main = self._main_logits(stage4)
         aux = self.aux(stage3)
 
+        if low_resolution:
+            losses = self.criterion(main, aux, y)
+            return upsample_argmax(main, y.shape[1:]), losses.main, losses.aux
         if options is None:
             log_plain_road(self._plain_reasons, f"criterion {type(self.criterion).__name__} is called as it is")
             return self._plain_losses(_upsample(main, size), _upsample(aux, size), y)
