@@ -2,8 +2,9 @@
 // and autocast, and the kernels composed of PyTorch operators, are registered from Python (pspnet_fast/ops).
 #include <torch/library.h>
 
-#define PSPNET_FAST_CROSS_ENTROPY_OPTIONS                                                                  \
-  "Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, bool per_pixel, bool align_corners"
+#define PSPNET_FAST_CROSS_ENTROPY_OPTIONS                                                                            \
+  "Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, str reduction, float denominator, " \
+  "str empty, bool align_corners"
 
 TORCH_LIBRARY(pspnet_fast, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
@@ -29,7 +30,7 @@ TORCH_LIBRARY(pspnet_fast, m) {
       ") -> (Tensor, Tensor, Tensor)",
       tags);
   m.def(
-      "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor state, "
+      "upsample_cross_entropy_backward(Tensor grad, Tensor scale, Tensor logits, Tensor target, Tensor state, "
       PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> Tensor",
       tags);
   m.def(
@@ -37,7 +38,7 @@ TORCH_LIBRARY(pspnet_fast, m) {
       PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       tags);
   m.def(
-      "dual_cross_entropy_backward(Tensor grad_main, Tensor grad_aux, Tensor main, Tensor aux, Tensor target, "
+      "dual_cross_entropy_backward(Tensor grad_main, Tensor grad_aux, Tensor scale, Tensor main, Tensor aux, Tensor target, "
       "Tensor main_state, Tensor aux_state, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS ") -> (Tensor, Tensor)",
       tags);
   m.def("upsample_argmax(Tensor logits, SymInt height, SymInt width, bool align_corners, ScalarType dtype) -> Tensor", tags);

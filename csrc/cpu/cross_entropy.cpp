@@ -6,6 +6,8 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
+#include <limits>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -50,11 +52,27 @@ struct Options {
   const OptionalTensor& pixel_weight;
   int64_t ignore_index;
   double label_smoothing;
-  bool per_pixel, align_corners;
+  std::string_view reduction;  // none, sum, mean
+  double denominator;          // of the mean: 0 the weights of the labelled pixels, -1 all pixels, or a number
+  std::string_view empty;      // the mean of nothing: nan, zero
+  bool align_corners;
+
+  bool per_pixel() const { return reduction == "none"; }
+
+  // d loss / d(sum of losses)
+  double scale(double divisor, int64_t pixels) const {
+    if (reduction != "mean") return 1;
+    if (denominator != 0) divisor = denominator > 0 ? denominator : static_cast<double>(pixels);
+    return divisor == 0 ? 0 : 1 / divisor;
+  }
+  double loss(double sum, double scale) const {
+    if (scale != 0) return sum * scale;
+    return empty == "zero" ? 0 : std::numeric_limits<double>::quiet_NaN();
+  }
 };
 
 struct Losses {
-  at::Tensor total[2], state[2], divisor;
+  at::Tensor loss[2], state[2], scale;
 };
 
 // The part of a chunk's gradient that falls on the last row of nodes of the chunk above.
@@ -81,7 +99,7 @@ void run(const CrossEntropyProblem& p) {
   }
 }
 
-// Losses of one or two heads of one size, and d(sum of losses)/d(logits) if wanted.
+// Losses of one or two heads of one size, and d(sum of losses)/d(logits) if wanted and not per pixel.
 Losses cross_entropy(
     const std::vector<at::Tensor>& heads, const at::Tensor& target, bool gradient, const Options& options) {
   TORCH_CHECK_VALUE(target.dim() == 3, "target must be [B, H, W], not of shape ", target.sizes());
@@ -91,6 +109,7 @@ Losses cross_entropy(
   std::vector<at::Tensor> logits;
   for (const at::Tensor& head : heads) logits.push_back(dense(head, channels_last));
 
+  gradient = gradient && !options.per_pixel();
   CrossEntropyProblem p{};
   const Upsampling upsampling(p, logits[0], target.size(1), target.size(2), options.align_corners);
   const Labels labels(p, target, options.weight, options.pixel_weight, real);
@@ -113,9 +132,9 @@ Losses cross_entropy(
       p.head[i].grad = losses.state[i].mutable_data_ptr();
       p.head[i].boundary = boundary[i].mutable_data_ptr();
     }
-    if (options.per_pixel) {
-      losses.total[i] = at::empty(target.sizes(), floats);
-      p.head[i].loss = losses.total[i].mutable_data_ptr();
+    if (options.per_pixel()) {
+      losses.loss[i] = at::empty(target.sizes(), floats);
+      p.head[i].loss = losses.loss[i].mutable_data_ptr();
     }
   }
 
@@ -130,71 +149,82 @@ Losses cross_entropy(
     divisor += divisors[task];
     for (int64_t i = 0; i < p.heads; ++i) total[i] += sums[i * tasks + task];
   }
-  losses.divisor = at::scalar_tensor(divisor, floats);
-  for (int64_t i = 0; i < p.heads && !options.per_pixel; ++i) losses.total[i] = at::scalar_tensor(total[i], floats);
+  const double scale = options.scale(divisor, target.numel());
+  losses.scale = at::scalar_tensor(scale, floats);
+  for (int64_t i = 0; i < p.heads && !options.per_pixel(); ++i) {
+    losses.loss[i] = at::scalar_tensor(options.loss(total[i], scale), floats);
+  }
   return losses;
 }
 
-// Backward of `per_pixel`: the gradient of the sum of losses, each pixel weighted by its upstream gradient.
+// Backward of a loss per pixel: the gradient of the sum of losses, each weighted by its upstream gradient.
 at::Tensor weighted_gradient(
     const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& target, const Options& options) {
-  const OptionalTensor weight = options.pixel_weight ? at::mul(grad, options.pixel_weight->to(grad.scalar_type())) : grad;
+  const OptionalTensor weight =
+      options.pixel_weight ? at::mul(grad, options.pixel_weight->to(grad.scalar_type())) : grad;
   const Options weighted{
-      options.weight, weight, options.ignore_index, options.label_smoothing, false, options.align_corners};
+      options.weight, weight, options.ignore_index, options.label_smoothing, "sum", 0, "nan", options.align_corners};
   return cross_entropy({logits}, target, true, weighted).state[0].to(logits.scalar_type());
 }
 
 at::Tensor backward(
-    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& target, const at::Tensor& state,
-    const Options& options) {
-  if (options.per_pixel) return weighted_gradient(grad, logits, target, options);
-  TORCH_CHECK(state.numel() == logits.numel(), "the gradient was not kept: call forward with gradient = true");
-  return scaled(state, grad, logits.scalar_type());
+    const at::Tensor& grad, const at::Tensor& scale, const at::Tensor& logits, const at::Tensor& target,
+    const at::Tensor& state, const Options& options) {
+  if (options.per_pixel()) return weighted_gradient(grad, logits, target, options);
+  TORCH_CHECK(
+      state.sizes() == logits.sizes(),
+      "the cross-entropy was computed without its gradient: call the operator with gradient=True");
+  return scaled(state, grad.item<double>() * scale.item<double>(), logits.scalar_type());
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> upsample_cross_entropy(
     const at::Tensor& logits, const at::Tensor& target, bool gradient, const OptionalTensor& weight,
-    const OptionalTensor& pixel_weight, int64_t ignore_index, double label_smoothing, bool per_pixel,
-    bool align_corners) {
-  const Options options{weight, pixel_weight, ignore_index, label_smoothing, per_pixel, align_corners};
-  Losses losses = cross_entropy({logits}, target, gradient && !per_pixel, options);
-  return {losses.total[0], losses.divisor, losses.state[0]};
+    const OptionalTensor& pixel_weight, int64_t ignore_index, double label_smoothing, std::string_view reduction,
+    double denominator, std::string_view empty, bool align_corners) {
+  const Options options{weight,    pixel_weight, ignore_index, label_smoothing,
+                        reduction, denominator,  empty,        align_corners};
+  Losses losses = cross_entropy({logits}, target, gradient, options);
+  return {losses.loss[0], losses.scale, losses.state[0]};
 }
 
 at::Tensor upsample_cross_entropy_backward(
-    const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& target, const at::Tensor& state,
-    const OptionalTensor& weight, const OptionalTensor& pixel_weight, int64_t ignore_index, double label_smoothing,
-    bool per_pixel, bool align_corners) {
-  const Options options{weight, pixel_weight, ignore_index, label_smoothing, per_pixel, align_corners};
-  return backward(grad, logits, target, state, options);
+    const at::Tensor& grad, const at::Tensor& scale, const at::Tensor& logits, const at::Tensor& target,
+    const at::Tensor& state, const OptionalTensor& weight, const OptionalTensor& pixel_weight, int64_t ignore_index,
+    double label_smoothing, std::string_view reduction, double denominator, std::string_view empty,
+    bool align_corners) {
+  const Options options{weight,    pixel_weight, ignore_index, label_smoothing,
+                        reduction, denominator,  empty,        align_corners};
+  return backward(grad, scale, logits, target, state, options);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> dual_cross_entropy(
     const at::Tensor& main, const at::Tensor& aux, const at::Tensor& target, bool gradient, bool labels, bool correct,
     const OptionalTensor& weight, const OptionalTensor& pixel_weight, int64_t ignore_index, double label_smoothing,
-    bool per_pixel, bool align_corners) {
-  const Options options{weight, pixel_weight, ignore_index, label_smoothing, per_pixel, align_corners};
-  gradient = gradient && !per_pixel;
+    std::string_view reduction, double denominator, std::string_view empty, bool align_corners) {
+  const Options options{weight,    pixel_weight, ignore_index, label_smoothing,
+                        reduction, denominator,  empty,        align_corners};
   Losses losses;
   if (main.sizes() == aux.sizes()) {
     losses = cross_entropy({main, aux}, target, gradient, options);
   } else {
     losses = cross_entropy({main}, target, gradient, options);
     const Losses second = cross_entropy({aux}, target, gradient, options);
-    losses.total[1] = second.total[0], losses.state[1] = second.state[0];
+    losses.loss[1] = second.loss[0], losses.state[1] = second.state[0];
   }
   const auto [best, count] = argmax(main, target, ignore_index, align_corners, labels, correct);
-  return {losses.total[0], losses.total[1], losses.divisor, losses.state[0], losses.state[1], best, count};
+  return {losses.loss[0], losses.loss[1], losses.scale, losses.state[0], losses.state[1], best, count};
 }
 
 std::tuple<at::Tensor, at::Tensor> dual_cross_entropy_backward(
-    const at::Tensor& grad_main, const at::Tensor& grad_aux, const at::Tensor& main, const at::Tensor& aux,
-    const at::Tensor& target, const at::Tensor& main_state, const at::Tensor& aux_state, const OptionalTensor& weight,
-    const OptionalTensor& pixel_weight, int64_t ignore_index, double label_smoothing, bool per_pixel,
-    bool align_corners) {
-  const Options options{weight, pixel_weight, ignore_index, label_smoothing, per_pixel, align_corners};
+    const at::Tensor& grad_main, const at::Tensor& grad_aux, const at::Tensor& scale, const at::Tensor& main,
+    const at::Tensor& aux, const at::Tensor& target, const at::Tensor& main_state, const at::Tensor& aux_state,
+    const OptionalTensor& weight, const OptionalTensor& pixel_weight, int64_t ignore_index, double label_smoothing,
+    std::string_view reduction, double denominator, std::string_view empty, bool align_corners) {
+  const Options options{weight,    pixel_weight, ignore_index, label_smoothing,
+                        reduction, denominator,  empty,        align_corners};
   return {
-      backward(grad_main, main, target, main_state, options), backward(grad_aux, aux, target, aux_state, options)};
+      backward(grad_main, scale, main, target, main_state, options),
+      backward(grad_aux, scale, aux, target, aux_state, options)};
 }
 
 }  // namespace

@@ -34,9 +34,9 @@ at::ScalarType real_type(const at::Tensor& logits) {
   return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-at::Tensor scaled(const at::Tensor& state, const at::Tensor& grad, at::ScalarType type) {
+at::Tensor scaled(const at::Tensor& state, double factor, at::ScalarType type) {
   at::Tensor result = at::empty_like(state, state.options().dtype(type));
-  return at::mul_out(result, state, grad);
+  return at::mul_out(result, state, at::scalar_tensor(factor, state.options().memory_format(std::nullopt)));
 }
 
 namespace {

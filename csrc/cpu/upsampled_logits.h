@@ -75,8 +75,8 @@ void run_tasks(int64_t tasks, int64_t scratch_bytes, const Task& task) {
   });
 }
 
-// state · grad, of `type` and the strides of `state`; grad is 0-d.
-at::Tensor scaled(const at::Tensor& state, const at::Tensor& grad, at::ScalarType type);
+// state · factor, of `type` and the strides of `state`.
+at::Tensor scaled(const at::Tensor& state, double factor, at::ScalarType type);
 
 // Labels [B, H, W] of upsampled logits and the number of those that are `target`; each empty unless wanted.
 std::pair<at::Tensor, at::Tensor> argmax(

@@ -1,11 +1,9 @@
-"""What both cross-entropy operators share: their options, the reduction, and a composition of PyTorch operators.
+"""What both cross-entropy operators share: their options, and a composition of PyTorch operators.
 
-The operators themselves only sum: ``total`` (or a loss per pixel), ``divisor`` (what PyTorch's mean divides by) and,
-for their own backward, ``state``. Which mean is taken of that is decided here, on 0-d tensors.
-
+The operators give the reduced loss, ``scale`` = d loss / d(sum of losses), 0-d, and ``state`` for their own backward.
 Loss and gradient share nearly all of their work, so a sum whose gradient will be asked for computes it at once:
-``state`` is ``d total / d logits``, and backward only scales it. A loss per pixel does not know its upstream gradient
-yet; it keeps nothing, and backward is the gradient of the sum whose pixels are weighted by the upstream gradient.
+``state`` is the gradient of the sum of losses, and backward only scales it. A loss per pixel does not know its upstream
+gradient yet; it keeps nothing, and backward is the gradient of the sum whose pixels are weighted by that.
 """
 
 from __future__ import annotations
@@ -21,6 +19,9 @@ from pspnet_fast import reference
 from pspnet_fast.ops._checks import check_choice, same_device
 from pspnet_fast.ops._interpolation import upsample_adjoint
 
+# The operators' denominator is a number: these, or a positive one that is meant itself.
+VALID, ALL = 0.0, -1.0
+
 
 class Options(NamedTuple):
     """The options of the operators, in the order of their schemas."""
@@ -29,39 +30,18 @@ class Options(NamedTuple):
     pixel_weight: Tensor | None
     ignore_index: int
     label_smoothing: float
-    per_pixel: bool
+    reduction: str
+    denominator: float
+    empty: str
     align_corners: bool
 
     def as_keywords(self) -> dict[str, object]:
-        """As keyword arguments of the reference, for the unreduced operator."""
-        keywords: dict[str, object] = self._asdict()
-        keywords["reduction"] = "none" if keywords.pop("per_pixel") else "sum"
-        return keywords
+        """As keyword arguments of the reference."""
+        named = {VALID: "valid", ALL: "all"}.get(self.denominator, self.denominator)
+        return {**self._asdict(), "denominator": named}
 
 
 OPTION_COUNT = len(Options._fields)
-
-
-class Reduction(NamedTuple):
-    """How the sums become the loss."""
-
-    kind: str
-    denominator: str | float
-    empty: str
-
-    def __call__(self, total: Tensor, divisor: Tensor, target: Tensor) -> Tensor:
-        """The loss of an operator's sums."""
-        if self.kind != "mean":
-            return total
-        if not isinstance(self.denominator, str):
-            return total / self.denominator
-        if self.denominator == "all":
-            divisor = total.new_full((), target.numel())
-        # Two operators for autograd to record: total · scale + offset, where nothing is scored total · 0 + NaN (or 0).
-        nothing = divisor == 0
-        scale = divisor.detach().masked_fill(nothing, torch.inf).reciprocal()
-        offset = torch.zeros_like(scale).masked_fill(nothing, torch.nan if self.empty == "nan" else 0.0)
-        return torch.addcmul(offset, total, scale)
 
 
 def check_options(
@@ -76,7 +56,7 @@ def check_options(
     empty: str,
     align_corners: bool,
     pixel_weight: Tensor | None,
-) -> tuple[Options, Reduction]:
+) -> Options:
     """Validate the public options (see :func:`pspnet_fast.upsample_cross_entropy`) and pack them."""
     check_choice("reduction", reduction, ("none", "sum", "mean"))
     check_choice("empty", empty, ("nan", "zero"))
@@ -96,8 +76,8 @@ def check_options(
             raise ValueError(f"pixel_weight must be {tuple(target.shape)}, as target, not {tuple(pixel_weight.shape)}")
         _not_differentiable("pixel_weight", pixel_weight)
         same_device("pixel_weight", pixel_weight, "logits", logits)
-    options = Options(weight, pixel_weight, ignore_index, label_smoothing, reduction == "none", align_corners)
-    return options, Reduction(reduction, denominator, empty)
+    number = {"valid": VALID, "all": ALL}[denominator] if isinstance(denominator, str) else float(denominator)
+    return Options(weight, pixel_weight, ignore_index, label_smoothing, reduction, number, empty, align_corners)
 
 
 def _not_differentiable(name: str, tensor: Tensor) -> None:
@@ -115,46 +95,63 @@ def wants_gradient(*logits: Tensor) -> bool:
     return torch.is_grad_enabled() and any(z.requires_grad for z in logits)
 
 
+def reduce_losses(losses: Tensor, divisor: Tensor, target: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """``(loss, scale)`` of the sum of losses, or of every pixel's, and PyTorch's divisor of the mean."""
+    if options.reduction != "mean":
+        return losses, torch.ones_like(divisor)
+    if options.denominator == ALL:
+        divisor = torch.full_like(divisor, target.numel())
+    elif options.denominator != VALID:
+        divisor = torch.full_like(divisor, options.denominator)
+    nothing = divisor == 0
+    scale = divisor.reciprocal().masked_fill(nothing, 0)
+    return reference.divide_or_empty(losses, divisor, options.empty), scale
+
+
 def compose_forward(logits: Tensor, target: Tensor, gradient: bool, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """``(total, divisor, state)`` of one head by PyTorch operators, for devices without a kernel."""
+    """``(loss, scale, state)`` of one head by PyTorch operators, for devices without a kernel."""
     up = F.interpolate(
         reference.accumulation(logits), target.shape[1:], mode="bilinear", align_corners=options.align_corners
     )
     labels = target.long()
     weight = None if options.weight is None else options.weight.to(up.dtype)
-    total = reference.cross_entropy(
+    losses = reference.cross_entropy(
         up,
         labels,
         weight,
         options.ignore_index,
         options.label_smoothing,
-        "none" if options.per_pixel else "sum",
+        "none" if options.reduction == "none" else "sum",
         "valid",
         "nan",
         options.pixel_weight,
     )
     divisor = reference.loss_divisor(labels, weight, options.pixel_weight, options.ignore_index, "valid", up.dtype)
+    loss, scale = reduce_losses(losses, divisor, target, options)
     state = _no_state(logits)
-    if gradient and not options.per_pixel:
-        state = _gradient_of_sum(total.new_ones(()), up, logits, labels, options)
-    return total, divisor, state
+    if gradient and options.reduction != "none":
+        state = _gradient_of_sum(scale.new_ones(()), up, logits, labels, options)
+    return loss, scale, state
 
 
-def compose_backward(grad: Tensor, logits: Tensor, target: Tensor, state: Tensor, options: Options) -> Tensor:
-    """The gradient of :func:`compose_forward`'s total with respect to the low-resolution logits."""
-    if options.per_pixel:
+def compose_backward(
+    grad: Tensor, scale: Tensor, logits: Tensor, target: Tensor, state: Tensor, options: Options
+) -> Tensor:
+    """The gradient of :func:`compose_forward`'s loss with respect to the low-resolution logits."""
+    if options.reduction == "none":
         up = F.interpolate(
             reference.accumulation(logits), target.shape[1:], mode="bilinear", align_corners=options.align_corners
         )
-        state, grad = _gradient_of_sum(grad, up, logits, target.long(), options), grad.new_ones(())
-    return scale_state(grad, logits, state)
+        result = empty_gradient(logits)
+        return result.copy_(_gradient_of_sum(grad, up, logits, target.long(), options))
+    return scale_state(grad, scale, logits, state)
 
 
-def scale_state(grad: Tensor, logits: Tensor, state: Tensor) -> Tensor:
-    """Backward of a sum: ``state`` times its upstream gradient, in the dtype of ``logits``."""
+def scale_state(grad: Tensor, scale: Tensor, logits: Tensor, state: Tensor) -> Tensor:
+    """Backward of a reduced loss: ``state`` times its upstream gradient, in the dtype of ``logits``."""
     if state.shape != logits.shape:
         raise RuntimeError("the cross-entropy was computed without its gradient: call the operator with gradient=True")
-    return torch.mul(state, grad, out=empty_gradient(logits))
+    return torch.mul(state, grad * scale, out=empty_gradient(logits))
 
 
 def _gradient_of_sum(grad: Tensor, up: Tensor, logits: Tensor, labels: Tensor, options: Options) -> Tensor:
@@ -204,8 +201,9 @@ def _no_state(logits: Tensor) -> Tensor:
 
 
 def fake_forward(logits: Tensor, target: Tensor, gradient: bool, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty tensors shaped as ``(total, divisor, state)``."""
+    """Empty tensors shaped as ``(loss, scale, state)``."""
     dtype = loss_dtype(logits)
-    total = logits.new_empty(target.shape if options.per_pixel else (), dtype=dtype)
-    state = empty_gradient(logits, dtype) if gradient and not options.per_pixel else _no_state(logits)
-    return total, logits.new_empty((), dtype=dtype), state
+    per_pixel = options.reduction == "none"
+    loss = logits.new_empty(target.shape if per_pixel else (), dtype=dtype)
+    state = empty_gradient(logits, dtype) if gradient and not per_pixel else _no_state(logits)
+    return loss, logits.new_empty((), dtype=dtype), state

@@ -18,7 +18,8 @@ from pspnet_fast.extension import EXTENSION
 NAMESPACE = "pspnet_fast"
 
 _CROSS_ENTROPY_OPTIONS = (
-    "Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, bool per_pixel, bool align_corners"
+    "Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, str reduction, float denominator, "
+    "str empty, bool align_corners"
 )
 
 SCHEMAS = {
@@ -39,14 +40,14 @@ SCHEMAS = {
         f"(Tensor logits, Tensor target, bool gradient, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor, Tensor)"
     ),
     "upsample_cross_entropy_backward": (
-        f"(Tensor grad, Tensor logits, Tensor target, Tensor state, {_CROSS_ENTROPY_OPTIONS}) -> Tensor"
+        f"(Tensor grad, Tensor scale, Tensor logits, Tensor target, Tensor state, {_CROSS_ENTROPY_OPTIONS}) -> Tensor"
     ),
     "dual_cross_entropy": (
         f"(Tensor main, Tensor aux, Tensor target, bool gradient, bool labels, bool correct, {_CROSS_ENTROPY_OPTIONS}) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
     "dual_cross_entropy_backward": (
-        "(Tensor grad_main, Tensor grad_aux, Tensor main, Tensor aux, Tensor target, "
+        "(Tensor grad_main, Tensor grad_aux, Tensor scale, Tensor main, Tensor aux, Tensor target, "
         f"Tensor main_state, Tensor aux_state, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor)"
     ),
     "upsample_argmax": ("(Tensor logits, SymInt height, SymInt width, bool align_corners, ScalarType dtype) -> Tensor"),

@@ -117,30 +117,31 @@ def _dual(
         )
     scoring = dict(options)
     aux_weight = scoring.pop("aux_weight")
-    packed, reduce = check_options(main, target, **scoring)
+    packed = check_options(main, target, **scoring)
     if select("dual_cross_entropy", main.device.type) == "reference":
         return reference.dual_cross_entropy_argmax(main, aux, target, labels=labels, correct=correct, **options)
-    main_total, aux_total, divisor, _, _, best, count = overload("dual_cross_entropy")(
+    main_loss, aux_loss, _, _, _, best, count = overload("dual_cross_entropy")(
         main, aux, target, wants_gradient(main, aux), labels, correct, *packed
     )
-    main_loss, aux_loss = reduce(main_total, divisor, target), reduce(aux_total, divisor, target)
-    return DualPrediction(
-        main_loss + aux_weight * aux_loss, main_loss, aux_loss, best if labels else None, count if correct else None
-    )
+    if isinstance(aux_weight, Tensor):
+        loss = main_loss + aux_weight * aux_loss
+    else:
+        loss = torch.add(main_loss, aux_loss, alpha=aux_weight)
+    return DualPrediction(loss, main_loss, aux_loss, best if labels else None, count if correct else None)
 
 
 def _forward(
     main: Tensor, aux: Tensor, target: Tensor, gradient: bool, labels: bool, correct: bool, *options: Any
 ) -> tuple[Tensor, ...]:
     packed = Options(*options)
-    main_total, divisor, main_state = compose_forward(main, target, gradient, packed)
-    aux_total, _, aux_state = compose_forward(aux, target, gradient, packed)
+    main_loss, scale, main_state = compose_forward(main, target, gradient, packed)
+    aux_loss, _, aux_state = compose_forward(aux, target, gradient, packed)
     best, count = _no_count(target), _no_count(target)
     if labels or correct:
         found = reference.upsample_argmax(main, target.shape[1:], align_corners=packed.align_corners)
         count = reference.correct_pixels(found, target, packed.ignore_index) if correct else count
         best = found if labels else best
-    return main_total, aux_total, divisor, main_state, aux_state, best, count
+    return main_loss, aux_loss, scale, main_state, aux_state, best, count
 
 
 def _no_count(target: Tensor) -> Tensor:
@@ -150,6 +151,7 @@ def _no_count(target: Tensor) -> Tensor:
 def _backward(
     grad_main: Tensor,
     grad_aux: Tensor,
+    scale: Tensor,
     main: Tensor,
     aux: Tensor,
     target: Tensor,
@@ -159,8 +161,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     packed = Options(*options)
     return (
-        compose_backward(grad_main, main, target, main_state, packed),
-        compose_backward(grad_aux, aux, target, aux_state, packed),
+        compose_backward(grad_main, scale, main, target, main_state, packed),
+        compose_backward(grad_aux, scale, aux, target, aux_state, packed),
     )
 
 
@@ -168,14 +170,16 @@ def _fake_forward(
     main: Tensor, aux: Tensor, target: Tensor, gradient: bool, labels: bool, correct: bool, *options: Any
 ) -> tuple[Tensor, ...]:
     packed = Options(*options)
-    main_total, divisor, main_state = fake_forward(main, target, gradient, packed)
-    aux_total, _, aux_state = fake_forward(aux, target, gradient, packed)
+    main_loss, scale, main_state = fake_forward(main, target, gradient, packed)
+    aux_loss, _, aux_state = fake_forward(aux, target, gradient, packed)
     best = target.new_empty(target.shape, dtype=torch.int64) if labels else _no_count(target)
     count = target.new_empty((), dtype=torch.int64) if correct else _no_count(target)
-    return main_total, aux_total, divisor, main_state, aux_state, best, count
+    return main_loss, aux_loss, scale, main_state, aux_state, best, count
 
 
-def _fake_backward(grad_main: Tensor, grad_aux: Tensor, main: Tensor, aux: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake_backward(
+    grad_main: Tensor, grad_aux: Tensor, scale: Tensor, main: Tensor, aux: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
     return empty_gradient(main), empty_gradient(aux)
 
 
@@ -183,7 +187,7 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     main, aux, target, _, _, _, *options = inputs
     ctx.options = Options(*options)
     only_losses_are_differentiable(ctx, output[2:])
-    ctx.save_for_backward(main, aux, target, output[3], output[4], ctx.options.weight, ctx.options.pixel_weight)
+    ctx.save_for_backward(*output[2:3], main, aux, target, *output[3:5], ctx.options.weight, ctx.options.pixel_weight)
 
 
 def _differentiate(
@@ -201,8 +205,8 @@ def _differentiate(
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.options = Options(*inputs[7:])
-    ctx.save_for_backward(*inputs[:5], ctx.options.weight, ctx.options.pixel_weight)
+    ctx.options = Options(*inputs[8:])
+    ctx.save_for_backward(*inputs[:2], *inputs[3:6], ctx.options.weight, ctx.options.pixel_weight)
 
 
 def _differentiate_again(ctx: Any, cotangent_main: Tensor, cotangent_aux: Tensor) -> tuple[Tensor | None, ...]:
@@ -214,7 +218,7 @@ def _differentiate_again(ctx: Any, cotangent_main: Tensor, cotangent_aux: Tensor
 
     twice_main = second_gradient(definition, [main], grad_main, [cotangent_main])
     twice_aux = second_gradient(definition, [aux], grad_aux, [cotangent_aux])
-    return twice_main[0], twice_aux[0], twice_main[1], twice_aux[1], None, None, None, *[None] * OPTION_COUNT
+    return twice_main[0], twice_aux[0], None, twice_main[1], twice_aux[1], None, None, None, *[None] * OPTION_COUNT
 
 
 register_composition("dual_cross_entropy", _forward)

@@ -73,26 +73,26 @@ def upsample_cross_entropy(
         "align_corners": align_corners,
         "pixel_weight": pixel_weight,
     }
-    packed, reduce = check_options(logits, target, **options)
+    packed = check_options(logits, target, **options)
     if select("upsample_cross_entropy", logits.device.type) == "reference":
         return reference.upsample_cross_entropy(logits, target, **options)
-    total, divisor, _ = overload("upsample_cross_entropy")(logits, target, wants_gradient(logits), *packed)
-    return reduce(total, divisor, target)
+    loss: Tensor = overload("upsample_cross_entropy")(logits, target, wants_gradient(logits), *packed)[0]
+    return loss
 
 
 def _forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     return compose_forward(logits, target, gradient, Options(*options))
 
 
-def _backward(grad: Tensor, logits: Tensor, target: Tensor, state: Tensor, *options: Any) -> Tensor:
-    return compose_backward(grad, logits, target, state, Options(*options))
+def _backward(grad: Tensor, scale: Tensor, logits: Tensor, target: Tensor, state: Tensor, *options: Any) -> Tensor:
+    return compose_backward(grad, scale, logits, target, state, Options(*options))
 
 
 def _fake_forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
     return fake_forward(logits, target, gradient, Options(*options))
 
 
-def _fake_backward(grad: Tensor, logits: Tensor, target: Tensor, state: Tensor, *options: Any) -> Tensor:
+def _fake_backward(grad: Tensor, scale: Tensor, logits: Tensor, *_: Any) -> Tensor:
     return empty_gradient(logits)
 
 
@@ -100,20 +100,20 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     logits, target, _, *options = inputs
     ctx.options = Options(*options)
     only_losses_are_differentiable(ctx, output[1:])
-    ctx.save_for_backward(logits, target, output[2], ctx.options.weight, ctx.options.pixel_weight)
+    ctx.save_for_backward(output[1], logits, target, output[2], ctx.options.weight, ctx.options.pixel_weight)
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * (3 + OPTION_COUNT)
-    logits, target, state, weight, pixel_weight = ctx.saved_tensors
+    *tensors, weight, pixel_weight = ctx.saved_tensors
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    result = overload("upsample_cross_entropy_backward")(grad, logits, target, state, *options)
+    result = overload("upsample_cross_entropy_backward")(grad, *tensors, *options)
     return result, None, None, *[None] * OPTION_COUNT
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, logits, target, _, *options = inputs
+    grad, _, logits, target, _, *options = inputs
     ctx.options = Options(*options)
     ctx.save_for_backward(grad, logits, target, ctx.options.weight, ctx.options.pixel_weight)
 
@@ -125,7 +125,8 @@ def _differentiate_again(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ..
     def definition(z: Tensor) -> Tensor:
         return reference.upsample_cross_entropy(z, target, **keywords)
 
-    return *second_gradient(definition, [logits], grad, [cotangent]), None, None, *[None] * OPTION_COUNT
+    by_grad, by_logits = second_gradient(definition, [logits], grad, [cotangent])
+    return by_grad, None, by_logits, None, None, *[None] * OPTION_COUNT
 
 
 register_composition("upsample_cross_entropy", _forward)

@@ -17,54 +17,51 @@ DEFAULTS: dict[str, Any] = {
     "weight": None,
     "ignore_index": 255,
     "label_smoothing": 0.0,
-    "reduction": "sum",
+    "reduction": "mean",
     "denominator": "valid",
     "empty": "nan",
     "align_corners": True,
     "pixel_weight": None,
 }
-# The operators sum, or do not; which mean is taken of it is decided outside.
-SUMS = {name: {"reduction": "sum", **options} for name, options in OPTIONS.items() if "denominator" not in options}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("options", SUMS.values(), ids=SUMS.keys())
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_composition(options: dict[str, Any], dtype: torch.dtype) -> None:
     logits = random(2, CLASSES, 4, 5, dtype=dtype) * 3
     target = draw_target((2, 25, 33), CLASSES, options.get("ignore_index", 255))
     drawn = draw_options(target, CLASSES, **options)
-    packed, _ = check_options(logits, target, **{**DEFAULTS, **drawn})
-    upstream = random(*(target.shape if packed.per_pixel else ()))
+    packed = check_options(logits, target, **{**DEFAULTS, **drawn})
 
-    total, _, state = compose_forward(logits, target, True, packed)
-    gradient = compose_backward(upstream.to(total.dtype), logits, target, state, packed)
+    loss, scale, state = compose_forward(logits, target, True, packed)
+    upstream = random(*loss.shape)
+    gradient = compose_backward(upstream.to(loss.dtype), scale, logits, target, state, packed)
     stock, exact = (
         differentiate(lambda z: stock_loss(z, target, **drawn), [z], [upstream]) for z in (logits, logits.double())
     )
-    assert_as_exact_as_stock(total, stock[0][0], exact[0][0], dtype)
+    assert_as_exact_as_stock(loss, stock[0][0], exact[0][0], dtype)
     assert_as_exact_as_stock(gradient, stock[1][0], exact[1][0], dtype, "gradient")
     assert gradient.dtype == dtype
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("pixels_weighted", [True, False])
-def test_divisor_is_that_of_pytorchs_mean(weighted: bool, pixels_weighted: bool) -> None:
-    logits = random(2, CLASSES, 4, 5, dtype=torch.float64)
-    target = draw_target((2, 25, 33), CLASSES)
-    drawn = draw_options(target, CLASSES, weighted=weighted, pixels_weighted=pixels_weighted)
-    packed, _ = check_options(logits, target, **{**DEFAULTS, **drawn})
-    total, divisor, _ = compose_forward(logits, target, False, packed)
-    torch.testing.assert_close(total / divisor, stock_loss(logits, target, **drawn))
+@pytest.mark.parametrize("empty", ["nan", "zero"])
+def test_nothing_to_score(empty: str) -> None:
+    logits, target = random(2, CLASSES, 4, 5), torch.full((2, 9, 13), 255)
+    packed = check_options(logits, target, **{**DEFAULTS, "empty": empty})
+    loss, scale, state = compose_forward(logits, target, True, packed)
+    torch.testing.assert_close(loss, torch.tensor(torch.nan if empty == "nan" else 0.0), equal_nan=True)
+    gradient = compose_backward(torch.ones(()), scale, logits, target, state, packed)
+    torch.testing.assert_close(gradient, torch.zeros_like(logits))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str) -> None:
     logits = random(2, CLASSES, 4, 5, layout=layout)
     target = draw_target((2, 9, 13), CLASSES)
-    packed, _ = check_options(logits, target, **DEFAULTS)
-    total, _, state = compose_forward(logits, target, True, packed)
-    gradient = compose_backward(torch.ones_like(total), logits, target, state, packed)
+    packed = check_options(logits, target, **DEFAULTS)
+    loss, scale, state = compose_forward(logits, target, True, packed)
+    gradient = compose_backward(torch.ones_like(loss), scale, logits, target, state, packed)
     format_ = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     assert gradient.is_contiguous(memory_format=format_)
-    _, (expected,) = differentiate(lambda z: stock_loss(z, target, reduction="sum"), [logits])
+    _, (expected,) = differentiate(lambda z: stock_loss(z, target), [logits])
     torch.testing.assert_close(gradient, expected)

@@ -12,6 +12,7 @@ from running import INTERPRETED, LAYOUTS, as_tuple, random
 from torch.torch_version import TorchVersion
 
 from pspnet_fast.extension import EXTENSION
+from pspnet_fast.ops._cross_entropy import ALL, VALID
 from pspnet_fast.ops._library import NAMESPACE, SCHEMAS, overload
 
 TRITON = [f"{name}_triton" for name in ("pyramid_pool", "pyramid_pool_backward")]
@@ -47,15 +48,15 @@ def samples(name: str, layout: str = "nchw") -> Iterator[tuple[Any, ...]]:
     target = draw_target((2, 9, 13), 3)
     class_weight, pixel_weight = torch.tensor([1.0, 0.5, 2.0]), random(2, 9, 13).abs()
     options = [
-        (None, None, 255, 0.0, False, True),
-        (class_weight, pixel_weight, -1, 0.1, True, False),
-        (class_weight, None, 255, 0.0, False, True),
+        (None, None, 255, 0.0, "sum", VALID, "nan", True),
+        (class_weight, pixel_weight, -1, 0.1, "none", VALID, "nan", False),
+        (class_weight, None, 255, 0.0, "mean", ALL, "zero", True),
     ]
     targets = [target, target.masked_fill(target == 255, -1), target]
     losses = [(), (2, 9, 13), ()]
 
-    def state(logits: torch.Tensor, labels: torch.Tensor, chosen: tuple[Any, ...]) -> torch.Tensor:
-        return overload("upsample_cross_entropy")(logits.detach(), labels, True, *chosen)[2]
+    def kept(logits: torch.Tensor, labels: torch.Tensor, chosen: tuple[Any, ...]) -> list[torch.Tensor]:
+        return overload("upsample_cross_entropy")(logits.detach(), labels, True, *chosen)[1:]
 
     match name.removesuffix("_triton"):
         case "pyramid_pool":
@@ -77,14 +78,16 @@ def samples(name: str, layout: str = "nchw") -> Iterator[tuple[Any, ...]]:
         case "upsample_cross_entropy_backward":
             for labels, chosen, shape in zip(targets, options, losses, strict=True):
                 logits = leaf(2, 3, 3, 4)
-                yield leaf(*shape), logits, labels, state(logits, labels, chosen), *chosen
+                scale, state = kept(logits, labels, chosen)
+                yield leaf(*shape), scale, logits, labels, state, *chosen
         case "dual_cross_entropy":
             for want_labels, labels, chosen in zip((True, False, True), targets, options, strict=True):
                 yield leaf(2, 3, 3, 4), leaf(2, 3, 2, 5), labels, True, want_labels, not want_labels, *chosen
         case "dual_cross_entropy_backward":
             for labels, chosen, shape in zip(targets, options, losses, strict=True):
                 heads = leaf(2, 3, 3, 4), leaf(2, 3, 2, 5)
-                yield leaf(*shape), leaf(*shape), *heads, labels, *(state(z, labels, chosen) for z in heads), *chosen
+                (scale, main_state), (_, aux_state) = (kept(z, labels, chosen) for z in heads)
+                yield leaf(*shape), leaf(*shape), scale, *heads, labels, main_state, aux_state, *chosen
         case "upsample_argmax":
             yield random(2, 3, 3, 4, layout=layout), 9, 13, True, torch.int64
             yield random(2, 3, 3, 4, layout=layout), 9, 13, False, torch.uint8
