@@ -30,7 +30,8 @@ class Road:
     """One network in training."""
 
     def __init__(self, net: nn.Module, options: argparse.Namespace, dtype: torch.dtype) -> None:
-        self.net, self.dtype = net.to(dtype).train(), dtype
+        self.dtype, self.device = dtype, "cuda" if torch.cuda.is_available() else "cpu"
+        self.net = net.to(self.device, dtype).train()
         self.optimizer = torch.optim.SGD(net.parameters(), options.lr, momentum=0.9, weight_decay=1e-4)
         for group in self.optimizer.param_groups:
             group["base_lr"] = options.lr
@@ -43,7 +44,7 @@ class Road:
         torch.manual_seed(index)
         self.schedule.apply(self.optimizer, index, progress)
         self.optimizer.zero_grad()
-        _, main, aux = self.net(x.to(self.dtype), y)
+        _, main, aux = self.net(x.to(self.device, self.dtype), y.to(self.device))
         loss = main + AUX_WEIGHT * aux
         loss.backward()
         self.optimizer.step()
@@ -77,7 +78,7 @@ def compare(options: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
         if name == "fused":
             net = pspnet_fast.PSPNet(layers=options.layers, classes=classes, pretrained=False)
         net = net.to(dtype)
-        net.load_state_dict(plain.state_dict())
+        net.load_state_dict(plain.state_dict())  # on the CPU, where the control's noise is drawn
         # The last digit of the dtype: what another order of summation changes too.
         roads[name] = Road(perturbed(net, torch.finfo(dtype).eps) if name == "control" else net, options, dtype)
 

@@ -6,21 +6,23 @@ variant once, and what is quoted is the ratio of medians.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.provenance import ROOT, machine
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -40,99 +42,126 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def interleaved(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Time every variant once a round, after one round that warms up (and compiles)."""
+def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, Timing]:
+    """Time every variant once a round, after one round that warms up (and compiles).
+
+    On a CPU by the clock; on a GPU (``device="cuda"``) by events on its stream, behind a flush of the L2 cache.
+    """
+    stopwatch = _gpu_milliseconds if device == "cuda" else _clock_milliseconds
     times: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(rounds + 1):
         for name, run in variants.items():
-            synchronize()
-            start = time.perf_counter()
-            run()
-            synchronize()
+            elapsed = stopwatch(run)
             if index > 0:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: _timing(values) for name, values in times.items()}
+                times[name].append(elapsed)
+    return {name: timing(values) for name, values in times.items()}
 
 
-def _timing(values: list[float]) -> Timing:
-    ordered = sorted(values)
+def _clock_milliseconds(run: Callable[[], object]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    run()
+    synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _gpu_milliseconds(run: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    # The flush also keeps the GPU busy while the first kernels are being queued.
+    _flush_buffer().zero_()
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
+@functools.cache
+def _flush_buffer() -> torch.Tensor:
+    """Several times the L2 cache: after writing it, nothing of the inputs is left there."""
+    size = 4 * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    return torch.empty(max(size, 256 << 20), dtype=torch.uint8, device="cuda")
+
+
+def timing(milliseconds: list[float]) -> Timing:
+    """Median, 20th and 80th percentile, to four significant digits."""
+    ordered = sorted(milliseconds)
     last = len(ordered) - 1
-    return Timing(
-        round(statistics.median(ordered), 2),
-        round(ordered[round(0.2 * last)], 2),
-        round(ordered[round(0.8 * last)], 2),
-        len(ordered),
-    )
+    values = (statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)])
+    median, p20, p80 = (float(f"{value:.4g}") for value in values)
+    return Timing(median, p20, p80, len(ordered))
 
 
 def peak_bytes(prepare: Callable[[], Callable[[], object]]) -> int:
-    """The most memory that ``prepare()()`` held above what ``prepare`` left: GPU allocator, or resident set on a CPU.
+    """The most that a call of ``prepare()`` holds above what was there before it: GPU allocator, or resident set.
 
-    On a CPU call it in a process of its own: the resident set's high-water mark never falls. It is read from
+    The call is made once before, so that compiling, loading of libraries and what they keep for good do not count.
+    On a CPU call it in a process of its own, where no other thread allocates. The mark is read from
     /proc/self/status, as getrusage's also holds that of the process that started this one.
     """
     run = prepare()
+    cold = status_bytes("VmRSS")
+    run()
     if torch.cuda.is_available():
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
+        torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    before = _status_bytes("VmRSS")
+    _return_free_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew from what is resident
+    except OSError:  # a sandbox without it: the first call, and what it keeps, count too
+        return status_bytes("VmHWM") - cold
+    before = status_bytes("VmRSS")
     run()
-    return _status_bytes("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
-def _status_bytes(field: str) -> int:
+def _return_free_memory() -> None:
+    """Have the C library give back what the warm-up freed, or a second call would take it without a trace."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc's alone
+        trim(0)
+
+
+def status_bytes(field: str) -> int:
+    """A field of /proc/self/status that is given in kB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux")
 
 
-def in_fresh_process(module: str, *arguments: str) -> Any:
+def in_fresh_process(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Any:
     """Run ``python -m module arguments`` and parse the last line it prints as JSON."""
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what a number was measured."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_model(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit or "unknown",
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
-    return platform.processor()
-
-
-def save(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write rows with the machine they were measured on to ``results/name.json``, in one step."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+def write_json(path: Path, content: object) -> Path:
+    """Write ``content``, replacing an older file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
     return path
 
 
-def as_row(timings: dict[str, Timing], **labels: Any) -> dict[str, Any]:
+def save(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write rows with the machine they were measured on to ``results/name.json``."""
+    return write_json(RESULTS / f"{name}.json", {"machine": machine(), "rows": rows})
+
+
+def as_row(timings: Mapping[str, Timing], **labels: Any) -> dict[str, Any]:
     """One result row: labels, and each variant's timing."""
-    return {**labels, "milliseconds": {name: asdict(timing) for name, timing in timings.items()}}
+    return {**labels, "milliseconds": {name: asdict(value) for name, value in timings.items()}}

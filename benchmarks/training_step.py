@@ -8,46 +8,27 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
-import pspnet_fast
 from benchmarks.measure import as_row, in_fresh_process, interleaved, peak_bytes, save
-from tests.plain_pspnet import PlainPSPNet
+from benchmarks.network import Setting, training_step
 
-AUX_WEIGHT = 0.4
 VARIANTS = ("eager", "compile", "pspnet_fast")
 
 
-def build(variant: str, options: argparse.Namespace, classes: int) -> Callable[[], object]:
-    """A function that makes one training step (forward, loss, backward) of a variant; same weights, images, labels."""
-    torch.manual_seed(0)
-    plain = PlainPSPNet(layers=options.layers, classes=classes)
-    net: nn.Module = plain
-    if variant == "pspnet_fast":
-        net = pspnet_fast.PSPNet(layers=options.layers, classes=classes, pretrained=False)
-        net.load_state_dict(plain.state_dict())
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = net.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    call = torch.compile(net) if variant == "compile" else net
-
-    x = torch.randn(options.batch, 3, options.size, options.size, device=device).contiguous(memory_format=layout)
-    y = torch.randint(0, classes, (options.batch, options.size, options.size), device=device)
-    y[torch.rand(y.shape, device=device) < 0.1] = 255
-
-    def step() -> float:
-        net.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=options.bf16):
-            _, main, aux = call(x, y)
-            loss = main + AUX_WEIGHT * aux
-        loss.backward()
-        return float(loss.detach())
-
-    return step
+def setting(options: argparse.Namespace, classes: int) -> Setting:
+    """The options as the network benchmarks take them."""
+    return Setting(
+        layers=options.layers,
+        classes=classes,
+        batch=options.batch,
+        size=(options.size, options.size),
+        layout="channels_last" if options.channels_last else "NCHW",
+        dtype=torch.bfloat16 if options.bf16 else torch.float32,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
 
 
 def peak_megabytes(variant: str, options: argparse.Namespace, classes: int) -> float:
@@ -60,9 +41,10 @@ def peak_megabytes(variant: str, options: argparse.Namespace, classes: int) -> f
 
 def measure(options: argparse.Namespace, classes: int) -> dict[str, Any]:
     """One row of the results."""
-    steps = {name: build(name, options, classes) for name in options.variants}
-    timings = interleaved(steps, options.rounds)
-    losses = {name: step() for name, step in steps.items()}
+    config = setting(options, classes)
+    steps = {name: training_step(name, config) for name in options.variants}
+    timings = interleaved(steps, options.rounds, config.device)
+    losses = {name: float(step()[0]) for name, step in steps.items()}
     del steps
     peaks = {name: peak_megabytes(name, options, classes) for name in options.variants}
     labels = {key: getattr(options, key) for key in ("layers", "batch", "size", "channels_last", "bf16")}
@@ -83,14 +65,14 @@ def main() -> None:
     parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
-        print(json.dumps(peak_bytes(lambda: build(options.peak, options, options.classes[0]))))
+        print(json.dumps(peak_bytes(lambda: training_step(options.peak, setting(options, options.classes[0])))))
         return
 
     rows = []
     for classes in options.classes:
         row = measure(options, classes)
         rows.append(row)
-        ours = row["milliseconds"]["pspnet_fast"]["median"]
+        ours = row["milliseconds"].get("pspnet_fast", {"median": float("nan")})["median"]
         for name, timing in row["milliseconds"].items():
             print(
                 f"{classes:>4} classes  {name:<12} {timing['median']:>9.1f} ms "

@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from buildtools.sources import csrc_digests
 from buildtools.torch_info import TorchInfo
 
 SOURCE = Path(__file__).resolve().parent.parent
@@ -31,6 +32,7 @@ class BuildResult:
     compiler: str | None = None
     nvcc: str | None = None
     cuda_architectures: list[str] = field(default_factory=list)
+    digests: dict[str, str | None] = field(default_factory=dict)  # of the sources that were compiled
 
     def write(self, path: Path) -> None:
         """Write as JSON, replacing an older file in one step."""
@@ -63,6 +65,7 @@ def build_extension(torch: TorchInfo | None, output: Path, build_root: Path) -> 
 
     tree = build_root / f"{sys.implementation.cache_tag}-torch-{torch.version}"
     modes = ["ON"] if forced else [os.environ.get("PSPNET_FAST_CUDA", "AUTO"), "OFF"]
+    digests = csrc_digests()  # before compiling: an edit meanwhile must not count as compiled
     failure = ""
     for mode in modes:
         try:
@@ -75,7 +78,7 @@ def build_extension(torch: TorchInfo | None, output: Path, build_root: Path) -> 
         record = json.loads((tree / "build_info.json").read_text())
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tree / record["file"], output)
-        result.built, result.compiler = ["cpu"], record["compiler"]
+        result.built, result.compiler, result.digests = ["cpu"], record["compiler"], digests
         if record["cuda_problem"]:
             result.skipped["cuda"] = f"the CUDA build failed: {failure}" if failure else record["cuda_problem"]
         else:
@@ -127,9 +130,12 @@ def job_count() -> int:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-    print(done.stdout, file=sys.stderr)
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    lines: list[str] = []
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:  # as it comes: a build takes minutes
+            print(line, end="", file=sys.stderr, flush=True)
+            lines += [line.strip()] if line.strip() else []
+    if process.returncode != 0:
         told = [line for line in lines if "error" in line.lower() or "No CMAKE_CXX_COMPILER" in line] or lines
-        raise BuildError(" / ".join(told[:3])[:600] or f"{command[0]} exited with {done.returncode}")
+        raise BuildError(" / ".join(told[:3])[:600] or f"{command[0]} exited with {process.returncode}")

@@ -10,6 +10,7 @@ import torch
 
 from pspnet_fast import backend
 from pspnet_fast.extension import EXTENSION
+from pspnet_fast.verification import current_digests, read_verified, verification
 
 _DESCRIPTION = {
     "cpu": "C++",
@@ -70,6 +71,7 @@ def _backends() -> list[str]:
         prefix = compiled if name == "cuda" else ""
         lines.append(f"  {name:<10} {prefix}{reason or 'ready'}")
     lines.append(f"  {'reference':<10} ready")
+    lines += [f"  {'on GPUs':<10} {line}" for line in verification(read_verified(), current_digests())]
     forced = backend.active_backend()
     if forced != "auto":
         lines.append(f"  forced by PSPNET_FAST_BACKEND or use_backend: {forced}")

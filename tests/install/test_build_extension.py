@@ -13,6 +13,7 @@ import pytest
 from building import AddProgram
 
 from buildtools.cmake import BuildError, BuildResult, build_extension, job_count
+from buildtools.sources import csrc_digests
 from buildtools.torch_info import TorchInfo
 
 TORCH = TorchInfo("2.99.0+cu130", "/somewhere/torch", "13.0")
@@ -52,6 +53,8 @@ def test_everything_is_built(log: Path, tmp_path: Path) -> None:
     assert (result.built, result.skipped) == (["cpu", "cuda"], {})
     assert (result.torch, result.compiler, result.nvcc) == (TORCH.version, "GNU 12", "13.0.88")
     assert result.cuda_architectures == ["90-real", "90-virtual"]
+    assert result.digests == csrc_digests()
+    assert result.digests["csrc"] != result.digests["cuda"]
     assert (tmp_path / "lib" / "_C.so").read_text() == "binary\n"
     configure, compile_ = log.read_text().splitlines()
     assert "-DPSPNET_FAST_TORCH=/somewhere/torch" in configure

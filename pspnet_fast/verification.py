@@ -1,0 +1,56 @@
+"""On which GPUs the kernels were tested, and whether they are still the same.
+
+``verified.json`` beside this file is written by ``python -m benchmarks.gpu --save`` after its tests have passed on a
+GPU: an entry a device, with digests of the kernels' sources. They are compared with what runs here: the digest of the
+CUDA sources that the build recorded when it compiled them, and that of the Triton kernels as they lie in this folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pspnet_fast.digest import folder_digest
+from pspnet_fast.extension import EXTENSION
+
+VERIFIED = Path(__file__).with_name("verified.json")
+KERNELS = {"cuda": "CUDA C++", "triton": "Triton"}
+NOT_YET = "the CUDA and Triton kernels have not been run on a GPU yet"
+
+
+def current_digests(build_info: Mapping[str, Any] = EXTENSION.info) -> dict[str, str | None]:
+    """Digests of the kernels that run here, by back end; None for CUDA kernels that were not compiled."""
+    cuda = None
+    if "cuda" in build_info.get("built", ()):
+        cuda = build_info.get("digests", {}).get("cuda") or "not recorded"  # by a build of an older version
+    return {"cuda": cuda, "triton": folder_digest(Path(__file__).with_name("triton"))}
+
+
+def read_verified(path: Path = VERIFIED) -> list[dict[str, Any]]:
+    """The entries of ``verified.json``; none where it does not exist or cannot be read."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return entries if isinstance(entries, list) else []
+
+
+def verification(entries: Sequence[Mapping[str, Any]], current: Mapping[str, str | None]) -> list[str]:
+    """A line for each device that the kernels were tested on, or the line that says that there is none."""
+    return [
+        f"verified on {entry['device']} at {entry['commit']} on {entry['date']}; {_since(entry['digest'], current)}"
+        for entry in entries
+    ] or [NOT_YET]
+
+
+def _since(tested: Mapping[str, str | None], current: Mapping[str, str | None]) -> str:
+    """Whether the kernels that run here are those that were tested."""
+    changed = [title for name, title in KERNELS.items() if current[name] and current[name] != tested.get(name)]
+    absent = [title for name, title in KERNELS.items() if not current[name]]
+    if changed:
+        return f"kernels changed since ({' and '.join(changed)})"
+    if absent:
+        return f"kernels unchanged since (but there are no {' and no '.join(absent)} kernels here)"
+    return "kernels unchanged since"

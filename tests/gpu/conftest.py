@@ -1,0 +1,60 @@
+"""Tests that only a GPU can run: real sizes, streams, graphs. Everywhere else they are skipped, with the reason.
+
+A test that asks for ``backend`` runs on ``reference``, ``triton`` and ``cuda``; one that cannot run is skipped, and
+fails where the environment variable ``PSPNET_FAST_EXPECT_BACKENDS`` names it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "ops")]  # for plain_pspnet and exactness
+
+# cuBLAS is deterministic only with a fixed workspace, which it reads when it starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+from pspnet_fast.backend import KERNELS, unavailable, use_backend  # noqa: E402
+
+BACKENDS = ("reference", "triton", "cuda")
+EXPECTED = set(filter(None, os.environ.get("PSPNET_FAST_EXPECT_BACKENDS", "").split(",")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if TESTS / "gpu" in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="torch sees no GPU here"))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Everything in the test runs on this back end."""
+    name: str = request.param
+    reasons = {unavailable(operator, name, "cuda") for operator, kernels in KERNELS.items() if name in kernels}
+    if missing := "; ".join(sorted(reason for reason in reasons if reason)):
+        assert name not in EXPECTED, f"{name} was expected, but {missing}"
+        pytest.skip(missing)
+    with use_backend(name):
+        yield name
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    """Full float32 in PyTorch's own products, a fixed seed, and no memory left for the next test."""
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.manual_seed(0)
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
