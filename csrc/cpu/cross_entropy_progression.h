@@ -88,22 +88,30 @@ void sum_rows(const Tile<float>& tile, int64_t column, int64_t row, float* weigh
     }
   }
 
-  for (int j = 0; j < ROWS; ++j) {
-    for (int k = 0; k < COLUMNS; ++k) {
-      const int64_t at = tile.mass_at(row + j, column + k);
-      const V mass = get(tile.mass + at);
-      const V total = mass != 0.0f ? sum[j][k] : all(1.0f);
-      put(weight + (j * COLUMNS + k) * L, reciprocal(total) * mass);
-      if (tile.lse) {
-        put(tile.lse + at, log_positive(sum[j][k]));
-      } else if (tile.masses_are_one) {
-        log_sum.multiply(total);
-      } else {
-        loss += mass * log_positive(total);
-      }
+  // Loops over constants, so that the sums stay in registers; what differs between calls is asked outside of them.
+  V mass[ROWS][COLUMNS];
+  const auto each = [&](const auto& use) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (int j = 0; j < ROWS; ++j) {
+#pragma GCC unroll 9
+      for (int k = 0; k < COLUMNS; ++k) use(j, k);
     }
+  };
+  if (tile.lse) {
+    each([&](int j, int k) { put(tile.lse + tile.mass_at(row + j, column + k), log_positive(sum[j][k])); });
+    return;
   }
-  log_sum.normalize();
+  each([&](int j, int k) {
+    mass[j][k] = get(tile.mass + tile.mass_at(row + j, column + k));
+    sum[j][k] = mass[j][k] != 0.0f ? sum[j][k] : all(1.0f);
+    put(weight + (j * COLUMNS + k) * L, reciprocal(sum[j][k]) * mass[j][k]);
+  });
+  if (tile.masses_are_one) {
+    each([&](int j, int k) { log_sum.multiply(sum[j][k]); });
+    log_sum.normalize();
+  } else {
+    each([&](int j, int k) { loss += mass[j][k] * log_positive(sum[j][k]); });
+  }
 }
 
 template <int COLUMNS>

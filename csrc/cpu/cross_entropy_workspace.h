@@ -55,7 +55,7 @@ Workspace<Real>::Workspace(const CrossEntropyProblem& problem, void* memory, int
     for (int64_t k = 0; k < p.columns.count[q]; ++k) exists[k * padded + q] = 1;
   }
   // No cell writes the last vector of a plane of corners; it is the left neighbour of the next plane's first cell.
-  for (int64_t i = 0; i < 4 * map; ++i) corner[i] = 0;
+  for (int64_t plane = 1; plane <= 4 * p.classes; ++plane) put(corner + plane * padded - kLanes<Real>, Lanes<Real>{});
 }
 
 // Reads the labels of cell row r of image b: masses, and the shares of labels and smoothing.
@@ -127,12 +127,12 @@ struct LabelReader {
     return static_cast<Real>(p.rows.start[r] + static_cast<double>(j) * p.rows.step);
   }
 
-  // Whether n labels are one; blocks of constant length are one comparison of vectors.
+  // Whether n labels are one, by blocks of constant length without branches.
   template <int N>
   static bool all_equal(const Label* labels, Label label) {
-    bool equal = true;
-    for (int i = 0; i < N; ++i) equal &= labels[i] == label;
-    return equal;
+    Label different = 0;
+    for (int i = 0; i < N; ++i) different |= labels[i] ^ label;
+    return different == 0;
   }
   static bool alike(const Label* labels, int64_t n) {
     if (n >= 8) {

@@ -119,13 +119,10 @@ static inline __attribute__((always_inline)) Lanes<float> reciprocal(Lanes<float
 
 // The sum of log2 of many positive numbers: mantissas multiplied, exponents added, one logarithm at the end.
 struct Log2Sum {
-  Lanes<float> mantissa = all(1.0f);
-  IntLanes<float> exponent{};
+  Lanes<float> mantissa = all(1.0f), exponent{};
 
-  // Mantissas below 2: normalize() is due after at most 60 of them.
-  __attribute__((always_inline)) void multiply(Lanes<float> v) {
-    mantissa *= take_exponent(v);
-  }
+  // Mantissas lie below 2: normalize() is due after at most 120 of them.
+  __attribute__((always_inline)) void multiply(Lanes<float> v) { mantissa *= take_exponent(v); }
   __attribute__((always_inline)) void normalize() { mantissa = take_exponent(mantissa); }
   double total() const {
     double product = 1, sum = 0;
@@ -135,8 +132,14 @@ struct Log2Sum {
 
  private:
   __attribute__((always_inline)) Lanes<float> take_exponent(Lanes<float> v) {
+#if defined(__AVX512F__)
+    const __m512 number = reinterpret_cast<__m512>(v);
+    exponent += reinterpret_cast<Lanes<float>>(_mm512_maskz_getexp_ps(0xffff, number));
+    return reinterpret_cast<Lanes<float>>(_mm512_maskz_getmant_ps(0xffff, number, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero));
+#else
     const IntLanes<float> bits = reinterpret_cast<IntLanes<float>>(v);
-    exponent += (bits >> 23) - 127;
+    exponent += __builtin_convertvector((bits >> 23) - 127, Lanes<float>);
     return reinterpret_cast<Lanes<float>>((bits & 0x007fffff) | 0x3f800000);
+#endif
   }
 };

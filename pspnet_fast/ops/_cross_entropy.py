@@ -35,6 +35,10 @@ class Options(NamedTuple):
     empty: str
     align_corners: bool
 
+    def of_sums(self) -> tuple[Any, ...]:
+        """For kernels that sum and leave the mean to :func:`reduce_losses`: per_pixel in the place of the reduction."""
+        return *self[:4], self.reduction == "none", self.align_corners
+
     def as_keywords(self) -> dict[str, object]:
         """As keyword arguments of the reference."""
         named = {VALID: "valid", ALL: "all"}.get(self.denominator, self.denominator)

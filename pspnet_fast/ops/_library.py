@@ -63,6 +63,18 @@ def overload(name: str) -> Any:
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
+def suffix(backend: str) -> str:
+    """What a backend's operators are named by behind the operator's own name."""
+    return "_triton" if backend == "triton" else ""
+
+
+def register_triton(name: str, kernel: Callable[..., Any]) -> None:
+    """Define ``<name>_triton``, an operator of its own so that it can be had beside the compiled one."""
+    qualified = f"{NAMESPACE}::{name}_triton"
+    torch.library.define(qualified, SCHEMAS[name], tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(qualified, "CompositeExplicitAutograd")(kernel)
+
+
 def register_composition(name: str, kernel: Callable[..., Any]) -> None:
     """Give operator ``name`` a kernel made of PyTorch operators, for every device without a native one."""
     torch.library.impl(f"{NAMESPACE}::{name}", "CompositeExplicitAutograd")(kernel)

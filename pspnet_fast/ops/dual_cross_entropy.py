@@ -5,6 +5,7 @@ The main head's arg-max, which training scripts report accuracy from, falls out 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -22,9 +23,18 @@ from pspnet_fast.ops._cross_entropy import (
     empty_gradient,
     fake_forward,
     only_losses_are_differentiable,
+    reduce_losses,
     wants_gradient,
 )
-from pspnet_fast.ops._library import overload, register, register_autocast, register_composition, second_gradient
+from pspnet_fast.ops._library import (
+    overload,
+    register,
+    register_autocast,
+    register_composition,
+    register_triton,
+    second_gradient,
+    suffix,
+)
 from pspnet_fast.reference import DualLoss, DualPrediction
 
 
@@ -118,9 +128,10 @@ def _dual(
     scoring = dict(options)
     aux_weight = scoring.pop("aux_weight")
     packed = check_options(main, target, **scoring)
-    if select("dual_cross_entropy", main.device.type) == "reference":
+    backend = select("dual_cross_entropy", main.device.type)
+    if backend == "reference":
         return reference.dual_cross_entropy_argmax(main, aux, target, labels=labels, correct=correct, **options)
-    main_loss, aux_loss, _, _, _, best, count = overload("dual_cross_entropy")(
+    main_loss, aux_loss, _, _, _, best, count = overload(f"dual_cross_entropy{suffix(backend)}")(
         main, aux, target, wants_gradient(main, aux), labels, correct, *packed
     )
     if isinstance(aux_weight, Tensor):
@@ -166,6 +177,26 @@ def _backward(
     )
 
 
+def _triton_forward(
+    main: Tensor, aux: Tensor, target: Tensor, gradient: bool, labels: bool, correct: bool, *options: Any
+) -> tuple[Tensor, ...]:
+    from pspnet_fast.triton import cross_entropy
+
+    packed = Options(*options)
+    main_sum, aux_sum, divisor, *rest = cross_entropy.dual_cross_entropy(
+        main, aux, target, gradient, labels, correct, *packed.of_sums()
+    )
+    main_loss, scale = reduce_losses(main_sum, divisor, target, packed)
+    return main_loss, reduce_losses(aux_sum, divisor, target, packed)[0], scale, *rest
+
+
+def _triton_backward(grad_main: Tensor, grad_aux: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    from pspnet_fast.triton import cross_entropy
+
+    tensors, of_sums = rest[:5], Options(*rest[5:]).of_sums()
+    return cross_entropy.dual_cross_entropy_backward(grad_main * scale, grad_aux * scale, *tensors, *of_sums)
+
+
 def _fake_forward(
     main: Tensor, aux: Tensor, target: Tensor, gradient: bool, labels: bool, correct: bool, *options: Any
 ) -> tuple[Tensor, ...]:
@@ -191,7 +222,7 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def _differentiate(
-    ctx: Any, grad_main: Tensor | None, grad_aux: Tensor | None, *_: Tensor | None
+    backward: str, ctx: Any, grad_main: Tensor | None, grad_aux: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     *tensors, weight, pixel_weight = ctx.saved_tensors
     some = grad_main if grad_main is not None else grad_aux
@@ -200,7 +231,7 @@ def _differentiate(
     grad_main = torch.zeros_like(some) if grad_main is None else grad_main
     grad_aux = torch.zeros_like(some) if grad_aux is None else grad_aux
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    grads = overload("dual_cross_entropy_backward")(grad_main, grad_aux, *tensors, *options)
+    grads = overload(backward)(grad_main, grad_aux, *tensors, *options)
     return *grads, None, None, None, None, *[None] * OPTION_COUNT
 
 
@@ -223,8 +254,15 @@ def _differentiate_again(ctx: Any, cotangent_main: Tensor, cotangent_aux: Tensor
 
 register_composition("dual_cross_entropy", _forward)
 register_composition("dual_cross_entropy_backward", _backward)
-register("dual_cross_entropy", fake=_fake_forward, setup_context=_save_forward, backward=_differentiate)
-register(
-    "dual_cross_entropy_backward", fake=_fake_backward, setup_context=_save_backward, backward=_differentiate_again
-)
-register_autocast("dual_cross_entropy")
+register_triton("dual_cross_entropy", _triton_forward)
+register_triton("dual_cross_entropy_backward", _triton_backward)
+for _suffix in ("", "_triton"):
+    _backward_name = f"dual_cross_entropy_backward{_suffix}"
+    register(
+        f"dual_cross_entropy{_suffix}",
+        fake=_fake_forward,
+        setup_context=_save_forward,
+        backward=functools.partial(_differentiate, _backward_name),
+    )
+    register(_backward_name, fake=_fake_backward, setup_context=_save_backward, backward=_differentiate_again)
+    register_autocast(f"dual_cross_entropy{_suffix}")

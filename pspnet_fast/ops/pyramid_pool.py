@@ -17,7 +17,14 @@ from pspnet_fast import reference
 from pspnet_fast.backend import select
 from pspnet_fast.layout import is_channels_last
 from pspnet_fast.ops._checks import check_bins, check_map
-from pspnet_fast.ops._library import NAMESPACE, SCHEMAS, overload, register, register_autocast, register_composition
+from pspnet_fast.ops._library import (
+    overload,
+    register,
+    register_autocast,
+    register_composition,
+    register_triton,
+    suffix,
+)
 from pspnet_fast.reference import DEFAULT_BINS
 
 
@@ -44,8 +51,7 @@ def pyramid_pool(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> Tensor:
     backend = select("pyramid_pool", x.device.type)
     if backend == "reference":
         return reference.pyramid_pool(x, checked)
-    suffix = "_triton" if backend == "triton" else ""
-    output: Tensor = overload(f"pyramid_pool{suffix}")(x, checked)
+    output: Tensor = overload(f"pyramid_pool{suffix(backend)}")(x, checked)
     return output
 
 
@@ -79,9 +85,9 @@ def _membership(n: int, k: int, like: Tensor) -> Tensor:
     return ((cell >= begin) & (cell < end)).to(like.dtype) / (end - begin)
 
 
-def _register_pair(suffix: str) -> None:
-    """Fakes and gradients of ``pyramid_pool<suffix>``: its backward is an operator too, and each is the other's."""
-    forward, backward = f"pyramid_pool{suffix}", f"pyramid_pool_backward{suffix}"
+def _register_pair(ending: str) -> None:
+    """Fakes and gradients of ``pyramid_pool<ending>``: its backward is an operator too, and each is the other's."""
+    forward, backward = f"pyramid_pool{ending}", f"pyramid_pool_backward{ending}"
 
     def save_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, ctx.bins = inputs
@@ -107,23 +113,18 @@ register_composition("pyramid_pool_backward", _compose_backward)
 _register_pair("")
 
 
-# The Triton kernels are operators of their own, so that they can be had beside the compiled ones.
-for _name in ("pyramid_pool", "pyramid_pool_backward"):
-    torch.library.define(f"{NAMESPACE}::{_name}_triton", SCHEMAS[_name], tags=torch.Tag.pt2_compliant_tag)
-
-
-@torch.library.impl(f"{NAMESPACE}::pyramid_pool_triton", "CompositeExplicitAutograd")
 def _triton_forward(x: Tensor, bins: list[int]) -> Tensor:
     from pspnet_fast.triton.pyramid_pool import pyramid_pool_forward
 
     return pyramid_pool_forward(x, bins)
 
 
-@torch.library.impl(f"{NAMESPACE}::pyramid_pool_backward_triton", "CompositeExplicitAutograd")
 def _triton_backward(grad: Tensor, height: int, width: int, bins: list[int], channels_last: bool) -> Tensor:
     from pspnet_fast.triton.pyramid_pool import pyramid_pool_backward
 
     return pyramid_pool_backward(grad, height, width, bins, channels_last)
 
 
+register_triton("pyramid_pool", _triton_forward)
+register_triton("pyramid_pool_backward", _triton_backward)
 _register_pair("_triton")

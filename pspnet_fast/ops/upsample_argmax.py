@@ -10,7 +10,14 @@ from torch import Tensor
 from pspnet_fast import reference
 from pspnet_fast.backend import select
 from pspnet_fast.ops._checks import LABEL_DTYPES, check_map
-from pspnet_fast.ops._library import overload, register, register_autocast, register_composition
+from pspnet_fast.ops._library import (
+    overload,
+    register,
+    register_autocast,
+    register_composition,
+    register_triton,
+    suffix,
+)
 
 
 def upsample_argmax(
@@ -40,9 +47,10 @@ def upsample_argmax(
     if dtype == torch.uint8 and logits.shape[1] > 256:
         raise ValueError(f"dtype uint8 holds 256 classes, but logits have {logits.shape[1]}; use dtype=torch.int32")
     logits = logits.detach()
-    if select("upsample_argmax", logits.device.type) == "reference":
+    backend = select("upsample_argmax", logits.device.type)
+    if backend == "reference":
         return reference.upsample_argmax(logits, size, align_corners=align_corners, dtype=dtype)
-    labels: Tensor = overload("upsample_argmax")(logits, *size, align_corners, dtype)
+    labels: Tensor = overload(f"upsample_argmax{suffix(backend)}")(logits, *size, align_corners, dtype)
     return labels
 
 
@@ -54,10 +62,18 @@ def _argmax(logits: Tensor, height: int, width: int, align_corners: bool, dtype:
     return labels
 
 
+def _triton_argmax(logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
+    from pspnet_fast.triton import upsample_argmax as kernel
+
+    return kernel.upsample_argmax(logits, height, width, align_corners, dtype)
+
+
 def _fake_argmax(logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
     return logits.new_empty((logits.shape[0], height, width), dtype=dtype)
 
 
 register_composition("upsample_argmax", _argmax)
-register("upsample_argmax", fake=_fake_argmax)
-register_autocast("upsample_argmax")
+register_triton("upsample_argmax", _triton_argmax)
+for _name in ("upsample_argmax", "upsample_argmax_triton"):
+    register(_name, fake=_fake_argmax)
+    register_autocast(_name)

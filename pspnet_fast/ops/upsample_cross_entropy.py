@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor
@@ -18,9 +19,18 @@ from pspnet_fast.ops._cross_entropy import (
     empty_gradient,
     fake_forward,
     only_losses_are_differentiable,
+    reduce_losses,
     wants_gradient,
 )
-from pspnet_fast.ops._library import overload, register, register_autocast, register_composition, second_gradient
+from pspnet_fast.ops._library import (
+    overload,
+    register,
+    register_autocast,
+    register_composition,
+    register_triton,
+    second_gradient,
+    suffix,
+)
 
 
 def upsample_cross_entropy(
@@ -74,9 +84,12 @@ def upsample_cross_entropy(
         "pixel_weight": pixel_weight,
     }
     packed = check_options(logits, target, **options)
-    if select("upsample_cross_entropy", logits.device.type) == "reference":
+    backend = select("upsample_cross_entropy", logits.device.type)
+    if backend == "reference":
         return reference.upsample_cross_entropy(logits, target, **options)
-    loss: Tensor = overload("upsample_cross_entropy")(logits, target, wants_gradient(logits), *packed)[0]
+    loss: Tensor = overload(f"upsample_cross_entropy{suffix(backend)}")(
+        logits, target, wants_gradient(logits), *packed
+    )[0]
     return loss
 
 
@@ -86,6 +99,23 @@ def _forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> t
 
 def _backward(grad: Tensor, scale: Tensor, logits: Tensor, target: Tensor, state: Tensor, *options: Any) -> Tensor:
     return compose_backward(grad, scale, logits, target, state, Options(*options))
+
+
+def _triton_forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from pspnet_fast.triton import cross_entropy
+
+    packed = Options(*options)
+    losses, divisor, state = cross_entropy.upsample_cross_entropy(logits, target, gradient, *packed.of_sums())
+    return *reduce_losses(losses, divisor, target, packed), state
+
+
+def _triton_backward(
+    grad: Tensor, scale: Tensor, logits: Tensor, target: Tensor, state: Tensor, *options: Any
+) -> Tensor:
+    from pspnet_fast.triton import cross_entropy
+
+    of_sums = Options(*options).of_sums()
+    return cross_entropy.upsample_cross_entropy_backward(grad * scale, logits, target, state, *of_sums)
 
 
 def _fake_forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,12 +133,12 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     ctx.save_for_backward(output[1], logits, target, output[2], ctx.options.weight, ctx.options.pixel_weight)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(backward: str, ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * (3 + OPTION_COUNT)
     *tensors, weight, pixel_weight = ctx.saved_tensors
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    result = overload("upsample_cross_entropy_backward")(grad, *tensors, *options)
+    result = overload(backward)(grad, *tensors, *options)
     return result, None, None, *[None] * OPTION_COUNT
 
 
@@ -131,11 +161,15 @@ def _differentiate_again(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ..
 
 register_composition("upsample_cross_entropy", _forward)
 register_composition("upsample_cross_entropy_backward", _backward)
-register("upsample_cross_entropy", fake=_fake_forward, setup_context=_save_forward, backward=_differentiate)
-register(
-    "upsample_cross_entropy_backward",
-    fake=_fake_backward,
-    setup_context=_save_backward,
-    backward=_differentiate_again,
-)
-register_autocast("upsample_cross_entropy")
+register_triton("upsample_cross_entropy", _triton_forward)
+register_triton("upsample_cross_entropy_backward", _triton_backward)
+for _suffix in ("", "_triton"):
+    _backward_name = f"upsample_cross_entropy_backward{_suffix}"
+    register(
+        f"upsample_cross_entropy{_suffix}",
+        fake=_fake_forward,
+        setup_context=_save_forward,
+        backward=functools.partial(_differentiate, _backward_name),
+    )
+    register(_backward_name, fake=_fake_backward, setup_context=_save_backward, backward=_differentiate_again)
+    register_autocast(f"upsample_cross_entropy{_suffix}")

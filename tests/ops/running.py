@@ -16,6 +16,7 @@ Function = Callable[..., Any]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CUDA_ON_CPU = os.environ.get("PSPNET_FAST_CUDA_ON_CPU")  # the library of tests/cuda_on_cpu, if that is what runs
 
 
 class Backend(NamedTuple):
@@ -27,6 +28,10 @@ class Backend(NamedTuple):
         """What torch.compile compiles with: code is generated for the operators, the definition is only traced."""
         return "aot_eager" if self.name == "reference" else "inductor"
 
+    def operator(self, name: str) -> str:
+        """The operator that this back end runs as: Triton's are operators of their own."""
+        return f"{name}_triton" if self.name == "triton" else name
+
     def require(self, dtype: torch.dtype) -> None:
         """Skips the test where the back end cannot be relied on for ``dtype``."""
         if self.name == "triton" and INTERPRETED and dtype == torch.bfloat16:
@@ -34,7 +39,9 @@ class Backend(NamedTuple):
 
 
 def home(backend: str) -> torch.device:
-    """The device that a back end's tensors belong on here: Triton's interpreter works on the CPU."""
+    """The device of a back end's tensors here: Triton's interpreter and tests/cuda_on_cpu work on the CPU."""
+    if backend == "cuda" and CUDA_ON_CPU is not None:
+        return torch.device("cpu")
     on_gpu = backend in ("triton", "cuda", "composed-cuda") and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
 

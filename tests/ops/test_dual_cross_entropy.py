@@ -205,7 +205,7 @@ def test_export(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("the definition is exported as the operators it is made of")
     fused, _ = both(backend)
-    check_exports(lambda main, aux: tuple(fused(main, aux)), heads(backend), OPERATOR)
+    check_exports(lambda main, aux: tuple(fused(main, aux)), heads(backend), backend.operator(OPERATOR))
 
 
 def test_autocast_does_not_lose_precision(backend: Backend) -> None:

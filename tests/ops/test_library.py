@@ -15,7 +15,7 @@ from pspnet_fast.extension import EXTENSION
 from pspnet_fast.ops._cross_entropy import ALL, VALID
 from pspnet_fast.ops._library import NAMESPACE, SCHEMAS, overload
 
-TRITON = [f"{name}_triton" for name in ("pyramid_pool", "pyramid_pool_backward")]
+TRITON = [f"{name}_triton" for name in SCHEMAS if not name.startswith(("pyramid_concat", "pyramid_conv"))]
 BINS = [1, 2, 3]
 
 

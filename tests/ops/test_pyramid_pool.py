@@ -135,8 +135,7 @@ def test_compile(backend: Backend) -> None:
 def test_export(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("the definition is exported as the operators it is made of")
-    suffix = "_triton" if backend.name == "triton" else ""
-    check_exports(pyramid_pool, [random(1, 3, 7, 9, device=backend.device)], f"pyramid_pool{suffix}")
+    check_exports(pyramid_pool, [random(1, 3, 7, 9, device=backend.device)], backend.operator(OPERATOR))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -5,7 +5,13 @@ What they compute is tested with the other back ends, under TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+import importlib
 import re
+import subprocess
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,18 +21,41 @@ from running import INTERPRETED
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+from pspnet_fast.triton.cells import bilinear_taps, cut_axis
 from pspnet_fast.triton.partition import LONGEST, partition, partition_axis
 
-KERNELS = (
-    "atoms_nchw_fwd_kernel",
-    "atoms_nhwc_fwd_kernel",
-    "bins_fwd_kernel",
-    "bins_bwd_kernel",
-    "atoms_nchw_bwd_kernel",
-    "atoms_nhwc_bwd_kernel",
-)
-TILES = {"ROWS": 16, "COLUMNS": 64, "INTERVALS": 16, "CELLS": 16, "CHANNELS": 32, "ATOMS": 16}
-TABLES = ("row_edge", "column_edge", "column_interval", "cell_table")
+KERNELS = {
+    "pyramid_pool": (
+        "atoms_nchw_fwd_kernel",
+        "atoms_nhwc_fwd_kernel",
+        "bins_fwd_kernel",
+        "bins_bwd_kernel",
+        "atoms_nchw_bwd_kernel",
+        "atoms_nhwc_bwd_kernel",
+    ),
+    "cross_entropy_forward": ("cross_entropy_fwd_kernel",),
+    "cross_entropy_backward": ("cross_entropy_bwd_kernel",),
+    "upsample_argmax": ("upsample_argmax_kernel",),
+}
+# Compile-time arguments: the tiles, and of the cross-entropy, a training step's without options and then with all.
+TILES = {"ROWS": 8, "COLUMNS": 32, "INTERVALS": 16, "CELLS": 32, "CHANNELS": 32, "ATOMS": 16, "CLASSES": 8}
+EVERYTHING = TILES | {"SMOOTHING": True, "PIXEL_WEIGHTS": True, "PARITY": 1, "LOWEST": -3e38}
+PLAIN = TILES | {"SMOOTHING": False, "PIXEL_WEIGHTS": False, "PARITY": 0, "LOWEST": -3e38} | dict.fromkeys(
+    ("main_pixel_weight", "aux_pixel_weight", "class_table", "main_loss", "aux_loss", "correct")
+)  # fmt: skip
+BUILDS = [(module, name, False) for module, names in KERNELS.items() for name in names]
+BUILDS += [(module, name, True) for module, name, _ in BUILDS if module.startswith("cross_entropy")]
+# Arguments by type, where it is not a number.
+MAPS = ("x", "y", "grad", "dx", "main", "aux", "logits")
+SUMS = (
+    "atoms", "row_t", "column_t", "column_slot_t", "class_table", "main_pixel_weight", "aux_pixel_weight",
+    "softmax", "partial", "main_loss", "aux_loss", "main_grad", "aux_grad",
+)  # fmt: skip
+INT32 = (
+    "row_edge", "column_edge", "column_interval", "cell_table", "row_cell", "strip_edge", "column_cell", "column_slot",
+    "softmax_label", "correct",
+)  # fmt: skip
+INT64 = ("target", "labels", "bad_label")
 
 
 @given(n=st.integers(1, 200), bins=st.lists(st.integers(1, 20), min_size=1, max_size=5).map(tuple))
@@ -56,42 +85,99 @@ def test_tables_are_made_once() -> None:
     assert partition(*arguments) is partition(*arguments)
 
 
+def test_slots_are_the_pixels_of_every_cell_side_by_side() -> None:
+    cells = cut_axis(3, 8, False, torch.float32, torch.device("cpu"))
+    assert cells.cell.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+    assert cells.edge.tolist() == [0, 4, 7, 8]
+    assert cells.slot.tolist() == [0, 3, 6, 9, 1, 4, 7, 2]
+    torch.testing.assert_close(cells.slot_t[cells.slot], cells.t)
+    assert cells.slot_t.count_nonzero() == cells.t.count_nonzero()
+
+
+@given(nodes=st.integers(1, 40), n=st.integers(1, 100), align_corners=st.booleans())
+def test_bilinear_taps(nodes: int, n: int, align_corners: bool) -> None:
+    cell, t = bilinear_taps(nodes, n, align_corners)
+    ramp = torch.arange(nodes, dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(
+        ramp.view(1, 1, 1, -1), (1, n), mode="bilinear", align_corners=align_corners
+    )
+    second = (cell + 1).clamp(max=nodes - 1)
+    torch.testing.assert_close((1 - t) * ramp[cell] + t * ramp[second], expected.flatten())
+    assert ((t >= 0) & (t < 1)).all()
+
+
+@given(nodes=st.integers(1, 40), n=st.integers(1, 100))
+def test_strips_lie_in_one_cell_and_fit_a_tile(nodes: int, n: int) -> None:
+    cells = cut_axis(nodes, n, True, torch.float32, torch.device("cpu"))
+    edges = cells.strip_edge.tolist()
+    assert (edges[0], edges[-1]) == (0, n)
+    for first, end in pairwise(edges):
+        assert 0 < end - first <= cells.tile
+        assert cells.cell[first] == cells.cell[end - 1]
+
+
+@pytest.mark.parametrize(("nodes", "n", "tile"), [(60, 473, 8), (60, 480, 8), (5, 61, 8), (9, 41, 2), (4, 4, 1)])
+def test_tiles_fit_the_cells(nodes: int, n: int, tile: int) -> None:
+    assert cut_axis(nodes, n, True, torch.float32, torch.device("cpu")).tile == tile
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("target", [("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64)], ids=lambda t: str(t[1]))
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp64"])
-@pytest.mark.parametrize("name", KERNELS)
-def test_compiles_ahead_of_time(name: str, dtype: str, capability: int) -> None:
+@pytest.mark.parametrize(("module", "name", "everything"), BUILDS)
+def test_compiles_ahead_of_time(
+    module: str, name: str, everything: bool, dtype: str, target: tuple[str, Any, int]
+) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pspnet_fast.triton import pyramid_pool
-
-    kernel = getattr(pyramid_pool, name)
-    signature = {argument: argument_type(argument, dtype) for argument in kernel.arg_names}
-    tiles = {argument: TILES[argument] for argument in kernel.arg_names if argument in TILES}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=tiles)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert f".target sm_{capability}" in compiled.asm["ptx"]
-    assert len(compiled.asm["cubin"]) > 0
-    assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])  # the order of every sum is fixed
+    kernel = getattr(importlib.import_module(f"pspnet_fast.triton.{module}"), name)
+    constants = EVERYTHING if everything else PLAIN
+    given = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
+    signature = {
+        argument: "constexpr" if argument in given else argument_type(argument, dtype) for argument in kernel.arg_names
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=given)
+    compiled = triton.compile(source, target=GPUTarget(*target), options={"num_warps": 1})
+    if target[0] == "hip":
+        assert len(compiled.asm["hsaco"]) > 0
+        assert "atomic" not in compiled.asm["amdgcn"]  # the order of every sum is fixed
+        return
+    assert f".target sm_{target[1]}" in compiled.asm["ptx"]
+    assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
+    if dtype != "fp64":
+        assert stack_bytes(compiled.asm["cubin"]) == 0  # no register is spilled
 
 
 def argument_type(argument: str, dtype: str) -> str:
     """A kernel argument's type, in Triton's spelling, by its name."""
-    if argument in TILES:
-        return "constexpr"
-    if argument in TABLES:
-        return "*i32"
-    if argument == "atoms":
+    if argument in MAPS:
+        return f"*{dtype}"
+    if argument in SUMS:
         return "*fp64" if dtype == "fp64" else "*fp32"
-    return f"*{dtype}" if argument in ("x", "y", "grad", "dx") else "i32"
+    return "*i32" if argument in INT32 else "*i64" if argument in INT64 else "i32"
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """The stack that a kernel takes, by the cuobjdump that comes with triton."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        report = subprocess.run(
+            [cuobjdump, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
+    return int(re.search(r"STACK:(\d+)", report.stdout)[1])  # type: ignore[index]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter wraps kernels in another class")
 def test_every_kernel_is_listed() -> None:
     from triton.runtime.jit import JITFunction
 
-    from pspnet_fast.triton import pyramid_pool
-
-    assert {name for name, value in vars(pyramid_pool).items() if isinstance(value, JITFunction)} == set(KERNELS)
+    for module, names in KERNELS.items():
+        found = vars(importlib.import_module(f"pspnet_fast.triton.{module}"))
+        kernels = {n for n, value in found.items() if isinstance(value, JITFunction) and n.endswith("_kernel")}
+        assert kernels == set(names)

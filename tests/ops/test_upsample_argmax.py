@@ -108,7 +108,9 @@ def test_compile(backend: Backend) -> None:
 def test_export(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("the definition is exported as the operators it is made of")
-    check_exports(lambda z: upsample_argmax(z, (8, 9)), [random(2, 4, 3, 3, device=backend.device)], OPERATOR)
+    check_exports(
+        lambda z: upsample_argmax(z, (8, 9)), [random(2, 4, 3, 3, device=backend.device)], backend.operator(OPERATOR)
+    )
 
 
 def test_autocast_does_not_lose_precision(backend: Backend) -> None:

@@ -212,7 +212,7 @@ def test_compile(backend: Backend) -> None:
 def test_export(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("the definition is exported as the operators it is made of")
-    check_exports(on(backend), [random(2, 3, 3, 4, device=backend.device)], OPERATOR)
+    check_exports(on(backend), [random(2, 3, 3, 4, device=backend.device)], backend.operator(OPERATOR))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

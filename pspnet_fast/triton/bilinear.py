@@ -1,0 +1,34 @@
+"""Device functions that the kernels on upsampled logits share."""
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def interpolate(a, b, t):
+    """``(1 - t) a + t b``, not ``a + t (b - a)``: what an infinite logit gives must be what PyTorch gives.
+
+    The rounding is pinned down by an explicit fma, so that every kernel gets the same bits for a pixel's logit.
+    """
+    return tl.fma(t, b, (1 - t) * a)
+
+
+@triton.jit
+def interpolate_tile(upper, lower, left, right, tx, ty):
+    """The upsampled logits of a tile whose pixels lie between two rows of nodes.
+
+    ``upper`` and ``lower`` point to the rows, ``left`` and ``right`` are every column's offsets in them. Each column is
+    interpolated once for all rows of the tile.
+    """
+    above = interpolate(tl.load(upper + left).to(tx.dtype), tl.load(upper + right).to(tx.dtype), tx)
+    below = interpolate(tl.load(lower + left).to(tx.dtype), tl.load(lower + right).to(tx.dtype), tx)
+    return interpolate(above, below, ty)
+
+
+@triton.jit
+def exceeds(z, largest):
+    """Whether ``z`` replaces ``largest``: as in torch.argmax, NaN is the largest, and the first of equals stays."""
+    return ~(z <= largest) & (largest == largest)

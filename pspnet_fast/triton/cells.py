@@ -1,0 +1,109 @@
+"""The index tables of bilinear upsampling: every axis cut into cells, the pixels between two neighbouring nodes.
+
+Pixel ``x`` of ``n`` lies in cell ``i`` if it reads ``(1 - t) · node[i] + t · node[i + 1]``; the last cell has no second
+node, and reads its first one twice. The pixels of a cell are neighbours, so a cell is an interval. Positions are
+computed in double, as a float32 index loses digits that the weights need.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+# Relative cost of a tile of the forward kernel: what a pixel takes, and what its column takes once for all rows.
+PIXEL_COST, COLUMN_COST = 10, 8
+TILE_ROWS = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The tables of one axis, from ``nodes`` to ``n`` positions, on one device; integers are int32.
+
+    *Slots* are another order of the positions, ``longest · nodes`` in number: slot ``k · nodes + i`` is the k-th
+    position of cell i, so that neighbouring cells' k-th positions are neighbours in memory. Slots past a cell's end
+    stay unused.
+
+    Attributes:
+        nodes: how many nodes there are, and cells.
+        longest: the number of positions in the longest cell.
+        cell: ``[n]``, the cell of every position.
+        t: ``[n]``, its weight of the cell's second node.
+        edge: ``[nodes + 1]``, the first position of every cell.
+        slot: ``[n]``, the slot of every position.
+        slot_t: ``[longest · nodes]``, ``t`` by slot.
+        tile: the height of a tile, and ``strip_edge``: ``[strips + 1]``, the first position of every strip, a part of a
+            cell of at most ``tile`` positions.
+    """
+
+    nodes: int
+    longest: int
+    cell: Tensor
+    t: Tensor
+    edge: Tensor
+    slot: Tensor
+    slot_t: Tensor
+    tile: int
+    strip_edge: Tensor
+
+    @property
+    def strips(self) -> int:
+        return self.strip_edge.shape[0] - 1
+
+    @property
+    def slots(self) -> int:
+        return self.slot_t.shape[0]
+
+
+@functools.lru_cache(maxsize=64)
+def cut_axis(nodes: int, n: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Cells:
+    """The tables for an axis of ``n`` positions, weights in ``dtype``; made once and copied without synchronisation."""
+    cell, t = bilinear_taps(nodes, n, align_corners)
+    edge = torch.searchsorted(cell, torch.arange(nodes + 1, device="cpu"))
+    counts = edge.diff()
+    slot = (torch.arange(n, device="cpu") - edge[cell]) * nodes + cell
+    longest = int(counts.max())
+    slot_t = torch.zeros(longest * nodes, dtype=torch.float64, device="cpu").index_copy_(0, slot, t)
+    tile, strips = _cut_strips(edge.tolist())
+
+    def table(values: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
+        host = values.to(dtype)
+        host = host.pin_memory() if device.type == "cuda" else host
+        return host.to(device, non_blocking=True)
+
+    return Cells(
+        nodes=nodes,
+        longest=longest,
+        cell=table(cell),
+        t=table(t, dtype),
+        edge=table(edge),
+        slot=table(slot),
+        slot_t=table(slot_t, dtype),
+        tile=tile,
+        strip_edge=table(torch.tensor(strips, device="cpu")),
+    )
+
+
+def bilinear_taps(nodes: int, n: int, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """The cell of every position (int64, ascending) and its weight of the second node (float64), on the CPU."""
+    x = torch.arange(n, dtype=torch.float64, device="cpu")
+    if align_corners:
+        position = x * ((nodes - 1) / (n - 1) if n > 1 else 0.0)
+    else:
+        position = ((x + 0.5) * (nodes / n) - 0.5).clamp(min=0)  # the border cell extends outwards
+    cell = position.long().clamp(max=nodes - 1)
+    # Not 0 in the last cell, where it makes no difference but for infinite logits: PyTorch keeps it, too.
+    return cell, position - cell
+
+
+def _cut_strips(edge: list[int]) -> tuple[int, list[int]]:
+    """The height of a tile that wastes least on these cells, and the edges of the strips it cuts them into."""
+
+    def strips(tile: int) -> list[int]:
+        return [first for begin, end in pairwise(edge) for first in range(begin, end, tile)]
+
+    tile = min(TILE_ROWS, key=lambda rows: len(strips(rows)) * (rows * PIXEL_COST + COLUMN_COST))
+    return tile, [*strips(tile), edge[-1]]

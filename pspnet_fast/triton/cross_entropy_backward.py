@@ -1,0 +1,150 @@
+"""The gradient of the summed losses by the low-resolution logits, gathered cell by cell.
+
+A thread owns a cell for a few classes: it walks the pixels of the cell, column after column, recomputes every class's
+probability from the softmax that the forward kernel left, and keeps the gradients of the cell's four nodes in
+registers. A node then is the sum over its (up to) four cells. Left and right meet inside a program: a block's first
+cell belongs to the block before it, too, and is computed twice. Above and below meet in memory: the cell rows of even
+number write both their rows of nodes, and then, in a launch of their own, those of odd number add to them. Every sum
+has one order, and there is no atomic.
+
+A pixel and class costs an exponential and 15 more instructions (sm_90, 8 classes a thread: 158 registers, no spills, 12
+warps on a multiprocessor with 8 independent chains each). A pixel's 12 bytes of softmax are read once a block of
+classes, coalesced, as they lie in the order of slots (see Cells).
+"""
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pspnet_fast.triton.bilinear import interpolate
+from pspnet_fast.triton.cross_entropy_forward import choose
+
+
+@triton.jit
+def add_left_neighbour(left, right, CLASSES: tl.constexpr, CELLS: tl.constexpr):
+    """A node's sum along a row: its own cell's left corner, and the right corner of the cell before it."""
+    lane = tl.arange(0, CELLS)
+    before = tl.broadcast_to(tl.maximum(lane - 1, 0)[None, :], [CLASSES, CELLS])
+    return left + tl.where((lane > 0)[None, :], tl.gather(right, before, axis=1), 0.0)
+
+
+@triton.jit(do_not_specialize=["classes", "low_height", "low_width", "height", "slots"])
+def cross_entropy_bwd_kernel(
+    main,  # [B, C, h, w], by its strides
+    aux,  # the same
+    main_grad,  # [B, C, h, w], by its strides
+    aux_grad,  # the same
+    softmax,  # [2 or 3, heads, B, H, slots], see cross_entropy_fwd_kernel
+    softmax_label,  # [heads, B, H, slots]
+    class_table,  # [3, C] or None
+    row_edge,  # the tables of both axes, see Cells
+    row_t,
+    column_edge,
+    column_slot_t,
+    classes,
+    low_height,
+    low_width,
+    height,
+    slots,
+    stride_b,
+    stride_c,
+    stride_h,
+    stride_w,
+    grad_stride_b,
+    grad_stride_c,
+    grad_stride_h,
+    grad_stride_w,
+    PARITY: tl.constexpr,  # of the cell rows that this launch takes
+    PIXEL_WEIGHTS: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    CLASSES: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    # Neighbouring programs take other classes of the same pixels.
+    head, image = tl.program_id(2), tl.program_id(1).to(tl.int64)
+    class_blocks, cell_blocks = tl.cdiv(classes, CLASSES), tl.cdiv(tl.maximum(low_width - 1, 1), CELLS - 1)
+    class_ = (tl.program_id(0) % class_blocks) * CLASSES + tl.arange(0, CLASSES)
+    block = (tl.program_id(0) // class_blocks) % cell_blocks
+    top = 2 * (tl.program_id(0) // (class_blocks * cell_blocks)).to(tl.int64) + PARITY
+    lane = tl.arange(0, CELLS)
+    cell = block * (CELLS - 1) + lane
+    first, end = tl.load(row_edge + top), tl.load(row_edge + top + 1)
+    begin = tl.load(column_edge + cell, mask=cell < low_width, other=0)
+    count = tl.load(column_edge + cell + 1, mask=cell < low_width, other=0) - begin
+
+    # 1. The logits of every cell's corners.
+    dtype = softmax.dtype.element_ty
+    valid = (class_ < classes)[:, None] & (cell < low_width)[None, :]
+    upper = choose(head, main, aux) + image * stride_b + top * stride_h + class_.to(tl.int64)[:, None] * stride_c
+    lower = upper + (tl.minimum(top + 1, low_height - 1) - top) * stride_h
+    left = cell.to(tl.int64)[None, :] * stride_w
+    right = tl.minimum(cell + 1, low_width - 1).to(tl.int64)[None, :] * stride_w
+    upper_left = tl.load(upper + left, mask=valid, other=0.0).to(dtype)
+    upper_right = tl.load(upper + right, mask=valid, other=0.0).to(dtype)
+    lower_left = tl.load(lower + left, mask=valid, other=0.0).to(dtype)
+    lower_right = tl.load(lower + right, mask=valid, other=0.0).to(dtype)
+
+    # 2. What a pixel takes off a class that is its label, and off one that is not.
+    hit = tl.full([CLASSES, 1], 1.0, dtype=dtype)
+    miss = tl.zeros([CLASSES, 1], dtype=dtype)
+    if class_table is not None:
+        hit = tl.load(class_table + classes + class_, mask=class_ < classes, other=0.0)[:, None]
+        if SMOOTHING:
+            miss = tl.load(class_table + 2 * classes + class_, mask=class_ < classes, other=0.0)[:, None]
+            hit += miss
+
+    # 3. Over the pixels of the cells: column k of each, then down the rows.
+    grad_upper_left = tl.zeros([CLASSES, CELLS], dtype=dtype)
+    grad_upper_right = tl.zeros([CLASSES, CELLS], dtype=dtype)
+    grad_lower_left = tl.zeros([CLASSES, CELLS], dtype=dtype)
+    grad_lower_right = tl.zeros([CLASSES, CELLS], dtype=dtype)
+    plane = tl.num_programs(2) * tl.num_programs(1).to(tl.int64) * height * slots
+    rows = (head * tl.num_programs(1) + image) * height
+    for k in range(0, tl.max(count, axis=0)):
+        present = k < count
+        slot = k * low_width + cell
+        tx = tl.load(column_slot_t + slot, mask=present, other=0.0)[None, :]
+        above = interpolate(upper_left, upper_right, tx)
+        below = interpolate(lower_left, lower_right, tx)
+        grad_above = tl.zeros([CLASSES, CELLS], dtype=dtype)
+        grad_below = tl.zeros([CLASSES, CELLS], dtype=dtype)
+        for row in range(first, end):
+            ty = tl.load(row_t + row)
+            place = (rows + row) * slots + slot
+            m = tl.load(softmax + place, mask=present, other=float("inf"))[None, :]
+            share = tl.load(softmax + plane + place, mask=present, other=0.0)[None, :]
+            label = tl.load(softmax_label + place, mask=present, other=-1)[None, :]
+            taken = tl.where(label == class_[:, None], hit, miss)
+            if PIXEL_WEIGHTS:
+                taken *= tl.load(softmax + 2 * plane + place, mask=present, other=0.0)[None, :]
+            elif SMOOTHING:
+                taken = tl.where(label >= 0, taken, 0.0)
+            grad = tl.exp(interpolate(above, below, ty) - m) * share - taken
+            grad_above += (1 - ty) * grad
+            grad_below += ty * grad
+        # A cell without a k-th column may have logits that are not finite.
+        grad_above = tl.where(present[None, :], grad_above, 0.0)
+        grad_below = tl.where(present[None, :], grad_below, 0.0)
+        grad_upper_left += (1 - tx) * grad_above
+        grad_upper_right += tx * grad_above
+        grad_lower_left += (1 - tx) * grad_below
+        grad_lower_right += tx * grad_below
+
+    # 4. From corners to nodes: along the rows here, down the columns in memory. The last cell's nodes are one.
+    last = (cell == low_width - 1)[None, :]
+    grad_upper_left += tl.where(last, grad_upper_right, 0.0)
+    grad_lower_left += tl.where(last, grad_lower_right, 0.0)
+    owned = valid & ((lane > 0) | (block == 0))[None, :]
+    grad_upper = add_left_neighbour(grad_upper_left, grad_upper_right, CLASSES, CELLS)
+    grad_lower = add_left_neighbour(grad_lower_left, grad_lower_right, CLASSES, CELLS)
+    node = choose(head, main_grad, aux_grad) + image * grad_stride_b + top * grad_stride_h
+    node = node + class_.to(tl.int64)[:, None] * grad_stride_c + cell.to(tl.int64)[None, :] * grad_stride_w
+    has_lower = owned & (top + 1 < low_height)
+    grad_upper += tl.where(top + 1 < low_height, 0.0, grad_lower)
+    if PARITY == 1:
+        grad_upper += tl.load(node, mask=owned, other=0.0)
+        grad_lower += tl.load(node + grad_stride_h, mask=has_lower, other=0.0)
+    tl.store(node, grad_upper, mask=owned)
+    tl.store(node + grad_stride_h, grad_lower, mask=has_lower)
