@@ -9,18 +9,30 @@ own:
 
     PSPNET_FAST_EXPECT_BACKENDS=cpu pytest tests/ops
     TRITON_INTERPRET=1 PSPNET_FAST_EXPECT_BACKENDS=triton pytest tests/ops -k triton
+
+and so do the CUDA kernels where there is no GPU: tests/cuda_on_cpu/run.py builds them for the CPU and calls pytest with
+their library in ``PSPNET_FAST_CUDA_ON_CPU``.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
-from running import INTERPRETED, Backend, home
+from running import CUDA_ON_CPU, INTERPRETED, Backend, home
 
-from pspnet_fast.backend import BETTER_COMPOSED, COMPOSED, KERNELS, unavailable, use_backend
+from pspnet_fast import backend as backends
+from pspnet_fast.backend import BETTER_COMPOSED, COMPOSED, KERNELS, use_backend
+
+if CUDA_ON_CPU is not None:
+    sys.path.append(str(Path(__file__).parents[1] / "cuda_on_cpu"))
+    from cuda_operators import Operators
+
+    backends.unavailable = Operators(CUDA_ON_CPU).unavailable(backends.unavailable)
 
 hypothesis.settings.register_profile(
     "pspnet_fast",
@@ -36,7 +48,7 @@ hypothesis.settings.load_profile("pspnet_fast")
 
 def implementations(operator: str) -> list[str]:
     """What can run ``operator`` here, as ids of the fixture ``backend``."""
-    kernels = [name for name in KERNELS[operator] if unavailable(operator, name, home(name).type) is None]
+    kernels = [name for name in KERNELS[operator] if backends.unavailable(operator, name, home(name).type) is None]
     composed = []
     if operator in BETTER_COMPOSED and "cpu" not in kernels:
         composed.append(COMPOSED)

@@ -17,6 +17,7 @@ Function = Callable[..., Any]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA_ON_CPU = os.environ.get("PSPNET_FAST_CUDA_ON_CPU")  # the library of tests/cuda_on_cpu, if that is what runs
+EMULATED = INTERPRETED or CUDA_ON_CPU is not None  # a kernel takes seconds where it should take microseconds
 
 
 class Backend(NamedTuple):

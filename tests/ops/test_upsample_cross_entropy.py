@@ -230,13 +230,28 @@ def test_autocast_does_not_lose_precision(backend: Backend, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("label", [3, 200, -2])
 @pytest.mark.parametrize("labels", [torch.int64, torch.int32])
-def test_label_out_of_range(backend: Backend, label: int, labels: torch.dtype) -> None:
-    if backend.device.type != "cpu":
-        pytest.skip("checked on the CPU only: a GPU would have to be waited for")
-    target = torch.zeros(1, 4, 4, dtype=labels)
+def test_label_out_of_range(backend: Backend, label: int, labels: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSPNET_FAST_CHECK_LABELS", "1")  # a GPU is waited for only then
+    target = torch.zeros(1, 4, 4, dtype=labels, device=backend.device)
     target[0, 2, 1] = label
     with pytest.raises(IndexError, match=rf"Target {label} is out of bounds"):
-        upsample_cross_entropy(torch.zeros(1, 3, 2, 2), target)
+        upsample_cross_entropy(torch.zeros(1, 3, 2, 2, device=backend.device), target)
+
+
+def test_label_out_of_range_is_told_by_the_next_call(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend.name != "cuda" and backend.device.type != "cuda":
+        pytest.skip("on the CPU the call itself raises")
+    monkeypatch.delenv("PSPNET_FAST_CHECK_LABELS", raising=False)
+    logits = random(1, 3, 2, 2, device=backend.device)
+    target = draw_target((1, 9, 9), 3, device=backend.device)
+    ignored = target.masked_fill(target == 1, 255)
+
+    without_them = upsample_cross_entropy(logits, target.masked_fill(target == 1, 77))
+    if backend.device.type == "cuda":
+        torch.cuda.synchronize()
+    with pytest.raises(IndexError, match="Target 77 is out of bounds"):
+        upsample_cross_entropy(logits, target)
+    torch.testing.assert_close(without_them, upsample_cross_entropy(logits, ignored))
 
 
 @pytest.mark.parametrize(("changed", "error", "words"), BAD_OPTIONS, ids=lambda v: str(v) if isinstance(v, str) else "")
