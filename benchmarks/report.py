@@ -13,14 +13,13 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RESULTS, ROOT
 
 README = ROOT / "README.md"
-TABLES = {"training_step": "training_step_cpu_r50_473_nchw_fp32"}
 OURS = "pspnet_fast"
 TITLES = {"eager": "stock PyTorch, eager", "compile": "stock PyTorch, `torch.compile`", OURS: "**pspnet_fast**"}
 
@@ -57,10 +56,58 @@ def _conditions(results: Mapping[str, Any]) -> str:
     return (
         f"PSPNet{row['layers']}, {row['batch']} crops of {row['size']}×{row['size']}, {layout}, {precision}: forward, "
         f"both losses, backward; {rounds} rounds, the variants in turn. Peak memory is what a step takes on top of "
-        "network, images and labels, in a process of its own.\n"
+        "network, images and labels, in a process of its own.\n" + _machine(machine)
+    )
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return (
         f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, Python {machine['python']}, "
         f"commit {machine['commit']}, {machine['date']}."
     )
+
+
+def cross_entropy_table(results: Mapping[str, Any]) -> str:
+    """Markdown of what benchmarks/operators.py saved of the cross-entropies: a row for each case."""
+    lines = [
+        "| both losses, forward and backward | eager | `torch.compile` | **ours** | the better / ours "
+        "| without page faults | extra memory, eager : ours |",
+        "|:---|---:|---:|---:|---:|---:|---:|",
+    ]
+    kept = {row["case"]: row for row in results["rows"] if row["allocator"] == "no page faults"}
+    for row in results["rows"]:
+        if row["operator"] != "dual_cross_entropy" or row["case"] not in kept or row["allocator"] != "default":
+            continue
+        median = {name: timing["median"] for name, timing in row["milliseconds"].items()}
+        memory = {name: size / 1e6 for name, size in row["peak_bytes"].items()}
+        name = ", ".join([row["shape"].replace("->", "→"), row["layout"], *[row["logits"]] * ("logits" in row)])
+        times = " | ".join(f"{_short(median[peer])} ms" for peer in ("eager", "compile", row["ours"]))
+        lines.append(
+            f"| {name} | {times} | {_faster(row)} | {_faster(kept[row['case']])} "
+            f"| {_short(memory['eager'])} : {_short(memory[row['ours']])} MB |"
+        )
+    rounds = results["rows"][0]["milliseconds"]["eager"]["rounds"]
+    text = (
+        f"Batch×classes×height×width → height×width, float32; medians of {rounds} rounds, the variants in turn. Eager "
+        "pays much of its time for memory that the C library returns and takes anew, page by page: the last but one "
+        "column is of a process that keeps its memory.\n" + _machine(results["machine"])
+    )
+    return "\n".join([*lines, "", text, ""])
+
+
+def _faster(row: Mapping[str, Any]) -> str:
+    return f"{min(row['ratio']['eager'], row['ratio']['compile']):.0f}×"
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
+# Of each table of the README: the file in results/, and what renders it.
+TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "training_step": ("training_step_cpu_r50_473_nchw_fp32", training_step_table),
+    "cross_entropy": ("operators_cpu_dual_cross_entropy_upsample_argmax", cross_entropy_table),
+}
 
 
 def filled(readme: str, results: Path = RESULTS) -> str:
@@ -74,8 +121,9 @@ def filled(readme: str, results: Path = RESULTS) -> str:
         raise ValueError(f"the README has markers for {names}, the report has tables for {list(TABLES)}")
 
     def region(match: re.Match[str]) -> str:
-        path = results / f"{TABLES[match.group(2)]}.json"
-        table = training_step_table(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ""
+        name, table_of = TABLES[match.group(2)]
+        path = results / f"{name}.json"
+        table = table_of(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ""
         return match.group(1) + table + match.group(4)
 
     return _REGION.sub(region, readme)

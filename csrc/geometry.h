@@ -1,4 +1,4 @@
-// The index arithmetic of every kernel: bin edges, atoms and bilinear taps. Host and device, no dependencies.
+// The index arithmetic of every kernel: bin edges, atoms and cells. Host and device, no dependencies.
 #pragma once
 
 #include <algorithm>
@@ -57,28 +57,10 @@ inline Partition partition_axis(int64_t n, const Bins& bins) {
 
 // ---- Bilinear interpolation -----------------------------------------------------------------------------------------
 
-// Output cell `x` reads (1 - t) · in[lo] + t · in[hi].
-struct Tap {
-  int64_t lo;
-  int64_t hi;
-  double t;
-};
-
 // Positions are computed in double: at scales that are not dyadic a float32 index loses digits that the weights need.
 PSPNET_FAST_HD double source_scale(int64_t in, int64_t out, bool align_corners) {
   if (align_corners) return out > 1 ? static_cast<double>(in - 1) / static_cast<double>(out - 1) : 0.0;
   return static_cast<double>(in) / static_cast<double>(out);
-}
-
-PSPNET_FAST_HD Tap bilinear_tap(int64_t x, int64_t in, int64_t out, bool align_corners) {
-  const double scale = source_scale(in, out, align_corners);
-  double position = align_corners ? x * scale : (x + 0.5) * scale - 0.5;
-  if (position < 0.0) position = 0.0;  // half-pixel centres: the border cell extends outwards
-  int64_t lo = static_cast<int64_t>(position);
-  if (lo > in - 1) lo = in - 1;
-  double t = position - static_cast<double>(lo);
-  if (lo == in - 1) t = 0.0;
-  return {lo, lo + (lo < in - 1 ? 1 : 0), t};
 }
 
 // One axis of `nodes` inputs cut into cells: cell q lies between nodes first_node + q and first_node + q + 1, clamped to

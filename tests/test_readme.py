@@ -68,7 +68,7 @@ def sample_results() -> dict[str, Any]:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    (tmp_path / f"{report.TABLES['training_step']}.json").write_text(json.dumps(sample_results()))
+    (tmp_path / f"{report.TABLES['training_step'][0]}.json").write_text(json.dumps(sample_results()))
     return tmp_path
 
 
@@ -80,6 +80,24 @@ def test_report_renders_the_measurements(results: Path) -> None:
     assert "PSPNet50, 2 crops of 473×473, NCHW, float32" in text
     assert "A CPU, 2 cores, 2 threads, torch 2.99.0, Python 3.11.7, commit abc123, 2026-01-02." in text
     assert report.filled(text, results) == text
+
+
+def test_report_renders_operators(tmp_path: Path) -> None:
+    def row(allocator: str, ratio: float) -> dict[str, Any]:
+        times = {"eager": 118.4, "compile": 2215.6, "cpu": 1.414}
+        return {
+            "case": "a", "operator": "dual_cross_entropy", "shape": "2×19 -> 473×473", "layout": "NCHW",
+            "direction": "forward + backward", "allocator": allocator, "ours": "cpu",
+            "milliseconds": {name: {"median": time, "rounds": 9} for name, time in times.items()},
+            "ratio": {"eager": ratio, "compile": 2 * ratio, "cpu": 1.0},
+            "peak_bytes": {"eager": 129_600_000, "compile": 5_000_000, "cpu": 2_345_000},
+        }  # fmt: skip
+
+    rows = [row("default", 83.7), row("no page faults", 50.2)]
+    name = report.TABLES["cross_entropy"][0]
+    (tmp_path / f"{name}.json").write_text(json.dumps({"machine": sample_results()["machine"], "rows": rows}))
+    text = report.filled(README, tmp_path)
+    assert "| 2×19 → 473×473, NCHW | 118 ms | 2216 ms | 1.41 ms | 84× | 50× | 130 : 2.35 MB |" in text
 
 
 def test_a_changed_number_is_noticed(results: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -33,8 +33,13 @@ class Backend(NamedTuple):
         """The operator that this back end runs as: Triton's are operators of their own."""
         return f"{name}_triton" if self.name == "triton" else name
 
-    def require(self, dtype: torch.dtype) -> None:
-        """Skips the test where the back end cannot be relied on for ``dtype``."""
+    def require(self, dtype: torch.dtype, options: Mapping[str, Any] | None = None) -> None:
+        """Skips the test where the back end cannot be relied on for ``dtype``, or would take too long for all of them.
+
+        On an emulated GPU a test of many ``options`` runs over them in float32, and over the dtypes with none.
+        """
+        if EMULATED and options and dtype != torch.float32 and self.name in ("triton", "cuda"):
+            pytest.skip("on an emulated GPU options are tested in float32")
         if self.name == "triton" and INTERPRETED and dtype == torch.bfloat16:
             pytest.skip("Triton's interpreter is not reliable in bfloat16")
 
