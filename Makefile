@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: setup demo test test-native test-triton test-cpp lint clean
+.PHONY: setup demo test test-native test-triton test-cuda-on-cpu test-cpp lint clean
 
 setup: $(VENV)/.ready
 
@@ -22,15 +22,21 @@ $(VENV)/.ready: pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake b
 demo: setup
 	$(BIN)/python -m pspnet_fast.demo --out demo
 
-test: test-cpp test-native test-triton
+test: test-cpp test-native test-triton test-cuda-on-cpu
 
 # Back ends that must not be skipped: PSPNET_FAST_EXPECT_BACKENDS=cpu make test
 test-native: setup
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --ignore=tests/cuda_on_cpu
 
 # Triton reads its variable when it is imported, so its interpreter needs a process of its own.
 test-triton: setup
 	TRITON_INTERPRET=1 PSPNET_FAST_EXPECT_BACKENDS=triton $(BIN)/python -m pytest tests/ops -k triton
+
+# The CUDA kernels, compiled for the CPU: what a GPU would punish is found, and the operators' tests pass over them.
+test-cuda-on-cpu: setup
+	PSPNET_FAST_EXPECT_BACKENDS=cuda $(BIN)/python -m pytest -n auto tests/cuda_on_cpu
+	$(BIN)/python tests/cuda_on_cpu/run.py plain
+	$(BIN)/python tests/cuda_on_cpu/run.py checked
 
 test-cpp: setup
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp -G Ninja -DPSPNET_FAST_CPP_TESTS_ONLY=ON

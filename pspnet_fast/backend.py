@@ -23,9 +23,9 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "pyramid_pool": ("cpu", "triton", "cuda"),
     "pyramid_concat": (),
     "pyramid_conv": (),
-    "upsample_cross_entropy": ("cpu", "triton"),
-    "dual_cross_entropy": ("cpu", "triton"),
-    "upsample_argmax": ("cpu", "triton"),
+    "upsample_cross_entropy": ("cpu", "triton", "cuda"),
+    "dual_cross_entropy": ("cpu", "triton", "cuda"),
+    "upsample_argmax": ("cpu", "triton", "cuda"),
 }
 # Without a kernel some operators still run a better algorithm than the stock chain, written in PyTorch operators.
 COMPOSED = "composed"

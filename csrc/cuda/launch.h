@@ -1,7 +1,21 @@
-// The one way kernels are launched.
+// The one way kernels are launched, and the one way they reach dynamic shared memory.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#ifndef PSPNET_FAST_LAUNCH  // where there is no GPU, tests/cuda_on_cpu's cuda_runtime.h brings its own
 #define PSPNET_FAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
+
+namespace pspnet_fast::cuda {
+
+// The block's dynamic shared memory, aligned for vectors. One declaration serves kernels of all types: an extern array
+// cannot be declared twice with different ones.
+template <typename T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];
+  return reinterpret_cast<T*>(dynamic_shared_bytes);
+}
+
+}  // namespace pspnet_fast::cuda
+#endif

@@ -66,8 +66,7 @@ __device__ __forceinline__ int64_t area_of(const PoolTables& t, Bin bin) {
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     pyramid_pool_fwd_nchw_kernel(const __grid_constant__ PoolTables t, const T* x, T* out, int tile) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  Acc<T>* lines = reinterpret_cast<Acc<T>*>(shared);
+  Acc<T>* lines = dynamic_shared<Acc<T>>();
   Acc<T>* atoms = lines + t.row_intervals * tile;
   const int64_t plane = blockIdx.x;
   const T* input = x + plane * t.height * t.width;
@@ -112,8 +111,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T, int VEC>
 __global__ void __launch_bounds__(kThreads)
     pyramid_pool_bwd_nchw_kernel(const __grid_constant__ PoolTables t, const T* grad, T* grad_x) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  Acc<T>* shares = reinterpret_cast<Acc<T>*>(shared);
+  Acc<T>* shares = dynamic_shared<Acc<T>>();
   Acc<T>* atoms = shares + t.cells;
   uint8_t* interval_of_column = reinterpret_cast<uint8_t*>(atoms + t.row_intervals * t.column_intervals);
   const int64_t plane = blockIdx.x;

@@ -17,7 +17,6 @@ Function = Callable[..., Any]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA_ON_CPU = os.environ.get("PSPNET_FAST_CUDA_ON_CPU")  # the library of tests/cuda_on_cpu, if that is what runs
-EMULATED = INTERPRETED or CUDA_ON_CPU is not None  # a kernel takes seconds where it should take microseconds
 
 
 class Backend(NamedTuple):
@@ -36,10 +35,10 @@ class Backend(NamedTuple):
     def require(self, dtype: torch.dtype, options: Mapping[str, Any] | None = None) -> None:
         """Skips the test where the back end cannot be relied on for ``dtype``, or would take too long for all of them.
 
-        On an emulated GPU a test of many ``options`` runs over them in float32, and over the dtypes with none.
+        In Triton's interpreter a test of many ``options`` runs over them in float32, and over the dtypes with none.
         """
-        if EMULATED and options and dtype != torch.float32 and self.name in ("triton", "cuda"):
-            pytest.skip("on an emulated GPU options are tested in float32")
+        if INTERPRETED and options and dtype != torch.float32 and self.name == "triton":
+            pytest.skip("in Triton's interpreter options are tested in float32")
         if self.name == "triton" and INTERPRETED and dtype == torch.bfloat16:
             pytest.skip("Triton's interpreter is not reliable in bfloat16")
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from cross_entropy_cases import draw_options, draw_target, stock_loss
-from running import EMULATED, Backend, check_exactness, check_same_bits, differentiate, random
+from running import CUDA_ON_CPU, INTERPRETED, Backend, check_exactness, check_same_bits, differentiate, random
 from torch import Tensor
 
 from pspnet_fast import dual_cross_entropy, upsample_cross_entropy
@@ -56,8 +56,8 @@ def check(
 def test_shapes(
     backend: Backend, classes: int, low: tuple[int, int], high: tuple[int, int], align_corners: bool, weighted: bool
 ) -> None:
-    if EMULATED and (weighted or classes == 150):
-        pytest.skip("slow on an emulated GPU, and covered by test_upsample_cross_entropy")
+    if INTERPRETED and (weighted or classes == 150):
+        pytest.skip("slow in Triton's interpreter, and covered by test_upsample_cross_entropy")
     logits = random(1, classes, *low, device=backend.device) * 3
     options = {"weighted": True, "pixels_weighted": True, "label_smoothing": 0.1} if weighted else {}
     check(backend, logits, high, align_corners=align_corners, reduction="sum", **options)
@@ -105,7 +105,7 @@ def test_logits_that_are_not_finite(backend: Backend, value: float) -> None:
 
 
 def test_both_heads_at_once_are_each_on_its_own(backend: Backend) -> None:
-    rows = 5 if EMULATED else 17
+    rows = 5 if INTERPRETED else 17
     main, aux = (random(1, 5, rows, 5, device=backend.device) * 3 for _ in range(2))
     target = draw_target((1, 8 * rows - 7, 33), 5, device=backend.device)
     both = differentiate(lambda m, a: dual_cross_entropy(m, a, target)[1:], [main, aux])
@@ -116,17 +116,17 @@ def test_both_heads_at_once_are_each_on_its_own(backend: Backend) -> None:
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_same_bits_for_any_number_of_threads(backend: Backend, reduction: str) -> None:
-    rows = 5 if EMULATED else 33
+    rows = 5 if INTERPRETED else 33
     target = draw_target((2, 8 * rows - 7, 33), 5, device=backend.device)
     logits = random(2, 5, rows, 5, device=backend.device)
     logits[0, 1, 3, 3] = 200
-    threads = (1, 1) if backend.name == "reference" or EMULATED else (1, 2, 3, 4)
+    threads = (1, 1) if backend.name == "reference" or INTERPRETED else (1, 2, 3, 4)
     check_same_bits(lambda z: upsample_cross_entropy(z, target, reduction=reduction), [logits], threads)
 
 
 def test_several_python_threads_at_once(backend: Backend) -> None:
-    if EMULATED:
-        pytest.skip("an emulated GPU keeps its state in globals")
+    if INTERPRETED:
+        pytest.skip("Triton's interpreter keeps its state in globals")
     target = draw_target((2, 65, 65), 5, device=backend.device)
     inputs = [random(2, 5, 9, 9, device=backend.device) for _ in range(8)]
 
@@ -154,7 +154,7 @@ def test_nothing_complains_of_nondeterminism(backend: Backend, reduction: str) -
 
 
 def test_more_than_2_31_pixels_times_classes(backend: Backend) -> None:
-    if backend.name == "reference" or EMULATED:
+    if backend.name == "reference" or INTERPRETED or CUDA_ON_CPU is not None:
         pytest.skip("builds the logits of every pixel, or takes hours")
     free = torch.cuda.mem_get_info()[0] if backend.device.type == "cuda" else available_memory()
     if free < 6 * 2**30:

@@ -180,8 +180,8 @@ def on(backend: Backend, target: Tensor | None = None, **options: Any) -> Any:
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_same_bits_every_run(backend: Backend, reduction: str) -> None:
-    target = draw_target((2, 65, 65), CLASSES, device=backend.device)
-    check_same_bits(on(backend, target, reduction=reduction), [random(2, CLASSES, 9, 9, device=backend.device)])
+    target = draw_target((2, 25, 33), CLASSES, device=backend.device)
+    check_same_bits(on(backend, target, reduction=reduction), [random(2, CLASSES, 4, 5, device=backend.device)])
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])

@@ -1,0 +1,81 @@
+// Launchers of the cross-entropy kernels. Free of torch; they enqueue on `stream` and never synchronise.
+//
+// A warp scores a strip: a column of cells, 15 nodes wide, down some rows of cells. It computes one cell more than the
+// nodes that it owns, so that strips side by side share nothing, and it adds a row's share of the nodes below to memory,
+// where it finds it again at the next row. Only the nodes between two strips are shared: the upper one leaves its share
+// in `edges`, and launch_cross_entropy_finish adds it. Every sum is taken in one order: no atomics, the same bits always.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "upsampled_logits.h"
+
+namespace pspnet_fast::cuda {
+
+constexpr int kCells = 16;           // a warp works on two groups of rows of as many cells
+constexpr int kOwned = kCells - 1;   // nodes of a strip
+constexpr int kMaxClasses = 65534;   // labels are kept as 16 bits, two values of which have a meaning of their own
+
+struct Strides {
+  int64_t b, c, h, w;
+};
+
+// `Real` below is double for f64 logits, else float. Null pointers: not wanted.
+struct CrossEntropyHead {
+  LogitMap logits;
+  UpsampledAxis rows, columns;
+  void* loss;  // Real [B, H, W], the loss of every pixel
+  void* grad;  // Real [B, C, h, w] of strides `grad_stride`: d(sum of losses)/d(logits)
+  Strides grad_stride;
+  void* edges;           // Real [strips - 1, B, C, w]; the last two dimensions are laid out as those of grad
+  double2* partial;      // [B, tiles, cell rows] sums of losses and of what they weigh
+  bool may_progress;     // upsampled enough for the fast path (cross_entropy_progression.cuh)
+  int32_t tiles;         // strips side by side
+  int32_t first_row;     // of cells: -1, or 0 where that has no pixels
+  int32_t strips;        // one above the other
+  int32_t strip_rows;    // rows of cells of one
+  int32_t column_parts;  // of a cell that is too wide for one pass
+};
+
+// Logits of one or two heads of the same type. Where they have several sizes, a launch is made for each.
+struct CrossEntropyProblem {
+  int32_t heads;
+  CrossEntropyHead head[2];
+  int32_t batch, classes, out_height, out_width;
+  LabelMap labels;
+  const void* class_weight;  // Real [C], or null: ones
+  const void* pixel_weight;  // Real [B, H, W], or null: ones
+  double smoothing;  // ε
+  bool smoothed;     // ε > 0
+};
+
+// Fills in a head's geometry, from logits' type, rows and columns: strips of such a length that `heads` of them fill the
+// GPU evenly. The result does not depend on that length.
+void plan_cross_entropy(CrossEntropyHead& head, int64_t batch, int32_t heads, int32_t multiprocessors);
+
+// partial, and where wanted loss or grad and edges.
+void launch_cross_entropy(const CrossEntropyProblem& problem, cudaStream_t stream);
+
+// How a sum of losses becomes the loss.
+struct Reduction {
+  bool mean;
+  double divisor;  // of the mean; 0: what the labelled pixels weigh, Σ q · w_y
+  double nothing;  // the mean if the divisor is zero
+};
+
+// Adds edges to grad, and reduces partial: losses are Real 0-d, or null; scale is Real 0-d, d loss / d(sum of losses).
+void launch_cross_entropy_finish(
+    const CrossEntropyProblem& problem, const Reduction& reduction, void* const (&losses)[2], void* scale,
+    cudaStream_t stream);
+
+// grad_logits = state · (grad · scale), of one or two heads.
+struct ScaledGradient {
+  const void* state;  // Real [count]
+  const void* grad;   // Real 0-d
+  const void* scale;  // Real 0-d
+  void* grad_logits;  // [count], of the logits' type and the strides of state
+  int64_t count;
+};
+void launch_scale_gradient(LogitType type, const ScaledGradient (&heads)[2], int32_t head_count, cudaStream_t stream);
+
+}  // namespace pspnet_fast::cuda

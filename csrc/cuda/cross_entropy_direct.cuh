@@ -1,0 +1,77 @@
+// The path that is always right: every pixel's own maximum, an exponential for every pixel and class. For float64, for
+// logits too far apart for the progression, NaN and infinities, and for maps that are made smaller or hardly larger.
+//
+// Logits are interpolated as PyTorch does, (1 - t) · a + t · b, so that infinities end alike. The largest of a node is
+// subtracted here too if all are finite: in logits of 1e4 little would be left of the differences that matter.
+#pragma once
+
+#include "cross_entropy_progression.cuh"
+
+namespace pspnet_fast::cuda {
+
+template <typename R, int K>
+struct Direct {
+  using Real = R;
+  static constexpr int kRows = 1, kColumns = K, kForwardPasses = 2;
+  static constexpr Real kUnit = 1;  // of logits: 1 or log2 e
+
+  Patch<Real> patch;
+  Real largest[K];
+  Real value[K];  // sums, then weights
+
+  __device__ __forceinline__ Direct(const Patch<Real>& of, int) : patch(of), value{} {
+#pragma unroll
+    for (int k = 0; k < K; ++k) largest[k] = -INFINITY;
+  }
+
+  // Calls visit(k, logit, t) for the pixels.
+  template <typename Visit>
+  __device__ __forceinline__ void for_pixels(const Corners<Real>& node, Visit visit) const {
+    const Real left = (1 - patch.s) * node.value[0] + patch.s * node.value[2];
+    const Real right = (1 - patch.s) * node.value[1] + patch.s * node.value[3];
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (k >= patch.columns) break;
+      const Real t = patch.t + k * patch.t_step;
+      visit(k, (1 - t) * left + t * right, t);
+    }
+  }
+
+  __device__ __forceinline__ void add_class(int pass, const Corners<Real>& node) {
+    for_pixels(node, [&](int k, Real logit, Real) {
+      if (pass == 0) {
+        largest[k] = max(largest[k], logit);  // not NaN: that comes back in the exponential
+      } else {
+        value[k] += exp_nonpositive(logit - largest[k]);
+      }
+    });
+  }
+
+  template <typename Pixels>
+  __device__ __forceinline__ void put(Pixels& pixels, int lane) const {
+#pragma unroll
+    for (int k = 0; k < K; ++k) pixels[k][lane] = value[k], pixels[K + k][lane] = largest[k];
+  }
+  template <typename Pixels>
+  __device__ __forceinline__ void get(const Pixels& pixels, int lane) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) value[k] = pixels[k][lane];
+  }
+  template <typename Pixels>
+  static __device__ __forceinline__ Real log_sum(const Pixels& pixels, int k, int lane, Real sum) {
+    return pixels[K + k][lane] + log_of_sum(sum);
+  }
+
+  __device__ __forceinline__ Corners<Real> gradient(const Corners<Real>& node) const {
+    Real left_sum = 0, right_sum = 0;
+    for_pixels(node, [&](int k, Real logit, Real t) {
+      const Real share = exp_nonpositive(logit - largest[k]) * value[k];
+      left_sum += (1 - t) * share;
+      right_sum += t * share;
+    });
+    const Real upper_left = patch.s * left_sum, upper_right = patch.s * right_sum;
+    return {{left_sum - upper_left, right_sum - upper_right, upper_left, upper_right}};
+  }
+};
+
+}  // namespace pspnet_fast::cuda

@@ -1,0 +1,134 @@
+// The fast path. Along an output row, between two columns of nodes, logits are l + k · step, so that 2^logit is a
+// geometric progression E · R^k: two exponentials serve all of a row's pixels.
+//
+//   sums:     s_k = Σ_c E_c · R_c^k                                  a multiply and an add for every pixel and class
+//   gradient: Σ_k w_k · E · R^k and Σ_k k · w_k · E · R^k, by Horner's rule         two multiply-adds, w = m / s
+//
+// Logits are less the largest of their node and in units of log2 e. What is subtracted at a pixel, the interpolated
+// maximum, cancels in the loss and bounds the pixel's true maximum from above: sums cannot overflow. They keep their
+// digits if no logit is far below its node's largest: kMaxRange leaves room for weights, and for Horner's rule, which
+// multiplies w, up to 2^range, before the small E.
+//
+// E and R are computed anew in each row rather than carried from the one before: R^7 multiplies the error of R by 7, and
+// would that of a product over rows as well.
+#pragma once
+
+#include "cross_entropy_math.cuh"
+
+namespace pspnet_fast::cuda {
+
+constexpr float kMaxRange = 100.0f;  // largest less smallest logit of a node, in units of log2 e
+
+// The pixels of a lane in one pass: a group of rows, some columns.
+template <typename Real>
+struct Patch {
+  int y, rows, x, columns;
+  Real s, s_step, t, t_step;  // shares of the upper and right node in the first pixel, and from one pixel to the next
+};
+
+// Corners: 0 lower left, 1 lower right, 2 upper left, 3 upper right ("lower" being the smaller index).
+template <typename Real>
+struct Corners {
+  Real value[4];
+};
+
+template <int K>
+struct Progression {
+  using Real = float;
+  static constexpr int kRows = 4, kColumns = K, kForwardPasses = 1;
+  static constexpr float kUnit = kLn2;
+
+  Patch<float> patch;
+  int rows;               // in the larger of both groups: the same for all lanes
+  float value[kRows][K];  // sums, then weights
+
+  __device__ __forceinline__ Progression(const Patch<float>& of, int most_rows) : patch(of), rows(most_rows), value{} {}
+
+  struct Start {
+    float logit, step, logit_step, step_step;  // at the first pixel; to the next column; of both, to the next row
+  };
+  __device__ __forceinline__ Start start(const Corners<float>& node) const {
+    const float along = node.value[1] - node.value[0], up = node.value[2] - node.value[0];
+    const float twist = (node.value[3] - node.value[2]) - along;
+    const float slope = up + patch.t * twist;
+    return {
+        node.value[0] + patch.t * along + patch.s * slope, patch.t_step * (along + patch.s * twist),
+        patch.s_step * slope, patch.t_step * patch.s_step * twist};
+  }
+
+  struct Powers {
+    float first, ratio;  // of a row's pixels: E and R
+  };
+  static __device__ __forceinline__ Powers powers(const Start& at, int r) {
+    return {
+        fast_exp2(r == 0 ? at.logit : at.logit + r * at.logit_step),
+        fast_exp2(r == 0 ? at.step : at.step + r * at.step_step)};
+  }
+
+  // Rows are taken in pairs: two chains of dependent multiply-adds at a time. A second one that is not there does no
+  // harm: its weights are zero.
+  __device__ __forceinline__ void add_class(int, const Corners<float>& node) {
+    const Start at = start(node);
+#pragma unroll
+    for (int pair = 0; pair < kRows; pair += 2) {
+      if (pair >= rows) break;
+#pragma unroll
+      for (int r = pair; r < pair + 2; ++r) {
+        Powers e = powers(at, r);
+        const float square = e.ratio * e.ratio;  // two pixels a step: half as long a chain
+#pragma unroll
+        for (int k = 0; k < K; k += 2) {
+          if (k > 0) e.first *= square;
+          value[r][k] += e.first;
+          if (k + 1 < K) value[r][k + 1] += e.first * e.ratio;
+        }
+      }
+    }
+  }
+
+  // By way of shared memory sums become weights: there a loop can go over pixels.
+  template <typename Pixels>
+  __device__ __forceinline__ void put(Pixels& pixels, int lane) const {
+#pragma unroll
+    for (int i = 0; i < kRows * K; ++i) pixels[i][lane] = value[i / K][i % K];
+  }
+  template <typename Pixels>
+  __device__ __forceinline__ void get(const Pixels& pixels, int lane) {
+#pragma unroll
+    for (int i = 0; i < kRows * K; ++i) value[i / K][i % K] = pixels[i][lane];
+  }
+
+  // log Σ exp of a pixel in units of log2 e (less the interpolated maximum), of its sum.
+  template <typename Pixels>
+  static __device__ __forceinline__ float log_sum(const Pixels&, int, int, float sum) {
+    return __log2f(sum);
+  }
+
+  // The gradients of the corners' logits of a class, but for the labels' own.
+  __device__ __forceinline__ Corners<float> gradient(const Corners<float>& node) const {
+    const Start at = start(node);
+    float sum = 0, sum_k = 0, sum_r = 0, sum_kr = 0;  // of the probabilities times 1, column, row, both
+#pragma unroll
+    for (int pair = kRows - 2; pair >= 0; pair -= 2) {
+      if (pair >= rows) continue;
+#pragma unroll
+      for (int r = pair + 1; r >= pair; --r) {
+        const Powers e = powers(at, r);
+        float polynomial = value[r][K - 1], derivative = 0;
+#pragma unroll
+        for (int k = K - 2; k >= 0; --k) {
+          derivative = k == K - 2 ? polynomial : derivative * e.ratio + polynomial;
+          polynomial = polynomial * e.ratio + value[r][k];
+        }
+        sum += e.first * polynomial;
+        sum_k += e.first * (derivative * e.ratio);
+        if (r > 0) sum_r += sum, sum_kr += sum_k;  // row r is added r times
+      }
+    }
+    const float right = patch.t * sum + patch.t_step * sum_k, right_r = patch.t * sum_r + patch.t_step * sum_kr;
+    const float upper = patch.s * sum + patch.s_step * sum_r, both = patch.s * right + patch.s_step * right_r;
+    return {{(sum - right) - (upper - both), right - both, upper - both, both}};
+  }
+};
+
+}  // namespace pspnet_fast::cuda

@@ -1,0 +1,151 @@
+// Arg-max over classes of upsampled logits. A thread scores a column of pixels of one row of cells; neighbouring threads
+// write neighbouring labels.
+#include <algorithm>
+
+#include "cross_entropy_math.cuh"
+#include "launch.h"
+#include "upsample_argmax.h"
+
+namespace pspnet_fast::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kRows = 8;  // pixels of a thread at most
+
+// The blocks of one image: parts of its rows of cells, and of a row of pixels.
+struct ArgmaxGrid {
+  int32_t row_parts;      // of a row of cells
+  int32_t column_blocks;
+};
+
+template <typename Real>
+struct Column {
+  int64_t offset[4];  // lower left, lower right, upper left and upper right node, relative to the image
+  Real t;             // share of the right nodes
+};
+
+template <typename Real>
+struct Rows {
+  int begin, count;  // pixels
+  Real s, step;      // share of the upper nodes, and how much more it is in the next row
+};
+
+// A logit wins if it is larger than those of all classes before, or the first NaN. Nothing here is NaN or infinite but for
+// a mistake upstream: the loop only finds out whether something is. best_of_any then looks again.
+template <typename T, typename Real>
+__device__ __forceinline__ bool best_of_finite(
+    const T* image, int64_t stride_c, int classes, const Column<Real>& column, const Rows<Real>& rows, int (&label)[kRows]) {
+  Real best[kRows], poison = 0;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) best[r] = -INFINITY, label[r] = 0;
+#pragma unroll 2
+  for (int c = 0; c < classes; ++c, image += stride_c) {
+    const Real ll = load_as<Real>(image + column.offset[0]), lr = load_as<Real>(image + column.offset[1]);
+    const Real ul = load_as<Real>(image + column.offset[2]), ur = load_as<Real>(image + column.offset[3]);
+    const Real lower = ll + column.t * (lr - ll), rise = ul + column.t * (ur - ul) - lower;
+    poison += Real(0) * rise;
+    const Real first = lower + rows.s * rise, step = rows.step * rise;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const Real logit = r == 0 ? first : first + r * step;
+      const bool wins = logit > best[r];
+      best[r] = wins ? logit : best[r];
+      label[r] = wins ? c : label[r];
+    }
+  }
+  return poison == 0;
+}
+
+template <typename T, typename Real>
+__device__ __forceinline__ int best_of_any(
+    const T* image, int64_t stride_c, int classes, const Column<Real>& column, Real s) {
+  int label = 0;
+  Real best = -INFINITY;
+  for (int c = 0; c < classes; ++c, image += stride_c) {
+    const Real left = (1 - s) * load_as<Real>(image + column.offset[0]) + s * load_as<Real>(image + column.offset[2]);
+    const Real right = (1 - s) * load_as<Real>(image + column.offset[1]) + s * load_as<Real>(image + column.offset[3]);
+    const Real logit = (1 - column.t) * left + column.t * right;
+    if (logit > best || (logit != logit && best == best)) best = logit, label = c;
+  }
+  return label;
+}
+
+__device__ __forceinline__ void store_label(void* labels, LabelType type, int64_t pixel, int label) {
+  switch (type) {
+    case LabelType::i64: static_cast<int64_t*>(labels)[pixel] = label; break;
+    case LabelType::i32: static_cast<int32_t*>(labels)[pixel] = label; break;
+    case LabelType::u8: static_cast<uint8_t*>(labels)[pixel] = static_cast<uint8_t>(label); break;
+  }
+}
+
+__device__ __forceinline__ bool is_target(const LabelMap& target, int64_t pixel, int label) {
+  int64_t wanted = 0;
+  switch (target.type) {
+    case LabelType::i64: wanted = static_cast<const int64_t*>(target.data)[pixel]; break;
+    case LabelType::i32: wanted = static_cast<const int32_t*>(target.data)[pixel]; break;
+    case LabelType::u8: wanted = static_cast<const uint8_t*>(target.data)[pixel]; break;
+  }
+  return wanted == label && wanted != target.ignore_index;
+}
+
+template <typename T, typename Real>
+__global__ void __launch_bounds__(kThreads)
+    upsample_argmax_kernel(const __grid_constant__ ArgmaxProblem p, const __grid_constant__ ArgmaxGrid grid) {
+  int64_t block = blockIdx.x;
+  const int x = static_cast<int>(block % grid.column_blocks) * kThreads + threadIdx.x;
+  block /= grid.column_blocks;
+  const int part = static_cast<int>(block % grid.row_parts);
+  block /= grid.row_parts;
+  const int cell = static_cast<int>(block % (p.rows.nodes + 1)) - 1, image = static_cast<int>(block / (p.rows.nodes + 1));
+
+  const int cell_begin = p.rows.begin_of(cell), cell_rows = p.rows.begin_of(cell + 1) - cell_begin;
+  Rows<Real> rows;
+  rows.begin = cell_begin + part * cell_rows / grid.row_parts;
+  rows.count = cell_begin + (part + 1) * cell_rows / grid.row_parts - rows.begin;
+  if (x >= p.columns.out) rows.count = 0;
+  unsigned correct = 0;
+  if (rows.count > 0) {
+    rows.s = static_cast<Real>(p.rows.fraction(rows.begin, cell)), rows.step = static_cast<Real>(p.rows.step(cell));
+    const int column_cell = p.columns.cell_of(x);
+    Column<Real> column;
+    column.t = static_cast<Real>(p.columns.fraction(x, column_cell));
+    for (int j = 0; j < 4; ++j) {
+      column.offset[j] = p.rows.node(cell + j / 2) * p.logits.stride_h + p.columns.node(column_cell + j % 2) * p.logits.stride_w;
+    }
+    const T* logits = static_cast<const T*>(p.logits.data) + image * p.logits.stride_b;
+    int label[kRows];
+    const bool finite = best_of_finite(logits, p.logits.stride_c, p.classes, column, rows, label);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= rows.count) break;
+      if (!finite) label[r] = best_of_any(logits, p.logits.stride_c, p.classes, column, rows.s + r * rows.step);
+      const int64_t pixel = (int64_t{image} * p.rows.out + rows.begin + r) * p.columns.out + x;
+      if (p.labels != nullptr) store_label(p.labels, p.label_type, pixel, label[r]);
+      if (p.correct != nullptr) correct += is_target(p.target, pixel, label[r]);
+    }
+  }
+  if (p.correct == nullptr) return;
+  correct = combine_lanes(correct, 16, [](unsigned a, unsigned b) { return a + b; });
+  if (threadIdx.x % 32 == 0 && correct > 0) atomicAdd(p.correct, static_cast<unsigned long long>(correct));
+}
+
+template <typename T, typename Real>
+void launch(const ArgmaxProblem& p, cudaStream_t stream) {
+  const ArgmaxGrid grid{
+      std::max(1, (largest_cell(p.rows) + kRows - 1) / kRows), (p.columns.out + kThreads - 1) / kThreads};
+  const int64_t blocks = int64_t{p.batch} * (p.rows.nodes + 1) * grid.row_parts * grid.column_blocks;
+  PSPNET_FAST_LAUNCH((upsample_argmax_kernel<T, Real>), static_cast<unsigned>(blocks), kThreads, 0, stream, p, grid);
+}
+
+}  // namespace
+
+void launch_upsample_argmax(const ArgmaxProblem& problem, cudaStream_t stream) {
+  switch (problem.logits.type) {
+    case LogitType::f32: return launch<float, float>(problem, stream);
+    case LogitType::f64: return launch<double, double>(problem, stream);
+    case LogitType::f16: return launch<__half, float>(problem, stream);
+    case LogitType::bf16: return launch<__nv_bfloat16, float>(problem, stream);
+  }
+}
+
+}  // namespace pspnet_fast::cuda

@@ -1,0 +1,51 @@
+// Tensors as the kernels on upsampled logits take them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <limits>
+
+#include "upsampled_logits.h"
+
+namespace pspnet_fast::cuda {
+
+inline LogitType logit_type(const at::Tensor& logits) {
+  switch (logits.scalar_type()) {
+    case at::kFloat: return LogitType::f32;
+    case at::kDouble: return LogitType::f64;
+    case at::kHalf: return LogitType::f16;
+    case at::kBFloat16: return LogitType::bf16;
+    default: TORCH_CHECK_TYPE(false, "logits must be floating-point, not ", logits.scalar_type());
+  }
+}
+
+inline LabelType label_type(const char* name, at::ScalarType type) {
+  switch (type) {
+    case at::kLong: return LabelType::i64;
+    case at::kInt: return LabelType::i32;
+    case at::kByte: return LabelType::u8;
+    default: TORCH_CHECK_TYPE(false, name, " must be int64, int32 or uint8, not ", type);
+  }
+}
+
+// What sums are taken in.
+inline at::ScalarType real_type(const at::Tensor& logits) {
+  return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+inline LogitMap logit_map(const at::Tensor& logits) {
+  return {logits.const_data_ptr(), logit_type(logits),   logits.stride(0),
+          logits.stride(1),        logits.stride(2), logits.stride(3)};
+}
+
+inline void check_logits(const at::Tensor& logits, int64_t out_height, int64_t out_width) {
+  TORCH_CHECK_VALUE(
+      logits.dim() == 4 && logits.size(1) > 0 && logits.size(2) > 0 && logits.size(3) > 0,
+      "logits must be [B, C, h, w] with C, h and w at least 1, not of shape ", logits.sizes());
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;  // of positions on an axis
+  TORCH_CHECK_VALUE(
+      logits.size(2) < kMost && logits.size(3) < kMost && out_height < kMost && out_width < kMost && logits.size(0) < kMost,
+      "logits of shape ", logits.sizes(), " upsampled to ", out_height, " x ", out_width, " are too large for the GPU");
+}
+
+}  // namespace pspnet_fast::cuda

@@ -1,0 +1,133 @@
+"""Compiles csrc/cuda, and kernels of the tests, for the CPU (ninja and g++, into build/cuda_on_cpu)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+BUILD = ROOT / "build" / "cuda_on_cpu"
+
+COMPILER = os.environ.get("CXX", "g++")
+# How soon a kernel is compiled matters as much as how fast it runs: most of the time goes there.
+VARIANTS = {
+    "plain": ["-O1"],
+    "checked": [
+        *("-Og", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"),
+        *("-fsanitize=address,undefined", "-fno-sanitize=null,vptr"),  # a null pointer stops it anyway
+    ],
+}
+# -iquote: a changed copy of a kernel finds its headers where the original does. Its own folder comes first.
+FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", f"-iquote{CUDA}", f"-I{HERE / 'include'}"]
+LINK = [f"-Wl,-T,{HERE / 'shared_memory.ld'}"]
+STRICT = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # the layer and its tests; csrc has its own build
+TORCH = Path(torch.__file__).parent
+TORCH_FLAGS = [f"-isystem{TORCH / 'include'}", f"-isystem{TORCH / 'include/torch/csrc/api/include'}"]
+TORCH_LINK = [f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+
+RULES = """\
+rule compile
+  command = $compiler $flags -MMD -MF $out.d -x c++ -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = $variant: $in
+rule link
+  command = $compiler $flags $in $libraries -o $out
+  description = $out
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A library of operators (it has .cpp files that include torch) or a program."""
+
+    name: str
+    sources: tuple[Path, ...]
+    variant: str
+    is_library: bool = False
+    defines: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> Path:
+        return BUILD / self.variant / (f"lib{self.name}.so" if self.is_library else self.name)
+
+
+def operators(variant: str, name: str = "operators", changed: Path | None = None) -> Target:
+    """All of csrc/cuda as a library for torch.ops.load_library, with ``changed`` instead of the file of its name."""
+    sources = [*sorted(CUDA.glob("*.cu")), *sorted(CUDA.glob("*.cpp")), HERE / "control.cpp"]
+    if changed is not None:
+        sources = [changed if source.name == changed.name else source for source in sources]
+        assert changed in sources, f"csrc/cuda has no {changed.name}"
+    return Target(name, tuple(sources), variant, is_library=True)
+
+
+def missing_tool() -> str | None:
+    """Why nothing can be built here, if so."""
+    absent = [tool for tool in (COMPILER, "ninja") if _find(tool) is None]
+    return f"not found: {', '.join(absent)}" if absent else None
+
+
+def build(targets: Sequence[Target]) -> None:
+    """Brings targets up to date; raises RuntimeError with the compiler's words where it cannot."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    # Test processes that run side by side build the same objects.
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (BUILD / "build.ninja").write_text(_ninja_file(targets))
+        ninja = _find("ninja")
+        assert ninja is not None, missing_tool()
+        command = [ninja, "-C", str(BUILD), *(str(target.output) for target in targets)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"csrc/cuda does not compile for the CPU:\n{done.stdout}{done.stderr}")
+
+
+def _find(tool: str) -> str | None:
+    beside_python = str(Path(sys.executable).parent)
+    return shutil.which(tool, path=os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)]))
+
+
+def _ninja_file(targets: Sequence[Target]) -> str:
+    lines = [f"compiler = {COMPILER}", RULES]
+    objects: set[Path] = set()
+    for target in targets:
+        own = []
+        for source in target.sources:
+            inside = source.relative_to(BUILD) if source.is_relative_to(BUILD) else source.relative_to(ROOT)
+            flags = [*FLAGS, *VARIANTS[target.variant], *(f"-D{define}" for define in target.defines)]
+            flags += STRICT if source.is_relative_to(HERE) else []
+            flags += ["-O0"] if source.is_relative_to(BUILD) else []  # a mutant is compiled for a test or two
+            flags += TORCH_FLAGS if source.suffix == ".cpp" else []
+            output = BUILD / target.variant / "objects" / "-".join([*target.defines, f"{inside}.o"])
+            own.append(output)
+            if output not in objects:
+                lines += [f"build {output}: compile {source}", f"  flags = {' '.join(flags)}"]
+                lines += [f"  variant = {target.variant}"]
+            objects.add(output)
+        link = [*VARIANTS[target.variant], *LINK, *(["-shared"] if target.is_library else [])]
+        lines += [f"build {target.output}: link {' '.join(map(str, own))}", f"  flags = {' '.join(link)}"]
+        lines += [f"  libraries = {' '.join(TORCH_LINK if target.is_library else [])}"]
+    return "\n".join(lines) + "\n"
+
+
+def preloaded() -> dict[str, str]:
+    """Environment of a process that loads a checked library: the sanitizer must be the first thing in it.
+
+    libstdc++ comes with it: the interpreter does not link it, and the sanitizer wants to stand before its throw.
+    """
+    libraries = []
+    for name in ("libasan.so", "libstdc++.so"):
+        found = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        libraries.append(found.stdout.strip())
+    # Fibers of a launch that failed are dropped with what they hold; Python never frees everything.
+    return {"LD_PRELOAD": ":".join(libraries), "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0"}

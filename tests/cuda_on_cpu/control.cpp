@@ -1,0 +1,6 @@
+// What the tests set in a library of operators (cuda_operators.py).
+#include <cuda_runtime.h>
+
+extern "C" __attribute__((visibility("default"))) void cuda_on_cpu_set_order(unsigned order) {
+  cuda_on_cpu::order = order;
+}

@@ -1,0 +1,330 @@
+// What kernels may use: each case computes something whose value is known.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "cases.h"
+
+namespace {
+
+constexpr unsigned kFull = 0xffffffffu;
+
+// ---- Indices --------------------------------------------------------------------------------------------------------
+
+__global__ void indices_kernel(unsigned* out) {
+  const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+  const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+  atomicAdd(&out[block * blockDim.x * blockDim.y * blockDim.z + thread], 1 + thread + 1000 * block);
+}
+CASE(indices) {
+  Array<unsigned> out(6 * 30);
+  PSPNET_FAST_LAUNCH(indices_kernel, dim3(3, 1, 2), dim3(2, 5, 3), 0, nullptr, out);
+  cudaDeviceSynchronize();
+  for (unsigned i = 0; i < 180; ++i) EXPECT(out[i] == 1 + i % 30 + 1000 * (i / 30));
+}
+
+// ---- Shuffles -------------------------------------------------------------------------------------------------------
+
+template <typename T>
+__global__ void shuffles_kernel(T* out) {
+  const int lane = threadIdx.x % 32;
+  const T own = static_cast<T>(lane);
+  T sum = own;
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(kFull, sum, d);
+  T* row = out + threadIdx.x * 6;
+  row[0] = sum;
+  row[1] = __shfl_sync(kFull, own, 37);           // lane 5
+  row[2] = __shfl_up_sync(kFull, own, 3);         // lanes 0 to 2 keep theirs
+  row[3] = __shfl_down_sync(kFull, own, 3, 8);    // within groups of 8
+  row[4] = __shfl_sync(kFull, own, 1, 4);         // the second of each group of 4
+  row[5] = __shfl_xor_sync(kFull, own, 1, 2);
+}
+template <typename T>
+void check_shuffles() {
+  Array<T> out(64 * 6);
+  PSPNET_FAST_LAUNCH((shuffles_kernel<T>), 1, 64, 0, nullptr, out);
+  cudaDeviceSynchronize();
+  for (int i = 0; i < 64; ++i) {
+    const int lane = i % 32;
+    const int expected[6] = {496,          5, lane < 3 ? lane : lane - 3, lane % 8 + 3 < 8 ? lane + 3 : lane,
+                             lane / 4 * 4 + 1, lane ^ 1};
+    for (int j = 0; j < 6; ++j) EXPECT(out[i * 6 + j] == static_cast<T>(expected[j]));
+  }
+}
+CASE(shuffles) {
+  check_shuffles<int>();
+  check_shuffles<unsigned>();
+  check_shuffles<long long>();
+  check_shuffles<float>();
+  check_shuffles<double>();
+}
+
+// Halves of a warp go different ways and meet among themselves; a lane that has exited is not waited for.
+__global__ void partial_warps_kernel(int* out) {
+  const int lane = threadIdx.x % 32;
+  int v = lane;
+  if (lane < 16) {
+    for (int d = 8; d > 0; d /= 2) v += __shfl_xor_sync(0x0000ffffu, v, d);
+  } else {
+    if (lane == 31) return;
+    __syncwarp(0xffff0000u);
+    v = static_cast<int>(__ballot_sync(0xffff0000u, lane % 2));
+  }
+  out[threadIdx.x] = v;
+}
+CASE(partial_warps) {
+  Array<int> out(48, -1);  // the second warp has 16 lanes
+  PSPNET_FAST_LAUNCH(partial_warps_kernel, 1, 48, 0, nullptr, out);
+  cudaDeviceSynchronize();
+  for (int i = 0; i < 48; ++i) EXPECT(out[i] == (i % 32 < 16 ? 120 : i == 31 ? -1 : 0x2aaa0000));
+}
+
+__global__ void votes_kernel(unsigned* out) {
+  const unsigned i = threadIdx.x;
+  out[i * 7 + 0] = __ballot_sync(kFull, i % 3 == 0);
+  out[i * 7 + 1] = __any_sync(kFull, i == 40);
+  out[i * 7 + 2] = __all_sync(kFull, i < 40);
+  out[i * 7 + 3] = __activemask();
+  out[i * 7 + 4] = __syncthreads_count(i % 5 == 0);
+  out[i * 7 + 5] = __syncthreads_or(i == 63);
+  out[i * 7 + 6] = __syncthreads_and(i != 63);
+}
+CASE(votes) {
+  Array<unsigned> out(64 * 7);
+  PSPNET_FAST_LAUNCH(votes_kernel, 1, 64, 0, nullptr, out);
+  cudaDeviceSynchronize();
+  for (unsigned i = 0; i < 64; ++i) {
+    const unsigned expected[7] = {i < 32 ? 0x49249249u : 0x92492492u, i >= 32, i < 32, kFull, 13, 1, 0};
+    for (unsigned j = 0; j < 7; ++j) EXPECT(out[i * 7 + j] == expected[j]);
+  }
+}
+
+// ---- Shared memory --------------------------------------------------------------------------------------------------
+
+// Static and dynamic shared memory, and shuffles: the usual reduction of a block.
+template <typename T>
+__global__ void sum_kernel(const float* x, T* out, int n) {
+  __shared__ T of_warp[32];
+  T* of_thread = dynamic_shared<T>();
+  T sum = 0;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) sum += static_cast<T>(x[i]);
+  of_thread[blockDim.x - 1 - threadIdx.x] = sum;
+  __syncthreads();
+  sum = of_thread[threadIdx.x];
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_down_sync(kFull, sum, d);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    sum = 0;
+    for (unsigned w = 0; w < blockDim.x / 32; ++w) sum += of_warp[w];
+    out[blockIdx.x] = sum;
+  }
+}
+CASE(reductions) {
+  Array<float> x(5000);
+  for (int i = 0; i < 5000; ++i) x[i] = std::sin(static_cast<float>(i));
+  Array<float> sums(3);
+  Array<double> exact(3);
+  PSPNET_FAST_LAUNCH((sum_kernel<float>), 3, 1024, 1024 * sizeof(float), nullptr, x, sums, 5000);
+  PSPNET_FAST_LAUNCH((sum_kernel<double>), 3, 96, 96 * sizeof(double), nullptr, x, exact, 5000);
+  report(sums);
+  report(exact);
+  EXPECT(std::abs(sums[2] - exact[2]) < 1e-4);
+}
+
+__global__ void fill_kernel(int* out, int words) {
+  int* shared = dynamic_shared<int>();
+  for (int i = threadIdx.x; i < words; i += blockDim.x) shared[i] = i;
+  __syncthreads();
+  for (int i = threadIdx.x; i < words; i += blockDim.x) out[i] = shared[words - 1 - i];
+}
+CASE(opt_in_shared_memory) {
+  int most = 0;
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  EXPECT(cudaFuncSetAttribute(fill_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most) == cudaSuccess);
+  Array<int> out(most / 4);
+  PSPNET_FAST_LAUNCH(fill_kernel, 1, 256, most, nullptr, out, most / 4);
+  cudaDeviceSynchronize();
+  for (int i = 0; i < most / 4; ++i) EXPECT(out[i] == most / 4 - 1 - i);
+
+  int blocks = 0;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, fill_kernel, 256, most);
+  EXPECT(blocks == 1);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, fill_kernel, 256, 0);
+  EXPECT(blocks == 8);
+}
+
+// Frames of several kilobytes, in every thread of the largest block.
+__global__ void deep_kernel(int* out) {
+  volatile int local[2048];
+  for (int i = 0; i < 2048; ++i) local[i] = i + threadIdx.x;
+  __syncthreads();
+  int wrong = 0;
+  for (int i = 0; i < 2048; ++i) wrong += local[i] != i + static_cast<int>(threadIdx.x);
+  out[threadIdx.x] = wrong;
+}
+CASE(large_frames) {
+  Array<int> out(1024, -1);
+  PSPNET_FAST_LAUNCH(deep_kernel, 2, 1024, 0, nullptr, out);
+  cudaDeviceSynchronize();
+  for (int i = 0; i < 1024; ++i) EXPECT(out[i] == 0);
+}
+
+// ---- Atomics --------------------------------------------------------------------------------------------------------
+
+struct Tally {
+  int added, subtracted, least, most, set, cas;
+  unsigned bits, wrapped, down;
+  unsigned long long wide;
+  float real;
+  double real64;
+};
+__global__ void atomics_kernel(Tally* t) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  atomicAdd(&t->added, i);
+  atomicSub(&t->subtracted, 1);
+  atomicMin(&t->least, 50 - i);
+  atomicMax_system(&t->most, i);
+  atomicOr(&t->bits, 1u << (i % 32));
+  atomicInc(&t->wrapped, 6);
+  atomicDec(&t->down, 6);
+  atomicAdd(&t->wide, 1ull << 33);
+  atomicAdd(&t->real, 0.5f);
+  atomicAdd(&t->real64, 0.25);
+  atomicCAS_system(&t->set, 0, 7);  // only the first one finds 0
+  int seen = t->cas, before;
+  do {
+    before = seen;
+    seen = atomicCAS(&t->cas, before, before + 2);
+  } while (seen != before);
+}
+CASE(atomics) {
+  Array<Tally> t(1, Tally{});
+  PSPNET_FAST_LAUNCH(atomics_kernel, 3, 100, 0, nullptr, t);
+  cudaDeviceSynchronize();
+  const Tally& a = t[0];
+  EXPECT(a.added == 44850 && a.subtracted == -300 && a.least == -249 && a.most == 299 && a.set == 7 && a.cas == 600);
+  EXPECT(a.bits == kFull && a.wrapped == 300 % 7 && a.down == (7 - 300 % 7) % 7);
+  EXPECT(a.wide == 300ull << 33 && a.real == 150.0f && a.real64 == 75.0);
+}
+
+// The block that comes last sums what all have written: the same bits, whichever it is.
+__global__ void last_block_kernel(const float* x, float* partial, unsigned* arrived, float* out) {
+  __shared__ bool is_last;
+  if (threadIdx.x == 0) {
+    partial[blockIdx.x] = x[blockIdx.x] / 3.0f;
+    __threadfence();
+    is_last = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!is_last || threadIdx.x != 0) return;
+  float sum = 0;
+  for (unsigned b = 0; b < gridDim.x; ++b) sum += __ldcg(partial + b);
+  *out = sum;
+}
+CASE(last_block) {
+  Array<float> x(50), partial(50), out(1);
+  for (int i = 0; i < 50; ++i) x[i] = std::sqrt(static_cast<float>(i));
+  Array<unsigned> arrived(1);
+  PSPNET_FAST_LAUNCH(last_block_kernel, 50, 32, 0, nullptr, x, partial, arrived, out);
+  report(out);
+  EXPECT(arrived[0] == 0);
+}
+
+// ---- Memory of the host ---------------------------------------------------------------------------------------------
+
+__global__ void flag_kernel(int* flag) { *flag += 1; }
+CASE(mapped_memory) {
+  int *on_host = nullptr, *on_device = nullptr;
+  EXPECT(cudaHostAlloc(&on_host, sizeof(int), cudaHostAllocMapped) == cudaSuccess);
+  EXPECT(cudaHostGetDevicePointer(&on_device, on_host, 0) == cudaSuccess);
+  cudaMemsetAsync(on_device, 0, sizeof(int), nullptr);
+  PSPNET_FAST_LAUNCH(flag_kernel, 1, 1, 0, nullptr, on_device);
+  cudaDeviceSynchronize();
+  EXPECT(*on_host == 1);
+  cudaFreeHost(on_host);
+}
+
+// ---- Types and arithmetic -------------------------------------------------------------------------------------------
+
+static_assert(sizeof(float4) == 16 && alignof(float4) == 16 && sizeof(float3) == 12 && alignof(float3) == 4);
+static_assert(sizeof(int2) == 8 && alignof(int2) == 8 && sizeof(double2) == 16 && alignof(double2) == 16);
+static_assert(sizeof(uchar4) == 4 && alignof(uchar4) == 4 && sizeof(ushort2) == 4 && sizeof(longlong2) == 16);
+static_assert(sizeof(__half) == 2 && sizeof(__half2) == 4 && alignof(__half2) == 4);
+static_assert(sizeof(__nv_bfloat16) == 2 && sizeof(__nv_bfloat162) == 4 && alignof(__nv_bfloat162) == 4);
+
+// Prints the roundings of random numbers, for the test to compare with PyTorch's.
+template <typename T>
+__global__ void round_kernel(const float* x, T* out, int n) {
+  for (int i = threadIdx.x; i < n; i += blockDim.x) out[i] = static_cast<T>(x[i]);
+}
+template <typename T>
+void report_rounding() {
+  constexpr int n = 1 << 14;
+  Array<float> x(n);
+  uint32_t bits = 1;
+  for (int i = 0; i < n; ++i) {
+    bits = bits * 1664525u + 1013904223u;  // every exponent, NaN and denormals included
+    uint32_t pattern = i % 2 ? bits : (bits & 0x9fffffffu) | 0x20000000u;  // half of them near 1
+    if (i == 0) pattern = 0x7f800000u;
+    if (i % 8 == 0) pattern &= 0xffffe000u;  // ties
+    if (i % 8 == 4) pattern &= 0xffff8000u;
+    std::memcpy(&x[i], &pattern, sizeof pattern);
+  }
+  Array<T> out(n);
+  PSPNET_FAST_LAUNCH((round_kernel<T>), 1, 64, 0, nullptr, x, out, n);
+  report(x);
+  report(out);
+}
+CASE(round_half) { report_rounding<__half>(); }
+CASE(round_bfloat16) { report_rounding<__nv_bfloat16>(); }
+
+__global__ void packed_kernel(float* out) {
+  const float2 pair = make_float2(1.5f, -2.25f);
+  const __half2 h = __hadd2(__float22half2_rn(pair), __floats2half2_rn(0.5f, 0.25f));
+  const __nv_bfloat162 b = __hmul2(__float22bfloat162_rn(pair), __float2bfloat162_rn(2.0f));
+  out[0] = __half22float2(h).x;
+  out[1] = __half2float(h.y);
+  out[2] = __bfloat1622float2(b).x;
+  out[3] = __bfloat162float(b.y);
+  out[4] = __half2float(__hfma(__float2half(3.0f), __float2half(0.5f), __float2half(1.0f)));
+  out[5] = __half2float(__float2half(2048.0f) + __float2half(1.0f));  // a tie, to even
+  out[6] = __hgt(__float2half(2.0f), __float2half(1.0f)) && !__hisnan(h.x);
+  out[7] = __bfloat162float(__double2bfloat16(1.00390625 + 1e-12));  // just above a tie, which float32 would make a tie
+}
+CASE(packed_types) {
+  Array<float> out(8);
+  PSPNET_FAST_LAUNCH(packed_kernel, 1, 1, 0, nullptr, out);
+  cudaDeviceSynchronize();
+  const float expected[8] = {2.0f, -2.0f, 3.0f, -4.5f, 2.5f, 2048.0f, 1.0f, 1.0078125f};
+  for (int i = 0; i < 8; ++i) EXPECT(out[i] == expected[i]);
+}
+
+__global__ void intrinsics_kernel(double* out, float nan) {
+  int n = 0;
+  out[n++] = __popc(0xf0f0u) + 100 * __popcll(~0ull);
+  out[n++] = __clz(1) + 100 * __clzll(0);
+  out[n++] = __ffs(0x50) + 100 * __ffsll(0);
+  out[n++] = __umulhi(0x80000000u, 6u);
+  out[n++] = __funnelshift_l(0x80000000u, 1u, 4) + (__funnelshift_r(0x10u, 3u, 4) == 0x30000001u ? 1000 : 0);
+  out[n++] = __float_as_int(1.0f) - 0x3f800000;
+  out[n++] = __int_as_float(0x40000000) + __longlong_as_double(__double_as_longlong(3.0));
+  out[n++] = min(3, 5) + max(2u, 7u) + max(-1ll, 4ll) + min(2.5f, 1.5f) + max(0.5, 0.25);
+  out[n++] = min(nan, 2.0f) + max(3.0f, nan);
+  out[n++] = fmaf(2.0f, 3.0f, 4.0f) + __fdividef(9.0f, 3.0f) + __frcp_rn(4.0f) + rsqrtf(4.0f);
+  out[n++] = exp2f(5.0f) + __log2f(8.0f);
+  out[n++] = __expf(0.0f) + __logf(1.0f) + __saturatef(7.0f);
+  out[n++] = __float2int_rn(2.5f) + 10 * __float2int_rd(-0.5f);
+  out[n++] = __float2int_rz(-1.5f) + 10 * __float2int_ru(0.5f);
+}
+CASE(intrinsics) {
+  Array<double> out(14, -1.0);
+  PSPNET_FAST_LAUNCH(intrinsics_kernel, 1, 1, 0, nullptr, out, NAN);
+  cudaDeviceSynchronize();
+  const double expected[14] = {6408, 31 + 6400, 5, 3, 24 + 1000, 0, 5, 16, 5, 13.75, 35, 2, -8, 9};
+  for (int i = 0; i < 14; ++i) EXPECT(out[i] == expected[i]);
+}
+
+}  // namespace

@@ -1,0 +1,135 @@
+"""Faults planted in copies of csrc/cuda's kernels, by text: each must turn the operator's own tests red.
+
+A mutant names a text that stands once in its file. Where the text is gone the kernel has changed, and the fault must be
+planted anew: that is an error, not a skip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from building import BUILD, CUDA, Target, operators
+
+ORDER = r"depends on the order of threads"
+UNWRITTEN = r"nan instead of"
+BEYOND = r"AddressSanitizer: (heap-buffer-overflow|use-after-poison)"
+
+
+POOL = "tests/ops/test_pyramid_pool.py::test_pyramid_pool"
+LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
+ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
+CORRECT = "tests/ops/test_dual_cross_entropy.py::test_correct_pixels"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str  # of csrc/cuda
+    before: str
+    after: str
+    shows: str  # a regular expression that the red run prints
+    tests: str
+    variant: str = "plain"
+    unit: str = ""  # the .cu file that includes `file`, if that is a header
+
+    def plant(self) -> Target:
+        """Writes copies of the kernels, one of them changed; returns the library of operators with the changed unit."""
+        found = (CUDA / self.file).read_text().count(self.before)
+        if found != 1:
+            raise LookupError(f"mutant {self.name}: its text stands {found} times in {self.file}:\n{self.before}")
+        folder = BUILD / "mutants" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in (self.file, *(path.name for path in CUDA.glob("*.cuh"))):
+            text = (CUDA / source).read_text()
+            _write(folder / source, text.replace(self.before, self.after) if source == self.file else text)
+        unit = folder / (self.unit or self.file)
+        if self.unit:
+            _write(unit, (CUDA / self.unit).read_text())
+        return operators(self.variant, self.name, unit)
+
+
+def _write(path: Path, text: str) -> None:
+    """Leaves a file of that text alone, so that what is made of it stays up to date."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def pool(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    return Mutant(f"pyramid_pool_{name}", "pyramid_pool.cu", before, after, shows, POOL, variant)
+
+
+def strip(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    """Of the cross-entropy kernel."""
+    file, unit = "cross_entropy_strip.cuh", "cross_entropy.cu"
+    return Mutant(f"cross_entropy_{name}", file, before, after, shows, LOSS, variant, unit)
+
+
+def finish(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    """Of the kernels that follow it."""
+    return Mutant(f"cross_entropy_finish_{name}", "cross_entropy_finish.cu", before, after, shows, LOSS, variant)
+
+
+def argmax(name: str, before: str, after: str, shows: str, tests: str = ARGMAX, variant: str = "plain") -> Mutant:
+    return Mutant(f"upsample_argmax_{name}", "upsample_argmax.cu", before, after, shows, tests, variant)
+
+
+MUTANTS = [
+    pool("lines_barrier", "] = sum;\n    }\n    __syncthreads();\n", "] = sum;\n    }\n", ORDER),
+    pool("atoms_barrier", "] += sum;\n    }\n    __syncthreads();\n", "] += sum;\n    }\n", ORDER),
+    pool("shares_barrier", "(c);\n    }\n  }\n  __syncthreads();\n", "(c);\n    }\n  }\n", ORDER),
+    pool("gradient_barrier", "] = sum;\n  }\n  __syncthreads();\n", "] = sum;\n  }\n", ORDER),
+    pool(
+        "early_exit",
+        "  const T* input = x + plane * t.height * t.width;\n",
+        "  const T* input = x + plane * t.height * t.width;\n  if (threadIdx.x >= unsigned(t.width)) return;\n",
+        r"barrier divergence: it (exits|waits)",
+    ),
+    pool(
+        "unwritten_cell",
+        "cell < t.cells; cell += kThreads) {\n    const Bin bin",
+        "cell < t.cells - 1; cell += kThreads) {\n    const Bin bin",
+        UNWRITTEN,
+    ),
+    pool(
+        "unwritten_gradient",
+        "int i = begin + static_cast<int>(threadIdx.x); i < end; i",
+        "int i = begin + static_cast<int>(threadIdx.x); i < end - 1; i",
+        UNWRITTEN,
+    ),
+    pool(
+        "row_too_many",
+        "for (int h = t.row_edge[r]; h < t.row_edge[r + 1]; ++h) {",
+        "for (int h = t.row_edge[r]; h <= t.row_edge[r + 1]; ++h) {",
+        BEYOND,
+        "checked",
+    ),
+    pool("shared_too_small", "line_bytes * tile + atom_bytes, stream", "line_bytes * tile, stream", BEYOND, "checked"),
+    pool(
+        "shared_too_large",
+        "line_bytes * tile + atom_bytes, stream",
+        "line_bytes * tile + (48 << 10), stream",
+        r"bytes of dynamic shared memory, but 49152 are allowed",
+    ),
+    pool(
+        "misaligned",
+        "const bool aligned = t.channels % kVec == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;",
+        "const bool aligned = true;",
+        r"misaligned address",
+        "checked",
+    ),
+    strip("staged_barrier", "    __syncwarp();\n    visit(first, count);", "    visit(first, count);", ORDER),
+    strip("corners_barrier", "== nullptr;\n  __syncwarp();", "== nullptr;", ORDER),
+    strip("unwritten_node", "min(kOwned, nodes - first_node)", "min(kOwned, nodes - first_node - 1)", UNWRITTEN),
+    strip("class_too_many", "c < count ? load_as<Real>(from) : Real(0)", "load_as<Real>(from)", BEYOND, "checked"),
+    finish("barrier", "half /= 2) {\n    __syncthreads();", "half /= 2) {", ORDER),
+    finish("element_too_many", "if (i < head.count) ", "if (i <= head.count) ", BEYOND, "checked"),
+    argmax("column_too_many", "  if (x >= p.columns.out) rows.count = 0;\n", "", BEYOND, variant="checked"),
+    argmax(
+        "exited_lanes",
+        "if (p.correct == nullptr) return;",
+        "if (p.correct == nullptr || rows.count == 0) return;",
+        r"which is not active",
+        CORRECT,
+    ),
+]

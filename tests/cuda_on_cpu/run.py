@@ -1,0 +1,44 @@
+"""Runs the operators' tests over csrc/cuda on the CPU.
+
+    python tests/cuda_on_cpu/run.py [plain | checked] [arguments of pytest]
+
+``plain`` runs every test of the back end ``cuda``, and opcheck in one layout, which takes what CPU tensors run on.
+``checked``, under AddressSanitizer and UndefinedBehaviorSanitizer, leaves out what compiles or exports: it runs no
+other kernels.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from building import ROOT, build, operators, preloaded
+
+
+def environment(variant: str, library: Path) -> dict[str, str]:
+    """What makes tests/ops run over a library that was built as ``variant``."""
+    own = {"PSPNET_FAST_CUDA_ON_CPU": str(library), "PSPNET_FAST_EXPECT_BACKENDS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **(preloaded() if variant == "checked" else {}), **own}
+
+
+def arguments(variant: str, for_pytest: Sequence[str]) -> list[str]:
+    """Of pytest, for ``variant``."""
+    if variant == "plain":
+        return [*for_pytest, "-k", "cuda or (opcheck and channels_last)"]
+    # A sanitizer's report goes past Python, and the process ends with it: pytest must not hold it back.
+    return [*for_pytest, "-k", "cuda and not compile and not export", "--capture=sys"]
+
+
+def main() -> None:
+    variant, *for_pytest = sys.argv[1:] or ["plain"]
+    library = operators(variant)
+    build([library])
+    os.chdir(ROOT)
+    command = [sys.executable, "-m", "pytest", *arguments(variant, for_pytest or ["tests/ops"])]
+    os.execve(command[0], command, environment(variant, library.output))
+
+
+if __name__ == "__main__":
+    main()
