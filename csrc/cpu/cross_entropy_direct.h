@@ -84,12 +84,11 @@ void gradient_of_row(const Tile<Real>& tile, Real s, bool add, const Real* large
   }
 }
 
-// The sum over the tile's pixels of mass · (log-sum-exp less the peaks).
+// Adds mass · (log-sum-exp less the peaks) of the tile's pixels to `total`.
 template <typename Real>
-double sum_directly(const Tile<Real>& tile) {
+void sum_directly(const Tile<Real>& tile, LossSum& total) {
   Real* largest = tile.memory + (2 * tile.classes + 2) * kLanes<Real>;
   Real* share = largest + tile.columns * kLanes<Real>;
-  double total = 0;
   for (int64_t row = 0; row < tile.rows; ++row) {
     const Real s = tile.row_start + static_cast<Real>(row) * tile.row_step;
     interpolate_row(tile, s);
@@ -108,8 +107,7 @@ double sum_directly(const Tile<Real>& tile) {
         default: loss += sum_columns_directly<8>(tile, row, from, largest, share); break;
       }
     }
-    for (int i = 0; i < kLanes<Real>; ++i) total += static_cast<double>(loss[i]);
+    for (int i = 0; i < kLanes<Real>; ++i) total.rest += static_cast<double>(loss[i]);
     if (tile.gradient) gradient_of_row(tile, s, tile.add || row > 0, largest, share);
   }
-  return total;
 }

@@ -33,11 +33,12 @@ inline bool near_enough(const float* above, const float* below) {
   return near;
 }
 
-double sum_tile(const CrossEntropyProblem& p, const Tile<float>& tile, const float* above, const float* below) {
-  return progressions_pay(p) && near_enough(above, below) ? sum_by_progression(tile) : sum_directly(tile);
+void sum_tile(
+    const CrossEntropyProblem& p, const Tile<float>& tile, const float* above, const float* below, LossSum& total) {
+  progressions_pay(p) && near_enough(above, below) ? sum_by_progression(tile, total) : sum_directly(tile, total);
 }
-double sum_tile(const CrossEntropyProblem&, const Tile<double>& tile, const double*, const double*) {
-  return sum_directly(tile);
+void sum_tile(const CrossEntropyProblem&, const Tile<double>& tile, const double*, const double*, LossSum& total) {
+  sum_directly(tile, total);
 }
 
 // Σ mass · (log-sum-exp less the peaks) over the pixels of cell row r; fills the corners of its cells.
@@ -45,7 +46,7 @@ template <typename Real>
 double sum_cells(Workspace<Real>& ws, int64_t head, int64_t r) {
   const CrossEntropyProblem& p = ws.p;
   const int64_t above = r & 1, below = above ^ 1, columns = p.columns.most;
-  double sum = 0;
+  LossSum total;
   for (int64_t i = 0; p.rows.count[r] == 0 && i < 4 * ws.map; ++i) ws.corner[i] = 0;
   for (int64_t q = 0; q < p.columns.cells; q += kLanes<Real>) {
     for (int64_t j = 0; j < p.rows.count[r]; j += kTileRows) {
@@ -62,10 +63,10 @@ double sum_cells(Workspace<Real>& ws, int64_t head, int64_t r) {
       tile.memory = ws.tile;
       tile.gradient = p.head[head].grad != nullptr, tile.add = j > 0, tile.corner = ws.corner + q;
       tile.lse = ws.lse ? ws.lse + j * columns * ws.padded + q : nullptr;
-      sum += sum_tile(p, tile, ws.range[head][above] + q, ws.range[head][below] + q);
+      sum_tile(p, tile, ws.range[head][above] + q, ws.range[head][below] + q, total);
     }
   }
-  return sum;
+  return total.total();
 }
 
 // Joins the corners of neighbouring cells to the gradient of the rows of nodes above and below, less what the labels

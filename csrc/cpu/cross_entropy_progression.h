@@ -59,7 +59,7 @@ inline void start_progressions(const Tile<float>& tile, int64_t column) {
 
 // Sums of ROWS output rows from `row` on, and from them losses and the pixels' weights in the gradient.
 template <int COLUMNS, int ROWS>
-void sum_rows(const Tile<float>& tile, int64_t column, int64_t row, float* weight, Log2Sum& log_sum, Lanes<float>& loss) {
+void sum_rows(const Tile<float>& tile, int64_t column, int64_t row, float* weight, LossSum& total) {
   using V = Lanes<float>;
   constexpr int64_t L = kLanes<float>;
   V sum[ROWS][COLUMNS];
@@ -89,7 +89,7 @@ void sum_rows(const Tile<float>& tile, int64_t column, int64_t row, float* weigh
   }
 
   // Loops over constants, so that the sums stay in registers; what differs between calls is asked outside of them.
-  V mass[ROWS][COLUMNS];
+  const auto mass_of = [&](int j, int k) { return get(tile.mass + tile.mass_at(row + j, column + k)); };
   const auto each = [&](const auto& use) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int j = 0; j < ROWS; ++j) {
@@ -102,15 +102,15 @@ void sum_rows(const Tile<float>& tile, int64_t column, int64_t row, float* weigh
     return;
   }
   each([&](int j, int k) {
-    mass[j][k] = get(tile.mass + tile.mass_at(row + j, column + k));
-    sum[j][k] = mass[j][k] != 0.0f ? sum[j][k] : all(1.0f);
-    put(weight + (j * COLUMNS + k) * L, reciprocal(sum[j][k]) * mass[j][k]);
+    const V mass = mass_of(j, k);
+    sum[j][k] = mass != 0.0f ? sum[j][k] : all(1.0f);
+    put(weight + (j * COLUMNS + k) * L, reciprocal(sum[j][k]) * mass);
   });
   if (tile.masses_are_one) {
-    each([&](int j, int k) { log_sum.multiply(sum[j][k]); });
-    log_sum.normalize();
+    each([&](int j, int k) { total.log2s.multiply(sum[j][k]); });
+    total.log2s.normalize();
   } else {
-    each([&](int j, int k) { loss += mass[j][k] * log_positive(sum[j][k]); });
+    each([&](int j, int k) { total.losses += mass_of(j, k) * log_positive(sum[j][k]); });
   }
 }
 
@@ -155,39 +155,35 @@ void gradient_of_rows(const Tile<float>& tile, int64_t column, const float* weig
 }
 
 template <int COLUMNS>
-void sum_columns(const Tile<float>& tile, int64_t column, bool add, Log2Sum& log_sum, Lanes<float>& loss) {
+void sum_columns(const Tile<float>& tile, int64_t column, bool add, LossSum& total) {
   start_progressions(tile, column);
   float* weights = tile.memory + tile.classes * progression_stride(tile.rows);
   int64_t row = 0;
   for (; row + kRowsAtOnce <= tile.rows; row += kRowsAtOnce) {
-    sum_rows<COLUMNS, kRowsAtOnce>(tile, column, row, weights + row * COLUMNS * kLanes<float>, log_sum, loss);
+    sum_rows<COLUMNS, kRowsAtOnce>(tile, column, row, weights + row * COLUMNS * kLanes<float>, total);
   }
   if (row < tile.rows) {
-    sum_rows<COLUMNS, 1>(tile, column, row, weights + row * COLUMNS * kLanes<float>, log_sum, loss);
+    sum_rows<COLUMNS, 1>(tile, column, row, weights + row * COLUMNS * kLanes<float>, total);
   }
   if (tile.gradient) gradient_of_rows<COLUMNS>(tile, column, weights, add);
 }
 
-// The sum over the tile's pixels of mass · (log-sum-exp less the peaks).
-inline double sum_by_progression(const Tile<float>& tile) {
-  Log2Sum log_sum;
-  Lanes<float> loss{};
+// Adds mass · (log-sum-exp less the peaks) of the tile's pixels to `total`.
+inline void sum_by_progression(const Tile<float>& tile, LossSum& total) {
   // Equal shares of the columns: 12 of them as 6 + 6, not 9 + 3.
   const int64_t parts = (tile.columns + kMaxProgression - 1) / kMaxProgression;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t from = tile.columns * part / parts, columns = tile.columns * (part + 1) / parts - from;
+    const bool add = tile.add || part > 0;
     switch (columns) {
-      case 2: sum_columns<2>(tile, from, tile.add || part > 0, log_sum, loss); break;
-      case 3: sum_columns<3>(tile, from, tile.add || part > 0, log_sum, loss); break;
-      case 4: sum_columns<4>(tile, from, tile.add || part > 0, log_sum, loss); break;
-      case 5: sum_columns<5>(tile, from, tile.add || part > 0, log_sum, loss); break;
-      case 6: sum_columns<6>(tile, from, tile.add || part > 0, log_sum, loss); break;
-      case 7: sum_columns<7>(tile, from, tile.add || part > 0, log_sum, loss); break;
-      case 8: sum_columns<8>(tile, from, tile.add || part > 0, log_sum, loss); break;
-      default: sum_columns<9>(tile, from, tile.add || part > 0, log_sum, loss); break;
+      case 2: sum_columns<2>(tile, from, add, total); break;
+      case 3: sum_columns<3>(tile, from, add, total); break;
+      case 4: sum_columns<4>(tile, from, add, total); break;
+      case 5: sum_columns<5>(tile, from, add, total); break;
+      case 6: sum_columns<6>(tile, from, add, total); break;
+      case 7: sum_columns<7>(tile, from, add, total); break;
+      case 8: sum_columns<8>(tile, from, add, total); break;
+      default: sum_columns<9>(tile, from, add, total); break;
     }
   }
-  double total = log_sum.total() * 0.69314718055994531;
-  for (int i = 0; i < kLanes<float>; ++i) total += static_cast<double>(loss[i]);
-  return total;
 }

@@ -20,6 +20,19 @@ struct Tile {
   int64_t mass_at(int64_t row, int64_t column) const { return (row * columns + column) * padded; }
 };
 
+// Losses of a row of cells, as the kernels sum them: each takes its total once a row.
+struct LossSum {
+  Log2Sum log2s;
+  Lanes<float> losses{};
+  double rest = 0;
+
+  double total() const {
+    double sum = rest + log2s.total() * 0.69314718055994531;
+    for (int i = 0; i < kLanes<float>; ++i) sum += static_cast<double>(losses[i]);
+    return sum;
+  }
+};
+
 // One class's gradient of the four corners from Σ g, Σ g·t, Σ g·s and Σ g·s·t over the pixels of its cells.
 template <typename Real>
 inline __attribute__((always_inline)) void put_corners(
