@@ -6,7 +6,6 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/mul.h>
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -18,7 +17,6 @@
 #include <vector>
 
 #include "label_flag.h"
-#include "upsample_argmax.h"
 #include "upsampled_tensors.h"
 
 namespace pspnet_fast::cuda {
@@ -32,7 +30,7 @@ struct Options {
   int64_t ignore_index;
   double label_smoothing;
   std::string_view reduction;  // none, sum, mean
-  double denominator;          // of the mean: 0 what the labelled pixels weigh, -1 the number of all pixels, or a number
+  double denominator;          // of the mean: 0 what labelled pixels weigh, -1 the number of all pixels, or a number
   std::string_view empty;      // the mean of nothing: nan, zero
   bool align_corners;
 
@@ -95,8 +93,8 @@ struct Head {
   at::Tensor partial, edges;
 
   Head(
-      CrossEntropyHead& head, const at::Tensor& logits, const CrossEntropyProblem& p, const Options& options, Losses& losses,
-      int i, bool gradient) {
+      CrossEntropyHead& head, const at::Tensor& logits, const CrossEntropyProblem& p, const Options& options,
+      Losses& losses, int i, bool gradient) {
     const at::TensorOptions floats = losses.scale.options();
     head.logits = logit_map(logits);
     head.rows = upsampled_axis(logits.size(2), p.out_height, options.align_corners);
@@ -106,7 +104,8 @@ struct Head {
     partial = at::empty({p.batch, head.tiles, rows, 2}, floats.dtype(at::kDouble));
     head.partial = static_cast<double2*>(partial.mutable_data_ptr());
 
-    losses.loss[i] = options.per_pixel() ? at::empty({p.batch, p.out_height, p.out_width}, floats) : at::empty({}, floats);
+    const std::vector<int64_t> map = {p.batch, p.out_height, p.out_width};
+    losses.loss[i] = at::empty(options.per_pixel() ? map : std::vector<int64_t>{}, floats);
     if (options.per_pixel()) head.loss = losses.loss[i].mutable_data_ptr();
     losses.state[i] = gradient ? empty_gradient(logits, floats.dtype().toScalarType()) : at::empty({0}, floats);
     if (!gradient) return;
@@ -119,7 +118,8 @@ struct Head {
 };
 
 // Of an empty batch.
-Losses nothing_to_score(const std::vector<at::Tensor>& heads, const at::Tensor& target, bool gradient, const Options& options) {
+Losses nothing_to_score(
+    const std::vector<at::Tensor>& heads, const at::Tensor& target, bool gradient, const Options& options) {
   const at::ScalarType real = real_type(heads[0]);
   const at::TensorOptions floats = heads[0].options().dtype(real).memory_format(std::nullopt);
   const Reduction reduction = options.with(0);
@@ -197,7 +197,8 @@ std::vector<at::Tensor> backward(
         "the cross-entropy was computed without its gradient: call the operator with gradient=True");
     TORCH_CHECK_TYPE(
         grads[i].scalar_type() == states[i].scalar_type() && scale.scalar_type() == states[i].scalar_type(),
-        "grad and scale must be ", states[i].scalar_type(), ", not ", grads[i].scalar_type(), " and ", scale.scalar_type());
+        "grad and scale must be ", states[i].scalar_type(), ", not ", grads[i].scalar_type(), " and ",
+        scale.scalar_type());
     results.push_back(at::empty_like(states[i], states[i].options().dtype(heads[i].scalar_type())));
     scaled[i] = {
         states[i].const_data_ptr(), grads[i].const_data_ptr(), scale.const_data_ptr(), results[i].mutable_data_ptr(),
@@ -207,30 +208,6 @@ std::vector<at::Tensor> backward(
       logit_type(heads[0]), scaled, static_cast<int32_t>(heads.size()), c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return results;
-}
-
-// Labels and the number of correct ones, as far as they are wanted.
-std::tuple<at::Tensor, at::Tensor> argmax(
-    const at::Tensor& logits, const at::Tensor& target, const Options& options, bool labels, bool correct) {
-  const at::TensorOptions integers = logits.options().dtype(at::kLong).memory_format(std::nullopt);
-  at::Tensor best = labels ? at::empty(target.sizes(), integers) : at::empty({0}, integers);
-  at::Tensor count = correct ? at::zeros({}, integers) : at::empty({0}, integers);
-  if ((!labels && !correct) || target.numel() == 0) return {best, count};
-
-  const c10::cuda::OptionalCUDAGuard guard(logits.device());
-  const at::Tensor truth = target.contiguous();
-  ArgmaxProblem p{};
-  p.logits = logit_map(logits);
-  p.rows = upsampled_axis(logits.size(2), target.size(1), options.align_corners);
-  p.columns = upsampled_axis(logits.size(3), target.size(2), options.align_corners);
-  p.batch = static_cast<int32_t>(logits.size(0)), p.classes = static_cast<int32_t>(logits.size(1));
-  p.labels = labels ? best.mutable_data_ptr() : nullptr;
-  p.label_type = LabelType::i64;
-  p.target = {truth.const_data_ptr(), label_type("target", truth.scalar_type()), options.ignore_index, nullptr};
-  p.correct = correct ? static_cast<unsigned long long*>(count.mutable_data_ptr()) : nullptr;
-  launch_upsample_argmax(p, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return {best, count};
 }
 
 // ---- Operators ------------------------------------------------------------------------------------------------------
@@ -266,7 +243,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const Options options{weight,    pixel_weight, ignore_index, label_smoothing,
                         reduction, denominator,  empty,        align_corners};
   const Losses losses = cross_entropy({main, aux}, target, gradient, options);
-  const auto [best, count] = argmax(main, target, options, labels, correct);
+  const auto [best, count] = argmax(main, target, ignore_index, align_corners, labels, correct);
   return {losses.loss[0], losses.loss[1], losses.scale, losses.state[0], losses.state[1], best, count};
 }
 

@@ -1,155 +1,15 @@
-// Losses and gradients of one or two heads' upsampled logits in one launch (see cross_entropy.h for the division of work).
+// Losses and gradients of one or two heads' upsampled logits in one launch (see cross_entropy.h for the division of
+// work).
 #include <algorithm>
+#include <type_traits>
 
 #include "cross_entropy_direct.cuh"
-#include "cross_entropy_labels.cuh"
 #include "cross_entropy_progression.cuh"
-#include "cross_entropy_strip.cuh"
+#include "cross_entropy_score.cuh"
 #include "launch.h"
 
 namespace pspnet_fast::cuda {
 namespace {
-
-template <typename Real>
-__device__ __forceinline__ Real sum_class_weights(const CrossEntropyProblem& p, Lane lane) {
-  if (p.class_weight == nullptr || !p.smoothed) return static_cast<Real>(p.classes);
-  double sum = 0;
-  for (int c = static_cast<int>(lane.number); c < p.classes; c += 32) sum += static_cast<const Real*>(p.class_weight)[c];
-  return static_cast<Real>(combine_lanes(sum, 16, [](double a, double b) { return a + b; }));
-}
-
-// Whether the progression holds in this row of cells. Chooses what is subtracted from the nodes' logits: their largest, in
-// the unit of the path, if all are finite.
-template <typename Memory>
-__device__ __forceinline__ bool measure_nodes(Memory& memory, int classes, Lane lane) {
-  // A lane looks at one of the first 16 nodes of each row in all classes, and for nodes 16 at its share of the classes.
-  const int slot = lane.group() * kRowNodes + lane.index(), c_of_last = lane.chunk_class();
-  const int last = lane.node() % 2 * kRowNodes + kCells;
-  float high = -INFINITY, low = INFINITY, last_high = -INFINITY, last_low = INFINITY;
-  float poison = 0;  // NaN as soon as anything is not finite
-  for_chunks(memory, classes, lane, 1.0f, [&](int, int count) {
-    for (int c = 0; c < count; ++c) {
-      const float logit = memory.nodes[c][slot];
-      high = fmaxf(high, logit), low = fminf(low, logit);
-      poison += 0.0f * logit;
-    }
-    if (c_of_last < count) {
-      const float logit = memory.nodes[c_of_last][last];
-      last_high = fmaxf(last_high, logit), last_low = fminf(last_low, logit);
-      poison += 0.0f * logit;
-    }
-  });
-  last_high = combine_lanes(last_high, kChunk / 2, [](float a, float b) { return fmaxf(a, b); });
-  last_low = combine_lanes(last_low, kChunk / 2, [](float a, float b) { return fminf(a, b); });
-  const bool finite = __all_sync(kAllLanes, poison == 0);
-  const float range = fmaxf(high - low, last_high - last_low) * kLog2E;
-  const bool progresses = memory.head.may_progress && __all_sync(kAllLanes, range <= kMaxRange) && finite;
-  if (!finite) return false;
-  const float unit = progresses ? kLog2E : 1.0f;
-  memory.shift[slot] = high * unit;
-  if (lane.node() < 2 && c_of_last == 0) memory.shift[last] = last_high * unit;
-  return progresses;
-}
-
-template <typename Memory>
-__device__ __forceinline__ Patch<typename Memory::Real> place_patch(
-    const Memory& memory, Lane lane, int row_part, int row_parts, int column_part) {
-  using Real = typename Memory::Real;
-  const UpsampledAxis& rows = memory.head.rows;
-  const UpsampledAxis& columns = memory.head.columns;
-  const int cell = memory.strip.tile * kOwned - 1 + lane.index(), begin = memory.column_begin[lane.index()];
-  const int count = memory.column_begin[lane.index() + 1] - begin, parts = memory.head.column_parts;
-  const CellRow& row = memory.row;
-  const int height = row.end - row.begin, y = row_part * height / row_parts, x = column_part * count / parts;
-  Patch<Real> patch;
-  patch.y = row.begin + y, patch.rows = (row_part + 1) * height / row_parts - y;
-  patch.x = begin + x, patch.columns = (column_part + 1) * count / parts - x;
-  const bool empty = patch.rows == 0 || patch.columns == 0;
-  if (empty) patch.rows = patch.columns = 0;
-  patch.s = empty ? Real(0) : static_cast<Real>(rows.fraction(patch.y, row.cell));
-  patch.t = empty ? Real(0) : static_cast<Real>(columns.fraction(patch.x, cell));
-  patch.s_step = static_cast<Real>(rows.step(row.cell));
-  patch.t_step = static_cast<Real>(columns.step(cell));
-  return patch;
-}
-
-template <typename Real>
-__device__ __forceinline__ Corners<Real> corners_at(const Real* node) {
-  return {{node[0], node[1], node[kRowNodes], node[kRowNodes + 1]}};
-}
-
-template <typename Real>
-__device__ __forceinline__ void add_scaled(Real (&sums)[4][32], Lane lane, Real scale, const Real* node) {
-  const Corners<Real> corners = corners_at(node);
-#pragma unroll
-  for (int j = 0; j < 4; ++j) sums[j][lane.number] += scale * corners.value[j];
-}
-
-// One pass over a patch in every lane: sums, losses, and gradients to the rows of nodes.
-template <class Path, typename Memory>
-__device__ __forceinline__ void score_patch(
-    Memory& memory, const CrossEntropyProblem& p, Lane lane, const Patch<typename Path::Real>& patch, int most_rows) {
-  using Real = typename Path::Real;
-  const bool gradient = memory.head.grad != nullptr, smoothed = p.smoothed, mine = counts(memory, lane);
-  const Real scale = Path::kUnit == 1 ? Real(1) : Real(kLog2E);
-  const Weights<Real> weights{p, (int64_t{memory.strip.image} * p.out_height + patch.y) * p.out_width + patch.x};
-  Real* loss = mine ? static_cast<Real*>(memory.head.loss) : nullptr;
-  const LaneLabels<Path> labels = read_labels<Path>(
-      memory, p.labels, weights.first_pixel, p.out_width, p.classes, patch, lane,
-      p.pixel_weight == nullptr && memory.head.loss == nullptr);
-  for (int j = 0; j < 4 && smoothed; ++j) memory.smooth[j][lane.number] = 0;
-
-  Path path(patch, most_rows);
-  Real labelled = 0;
-  for (int pass = 0; pass < Path::kForwardPasses; ++pass) {
-    const bool last = pass == Path::kForwardPasses - 1;
-    for_chunks(memory, p.classes, lane, scale, [&](int first, int count) {
-      const Real* node = memory.nodes[0] + lane.index();
-      for (int c = 0; c < count; ++c, node += kNodePitch) {
-        path.add_class(pass, corners_at(node));
-        if (last && smoothed) add_scaled(memory.smooth, lane, weights.of_class(first + c), node);
-      }
-      if (last && !gradient) labelled += score_labels<Path>(memory, labels, weights, patch, lane, first, false, loss);
-    });
-  }
-  path.put(memory.pixels, lane.number);
-  weigh_pixels<Path>(memory, patch, weights, lane, loss);
-  path.get(memory.pixels, lane.number);
-  if (gradient) {
-    for_chunks(memory, p.classes, lane, scale, [&](int first, int count) {
-      const Real* node = memory.nodes[0] + lane.index();
-      Real* to = memory.corners[0] + lane.number;
-      for (int c = 0; c < count; ++c, node += kNodePitch, to += kCornerPitch) {
-        Corners<Real> corner = path.gradient(corners_at(node));
-        if (smoothed) {
-          const Real every = memory.share * weights.of_class(first + c);
-          for (int j = 0; j < 4; ++j) corner.value[j] -= every * memory.smooth[j][lane.number];
-        }
-#pragma unroll
-        for (int j = 0; j < 4; ++j) to[j * 32] = corner.value[j];
-      }
-      labelled += score_labels<Path>(memory, labels, weights, patch, lane, first, true, nullptr);
-      emit_nodes(memory, lane, first, count);
-    });
-  }
-  if (mine) memory.loss[lane.number] -= static_cast<double>(labelled * Path::kUnit);
-}
-
-// All pixels of a row of cells, in as many patches as a path takes.
-template <class Path, typename Memory>
-__device__ __forceinline__ void score_row(Memory& memory, const CrossEntropyProblem& p, Lane lane) {
-  const int height = memory.row.end - memory.row.begin;
-  const int rounds = (height + 2 * Path::kRows - 1) / (2 * Path::kRows), row_parts = 2 * rounds;
-  const int most_rows = (height + row_parts - 1) / row_parts;
-  for (int round = 0; round < rounds; ++round) {
-    for (int part = 0; part < memory.head.column_parts; ++part) {
-      const auto patch = place_patch(memory, lane, 2 * round + lane.group(), row_parts, part);
-      score_patch<Path>(memory, p, lane, patch, most_rows);
-      __syncwarp();
-      if (lane.number == 0) memory.below.add = memory.above.add = true;
-    }
-  }
-}
 
 // A row of cells without pixels, where a map is made smaller.
 template <typename Memory>
@@ -160,9 +20,9 @@ __device__ __forceinline__ void emit_zeros(Memory& memory, int classes, Lane lan
   for (int first = 0; first < classes; first += kChunk) emit_nodes(memory, lane, first, min(kChunk, classes - first));
 }
 
-// Goes on to the next row of cells, and places the rows of nodes below and above it. The one above is the strip's own while
-// it has a row of cells more, else it goes to the edges. The one below has been written by the row of cells before, if
-// that was the strip's.
+// Goes on to the next row of cells, and places the rows of nodes below and above it. The one above is the strip's own
+// while it has a row of cells more, else it goes to the edges. The one below has been written by the row of cells
+// before, if that was the strip's.
 template <typename Memory>
 __device__ __forceinline__ void place_row(Memory& memory, const CrossEntropyProblem& p, int cell) {
   using Real = typename Memory::Real;
@@ -208,26 +68,40 @@ __device__ __forceinline__ void score_row_by_best_path(Memory& memory, const Cro
   }
   place_nodes(memory, lane);
   if constexpr (sizeof(Real) == sizeof(float)) {
-    if (measure_nodes(memory, p.classes, lane)) return score_row<Progression<K>>(memory, p, lane);
+    if (choose_path(memory, p.classes, lane)) return score_row<Progression<K>>(memory, p, lane);
   }
   score_row<Direct<Real, K>>(memory, p, lane);
 }
 
-// Warps that registers must leave room for on a multiprocessor (see the launchers).
+// Warps for which registers leave room on a multiprocessor. Shared memory (13.3 KB a warp at 8 columns) has room for 16
+// on sm_90 and sm_100, 11 on sm_80 and 7 on sm_86, sm_89 and sm_120, so that fewer registers would gain nothing there.
+//
+//   columns of a pass        2     4     6     8     9   float64
+//   registers on sm_90      95    95   128   127   168       129
+//   warps                   20    19    16    16    12        12
+//
+// A lane holds 8 · columns sums, or weights in their place, and some 60 registers beside; nothing spills on any of
+// these architectures (ptxas -v). Four warps a scheduler suffice: rows go in pairs, whose chains of multiply-adds do
+// not depend on each other, and to stage a chunk takes a tenth of what its 8 classes take to compute.
 template <typename Real, int K>
 constexpr int resident_warps() {
-  if (sizeof(Real) == sizeof(double)) return 12;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
-  if (K <= 8) return 20;
+  if (sizeof(Real) == sizeof(float) && K <= 8) return K <= 4 ? 20 : 16;
 #endif
-  return 16;
+  return 12;
 }
 
-// A block is one warp: nothing in it waits for another. Registers and occupancy: see the launchers.
+// Float64 always goes the direct way, which keeps two numbers of every pixel of a row.
 template <typename Real, int K>
-__global__ void __launch_bounds__(32, resident_warps<Real, K>()) cross_entropy_kernel(const __grid_constant__ CrossEntropyProblem p) {
-  using Memory = WarpMemory<Real, sizeof(Real) == sizeof(float) ? Progression<K>::kRows * K : 2 * K>;
-  __shared__ Memory memory;
+using MemoryOf = std::conditional_t<
+    sizeof(Real) == sizeof(float), WarpMemory<Real, Progression<K>::kRows * K, Progression<K>::kPartRows * K>,
+    WarpMemory<Real, 2 * K, 2 * K>>;
+
+// A block is one warp: nothing in it waits for another.
+template <typename Real, int K>
+__global__ void __launch_bounds__(32, resident_warps<Real, K>())
+    cross_entropy_kernel(const __grid_constant__ CrossEntropyProblem p) {
+  __shared__ MemoryOf<Real, K> memory;
   const Lane lane{threadIdx.x};
   const Real class_sum = sum_class_weights<Real>(p, lane);
   if (lane.number == 0) {
@@ -238,10 +112,11 @@ __global__ void __launch_bounds__(32, resident_warps<Real, K>()) cross_entropy_k
     memory.row.end = memory.head.rows.begin_of(memory.strip.first_row);
     memory.own = static_cast<Real>(1 - p.smoothing), memory.share = static_cast<Real>(p.smoothing / p.classes);
     memory.class_sum = class_sum;
+    memory.measured = memory.strip.first_row - 1;
   }
   __syncwarp();
-  if (lane.number < kRowNodes) {
-    memory.column_begin[lane.number] = memory.head.columns.begin_of(memory.strip.tile * kOwned - 1 + static_cast<int>(lane.number));
+  for (int i = lane.cell(); i < kRowNodes; i += 32) {
+    memory.column_begin[i] = memory.head.columns.begin_of(memory.strip.tile * kOwned - 1 + i);
   }
 
   const auto add = [](double a, double b) { return a + b; };
@@ -262,26 +137,18 @@ __global__ void __launch_bounds__(32, resident_warps<Real, K>()) cross_entropy_k
 
 // ---- Launchers ------------------------------------------------------------------------------------------------------
 
-// The columns of a pass: those of the whole cell, or of equal parts of it.
-int columns_of_pass(const CrossEntropyHead& head) {
-  const int wanted = (largest_cell(head.columns) + head.column_parts - 1) / head.column_parts;
-  if (head.logits.type == LogitType::f64) return 4;
-  for (int columns : {2, 4, 6, 8}) {
-    if (wanted <= columns) return columns;
-  }
-  return 9;
-}
-
 template <typename Real, int K>
 void launch(const CrossEntropyProblem& p, cudaStream_t stream) {
   int64_t strips = 0;
   for (int i = 0; i < p.heads; ++i) strips += strips_of(p, p.head[i]);
+  // What is not shared memory is cache, which this kernel has no use for. Only a preference: it cannot fail.
+  cudaFuncSetAttribute(cross_entropy_kernel<Real, K>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
   PSPNET_FAST_LAUNCH((cross_entropy_kernel<Real, K>), static_cast<unsigned>(strips), 32, 0, stream, p);
 }
 
 void launch_by_columns(const CrossEntropyProblem& p, cudaStream_t stream) {
   if (p.head[0].logits.type == LogitType::f64) return launch<double, 4>(p, stream);
-  switch (columns_of_pass(p.head[0])) {
+  switch (p.head[0].pass_columns) {
     case 2: return launch<float, 2>(p, stream);
     case 4: return launch<float, 4>(p, stream);
     case 6: return launch<float, 6>(p, stream);
@@ -296,17 +163,23 @@ void plan_cross_entropy(CrossEntropyHead& head, int64_t batch, int32_t heads, in
   head.tiles = (head.columns.nodes + kOwned - 1) / kOwned;
   head.first_row = head.rows.begin_of(0) == 0 ? 0 : -1;
   const int32_t rows = head.rows.nodes - head.first_row;
-  const int widest = largest_cell(head.columns), pass = head.logits.type == LogitType::f64 ? 4 : 9;
-  head.column_parts = std::max(1, (widest + pass - 1) / pass);
+
+  // The whole cell in one pass, or equal parts of it.
+  const int widest = std::max(1, largest_cell(head.columns)), most = head.logits.type == LogitType::f64 ? 4 : 9;
+  head.column_parts = (widest + most - 1) / most;
+  const int wanted = (widest + head.column_parts - 1) / head.column_parts;
+  head.pass_columns = most == 4 ? 4 : wanted > 8 ? 9 : (wanted + 1) / 2 * 2;
+
   // Two pixels a cell at least, and no axis made smaller.
   const double area = head.rows.scale * head.columns.scale;
   head.may_progress = area <= 0.5 && head.rows.scale <= 1 && head.columns.scale <= 1;
 
-  // The time is that of the busiest of a multiprocessor's four schedulers: its warps, and half a one for latency that few
-  // warps do not cover, times the rows of a strip, and a quarter of one for its edge.
+  // The time is that of the busiest of a multiprocessor's four schedulers: its warps, and half a one for latency that
+  // few warps do not cover, times the rows of a strip, and a quarter of one for its edge.
+  constexpr int32_t kMostRows = 64;
   const int64_t columns = batch * heads * head.tiles, schedulers = int64_t{4} * multiprocessors;
   double best = INFINITY;
-  for (int32_t length = 1; length <= rows; ++length) {
+  for (int32_t length = 1; length <= std::min(rows, kMostRows); ++length) {
     const int64_t strips = columns * ((rows + length - 1) / length);
     const double cost = (static_cast<double>((strips + schedulers - 1) / schedulers) + 0.5) * (length + 0.25);
     if (cost < best) best = cost, head.strip_rows = length;
@@ -315,7 +188,7 @@ void plan_cross_entropy(CrossEntropyHead& head, int64_t batch, int32_t heads, in
 }
 
 void launch_cross_entropy(const CrossEntropyProblem& problem, cudaStream_t stream) {
-  if (problem.heads == 1 || columns_of_pass(problem.head[0]) == columns_of_pass(problem.head[1])) {
+  if (problem.heads == 1 || problem.head[0].pass_columns == problem.head[1].pass_columns) {
     return launch_by_columns(problem, stream);
   }
   CrossEntropyProblem one = problem;

@@ -1,9 +1,10 @@
 // Launchers of the cross-entropy kernels. Free of torch; they enqueue on `stream` and never synchronise.
 //
-// A warp scores a strip: a column of cells, 15 nodes wide, down some rows of cells. It computes one cell more than the
-// nodes that it owns, so that strips side by side share nothing, and it adds a row's share of the nodes below to memory,
-// where it finds it again at the next row. Only the nodes between two strips are shared: the upper one leaves its share
-// in `edges`, and launch_cross_entropy_finish adds it. Every sum is taken in one order: no atomics, the same bits always.
+// A warp scores a strip: a column of cells, 31 nodes wide, down some rows of cells. It computes one cell more than the
+// nodes that it owns, so that strips side by side share nothing, and it adds a row's share of the nodes below to
+// memory, where it finds it again at the next row. Only the nodes between two strips are shared: the upper one leaves
+// its share in `edges`, and launch_cross_entropy_finish adds it. Every sum is taken in one order: no atomics, the same
+// bits always.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,9 +13,9 @@
 
 namespace pspnet_fast::cuda {
 
-constexpr int kCells = 16;           // a warp works on two groups of rows of as many cells
-constexpr int kOwned = kCells - 1;   // nodes of a strip
-constexpr int kMaxClasses = 65534;   // labels are kept as 16 bits, two values of which have a meaning of their own
+constexpr int kCells = 32;          // of a row in a strip, one for each lane
+constexpr int kOwned = kCells - 1;  // nodes of it
+constexpr int kMaxClasses = 65534;  // labels are kept as 16 bits, two values of which have a meaning of their own
 
 struct Strides {
   int64_t b, c, h, w;
@@ -35,6 +36,7 @@ struct CrossEntropyHead {
   int32_t strips;        // one above the other
   int32_t strip_rows;    // rows of cells of one
   int32_t column_parts;  // of a cell that is too wide for one pass
+  int32_t pass_columns;  // that a pass has room for
 };
 
 // Logits of one or two heads of the same type. Where they have several sizes, a launch is made for each.
@@ -49,8 +51,8 @@ struct CrossEntropyProblem {
   bool smoothed;     // ε > 0
 };
 
-// Fills in a head's geometry, from logits' type, rows and columns: strips of such a length that `heads` of them fill the
-// GPU evenly. The result does not depend on that length.
+// Fills in a head's geometry, from logits' type, rows and columns: strips of such a length that `heads` of them fill
+// the GPU evenly. The result does not depend on that length.
 void plan_cross_entropy(CrossEntropyHead& head, int64_t batch, int32_t heads, int32_t multiprocessors);
 
 // partial, and where wanted loss or grad and edges.

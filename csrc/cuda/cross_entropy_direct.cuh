@@ -5,7 +5,7 @@
 // subtracted here too if all are finite: in logits of 1e4 little would be left of the differences that matter.
 #pragma once
 
-#include "cross_entropy_progression.cuh"
+#include "cross_entropy_patch.cuh"
 
 namespace pspnet_fast::cuda {
 
@@ -13,13 +13,14 @@ template <typename R, int K>
 struct Direct {
   using Real = R;
   static constexpr int kRows = 1, kColumns = K, kForwardPasses = 2;
+  static constexpr int kPartRows = 1;
   static constexpr Real kUnit = 1;  // of logits: 1 or log2 e
 
   Patch<Real> patch;
   Real largest[K];
   Real value[K];  // sums, then weights
 
-  __device__ __forceinline__ Direct(const Patch<Real>& of, int) : patch(of), value{} {
+  explicit __device__ __forceinline__ Direct(const Patch<Real>& of) : patch(of), value{} {
 #pragma unroll
     for (int k = 0; k < K; ++k) largest[k] = -INFINITY;
   }
@@ -48,18 +49,18 @@ struct Direct {
   }
 
   template <typename Pixels>
-  __device__ __forceinline__ void put(Pixels& pixels, int lane) const {
+  __device__ __forceinline__ void put(Pixels& pixels, int, Lane lane) const {
 #pragma unroll
-    for (int k = 0; k < K; ++k) pixels[k][lane] = value[k], pixels[K + k][lane] = largest[k];
+    for (int k = 0; k < K; ++k) pixels[k][lane.number] = value[k], pixels[K + k][lane.number] = largest[k];
   }
   template <typename Pixels>
-  __device__ __forceinline__ void get(const Pixels& pixels, int lane) {
+  __device__ __forceinline__ void get(const Pixels& pixels, int, Lane lane) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) value[k] = pixels[k][lane];
+    for (int k = 0; k < K; ++k) value[k] = pixels[k][lane.number];
   }
   template <typename Pixels>
-  static __device__ __forceinline__ Real log_sum(const Pixels& pixels, int k, int lane, Real sum) {
-    return pixels[K + k][lane] + log_of_sum(sum);
+  static __device__ __forceinline__ Real log_sum(const Pixels& pixels, int k, Lane lane, Real sum) {
+    return pixels[K + k][lane.number] + log_of_sum(sum);
   }
 
   __device__ __forceinline__ Corners<Real> gradient(const Corners<Real>& node) const {

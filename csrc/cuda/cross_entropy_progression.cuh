@@ -9,40 +9,27 @@
 // digits if no logit is far below its node's largest: kMaxRange leaves room for weights, and for Horner's rule, which
 // multiplies w, up to 2^range, before the small E.
 //
-// E and R are computed anew in each row rather than carried from the one before: R^7 multiplies the error of R by 7, and
-// would that of a product over rows as well.
+// E and R are computed anew in each row rather than carried from the one before: R^7 multiplies the error of R by 7,
+// and would that of a product over rows as well.
 #pragma once
 
-#include "cross_entropy_math.cuh"
+#include "cross_entropy_patch.cuh"
 
 namespace pspnet_fast::cuda {
 
 constexpr float kMaxRange = 100.0f;  // largest less smallest logit of a node, in units of log2 e
 
-// The pixels of a lane in one pass: a group of rows, some columns.
-template <typename Real>
-struct Patch {
-  int y, rows, x, columns;
-  Real s, s_step, t, t_step;  // shares of the upper and right node in the first pixel, and from one pixel to the next
-};
-
-// Corners: 0 lower left, 1 lower right, 2 upper left, 3 upper right ("lower" being the smaller index).
-template <typename Real>
-struct Corners {
-  Real value[4];
-};
-
 template <int K>
 struct Progression {
   using Real = float;
-  static constexpr int kRows = 4, kColumns = K, kForwardPasses = 1;
+  static constexpr int kRows = 8, kColumns = K, kForwardPasses = 1;
+  static constexpr int kPartRows = 4;  // that go through shared memory together
   static constexpr float kUnit = kLn2;
 
   Patch<float> patch;
-  int rows;               // in the larger of both groups: the same for all lanes
   float value[kRows][K];  // sums, then weights
 
-  __device__ __forceinline__ Progression(const Patch<float>& of, int most_rows) : patch(of), rows(most_rows), value{} {}
+  explicit __device__ __forceinline__ Progression(const Patch<float>& of) : patch(of), value{} {}
 
   struct Start {
     float logit, step, logit_step, step_step;  // at the first pixel; to the next column; of both, to the next row
@@ -71,7 +58,7 @@ struct Progression {
     const Start at = start(node);
 #pragma unroll
     for (int pair = 0; pair < kRows; pair += 2) {
-      if (pair >= rows) break;
+      if (pair >= patch.rows) break;
 #pragma unroll
       for (int r = pair; r < pair + 2; ++r) {
         Powers e = powers(at, r);
@@ -88,19 +75,19 @@ struct Progression {
 
   // By way of shared memory sums become weights: there a loop can go over pixels.
   template <typename Pixels>
-  __device__ __forceinline__ void put(Pixels& pixels, int lane) const {
+  __device__ __forceinline__ void put(Pixels& pixels, int part, Lane lane) const {
 #pragma unroll
-    for (int i = 0; i < kRows * K; ++i) pixels[i][lane] = value[i / K][i % K];
+    for (int i = 0; i < kPartRows * K; ++i) pixels[i][lane.number] = value[part * kPartRows + i / K][i % K];
   }
   template <typename Pixels>
-  __device__ __forceinline__ void get(const Pixels& pixels, int lane) {
+  __device__ __forceinline__ void get(const Pixels& pixels, int part, Lane lane) {
 #pragma unroll
-    for (int i = 0; i < kRows * K; ++i) value[i / K][i % K] = pixels[i][lane];
+    for (int i = 0; i < kPartRows * K; ++i) value[part * kPartRows + i / K][i % K] = pixels[i][lane.number];
   }
 
   // log Σ exp of a pixel in units of log2 e (less the interpolated maximum), of its sum.
   template <typename Pixels>
-  static __device__ __forceinline__ float log_sum(const Pixels&, int, int, float sum) {
+  static __device__ __forceinline__ float log_sum(const Pixels&, int, Lane, float sum) {
     return __log2f(sum);
   }
 
@@ -110,7 +97,7 @@ struct Progression {
     float sum = 0, sum_k = 0, sum_r = 0, sum_kr = 0;  // of the probabilities times 1, column, row, both
 #pragma unroll
     for (int pair = kRows - 2; pair >= 0; pair -= 2) {
-      if (pair >= rows) continue;
+      if (pair >= patch.rows) continue;
 #pragma unroll
       for (int r = pair + 1; r >= pair; --r) {
         const Powers e = powers(at, r);
@@ -130,5 +117,56 @@ struct Progression {
     return {{(sum - right) - (upper - both), right - both, upper - both, both}};
   }
 };
+
+// Finds the largest logit of every node of the rows from `first_row` on, and whether the progression may take them.
+template <typename Memory>
+__device__ __forceinline__ void measure_nodes(Memory& memory, int classes, Lane lane, int first_row) {
+#pragma unroll 1
+  for (int row = first_row; row < 2; ++row) {
+    // A lane looks at one of the first 32 nodes in all classes, and for the last node at its share of the classes.
+    const int slot = row * kRowNodes + lane.cell(), last = row * kRowNodes + kCells;
+    float high = -INFINITY, low = INFINITY, last_high = -INFINITY, last_low = INFINITY;
+    float poison = 0;  // NaN as soon as anything is not finite
+    for_chunks(memory, classes, lane, row, 1.0f, [&](int, int count) {
+      for (int c = 0; c < count; ++c) {
+        const float logit = memory.nodes[c][slot];
+        high = fmaxf(high, logit), low = fminf(low, logit);
+        poison += 0.0f * logit;
+      }
+      if (lane.chunk_class() < count) {
+        const float logit = memory.nodes[lane.chunk_class()][last];
+        last_high = fmaxf(last_high, logit), last_low = fminf(last_low, logit);
+        poison += 0.0f * logit;
+      }
+    });
+    last_high = combine_lanes(last_high, kChunk / 2, [](float a, float b) { return fmaxf(a, b); });
+    last_low = combine_lanes(last_low, kChunk / 2, [](float a, float b) { return fminf(a, b); });
+    const bool finite = __all_sync(kAllLanes, poison == 0);
+    const bool narrow = __all_sync(kAllLanes, fmaxf(high - low, last_high - last_low) * kLog2E <= kMaxRange);
+    memory.largest[slot] = high;
+    if (lane.number == 0) memory.largest[last] = last_high, memory.finite[row] = finite, memory.narrow[row] = narrow;
+  }
+  __syncwarp();
+}
+
+// Measures the nodes of a row of cells; the lower ones are known from the row before. Returns whether the progression
+// holds, and chooses what is subtracted from the logits: the largest of their node, in the unit of the path, if all are
+// finite.
+template <typename Memory>
+__device__ __forceinline__ bool choose_path(Memory& memory, int classes, Lane lane) {
+  measure_nodes(memory, classes, lane, memory.measured == memory.row.cell ? 1 : 0);
+  const bool finite = memory.finite[0] && memory.finite[1];
+  const bool progresses = memory.head.may_progress && finite && memory.narrow[0] && memory.narrow[1];
+  for (int slot = lane.cell(); slot < kSlots; slot += 32) {
+    if (finite) memory.shift[slot] = memory.largest[slot] * (progresses ? kLog2E : 1.0f);
+  }
+  __syncwarp();
+  for (int node = lane.cell(); node < kRowNodes; node += 32) memory.largest[node] = memory.largest[kRowNodes + node];
+  if (lane.number == 0) {
+    memory.finite[0] = memory.finite[1], memory.narrow[0] = memory.narrow[1];
+    memory.measured = memory.row.cell + 1;
+  }
+  return progresses;
+}
 
 }  // namespace pspnet_fast::cuda

@@ -1,5 +1,8 @@
-// What a warp holds of a strip (see cross_entropy.h): its place, and the way of logits and gradients through shared memory.
+// What a warp holds of a strip (see cross_entropy.h): its place, and the way of logits and gradients through shared
+// memory.
 #pragma once
+
+#include <type_traits>
 
 #include "cross_entropy.h"
 #include "cross_entropy_math.cuh"
@@ -9,9 +12,9 @@ namespace pspnet_fast::cuda {
 constexpr int kChunk = 8;              // classes that are in shared memory together
 constexpr int kRowNodes = kCells + 1;  // nodes round the cells of a row
 constexpr int kSlots = 2 * kRowNodes;  // those below the cells and those above
-// Four more than a multiple of the 32 banks: 8 classes of 4 nodes, which is how channels_last is read and written, are in
-// banks of their own, and so are the lanes.
-constexpr int kNodePitch = 36;
+// Four more than a multiple of the 32 banks: 8 classes of 4 nodes, which is how channels_last is read and written, are
+// in banks of their own, and so are the lanes.
+constexpr int kNodePitch = 68;
 constexpr int kCornerPitch = 4 * 32 + 4;
 
 struct Strip {
@@ -33,44 +36,48 @@ struct NodeRow {
 
 // Shared memory of one warp: where the layout in global memory is changed for that of the lanes; and what would take up
 // registers through loops that do not need it. Arrays that end in [32] are the lanes' own.
-template <typename R, int kPixels>
+template <typename R, int kPixels, int kPartPixels>
 struct WarpMemory {
   using Real = R;
+  using Mask = std::conditional_t<(kPartPixels > 32), unsigned long long, unsigned>;  // of the pixels of a part
 
   CrossEntropyHead head;
   Strip strip;
-  CellRow row;                 // at work
-  NodeRow<Real> below, above;  // of it
-  int64_t offset[kSlots];      // of a node in an image
-  int column_begin[kRowNodes]; // first output column of every cell, and of the next
+  CellRow row;                  // at work
+  NodeRow<Real> below, above;   // of it
+  int64_t offset[kSlots];       // of a node in an image
+  int column_begin[kRowNodes];  // first output column of every cell, and of the next
   double loss[32], divisor[32];
   Real own, share, class_sum;  // 1 - ε, ε / C and Σ_c w_c (cross_entropy_labels.cuh)
 
   Real nodes[kChunk][kNodePitch];  // logits of the chunk: slot row · kRowNodes + node
+  Real largest[kSlots];            // logit of a node, of all classes
+  int measured;                    // row of cells whose lower nodes' largest logits are known
   Real shift[kSlots];              // what is subtracted from a node's logits
+  bool finite[2], narrow[2];       // whether logits of a row of nodes are (narrow: for the progression)
   Real smooth[4][32];              // sums of smoothing (cross_entropy_labels.cuh)
-  uint16_t codes[kPixels][32];     // labels of pixels (cross_entropy_labels.cuh)
+  uint16_t codes[kPixels][32];     // labels of pixels, and
+  Mask merged[kPixels / kPartPixels][32];  // those that are merged (cross_entropy_labels.cuh)
   union {
     Real corners[kChunk][kCornerPitch];  // gradients of the chunk: corner · 32 + lane
-    Real pixels[kPixels][32];            // between sums and weights
+    Real pixels[kPartPixels][32];        // between sums and weights
   };
 };
 
-// A lane is a cell of 16, and one of two groups of that cell's rows. Cell 0 of the strip is there for the nodes on its
-// right; its pixels are another strip's to count, but for the very first cell.
+// A lane is a cell. Cell 0 of the strip is there for the nodes on its right; its pixels are another strip's to count,
+// but for the very first cell.
 struct Lane {
   unsigned number;
 
-  __device__ __forceinline__ int group() const { return static_cast<int>(number / kCells); }
-  __device__ __forceinline__ int index() const { return static_cast<int>(number % kCells); }
+  __device__ __forceinline__ int cell() const { return static_cast<int>(number); }
 
-  // For work on nodes and classes.
+  // For work on 8 classes of 4 nodes.
   __device__ __forceinline__ int node() const { return static_cast<int>(number / kChunk); }
   __device__ __forceinline__ int chunk_class() const { return static_cast<int>(number % kChunk); }
 };
 template <typename Memory>
 __device__ __forceinline__ bool counts(const Memory& memory, Lane lane) {
-  return lane.index() > 0 || memory.strip.tile == 0;
+  return lane.number > 0 || memory.strip.tile == 0;
 }
 
 // Where the nodes of the row of cells are, relative to their image.
@@ -79,8 +86,9 @@ __device__ __forceinline__ void place_nodes(Memory& memory, Lane lane) {
   const CrossEntropyHead& head = memory.head;
   const int cell = memory.strip.tile * kOwned - 1;
   __syncwarp();
-  for (int slot = static_cast<int>(lane.number); slot < kSlots; slot += 32) {
-    const int64_t h = head.rows.node(memory.row.cell + slot / kRowNodes), w = head.columns.node(cell + slot % kRowNodes);
+  for (int slot = lane.cell(); slot < kSlots; slot += 32) {
+    const int64_t h = head.rows.node(memory.row.cell + slot / kRowNodes);
+    const int64_t w = head.columns.node(cell + slot % kRowNodes);
     memory.offset[slot] = h * head.logits.stride_h + w * head.logits.stride_w;
     memory.shift[slot] = 0;
   }
@@ -89,53 +97,59 @@ __device__ __forceinline__ void place_nodes(Memory& memory, Lane lane) {
 
 // ---- Logits ---------------------------------------------------------------------------------------------------------
 
-// A chunk of `count` classes from global to shared memory, as logit · scale - shift (rounded once). `image` is at the
-// first of them. Neighbouring lanes read neighbouring nodes, or in channels_last neighbouring classes.
+// A chunk of `count` classes of the nodes' rows from `first_row` on, from global to shared memory, as logit · scale -
+// shift (rounded once). `image` is at the first class. Neighbouring lanes read neighbouring nodes, or in channels_last
+// neighbouring classes.
 template <typename T, typename Memory>
-__device__ __forceinline__ void stage_from(Memory& memory, const T* image, Lane lane, int count, typename Memory::Real scale) {
+__device__ __forceinline__ void stage_from(
+    Memory& memory, const T* image, Lane lane, int count, int first_row, typename Memory::Real scale) {
   using Real = typename Memory::Real;
   const int64_t stride_c = memory.head.logits.stride_c;
+  const int c_of_lane = lane.chunk_class();
   if (stride_c == 1) {
-    const int c = lane.chunk_class();
-#pragma unroll 5
-    for (int slot = lane.node(); slot < kSlots; slot += 32 / kChunk) {
-      if (c >= count) break;
-      memory.nodes[c][slot] = fma(load_as<Real>(image + memory.offset[slot] + c), scale, -memory.shift[slot]);
+#pragma unroll 3
+    for (int slot = first_row * kRowNodes + lane.node(); slot < kSlots; slot += 32 / kChunk) {
+      if (c_of_lane >= count) break;
+      const Real logit = load_as<Real>(image + memory.offset[slot] + c_of_lane);
+      memory.nodes[c_of_lane][slot] = fma(logit, scale, -memory.shift[slot]);
     }
     return;
   }
-  const int slot = lane.group() * kRowNodes + lane.index();  // nodes 0 to 15 of both rows
-  const T* from = image + memory.offset[slot];
-  Real logits[kChunk];
+#pragma unroll 1
+  for (int row = first_row; row < 2; ++row) {
+    const int slot = row * kRowNodes + lane.cell();  // nodes 0 to 31
+    const T* from = image + memory.offset[slot];
+    Real logits[kChunk];
 #pragma unroll
-  for (int c = 0; c < kChunk; ++c, from += stride_c) logits[c] = c < count ? load_as<Real>(from) : Real(0);
-  if (lane.node() < 2 && lane.chunk_class() < count) {  // node 16 of both, a lane for each class
-    const int last = lane.node() * kRowNodes + kCells, c = lane.chunk_class();
-    const Real logit = load_as<Real>(image + memory.offset[last] + c * stride_c);
-    memory.nodes[c][last] = fma(logit, scale, -memory.shift[last]);
+    for (int c = 0; c < kChunk; ++c, from += stride_c) logits[c] = c < count ? load_as<Real>(from) : Real(0);
+    const Real shift = memory.shift[slot];
+#pragma unroll
+    for (int c = 0; c < kChunk; ++c) memory.nodes[c][slot] = fma(logits[c], scale, -shift);
   }
-  const Real shift = memory.shift[slot];
-#pragma unroll
-  for (int c = 0; c < kChunk; ++c) memory.nodes[c][slot] = fma(logits[c], scale, -shift);
+  if (lane.node() >= first_row && lane.node() < 2 && c_of_lane < count) {  // node 32 of both, a lane for each class
+    const int slot = lane.node() * kRowNodes + kCells;
+    const Real logit = load_as<Real>(image + memory.offset[slot] + c_of_lane * stride_c);
+    memory.nodes[c_of_lane][slot] = fma(logit, scale, -memory.shift[slot]);
+  }
 }
 
 // Calls visit(first, count) for the chunks of classes, each in shared memory by then.
 template <typename Memory, typename Visit>
 __device__ __forceinline__ void for_chunks(
-    Memory& memory, int classes, Lane lane, typename Memory::Real scale, Visit visit) {
+    Memory& memory, int classes, Lane lane, int first_row, typename Memory::Real scale, Visit visit) {
   for (int first = 0; first < classes; first += kChunk) {
     const LogitMap& logits = memory.head.logits;
     const int count = min(kChunk, classes - first);
     const int64_t at = memory.strip.image * logits.stride_b + first * logits.stride_c;
     __syncwarp();
     if constexpr (sizeof(scale) == 8) {
-      stage_from(memory, static_cast<const double*>(logits.data) + at, lane, count, scale);
+      stage_from(memory, static_cast<const double*>(logits.data) + at, lane, count, first_row, scale);
     } else if (logits.type == LogitType::f32) {
-      stage_from(memory, static_cast<const float*>(logits.data) + at, lane, count, scale);
+      stage_from(memory, static_cast<const float*>(logits.data) + at, lane, count, first_row, scale);
     } else if (logits.type == LogitType::f16) {
-      stage_from(memory, static_cast<const __half*>(logits.data) + at, lane, count, scale);
+      stage_from(memory, static_cast<const __half*>(logits.data) + at, lane, count, first_row, scale);
     } else {
-      stage_from(memory, static_cast<const __nv_bfloat16*>(logits.data) + at, lane, count, scale);
+      stage_from(memory, static_cast<const __nv_bfloat16*>(logits.data) + at, lane, count, first_row, scale);
     }
     __syncwarp();
     visit(first, count);
@@ -144,24 +158,23 @@ __device__ __forceinline__ void for_chunks(
 
 // ---- Gradients ------------------------------------------------------------------------------------------------------
 
-// The sum of the corners at a node: of the cells on its right and its left, and of both groups of rows. The last node of a
-// row is also the upper one of the cell on its right.
+// The sum of the corners at node `node` of a strip, counted from 1: of the cells on its right and its left. The last
+// node of a row is also the upper one of the cell on its right.
 template <typename Memory>
 __device__ __forceinline__ typename Memory::Real sum_corners(
-    const Memory& memory, int c, int row, int index, bool last_node) {
-  const auto* left = memory.corners[c] + 2 * row * 32 + index;
+    const Memory& memory, int c, int row, int node, bool last_node) {
+  const auto* left = memory.corners[c] + 2 * row * 32 + node;
   const auto* right = left + 32;
-  auto sum = (left[0] + left[kCells]) + (right[-1] + right[kCells - 1]);
-  if (last_node) sum += right[0] + right[kCells];
-  return sum;
+  const auto sum = left[0] + right[-1];
+  return last_node ? sum + right[0] : sum;
 }
 
 // And in the last row of nodes, those of both rows.
 template <typename Memory>
 __device__ __forceinline__ typename Memory::Real sum_node(
-    const Memory& memory, int c, int row, int index, bool last_node, bool last_row) {
-  const auto sum = sum_corners(memory, c, row, index, last_node);
-  return last_row ? sum + sum_corners(memory, c, 1, index, last_node) : sum;
+    const Memory& memory, int c, int row, int node, bool last_node, bool last_row) {
+  const auto sum = sum_corners(memory, c, row, node, last_node);
+  return last_row ? sum + sum_corners(memory, c, 1, node, last_node) : sum;
 }
 
 // The gradients of `count` classes from `first` to a strip's nodes in both rows. All lanes have written their corners.
@@ -172,37 +185,37 @@ __device__ __forceinline__ void emit_nodes(Memory& memory, Lane lane, int first,
   const int owned = min(kOwned, nodes - first_node);
   const bool last_row = memory.above.at == nullptr;
   __syncwarp();
-  if (memory.below.stride_c == 1) {  // neighbouring lanes write neighbouring classes
-    const int c = lane.chunk_class();
-    for (int row = 0; row < 2; ++row) {
-      const NodeRow<Real>& to = row == 0 ? memory.below : memory.above;
-      if (to.at == nullptr || c >= count) continue;
 #pragma unroll 1
-      for (int i = lane.node(); i < owned; i += 32 / kChunk) {
+  for (int row = 0; row < 2; ++row) {
+    const NodeRow<Real>& to = row == 0 ? memory.below : memory.above;
+    if (to.at == nullptr) continue;
+    const int64_t stride_c = to.stride_c;
+    const bool add = to.add;
+    if (stride_c == 1) {  // neighbouring lanes write neighbouring classes
+      const int c = lane.chunk_class();
+#pragma unroll 1
+      for (int i = lane.node(); i < owned && c < count; i += 32 / kChunk) {
         Real* at = to.at + (first + c) + (first_node + i) * to.stride_w;
         const Real sum = sum_node(memory, c, row, i + 1, first_node + i == nodes - 1, last_row);
-        __stcg(at, to.add ? __ldcg(at) + sum : sum);
+        __stcg(at, add ? __ldcg(at) + sum : sum);
       }
+      continue;
     }
-    return;
-  }
-  const int row = lane.group(), index = lane.index(), node = first_node + index - 1;
-  const NodeRow<Real>& to = row == 0 ? memory.below : memory.above;
-  if (to.at == nullptr || index == 0 || index > owned) return;
-  const int64_t stride_c = to.stride_c;
-  const bool add = to.add;
-  Real* at = to.at + first * stride_c + node * to.stride_w;
-  constexpr int kBatch = kChunk / 2;  // of loads that wait for nothing
+    const int node = first_node + lane.cell() - 1;
+    if (lane.cell() == 0 || lane.cell() > owned) continue;
+    Real* at = to.at + first * stride_c + node * to.stride_w;
+    constexpr int kBatch = kChunk / 2;  // of loads that wait for nothing
 #pragma unroll
-  for (int batch = 0; batch < kChunk; batch += kBatch) {
-    const Real* from = at;
-    Real before[kBatch];
+    for (int batch = 0; batch < kChunk; batch += kBatch) {
+      const Real* from = at;
+      Real before[kBatch];
 #pragma unroll
-    for (int c = 0; c < kBatch; ++c, from += stride_c) before[c] = add && batch + c < count ? __ldcg(from) : Real(0);
+      for (int c = 0; c < kBatch; ++c, from += stride_c) before[c] = add && batch + c < count ? __ldcg(from) : Real(0);
 #pragma unroll
-    for (int c = 0; c < kBatch; ++c, at += stride_c) {
-      if (batch + c >= count) return;
-      __stcg(at, before[c] + sum_node(memory, batch + c, row, index, node == nodes - 1, last_row));
+      for (int c = 0; c < kBatch; ++c, at += stride_c) {
+        if (batch + c >= count) break;
+        __stcg(at, before[c] + sum_node(memory, batch + c, row, lane.cell(), node == nodes - 1, last_row));
+      }
     }
   }
 }

@@ -1,5 +1,5 @@
-// Arg-max over classes of upsampled logits. A thread scores a column of pixels of one row of cells; neighbouring threads
-// write neighbouring labels.
+// Arg-max over classes of upsampled logits. A thread scores a column of pixels of one row of cells; neighbouring
+// threads write neighbouring labels.
 #include <algorithm>
 
 #include "cross_entropy_math.cuh"
@@ -30,11 +30,12 @@ struct Rows {
   Real s, step;      // share of the upper nodes, and how much more it is in the next row
 };
 
-// A logit wins if it is larger than those of all classes before, or the first NaN. Nothing here is NaN or infinite but for
-// a mistake upstream: the loop only finds out whether something is. best_of_any then looks again.
+// A logit wins if it is larger than those of all classes before, or the first NaN. Nothing here is NaN or infinite but
+// for a mistake upstream: the loop only finds out whether something is. best_of_any then looks again.
 template <typename T, typename Real>
 __device__ __forceinline__ bool best_of_finite(
-    const T* image, int64_t stride_c, int classes, const Column<Real>& column, const Rows<Real>& rows, int (&label)[kRows]) {
+    const T* image, int64_t stride_c, int classes, const Column<Real>& column, const Rows<Real>& rows,
+    int (&label)[kRows]) {
   Real best[kRows], poison = 0;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) best[r] = -INFINITY, label[r] = 0;
@@ -96,7 +97,8 @@ __global__ void __launch_bounds__(kThreads)
   block /= grid.column_blocks;
   const int part = static_cast<int>(block % grid.row_parts);
   block /= grid.row_parts;
-  const int cell = static_cast<int>(block % (p.rows.nodes + 1)) - 1, image = static_cast<int>(block / (p.rows.nodes + 1));
+  const int cell = static_cast<int>(block % (p.rows.nodes + 1)) - 1;
+  const int64_t image = block / (p.rows.nodes + 1);
 
   const int cell_begin = p.rows.begin_of(cell), cell_rows = p.rows.begin_of(cell + 1) - cell_begin;
   Rows<Real> rows;
@@ -110,7 +112,8 @@ __global__ void __launch_bounds__(kThreads)
     Column<Real> column;
     column.t = static_cast<Real>(p.columns.fraction(x, column_cell));
     for (int j = 0; j < 4; ++j) {
-      column.offset[j] = p.rows.node(cell + j / 2) * p.logits.stride_h + p.columns.node(column_cell + j % 2) * p.logits.stride_w;
+      const int64_t h = p.rows.node(cell + j / 2), w = p.columns.node(column_cell + j % 2);
+      column.offset[j] = h * p.logits.stride_h + w * p.logits.stride_w;
     }
     const T* logits = static_cast<const T*>(p.logits.data) + image * p.logits.stride_b;
     int label[kRows];
@@ -119,7 +122,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int r = 0; r < kRows; ++r) {
       if (r >= rows.count) break;
       if (!finite) label[r] = best_of_any(logits, p.logits.stride_c, p.classes, column, rows.s + r * rows.step);
-      const int64_t pixel = (int64_t{image} * p.rows.out + rows.begin + r) * p.columns.out + x;
+      const int64_t pixel = (image * p.rows.out + rows.begin + r) * p.columns.out + x;
       if (p.labels != nullptr) store_label(p.labels, p.label_type, pixel, label[r]);
       if (p.correct != nullptr) correct += is_target(p.target, pixel, label[r]);
     }

@@ -1,0 +1,79 @@
+// How a path (cross_entropy_progression.cuh, cross_entropy_direct.cuh) scores a row of cells.
+#pragma once
+
+#include "cross_entropy_labels.cuh"
+
+namespace pspnet_fast::cuda {
+
+// One pass over a patch in every lane: sums, losses, and gradients to the rows of nodes.
+template <class Path, typename Memory>
+__device__ __forceinline__ void score_patch(
+    Memory& memory, const CrossEntropyProblem& p, Lane lane, const Patch<typename Path::Real>& patch) {
+  using Real = typename Path::Real;
+  const bool gradient = memory.head.grad != nullptr, smoothed = p.smoothed, mine = counts(memory, lane);
+  const Real scale = Path::kUnit == 1 ? Real(1) : Real(kLog2E);
+  const Weights<Real> weights{p, (int64_t{memory.strip.image} * p.out_height + patch.y) * p.out_width + patch.x};
+  Real* loss = mine ? static_cast<Real*>(memory.head.loss) : nullptr;
+  const unsigned present = read_labels<Path>(
+      memory, p.labels, weights.first_pixel, p.out_width, p.classes, patch, lane,
+      p.pixel_weight == nullptr && memory.head.loss == nullptr);
+  for (int j = 0; j < 4 && smoothed; ++j) memory.smooth[j][lane.number] = 0;
+
+  Path path(patch);
+  Real labelled = 0;
+  for (int pass = 0; pass < Path::kForwardPasses; ++pass) {
+    const bool last = pass == Path::kForwardPasses - 1;
+    for_chunks(memory, p.classes, lane, 0, scale, [&](int first, int count) {
+      const Real* node = memory.nodes[0] + lane.cell();
+      for (int c = 0; c < count; ++c, node += kNodePitch) {
+        path.add_class(pass, corners_at(node));
+        if (last && smoothed) add_scaled(memory.smooth, lane, weights.of_class(first + c), node);
+      }
+      if (last && !gradient) labelled += score_labels<Path>(memory, present, weights, patch, lane, first, false, loss);
+    });
+  }
+  PixelSums<Real> sums{};
+#pragma unroll
+  for (int part = 0; part < Path::kRows / Path::kPartRows; ++part) {
+    path.put(memory.pixels, part, lane);
+    weigh_pixels<Path>(memory, part, patch, weights, lane, loss, sums);
+    path.get(memory.pixels, part, lane);
+  }
+  for (int j = 0; j < 4 && smoothed; ++j) memory.smooth[j][lane.number] = sums.mass.value[j];
+  if (mine) memory.loss[lane.number] += static_cast<double>(sums.loss * Path::kUnit);
+  if (mine) memory.divisor[lane.number] += static_cast<double>(sums.divisor);
+
+  if (gradient) {
+    for_chunks(memory, p.classes, lane, 0, scale, [&](int first, int count) {
+      const Real* node = memory.nodes[0] + lane.cell();
+      Real* to = memory.corners[0] + lane.number;
+      for (int c = 0; c < count; ++c, node += kNodePitch, to += kCornerPitch) {
+        Corners<Real> corner = path.gradient(corners_at(node));
+        if (smoothed) {
+          const Real every = memory.share * weights.of_class(first + c);
+          for (int j = 0; j < 4; ++j) corner.value[j] -= every * memory.smooth[j][lane.number];
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) to[j * 32] = corner.value[j];
+      }
+      labelled += score_labels<Path>(memory, present, weights, patch, lane, first, true, nullptr);
+      emit_nodes(memory, lane, first, count);
+    });
+  }
+  if (mine) memory.loss[lane.number] -= static_cast<double>(labelled * Path::kUnit);
+}
+
+// All pixels of a row of cells, in as many patches as a path takes.
+template <class Path, typename Memory>
+__device__ __forceinline__ void score_row(Memory& memory, const CrossEntropyProblem& p, Lane lane) {
+  const int height = memory.row.end - memory.row.begin, parts = (height + Path::kRows - 1) / Path::kRows;
+  for (int part = 0; part < parts; ++part) {
+    for (int column_part = 0; column_part < memory.head.column_parts; ++column_part) {
+      score_patch<Path>(memory, p, lane, place_patch(memory, lane, part, parts, column_part));
+      __syncwarp();
+      if (lane.number == 0) memory.below.add = memory.above.add = true;
+    }
+  }
+}
+
+}  // namespace pspnet_fast::cuda
