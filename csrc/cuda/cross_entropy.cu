@@ -77,7 +77,7 @@ __device__ __forceinline__ void score_row_by_best_path(Memory& memory, const Cro
 // on sm_90 and sm_100, 11 on sm_80 and 7 on sm_86, sm_89 and sm_120, so that fewer registers would gain nothing there.
 //
 //   columns of a pass        2     4     6     8     9   float64
-//   registers on sm_90      95    95   128   127   168       129
+//   registers on sm_90      95    95   127   127   168       129
 //   warps                   20    19    16    16    12        12
 //
 // A lane holds 8 · columns sums, or weights in their place, and some 60 registers beside; nothing spills on any of

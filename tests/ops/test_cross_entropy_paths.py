@@ -114,6 +114,23 @@ def test_both_heads_at_once_are_each_on_its_own(backend: Backend) -> None:
         torch.testing.assert_close((both[0][i], both[1][i]), (alone[0][0], alone[1][0]), rtol=0, atol=0)
 
 
+def test_a_batch_is_its_images(backend: Backend) -> None:
+    """To the bit, although a large batch is cut into other pieces than a single image."""
+    if INTERPRETED:
+        pytest.skip("slow in Triton's interpreter")
+    logits = random(70, 2, 5, 3, device=backend.device) * 3
+    target = draw_target((70, 33, 17), 2, device=backend.device)
+
+    def gradient(images: slice) -> Tensor:
+        return differentiate(lambda z: upsample_cross_entropy(z, target[images], reduction="sum"), [logits[images]])[1][
+            0
+        ]
+
+    whole = gradient(slice(None))
+    for i in (0, 35, 69):
+        torch.testing.assert_close(whole[i : i + 1], gradient(slice(i, i + 1)), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_same_bits_for_any_number_of_threads(backend: Backend, reduction: str) -> None:
     rows = 5 if INTERPRETED else 33
