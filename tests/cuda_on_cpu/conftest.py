@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from building import missing_tool
+from compiling import missing_tool
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,6 @@
 """Runs operators of csrc/cuda on CPU tensors.
 
-A library of them (building.py) registers the functions of csrc/cuda/*.cpp for CUDA tensors, as they do anywhere. Here
+A library of them (compiling.py) registers the functions of csrc/cuda/*.cpp for CUDA tensors, as they do anywhere. Here
 CPU tensors are sent there, by a kernel that takes the place of csrc/cpu's and runs each call several times:
 
 - with the threads and blocks in other orders, to the same bits;

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from building import BUILD, CUDA, Target, operators
+from compiling import BUILD, CUDA, Target, operators
 
 ORDER = r"depends on the order of threads"
 UNWRITTEN = r"nan instead of"

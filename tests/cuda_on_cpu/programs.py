@@ -8,7 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from building import Target, build
+from compiling import Target, build
 
 
 def cases(source: Path) -> list[str]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from building import ROOT, build, operators, preloaded
+from compiling import ROOT, build, operators, preloaded
 
 
 def environment(variant: str, library: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from building import HERE, build, operators
+from compiling import HERE, build, operators
 from programs import cases, program, run_case, static_shared_memory
 
 FAULTS = HERE / "kernels" / "faults.cu"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from building import CUDA, HERE, Target, build
+from compiling import CUDA, HERE, Target, build
 from programs import cases, run_case
 
 FEATURES = HERE / "kernels" / "features.cu"

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from building import CUDA, ROOT, build
+from compiling import CUDA, ROOT, build
 from mutants import MUTANTS, Mutant
 from run import arguments, environment
 
