@@ -80,7 +80,9 @@ def cross_entropy_table(results: Mapping[str, Any]) -> str:
             continue
         median = {name: timing["median"] for name, timing in row["milliseconds"].items()}
         memory = {name: size / 1e6 for name, size in row["peak_bytes"].items()}
-        name = ", ".join([row["shape"].replace("->", "→"), row["layout"], *[row["logits"]] * ("logits" in row)])
+        name = ", ".join(
+            [row["shape"].replace("->", "→"), row["layout"], *([row["logits"]] if "logits" in row else [])]
+        )
         times = " | ".join(f"{_short(median[peer])} ms" for peer in ("eager", "compile", row["ours"]))
         lines.append(
             f"| {name} | {times} | {_faster(row)} | {_faster(kept[row['case']])} "
