@@ -107,7 +107,7 @@ def cross_entropy_bwd_kernel(
         slot = k * low_width + cell
         tx = tl.load(column_slot_t + slot, mask=present, other=0.0)[None, :]
         above = interpolate(upper_left, upper_right, tx)
-        beneath = interpolate(lower_left, lower_right, tx)
+        below = interpolate(lower_left, lower_right, tx)
         grad_above = tl.zeros([CLASSES, CELLS], dtype=dtype)
         grad_below = tl.zeros([CLASSES, CELLS], dtype=dtype)
         for row in range(first, end):
@@ -121,7 +121,7 @@ def cross_entropy_bwd_kernel(
                 taken *= tl.load(softmax + 2 * plane + place, mask=present, other=0.0)[None, :]
             elif SMOOTHING:
                 taken = tl.where(label >= 0, taken, 0.0)
-            grad = tl.exp(interpolate(above, beneath, ty) - m) * share - taken
+            grad = tl.exp(interpolate(above, below, ty) - m) * share - taken
             grad_above += (1 - ty) * grad
             grad_below += ty * grad
         # A cell without a k-th column may have logits that are not finite.
@@ -136,14 +136,14 @@ def cross_entropy_bwd_kernel(
     last = (cell == low_width - 1)[None, :]
     grad_upper_left += tl.where(last, grad_upper_right, 0.0)
     grad_lower_left += tl.where(last, grad_lower_right, 0.0)
-    owned = valid & ((lane > 0) | (cell == 0))[None, :]
+    # (Masks compare with a scalar rather than hold one: triton 3.9's interpreter makes integers of a scalar condition.)
+    owned = valid & (lane >= tl.minimum(block, 1))[None, :]
     grad_upper = add_left_neighbour(grad_upper_left, grad_upper_right, CLASSES, CELLS)
     grad_lower = add_left_neighbour(grad_lower_left, grad_lower_right, CLASSES, CELLS)
     node = choose(head, main_grad, aux_grad) + image * grad_stride_b + top * grad_stride_h
     node = node + class_.to(tl.int64)[:, None] * grad_stride_c + cell.to(tl.int64)[None, :] * grad_stride_w
-    below = (tl.zeros_like(lane) + top + 1 < low_height)[None, :]  # not a scalar: masks are tensors of one bit
-    has_lower = owned & below
-    grad_upper += tl.where(below, 0.0, grad_lower)
+    has_lower = owned & (class_ < tl.where(top + 1 < low_height, classes, 0))[:, None]
+    grad_upper += tl.where(top + 1 < low_height, 0.0, grad_lower)
     if PARITY == 1:
         grad_upper += tl.load(node, mask=owned, other=0.0)
         grad_lower += tl.load(node + grad_stride_h, mask=has_lower, other=0.0)

@@ -147,7 +147,7 @@ def test_compiles_ahead_of_time(
     assert f".target sm_{target[1]}" in compiled.asm["ptx"]
     assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
     if dtype != "fp64":
-        assert stack_bytes(compiled.asm["cubin"]) <= 8  # two registers at most are spilled, outside of the loops
+        assert stack_bytes(compiled.asm["cubin"]) == 0  # no register is spilled
 
 
 def argument_type(argument: str, dtype: str) -> str:
