@@ -12,10 +12,14 @@ TORCH_LIBRARY(pspnet_fast, m) {
   m.def("pyramid_pool(Tensor x, int[] bins) -> Tensor", tags);
   m.def(
       "pyramid_pool_backward(Tensor grad, SymInt height, SymInt width, int[] bins, bool channels_last) -> Tensor", tags);
+  m.def("pyramid_pool_backward_add(Tensor(a!) grad_x, Tensor grad, int[] bins) -> ()", tags);
+  m.def(
+      "pyramid_levels(Tensor x, int[] bins, Tensor[] weight, Tensor[] mean, Tensor[] var, Tensor[] gamma, Tensor[] beta, "
+      "float[] eps) -> Tensor",
+      tags);
   m.def("pyramid_concat(Tensor x, Tensor levels, int[] bins, bool align_corners, bool x_first) -> Tensor", tags);
   m.def(
-      "pyramid_concat_backward(Tensor grad, SymInt channels, int[] bins, bool align_corners, bool x_first) "
-      "-> (Tensor, Tensor)",
+      "pyramid_concat_backward(Tensor grad, SymInt channels, int[] bins, bool align_corners, bool x_first) -> Tensor",
       tags);
   m.def(
       "pyramid_conv(Tensor x, Tensor levels, Tensor weight, Tensor? bias, int[] bins, bool align_corners, bool x_first) "
@@ -23,7 +27,11 @@ TORCH_LIBRARY(pspnet_fast, m) {
       tags);
   m.def(
       "pyramid_conv_backward(Tensor grad, Tensor x, Tensor levels, Tensor weight, int[] bins, bool align_corners, "
-      "bool x_first) -> (Tensor, Tensor, Tensor)",
+      "bool x_first, bool[3] mask) -> (Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "pyramid_conv_norm_relu(Tensor x, Tensor levels, Tensor weight, Tensor? bias, Tensor mean, Tensor var, Tensor gamma, "
+      "Tensor beta, float eps, int[] bins, bool align_corners, bool x_first) -> Tensor",
       tags);
   m.def(
       "upsample_cross_entropy(Tensor logits, Tensor target, bool gradient, " PSPNET_FAST_CROSS_ENTROPY_OPTIONS

@@ -21,15 +21,17 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 # The kernels that each operator has.
 KERNELS: dict[str, tuple[str, ...]] = {
     "pyramid_pool": ("cpu", "triton", "cuda"),
+    "pyramid_levels": (),
     "pyramid_concat": (),
     "pyramid_conv": (),
+    "pyramid_conv_norm_relu": (),
     "upsample_cross_entropy": ("cpu", "triton", "cuda"),
     "dual_cross_entropy": ("cpu", "triton", "cuda"),
     "upsample_argmax": ("cpu", "triton", "cuda"),
 }
 # Without a kernel some operators still run a better algorithm than the stock chain, written in PyTorch operators.
 COMPOSED = "composed"
-BETTER_COMPOSED = ("pyramid_concat", "pyramid_conv", "upsample_argmax")
+BETTER_COMPOSED = ("pyramid_levels", "pyramid_concat", "pyramid_conv", "pyramid_conv_norm_relu", "upsample_argmax")
 
 
 class BackendError(RuntimeError):

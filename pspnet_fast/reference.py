@@ -50,6 +50,32 @@ def pyramid_pool(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> Tensor:
     return torch.cat([F.adaptive_avg_pool2d(x, k).flatten(2) for k in bins], dim=2)
 
 
+class NormStatistics(NamedTuple):
+    """Batch normalisation in evaluation mode: ``gamma · (x - mean) / sqrt(var + eps) + beta``; each tensor ``[C]``."""
+
+    mean: Tensor
+    var: Tensor
+    gamma: Tensor
+    beta: Tensor
+    eps: float
+
+
+def pyramid_levels(
+    x: Tensor, weights: Sequence[Tensor], norms: Sequence[NormStatistics], bins: Sequence[int] = DEFAULT_BINS
+) -> Tensor:
+    """The levels of ``x [B, C, H, W]``: :func:`pyramid_pool`, a 1x1 convolution, normalisation and ReLU at each."""
+    levels = [
+        norm_relu(F.conv2d(level, weight), norm).flatten(2)
+        for level, weight, norm in zip(unpack_levels(pyramid_pool(x, bins), bins), weights, norms, strict=True)
+    ]
+    return torch.cat(levels, dim=2)
+
+
+def norm_relu(x: Tensor, norm: NormStatistics) -> Tensor:
+    """Batch normalisation by given statistics, and ReLU."""
+    return F.relu(F.batch_norm(x, norm.mean, norm.var, norm.gamma, norm.beta, training=False, eps=norm.eps))
+
+
 def pyramid_concat(
     x: Tensor,
     levels: Tensor,
@@ -82,6 +108,22 @@ def pyramid_conv(
     # int(): PyTorch's second derivative of a convolution takes no symbolic padding (torch.compile with dynamic shapes).
     padding = int(weight.shape[2]) // 2, int(weight.shape[3]) // 2
     return F.conv2d(merged, weight, bias, padding=padding)
+
+
+def pyramid_conv_norm_relu(
+    x: Tensor,
+    levels: Tensor,
+    weight: Tensor,
+    norm: NormStatistics,
+    bias: Tensor | None = None,
+    *,
+    bins: Sequence[int] = DEFAULT_BINS,
+    align_corners: bool = True,
+    x_first: bool = True,
+) -> Tensor:
+    """:func:`pyramid_conv`, batch normalisation by given statistics, and ReLU."""
+    y = pyramid_conv(x, levels, weight, bias, bins=bins, align_corners=align_corners, x_first=x_first)
+    return norm_relu(y, norm)
 
 
 def upsample_cross_entropy(

@@ -3,19 +3,25 @@
 from pspnet_fast.ops.dual_cross_entropy import dual_cross_entropy, dual_cross_entropy_argmax
 from pspnet_fast.ops.pyramid_concat import pyramid_concat
 from pspnet_fast.ops.pyramid_conv import pyramid_conv
-from pspnet_fast.ops.pyramid_pool import pyramid_pool
+from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
+from pspnet_fast.ops.pyramid_levels import pyramid_levels
+from pspnet_fast.ops.pyramid_pool import pyramid_pool, pyramid_pool_through
 from pspnet_fast.ops.upsample_argmax import upsample_argmax
 from pspnet_fast.ops.upsample_cross_entropy import upsample_cross_entropy
-from pspnet_fast.reference import DualLoss, DualPrediction
+from pspnet_fast.reference import DualLoss, DualPrediction, NormStatistics
 
 __all__ = [
     "DualLoss",
     "DualPrediction",
+    "NormStatistics",
     "dual_cross_entropy",
     "dual_cross_entropy_argmax",
     "pyramid_concat",
     "pyramid_conv",
+    "pyramid_conv_norm_relu",
+    "pyramid_levels",
     "pyramid_pool",
+    "pyramid_pool_through",
     "upsample_argmax",
     "upsample_cross_entropy",
 ]

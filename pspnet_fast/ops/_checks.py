@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pspnet_fast.reference import NormStatistics
+
 LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 
 
@@ -63,6 +65,19 @@ def check_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
     """Raises unless both tensors have one dtype, or autocast will give them one."""
     if tensor.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
         raise TypeError(f"{name} is {tensor.dtype} but {other_name} {other.dtype}; convert it with .to({other.dtype})")
+
+
+def check_norm(name: str, norm: NormStatistics, weight: Tensor) -> None:
+    """Raises unless every tensor of ``norm`` has one entry for each output channel of ``weight``."""
+    for field, tensor in zip(norm._fields[:4], norm[:4], strict=True):
+        if tensor.shape != weight.shape[:1]:
+            raise ValueError(f"{name}.{field} must be [{weight.shape[0]}], not {list(tensor.shape)}")
+        same_device(f"{name}.{field}", tensor, "weight", weight)
+
+
+def differentiable(*tensors: Tensor | None) -> bool:
+    """Whether autograd would want a gradient for any of the tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -21,20 +21,27 @@ _CROSS_ENTROPY_OPTIONS = (
     "Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, str reduction, float denominator, "
     "str empty, bool align_corners"
 )
+_NORMS = "Tensor[] mean, Tensor[] var, Tensor[] gamma, Tensor[] beta, float[] eps"
 
 SCHEMAS = {
     "pyramid_pool": "(Tensor x, int[] bins) -> Tensor",
     "pyramid_pool_backward": "(Tensor grad, SymInt height, SymInt width, int[] bins, bool channels_last) -> Tensor",
+    "pyramid_pool_backward_add": "(Tensor(a!) grad_x, Tensor grad, int[] bins) -> ()",
+    "pyramid_levels": f"(Tensor x, int[] bins, Tensor[] weight, {_NORMS}) -> Tensor",
     "pyramid_concat": "(Tensor x, Tensor levels, int[] bins, bool align_corners, bool x_first) -> Tensor",
     "pyramid_concat_backward": (
-        "(Tensor grad, SymInt channels, int[] bins, bool align_corners, bool x_first) -> (Tensor, Tensor)"
+        "(Tensor grad, SymInt channels, int[] bins, bool align_corners, bool x_first) -> Tensor"
     ),
     "pyramid_conv": (
         "(Tensor x, Tensor levels, Tensor weight, Tensor? bias, int[] bins, bool align_corners, bool x_first) -> Tensor"
     ),
     "pyramid_conv_backward": (
-        "(Tensor grad, Tensor x, Tensor levels, Tensor weight, int[] bins, bool align_corners, bool x_first) "
-        "-> (Tensor, Tensor, Tensor)"
+        "(Tensor grad, Tensor x, Tensor levels, Tensor weight, int[] bins, bool align_corners, bool x_first, "
+        "bool[3] mask) -> (Tensor, Tensor, Tensor)"
+    ),
+    "pyramid_conv_norm_relu": (
+        "(Tensor x, Tensor levels, Tensor weight, Tensor? bias, Tensor mean, Tensor var, Tensor gamma, Tensor beta, "
+        "float eps, int[] bins, bool align_corners, bool x_first) -> Tensor"
     ),
     "upsample_cross_entropy": (
         f"(Tensor logits, Tensor target, bool gradient, {_CROSS_ENTROPY_OPTIONS}) -> (Tensor, Tensor, Tensor)"
@@ -94,33 +101,41 @@ def register(
         torch.library.register_autograd(qualified, backward, setup_context=setup_context)
 
 
-def register_autocast(name: str, lower_precision: bool = False) -> None:
+def register_autocast(name: str, lower_precision: bool = False, keep: Sequence[str] = ()) -> None:
     """Say what ``name`` does under autocast.
 
-    With ``lower_precision`` its tensors are cast to the autocast dtype, as for a convolution; else they keep their
-    dtypes (the operator sums in float32 by itself). Either way autocast is off inside, so that it cannot reach the
-    PyTorch operators that a composition is made of. ``torch.library.register_autocast`` knows only a fixed dtype.
+    With ``lower_precision`` its tensors are cast to the autocast dtype, as for a convolution, but for the arguments
+    named in ``keep``; else they keep their dtypes (the operator sums in float32 by itself). Either way autocast is off
+    inside, so that it cannot reach the PyTorch operators that a composition is made of.
+    ``torch.library.register_autocast`` knows only a fixed dtype.
     """
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        torch.library.impl(f"{NAMESPACE}::{name}", key)(_autocast_kernel(name, device_type, key, lower_precision))
+        kernel = _autocast_kernel(name, device_type, key, lower_precision, keep)
+        torch.library.impl(f"{NAMESPACE}::{name}", key)(kernel)
 
 
-def _autocast_kernel(name: str, device_type: str, key: str, lower_precision: bool) -> Callable[..., Any]:
+def _autocast_kernel(
+    name: str, device_type: str, key: str, lower_precision: bool, keep: Sequence[str]
+) -> Callable[..., Any]:
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    lowered = [argument.name not in keep for argument in overload(name)._schema.arguments]
 
     def kernel(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(excluded):
             if lower_precision:
                 dtype = torch.get_autocast_dtype(device_type)
-                args = tuple(
-                    a.to(dtype)
-                    if isinstance(a, torch.Tensor) and a.dtype in (torch.float32, torch.float16, torch.bfloat16)
-                    else a
-                    for a in args
-                )
+                args = tuple(_lower(a, dtype) if low else a for a, low in zip(args, lowered, strict=False))
             return overload(name)(*args)
 
     return kernel
+
+
+def _lower(argument: Any, dtype: torch.dtype) -> Any:
+    if isinstance(argument, list):
+        return [_lower(a, dtype) for a in argument]
+    if isinstance(argument, torch.Tensor) and argument.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return argument.to(dtype)
+    return argument
 
 
 def second_gradient(

@@ -13,7 +13,14 @@ from pspnet_fast.backend import select
 from pspnet_fast.layout import memory_format
 from pspnet_fast.ops._checks import check_bins, check_levels, check_map
 from pspnet_fast.ops._interpolation import upsample_adjoint
-from pspnet_fast.ops._library import overload, register, register_autocast, register_composition
+from pspnet_fast.ops._library import (
+    overload,
+    register,
+    register_autocast,
+    register_composition,
+    register_triton,
+    suffix,
+)
 from pspnet_fast.reference import DEFAULT_BINS
 
 
@@ -48,9 +55,10 @@ def pyramid_concat(
     check_levels(x, levels, checked)
     dtype = torch.promote_types(x.dtype, levels.dtype)
     x, levels = x.to(dtype), levels.to(dtype)
-    if select("pyramid_concat", x.device.type) == "reference":
+    backend = select("pyramid_concat", x.device.type)
+    if backend == "reference":
         return reference.pyramid_concat(x, levels, bins=checked, align_corners=align_corners, x_first=x_first)
-    output: Tensor = overload("pyramid_concat")(x, levels, checked, align_corners, x_first)
+    output: Tensor = overload(f"pyramid_concat{suffix(backend)}")(x, levels, checked, align_corners, x_first)
     return output
 
 
@@ -69,61 +77,67 @@ def _fake_concat(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool
     )
 
 
-def _concat_backward(
-    grad: Tensor, channels: int, bins: list[int], align_corners: bool, x_first: bool
-) -> tuple[Tensor, Tensor]:
-    width = (grad.shape[1] - channels) // len(bins)
-    parts = list(grad.split([channels, *[width] * len(bins)] if x_first else [*[width] * len(bins), channels], dim=1))
-    grad_x = parts.pop(0 if x_first else -1)
+def _concat_backward(grad: Tensor, channels: int, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
+    levels = grad[:, channels:] if x_first else grad[:, : grad.shape[1] - channels]
     grad_levels = [
         upsample_adjoint(reference.accumulation(part), k, k, align_corners).flatten(2)
-        for part, k in zip(parts, bins, strict=True)
+        for part, k in zip(levels.chunk(len(bins), dim=1), bins, strict=True)
     ]
-    return grad_x.contiguous(memory_format=memory_format(grad)), torch.cat(grad_levels, dim=2).to(grad.dtype)
+    return torch.cat(grad_levels, dim=2).to(grad.dtype)
 
 
-def _fake_concat_backward(
-    grad: Tensor, channels: int, bins: list[int], align_corners: bool, x_first: bool
-) -> tuple[Tensor, Tensor]:
-    batch, total, height, width = grad.shape
-    level_channels = (total - channels) // len(bins)
-    return (
-        torch.empty(
-            (batch, channels, height, width),
-            dtype=grad.dtype,
-            device=grad.device,
-            memory_format=memory_format(grad),
-        ),
-        grad.new_empty(batch, level_channels, sum(k * k for k in bins)),
-    )
+def _fake_concat_backward(grad: Tensor, channels: int, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
+    return grad.new_empty(grad.shape[0], (grad.shape[1] - channels) // len(bins), sum(k * k for k in bins))
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, _, ctx.bins, ctx.align_corners, ctx.x_first = inputs
-    ctx.channels = x.shape[1]
+def _register_pair(ending: str) -> None:
+    """Fakes and gradients of ``pyramid_concat<ending>`` and of its backward, which are each other's."""
+    forward, backward = f"pyramid_concat{ending}", f"pyramid_concat_backward{ending}"
 
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, ctx.bins, ctx.align_corners, ctx.x_first = inputs
+        ctx.channels = x.shape[1]
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = overload("pyramid_concat_backward")(grad, ctx.channels, ctx.bins, ctx.align_corners, ctx.x_first)
-    return *grads, None, None, None
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # x was copied as it stands: its gradient is a part of grad, and no kernel's work.
+        first = 0 if ctx.x_first else grad.shape[1] - ctx.channels
+        grad_x = grad.narrow(1, first, ctx.channels) if ctx.needs_input_grad[0] else None
+        grad_levels = None
+        if ctx.needs_input_grad[1]:
+            grad_levels = overload(backward)(grad, ctx.channels, ctx.bins, ctx.align_corners, ctx.x_first)
+        return grad_x, grad_levels, None, None, None
 
+    def save_shape(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, ctx.channels, ctx.bins, ctx.align_corners, ctx.x_first = inputs
+        ctx.size = grad.shape[-2:]
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, _, ctx.bins, ctx.align_corners, ctx.x_first = inputs
+    def differentiate_again(ctx: Any, grad_levels: Tensor) -> tuple[Tensor | None, ...]:
+        nothing = grad_levels.new_zeros(grad_levels.shape[0], ctx.channels, *ctx.size)
+        twice = overload(forward)(nothing, grad_levels, ctx.bins, ctx.align_corners, ctx.x_first)
+        return twice, None, None, None, None
 
-
-def _differentiate_again(ctx: Any, grad_x: Tensor, grad_levels: Tensor) -> tuple[Tensor | None, ...]:
-    twice = overload("pyramid_concat")(grad_x, grad_levels, ctx.bins, ctx.align_corners, ctx.x_first)
-    return twice, None, None, None, None
+    register(forward, fake=_fake_concat, setup_context=save_inputs, backward=differentiate)
+    register(backward, fake=_fake_concat_backward, setup_context=save_shape, backward=differentiate_again)
+    register_autocast(forward)
 
 
 register_composition("pyramid_concat", _concat)
 register_composition("pyramid_concat_backward", _concat_backward)
-register("pyramid_concat", fake=_fake_concat, setup_context=_save_forward, backward=_differentiate)
-register(
-    "pyramid_concat_backward",
-    fake=_fake_concat_backward,
-    setup_context=_save_backward,
-    backward=_differentiate_again,
-)
-register_autocast("pyramid_concat")
+_register_pair("")
+
+
+def _triton_forward(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
+    from pspnet_fast.triton.pyramid_concat import pyramid_concat_forward
+
+    return pyramid_concat_forward(x, levels, bins, align_corners, x_first)
+
+
+def _triton_backward(grad: Tensor, channels: int, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
+    from pspnet_fast.triton.pyramid_concat import pyramid_concat_backward
+
+    return pyramid_concat_backward(grad, channels, bins, align_corners, x_first)
+
+
+register_triton("pyramid_concat", _triton_forward)
+register_triton("pyramid_concat_backward", _triton_backward)
+_register_pair("_triton")

@@ -55,6 +55,50 @@ def pyramid_pool(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> Tensor:
     return output
 
 
+def pyramid_pool_through(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> tuple[Tensor, Tensor]:
+    """``x`` again and :func:`pyramid_pool` of it, for a consumer of both that makes a new gradient for the first.
+
+    In backward the gradient of the pooled levels is added into the gradient that came for the ``x`` returned here, so
+    that no second map of x's size is written and none is summed. That gradient must therefore be nobody else's: hand
+    the ``x`` returned to :func:`pspnet_fast.pyramid_conv` and to nothing else. Arguments and errors as for
+    :func:`pyramid_pool`.
+    """
+    checked = check_bins(bins)
+    check_map("x", x)
+    backend = select("pyramid_pool", x.device.type)
+    # The definition's gradients may be views of one another, and a compiler plans its memory itself.
+    if backend == "reference" or torch.compiler.is_compiling():
+        return x, pyramid_pool(x, checked)
+    through: tuple[Tensor, Tensor] = _PoolThrough.apply(x, checked, suffix(backend))
+    return through
+
+
+class _PoolThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, bins: list[int], ending: str) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), overload(f"pyramid_pool{ending}")(x, bins)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.bins, ctx.ending = inputs
+        ctx.size, ctx.channels_last = x.shape[-2:], is_channels_last(x)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_x: Tensor | None, grad_pooled: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if grad_pooled is None:
+            return grad_x, None, None
+        if grad_x is None or torch.is_grad_enabled() or not _is_dense(grad_x) or grad_x.dtype != grad_pooled.dtype:
+            spread = overload(f"pyramid_pool_backward{ctx.ending}")(grad_pooled, *ctx.size, ctx.bins, ctx.channels_last)
+            return spread if grad_x is None else grad_x + spread, None, None
+        overload(f"pyramid_pool_backward_add{ctx.ending}")(grad_x, grad_pooled, ctx.bins)
+        return grad_x, None, None
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+
+
 def _fake_forward(x: Tensor, bins: list[int]) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], sum(k * k for k in bins))
 
@@ -75,6 +119,10 @@ def _compose_backward(grad: Tensor, height: int, width: int, bins: list[int], ch
         total += _membership(height, k, sums) @ level @ _membership(width, k, sums).mT
     format_ = torch.channels_last if channels_last else torch.contiguous_format
     return total.to(grad.dtype).contiguous(memory_format=format_)
+
+
+def _compose_backward_add(grad_x: Tensor, grad: Tensor, bins: list[int]) -> None:
+    grad_x += _compose_backward(grad, *grad_x.shape[-2:], bins, is_channels_last(grad_x))
 
 
 def _membership(n: int, k: int, like: Tensor) -> Tensor:
@@ -104,12 +152,14 @@ def _register_pair(ending: str) -> None:
 
     register(forward, fake=_fake_forward, setup_context=save_input, backward=differentiate)
     register(backward, fake=_fake_backward, setup_context=save_bins, backward=differentiate_again)
+    register(f"pyramid_pool_backward_add{ending}", fake=lambda grad_x, grad, bins: None)
     register_autocast(forward)
 
 
 # Where the extension has no kernel for a device, the operator runs the definition.
 register_composition("pyramid_pool", lambda x, bins: reference.pyramid_pool(x, bins))
 register_composition("pyramid_pool_backward", _compose_backward)
+register_composition("pyramid_pool_backward_add", _compose_backward_add)
 _register_pair("")
 
 
@@ -125,6 +175,13 @@ def _triton_backward(grad: Tensor, height: int, width: int, bins: list[int], cha
     return pyramid_pool_backward(grad, height, width, bins, channels_last)
 
 
+def _triton_backward_add(grad_x: Tensor, grad: Tensor, bins: list[int]) -> None:
+    from pspnet_fast.triton.pyramid_pool import pyramid_pool_backward_add
+
+    pyramid_pool_backward_add(grad_x, grad, bins)
+
+
 register_triton("pyramid_pool", _triton_forward)
 register_triton("pyramid_pool_backward", _triton_backward)
+register_triton("pyramid_pool_backward_add", _triton_backward_add)
 _register_pair("_triton")

@@ -17,6 +17,8 @@ from pspnet_fast.ops._library import NAMESPACE, SCHEMAS, overload
 
 TRITON = [f"{name}_triton" for name in SCHEMAS if not name.startswith(("pyramid_concat", "pyramid_conv"))]
 BINS = [1, 2, 3]
+# Labels, a gradient in place, and what is made for inference (the public functions take another road to a gradient).
+WITHOUT_GRADIENT = ("upsample_argmax", "pyramid_pool_backward_add", "pyramid_levels", "pyramid_conv_norm_relu")
 
 
 def test_the_extension_defines_the_schemas_that_python_does() -> None:
@@ -35,7 +37,7 @@ def test_operator_is_registered(name: str) -> None:
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(operator.name(), "CPU")
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(operator.name(), "CUDA")
     # Double backward included: a backward operator has a gradient of its own.
-    if name != "upsample_argmax":
+    if name not in WITHOUT_GRADIENT:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "Autograd")
 
 
@@ -58,11 +60,21 @@ def samples(name: str, layout: str = "nchw") -> Iterator[tuple[Any, ...]]:
     def kept(logits: torch.Tensor, labels: torch.Tensor, chosen: tuple[Any, ...]) -> list[torch.Tensor]:
         return overload("upsample_cross_entropy")(logits.detach(), labels, True, *chosen)[1:]
 
+    def norms(channels: int, count: int) -> tuple[list[Any], ...]:
+        """mean, var, gamma, beta and eps of so many normalisations."""
+        tensors = ([random(channels) for _ in range(count)] for _ in range(4))
+        mean, var, gamma, beta = tensors
+        return mean, [v.square() for v in var], gamma, beta, [1e-5] * count
+
     match name.removesuffix("_triton"):
         case "pyramid_pool":
             yield leaf(2, 3, 7, 5), BINS
         case "pyramid_pool_backward":
             yield leaf(2, 3, 14), 7, 5, BINS, layout == "channels_last"
+        case "pyramid_pool_backward_add":
+            yield random(2, 3, 7, 5, layout=layout), random(2, 3, 14), BINS
+        case "pyramid_levels":
+            yield random(2, 3, 7, 5, layout=layout), BINS, [random(4, 3, 1, 1) for _ in BINS], *norms(4, len(BINS))
         case "pyramid_concat":
             yield leaf(2, 3, 7, 5), leaf(2, 2, 14), BINS, True, False
         case "pyramid_concat_backward":
@@ -71,7 +83,12 @@ def samples(name: str, layout: str = "nchw") -> Iterator[tuple[Any, ...]]:
             yield leaf(2, 3, 7, 5), leaf(2, 2, 14), leaf(4, 9, 3, 3), leaf(4), BINS, True, True
             yield leaf(2, 3, 7, 5), leaf(2, 2, 14), leaf(4, 9, 1, 1), None, BINS, False, False
         case "pyramid_conv_backward":
-            yield leaf(2, 4, 7, 5), leaf(2, 3, 7, 5), leaf(2, 2, 14), leaf(4, 9, 3, 3), BINS, True, True
+            for mask in ([True, True, True], [False, True, True], [True, False, False]):
+                tensors = leaf(2, 4, 7, 5), leaf(2, 3, 7, 5), leaf(2, 2, 14), leaf(4, 9, 3, 3)
+                yield *tensors, BINS, True, True, mask
+        case "pyramid_conv_norm_relu":
+            maps = random(2, 3, 7, 5, layout=layout), random(2, 2, 14), random(4, 9, 3, 3, layout=layout), random(4)
+            yield *maps, *(values[0] for values in norms(4, 1)), BINS, True, True
         case "upsample_cross_entropy":
             for labels, chosen in zip(targets, options, strict=True):
                 yield leaf(2, 3, 3, 4), labels, True, *chosen
@@ -111,7 +128,7 @@ def test_opcheck(name: str, layout: str) -> None:
         torch.library.opcheck(overload(name), arguments, test_utils=checks)
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEMAS if name != "upsample_argmax"])
+@pytest.mark.parametrize("name", [name for name in SCHEMAS if name not in WITHOUT_GRADIENT])
 def test_training_after_inference_mode(name: str) -> None:
     """Tables that an operator keeps from call to call must not be inference tensors to autograd."""
     (arguments, *_) = samples(name)

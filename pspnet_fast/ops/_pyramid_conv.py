@@ -1,0 +1,191 @@
+"""The convolution over a pyramid, composed of PyTorch operators: for every device without kernels, and in parts beside
+Triton's.
+
+Upsampling is linear and so is the convolution, so with the weight W split by input channels into W_x and W_k,
+
+    conv(cat(x, up(p_1), up(p_2), …); W) = conv(x; W_x) + Σ_k conv(up(p_k); W_k)
+
+and with u_k the 1-D bilinear weights from k cells (zero in the padding) each level's term is separable,
+
+    Q_k[o,dy,dx; b,i,j] = Σ_c W_k[o,c,dy,dx] · p_k[b,c,i,j]                    a product over channels, at k² positions
+    R_k[b,o,h,(dx,j)]   = Σ_{dy,i} u_k(h + dy - 1, i) · Q_k[o,dy,dx; b,i,j]    rows interpolated
+    y[b,o,h,w]         += Σ_{k,dx,j} u_k(w + dx - 1, j) · R_k[b,o,h,(dx,j)]    columns, all levels in one product
+
+exactly, at any size. Neither the upsampled maps nor the concatenation exist, and backward keeps only x and the small
+tensors: it is the transpose of the same three steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pspnet_fast import reference
+from pspnet_fast.layout import is_channels_last, memory_format
+from pspnet_fast.ops._interpolation import tap_matrix
+
+
+class WeightParts(NamedTuple):
+    """Where the input channels of the concatenation lie in the weight."""
+
+    x: slice
+    levels: list[slice]
+
+
+def weight_parts(x: Tensor, levels: Tensor, level_count: int, x_first: bool) -> WeightParts:
+    """The slices of ``weight [O, C + L·Ck, kh, kw]`` along its input channels."""
+    channels, width = x.shape[1], levels.shape[1]
+    start = channels if x_first else 0
+    level_slices = [slice(start + i * width, start + (i + 1) * width) for i in range(level_count)]
+    return WeightParts(slice(0, channels) if x_first else slice(level_count * width, None), level_slices)
+
+
+def convolve_x(x: Tensor, weight: Tensor, bias: Tensor | None, part: slice) -> Tensor:
+    """The convolution's share of ``x`` itself, in a layout of its own choice."""
+    return torch.conv2d(x, weight[:, part], bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+
+
+def convolve_x_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, part: slice, want_x: bool, want_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of :func:`convolve_x` by ``x``, in x's layout, and by ``weight[:, part]``."""
+    if not (want_x or want_weight):
+        return None, None
+    padding = [weight.shape[2] // 2, weight.shape[3] // 2]
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight[:, part], None, [1, 1], padding, [1, 1], False, [0, 0], 1, [want_x, want_weight, False]
+    )
+    return grad_x.contiguous(memory_format=memory_format(x)) if want_x else None, grad_weight
+
+
+def forward(
+    x: Tensor,
+    levels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bins: list[int],
+    align_corners: bool,
+    x_first: bool,
+) -> Tensor:
+    """``pyramid_conv`` as an operator."""
+    parts = weight_parts(x, levels, len(bins), x_first)
+    kernel = weight.shape[2:]
+    y = convolve_x(x, weight, bias, parts.x)
+    if y.numel() == 0:
+        return y
+    rows, columns = _taps(x, bins, kernel, align_corners)
+    batch, out_channels, height, width = y.shape
+    channels_last = is_channels_last(y)
+
+    row_terms = []
+    for level, part, row_taps in zip(reference.unpack_levels(levels, bins), parts.levels, rows, strict=True):
+        k = level.shape[-1]
+        q = _taps_by_channels(weight, part) @ _positions_by_channels(level).mT
+        q = q.view(out_channels, *kernel, batch, k, k)
+        if channels_last:  # [B, (dy, i), (dx, j)·O] -> [B, H, (dx, j), O]
+            q = q.permute(3, 1, 4, 2, 5, 0).reshape(batch, kernel[0] * k, -1)
+            row_terms.append((row_taps @ q).view(batch * height, kernel[1] * k, out_channels))
+        else:  # [B·O, (dy, i), (dx, j)] -> [B·O, H, (dx, j)]
+            q = q.permute(3, 0, 1, 4, 2, 5).reshape(batch * out_channels, kernel[0] * k, kernel[1] * k)
+            row_terms.append(row_taps @ q)
+
+    # Added into the convolution's own output, in its own layout: no second full-size tensor.
+    if channels_last:
+        image_rows = y.permute(0, 2, 3, 1).view(batch * height, width, out_channels)
+        image_rows.baddbmm_(columns.expand(batch * height, -1, -1), torch.cat(row_terms, dim=1))
+    else:
+        y.view(-1, width).addmm_(torch.cat(row_terms, dim=2).view(-1, columns.shape[1]), columns.mT)
+    return y
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    levels: Tensor,
+    weight: Tensor,
+    bins: list[int],
+    align_corners: bool,
+    x_first: bool,
+    mask: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """``pyramid_conv_backward`` as an operator: the gradients by x, levels and weight that ``mask`` asks for.
+
+    The others are empty tensors.
+    """
+    if grad.numel() == 0:
+        return tuple(
+            torch.zeros_like(t) if wanted else t.new_empty(0)
+            for t, wanted in zip((x, levels, weight), mask, strict=True)
+        )
+    parts = weight_parts(x, levels, len(bins), x_first)
+    grad_x, grad_weight_x = convolve_x_backward(grad, x, weight, parts.x, mask[0], mask[2])
+    grad_weight = torch.empty_like(weight) if mask[2] else weight.new_empty(0)
+    if grad_weight_x is not None:
+        grad_weight[:, parts.x] = grad_weight_x
+        del grad_weight_x
+
+    grad_levels = []
+    if mask[1] or mask[2]:
+        kernel = weight.shape[2:]
+        gradients = _row_gradients(grad, _taps(x, bins, kernel, align_corners), bins, kernel)
+        for level, part, grad_q in zip(reference.unpack_levels(levels, bins), parts.levels, gradients, strict=True):
+            batch, channels, k, _ = level.shape
+            if mask[2]:
+                taps = (grad_q @ _positions_by_channels(level)).view(weight.shape[0], *kernel, channels)
+                grad_weight[:, part] = taps.permute(0, 3, 1, 2)
+            if mask[1]:
+                positions = grad_q.mT @ _taps_by_channels(weight, part)
+                grad_levels.append(positions.view(batch, k * k, channels).mT)
+    return (
+        x.new_empty(0) if grad_x is None else grad_x,
+        torch.cat(grad_levels, dim=2) if mask[1] else levels.new_empty(0),
+        grad_weight,
+    )
+
+
+def _taps(x: Tensor, bins: list[int], kernel: Sequence[int], align_corners: bool) -> tuple[list[Tensor], Tensor]:
+    """Interpolation weights: rows ``[H, kh·k]`` over (dy, i) per level, columns ``[W, Σ kw·k]`` for all levels."""
+    rows, columns = (
+        [tap_matrix(n, k, align_corners, taps, x.dtype, x.device).flatten(1) for k in bins]
+        for n, taps in zip(x.shape[2:], kernel, strict=True)
+    )
+    return rows, torch.cat(columns, dim=1)
+
+
+def _taps_by_channels(weight: Tensor, level: slice) -> Tensor:
+    """``[O·kh·kw, Ck]``: one level's weight with the channels innermost (a view where weight is channels_last)."""
+    part = weight[:, level].permute(0, 2, 3, 1)
+    return part.reshape(-1, part.shape[-1])
+
+
+def _positions_by_channels(level: Tensor) -> Tensor:
+    """``[B·k², Ck]`` from a level ``[B, Ck, k, k]``."""
+    return level.permute(0, 2, 3, 1).reshape(-1, level.shape[1])
+
+
+def _row_gradients(
+    grad: Tensor, taps: tuple[list[Tensor], Tensor], bins: list[int], kernel: Sequence[int]
+) -> list[Tensor]:
+    """One pass over ``grad [B, O, H, W]`` for all levels: per level the gradient of Q, ``[O·kh·kw, B·k²]``."""
+    rows, columns = taps
+    batch, out_channels, height, width = grad.shape
+    channels_last = is_channels_last(grad)
+    if channels_last:
+        pixels = grad.permute(0, 2, 3, 1).reshape(batch * height, width, out_channels)
+        summed = (columns.mT @ pixels).view(batch, height, -1, out_channels)
+    else:
+        summed = (grad.reshape(-1, width) @ columns).view(batch * out_channels, height, -1)
+
+    gradients = []
+    parts = summed.split([kernel[1] * k for k in bins], dim=2)
+    for part, row_taps, k in zip(parts, rows, bins, strict=True):
+        if channels_last:
+            q = (row_taps.mT @ part.reshape(batch, height, -1)).view(batch, kernel[0], k, kernel[1], k, out_channels)
+            q = q.permute(5, 1, 3, 0, 2, 4)
+        else:
+            q = (row_taps.mT @ part).view(batch, out_channels, kernel[0], k, kernel[1], k).permute(1, 2, 4, 0, 3, 5)
+        gradients.append(q.reshape(out_channels * kernel[0] * kernel[1], batch * k * k))
+    return gradients
