@@ -84,7 +84,7 @@ void blocks_backward(const PoolShape& s, const T* grad, void* shares, int64_t be
   }
 }
 
-template <typename T>
+template <bool kAdd, typename T>
 void bands_backward(
     const PoolShape& s, const void* shares, T* grad_x, void* scratch, int64_t begin, int64_t end) {
   using Acc = typename AccOf<T>::type;
@@ -108,9 +108,8 @@ void bands_backward(
     for (int64_t h = s.row_edge[r]; h < s.row_edge[r + 1]; ++h) {
       T* pixel = grad_x + (b * s.height + h) * s.width * s.channels;
       for (int64_t c = 0; c < s.column_intervals; ++c) {
-        const Acc* __restrict__ value = atoms + c * s.channels;
         for (int64_t w = s.column_edge[c]; w < s.column_edge[c + 1]; ++w, pixel += s.channels) {
-          for (int64_t ch = 0; ch < s.channels; ++ch) store(pixel + ch, value[ch]);
+          write<kAdd>(pixel, atoms + c * s.channels, s.channels);
         }
       }
     }
@@ -144,10 +143,13 @@ void pool_blocks_backward(
 }
 
 void pool_bands_backward(
-    PoolType type, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin, int64_t end) {
+    PoolType type, bool add, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin,
+    int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
-    bands_backward(shape, shares, static_cast<T*>(grad_x), scratch, begin, end);
+    T* to = static_cast<T*>(grad_x);
+    add ? bands_backward<true>(shape, shares, to, scratch, begin, end)
+        : bands_backward<false>(shape, shares, to, scratch, begin, end);
   });
 }
 

@@ -32,6 +32,18 @@ inline void add(Acc* __restrict__ to, const Acc* __restrict__ from, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] += from[i];
 }
 
+// Writes a line to a row, or adds it: one rounding either way.
+template <bool kAdd, typename T, typename Acc>
+inline void write(T* __restrict__ row, const Acc* __restrict__ line, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (kAdd) {
+      store(row + i, load(row[i]) + line[i]);
+    } else {
+      store(row + i, line[i]);
+    }
+  }
+}
+
 // The bins of one level along both axes, with the count of cells each averages.
 struct Level {
   int64_t k, cell, entry;  // side; first packed cell; first entry in row_first, column_first, …
