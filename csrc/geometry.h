@@ -63,6 +63,23 @@ PSPNET_FAST_HD double source_scale(int64_t in, int64_t out, bool align_corners) 
   return static_cast<double>(in) / static_cast<double>(out);
 }
 
+// The two inputs that an output position is interpolated from. A position outside of the `out` outputs lies in a
+// convolution's zero padding: both weights are 0.
+struct Taps {
+  int32_t first, second;
+  double first_weight, second_weight;
+};
+
+PSPNET_FAST_HD Taps bilinear_taps(int64_t position, int64_t in, int64_t out, bool align_corners) {
+  if (position < 0 || position >= out) return {0, 0, 0.0, 0.0};
+  const double scale = source_scale(in, out, align_corners), last = static_cast<double>(in - 1);
+  double source = align_corners ? position * scale : (position + 0.5) * scale - 0.5;
+  source = source < 0.0 ? 0.0 : source > last ? last : source;
+  const int32_t first = static_cast<int32_t>(source);
+  const double fraction = source - first;
+  return {first, first + 1 < in ? first + 1 : first, 1.0 - fraction, fraction};
+}
+
 // One axis of `nodes` inputs cut into cells: cell q lies between nodes first_node + q and first_node + q + 1, clamped to
 // the axis, and holds outputs begin[q], …, begin[q] + count[q] - 1 at fractions start[q], start[q] + step, … of its length.
 // Half-pixel centres place the border outputs outside of the outer nodes: those are cells -1 and nodes - 1. Every node

@@ -6,8 +6,8 @@
 #include <torch/library.h>
 
 #include "../pool_checks.h"
-#include "huge_pages.h"
 #include "pyramid_pool_kernel.h"
+#include "tensors.h"
 
 namespace pspnet_fast {
 namespace {
@@ -40,28 +40,14 @@ struct Geometry {
   }
   Geometry(const Geometry&) = delete;  // shape points into rows and columns
 
-  int64_t plane_scratch(PoolType type) const { return PSPNET_FAST_PER_ISA(pool_planes_scratch, type, shape); }
+  int64_t plane_scratch(ElementType type) const { return PSPNET_FAST_PER_ISA(pool_planes_scratch, type, shape); }
   int64_t plane_grain() const { return std::max<int64_t>(1, kGrain / (shape.height * shape.width)); }
   int64_t blocks_per_image() const { return (shape.channels + kChannelBlock - 1) / kChannelBlock; }
 };
 
-PoolType pool_type(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat: return PoolType::f32;
-    case at::kDouble: return PoolType::f64;
-    case at::kHalf: return PoolType::f16;
-    case at::kBFloat16: return PoolType::bf16;
-    default: TORCH_CHECK_TYPE(false, "x must be float32, float64, float16 or bfloat16, not ", x.scalar_type());
-  }
-}
-
-at::TensorOptions accumulator(const at::Tensor& x) {
-  return x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-}
-
 at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
   check_map("x", input);
-  const PoolType type = pool_type(input);
+  const ElementType type = element_type(input);
   const bool channels_last = reads_channels_last(input);
   const at::Tensor x = channels_last ? input : input.contiguous();
   const int64_t batch = x.size(0), channels = x.size(1);
@@ -94,7 +80,7 @@ at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
 
 // Writes the gradient of x into grad_x, or adds it; grad_x is dense, in channels_last memory or NCHW.
 void spread(const at::Tensor& upstream, const at::Tensor& grad_x, at::IntArrayRef bins, bool channels_last, bool add) {
-  const PoolType type = pool_type(upstream);
+  const ElementType type = element_type(upstream);
   const at::Tensor grad = upstream.contiguous();
   const int64_t batch = grad.size(0), channels = grad.size(1);
   const Geometry geometry(channels, grad_x.size(2), grad_x.size(3), bins);

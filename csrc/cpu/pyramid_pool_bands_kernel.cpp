@@ -5,6 +5,7 @@
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
 namespace {
 
+#include "elements.h"
 #include "pyramid_pool_levels.h"
 
 template <typename T>
@@ -119,7 +120,7 @@ void bands_backward(
 }  // namespace
 
 void pool_bands_forward(
-    PoolType type, const PoolShape& shape, const void* x, void* atoms, int64_t begin, int64_t end) {
+    ElementType type, const PoolShape& shape, const void* x, void* atoms, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     bands_forward(shape, static_cast<const T*>(x), atoms, begin, end);
@@ -127,7 +128,7 @@ void pool_bands_forward(
 }
 
 void pool_blocks_forward(
-    PoolType type, const PoolShape& shape, const void* atoms, void* out, int64_t begin, int64_t end) {
+    ElementType type, const PoolShape& shape, const void* atoms, void* out, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     blocks_forward(shape, atoms, static_cast<T*>(out), begin, end);
@@ -135,7 +136,7 @@ void pool_blocks_forward(
 }
 
 void pool_blocks_backward(
-    PoolType type, const PoolShape& shape, const void* grad, void* shares, int64_t begin, int64_t end) {
+    ElementType type, const PoolShape& shape, const void* grad, void* shares, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     blocks_backward(shape, static_cast<const T*>(grad), shares, begin, end);
@@ -143,7 +144,7 @@ void pool_blocks_backward(
 }
 
 void pool_bands_backward(
-    PoolType type, bool add, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin,
+    ElementType type, bool add, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin,
     int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;

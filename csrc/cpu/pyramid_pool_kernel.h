@@ -3,11 +3,10 @@
 
 #include <cstdint>
 
+#include "element_type.h"
 #include "isa.h"
 
 namespace pspnet_fast {
-
-enum class PoolType { f32, f64, f16, bf16 };
 
 // The geometry of one call as plain pointers (from two pspnet_fast::Partition).
 struct PoolShape {
@@ -29,20 +28,20 @@ struct PoolShape {
 //   gradient is added to what grad_x holds.
 constexpr int64_t kChannelBlock = 64;
 
-PSPNET_FAST_DECLARE_PER_ISA(int64_t pool_planes_scratch(PoolType type, const PoolShape& shape))
+PSPNET_FAST_DECLARE_PER_ISA(int64_t pool_planes_scratch(ElementType type, const PoolShape& shape))
 PSPNET_FAST_DECLARE_PER_ISA(void pool_planes_forward(
-    PoolType type, const PoolShape& shape, const void* x, void* out, void* scratch, int64_t begin, int64_t end))
+    ElementType type, const PoolShape& shape, const void* x, void* out, void* scratch, int64_t begin, int64_t end))
 PSPNET_FAST_DECLARE_PER_ISA(void pool_planes_backward(
-    PoolType type, bool add, const PoolShape& shape, const void* grad, void* grad_x, void* scratch, int64_t begin,
+    ElementType type, bool add, const PoolShape& shape, const void* grad, void* grad_x, void* scratch, int64_t begin,
     int64_t end))
 PSPNET_FAST_DECLARE_PER_ISA(void pool_bands_forward(
-    PoolType type, const PoolShape& shape, const void* x, void* atoms, int64_t begin, int64_t end))
+    ElementType type, const PoolShape& shape, const void* x, void* atoms, int64_t begin, int64_t end))
 PSPNET_FAST_DECLARE_PER_ISA(void pool_blocks_forward(
-    PoolType type, const PoolShape& shape, const void* atoms, void* out, int64_t begin, int64_t end))
+    ElementType type, const PoolShape& shape, const void* atoms, void* out, int64_t begin, int64_t end))
 PSPNET_FAST_DECLARE_PER_ISA(void pool_blocks_backward(
-    PoolType type, const PoolShape& shape, const void* grad, void* shares, int64_t begin, int64_t end))
+    ElementType type, const PoolShape& shape, const void* grad, void* shares, int64_t begin, int64_t end))
 PSPNET_FAST_DECLARE_PER_ISA(void pool_bands_backward(
-    PoolType type, bool add, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin,
+    ElementType type, bool add, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin,
     int64_t end))
 
 }  // namespace pspnet_fast

@@ -8,8 +8,8 @@ namespace {
 
 #include "lanes.h"
 
+#include "elements.h"
 #include "pyramid_pool_levels.h"
-
 #include "widen.h"
 
 // line[w] = Σ over `rows` rows of x. Four vectors at a time stay in registers; the last ones of a row are moved back to
@@ -148,13 +148,13 @@ void planes_backward(const PoolShape& s, const T* grad, T* grad_x, void* scratch
 
 }  // namespace
 
-int64_t pool_planes_scratch(PoolType type, const PoolShape& s) {
-  const int64_t lanes = type == PoolType::f64 ? kLanes<double> : kLanes<float>;
+int64_t pool_planes_scratch(ElementType type, const PoolShape& s) {
+  const int64_t lanes = type == ElementType::f64 ? kLanes<double> : kLanes<float>;
   return s.row_intervals * s.width + (s.row_intervals + 1) * s.column_intervals * lanes;
 }
 
 void pool_planes_forward(
-    PoolType type, const PoolShape& shape, const void* x, void* out, void* scratch, int64_t begin, int64_t end) {
+    ElementType type, const PoolShape& shape, const void* x, void* out, void* scratch, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     planes_forward(shape, static_cast<const T*>(x), static_cast<T*>(out), scratch, begin, end);
@@ -162,7 +162,7 @@ void pool_planes_forward(
 }
 
 void pool_planes_backward(
-    PoolType type, bool add, const PoolShape& shape, const void* grad, void* grad_x, void* scratch, int64_t begin,
+    ElementType type, bool add, const PoolShape& shape, const void* grad, void* grad_x, void* scratch, int64_t begin,
     int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
