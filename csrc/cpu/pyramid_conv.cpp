@@ -153,7 +153,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
   }
   if (mask[2]) {
     grad_weight = at::empty_like(dense(weight));
-    use_huge_pages(grad_weight);
     // The weight's values have no part in its own gradient: memory that nobody touches stands for them.
     const at::Tensor of_that_shape = at::empty_like(part);
     grad_weight.narrow(1, options.first_x_channel, x.size(1))
