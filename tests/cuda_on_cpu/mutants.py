@@ -19,6 +19,7 @@ BEYOND = r"AddressSanitizer: (heap-buffer-overflow|use-after-poison)"
 
 POOL = "tests/ops/test_pyramid_pool.py::test_pyramid_pool"
 POOL_ADD = "tests/ops/test_pyramid_pool_through.py::test_backward_add"
+CONCAT = "tests/ops/test_pyramid_concat.py::test_pyramid_concat"
 LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
 ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
 CORRECT = "tests/ops/test_dual_cross_entropy.py::test_correct_pixels"
@@ -72,6 +73,11 @@ def packs(name: str, unit: str, before: str, after: str, shows: str, tests: str 
     return Mutant(
         f"pyramid_pool_{name}", "pyramid_pool.cuh", before, after, shows, tests, unit=f"pyramid_pool_{unit}.cu"
     )
+
+
+def concat(kernel: str, name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    unit = f"pyramid_concat_{kernel}"
+    return Mutant(f"{unit}_{name}", f"{unit}.cu", before, after, shows, CONCAT, variant)
 
 
 def strip(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
@@ -142,6 +148,34 @@ MUTANTS = [
         r"misaligned address",
         "checked",
     ),
+    concat(
+        "planes", "unwritten_channel", "shape.level_channels - begin)", "shape.level_channels - begin - 1)", UNWRITTEN
+    ),
+    concat("planes", "unwritten_copy", "< packs) to[", "< packs - 1) to[", UNWRITTEN),
+    concat("planes", "corner_too_far", "level.columns.next(j) - j", "1", BEYOND, "checked"),
+    concat(
+        "planes_bwd",
+        "lines_barrier",
+        "lines);\n    __syncthreads();\n    sum_columns",
+        "lines);\n    sum_columns",
+        ORDER,
+    ),
+    concat("planes_bwd", "sums_barrier", "lines, sums);\n    __syncthreads();", "lines, sums);", ORDER),
+    concat(
+        "planes_bwd",
+        "unwritten_node",
+        "i < count; i += kThreads) output",
+        "i < count - 1; i += kThreads) output",
+        UNWRITTEN,
+    ),
+    concat(
+        "planes_bwd", "shared_too_small", "plan.parts * plan.tile + k)", "plan.parts * plan.tile)", BEYOND, "checked"
+    ),
+    concat("pixels", "nodes_of_another_cell", "if (j != column) {", "if (column < 0) {", WRONG),
+    concat("pixels", "unwritten_pixel", "min(kColumns, shape.width - begin)", "shape.width - begin - 1", UNWRITTEN),
+    concat("pixels_bwd", "unwritten_side", "side < 4; ++side", "side < 3; ++side", UNWRITTEN),
+    concat("pixels_bwd", "sides_exchanged", "row_parts ? 2 : 0", "row_parts ? 0 : 2", WRONG),
+    concat("pixels_bwd", "row_too_many", "h < rows.end; ++h", "h <= rows.end; ++h", BEYOND, "checked"),
     strip("staged_barrier", "    __syncwarp();\n    visit(first, count);", "    visit(first, count);", ORDER),
     strip("corners_barrier", "== nullptr;\n  __syncwarp();", "== nullptr;", ORDER),
     strip("unwritten_node", "min(kOwned, nodes - first_node)", "min(kOwned, nodes - first_node - 1)", UNWRITTEN),
