@@ -20,6 +20,7 @@ BEYOND = r"AddressSanitizer: (heap-buffer-overflow|use-after-poison)"
 POOL = "tests/ops/test_pyramid_pool.py::test_pyramid_pool"
 POOL_ADD = "tests/ops/test_pyramid_pool_through.py::test_backward_add"
 CONCAT = "tests/ops/test_pyramid_concat.py::test_pyramid_concat"
+CONCAT_SIZES = "tests/ops/test_pyramid_concat.py::test_sizes"
 LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
 ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
 CORRECT = "tests/ops/test_dual_cross_entropy.py::test_correct_pixels"
@@ -75,9 +76,11 @@ def packs(name: str, unit: str, before: str, after: str, shows: str, tests: str 
     )
 
 
-def concat(kernel: str, name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+def concat(
+    kernel: str, name: str, before: str, after: str, shows: str, variant: str = "plain", tests: str = CONCAT
+) -> Mutant:
     unit = f"pyramid_concat_{kernel}"
-    return Mutant(f"{unit}_{name}", f"{unit}.cu", before, after, shows, CONCAT, variant)
+    return Mutant(f"{unit}_{name}", f"{unit}.cu", before, after, shows, tests, variant)
 
 
 def strip(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
@@ -156,11 +159,18 @@ MUTANTS = [
     concat(
         "planes_bwd",
         "lines_barrier",
-        "lines);\n    __syncthreads();\n    sum_columns",
-        "lines);\n    sum_columns",
+        "columns, lines);\n    __syncthreads();\n",
+        "columns, lines);\n",
         ORDER,
     ),
-    concat("planes_bwd", "sums_barrier", "lines, sums);\n    __syncthreads();", "lines, sums);", ORDER),
+    concat(
+        "planes_bwd",
+        "sums_barrier",
+        "lines, totals);\n    __syncthreads();",
+        "lines, totals);",
+        ORDER,
+        tests=CONCAT_SIZES,
+    ),
     concat(
         "planes_bwd",
         "unwritten_node",
