@@ -6,6 +6,7 @@ namespace pspnet_fast::cuda {
 namespace {
 
 constexpr int kThreads = kPoolThreads;
+constexpr int kBackwardBlocks = 2;  // of a multiprocessor at least: registers for loads under way
 
 // Block index -> (image, atom, run of kThreads · VEC channels).
 struct AtomBlock {
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // A thread gathers the gradient of its VEC channels on the atom, and writes it to every cell of it, or adds it there.
 template <typename T, int VEC, bool ADD>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     pyramid_pool_bwd_atoms_kernel(const __grid_constant__ PoolTables t, const T* grad, T* grad_x) {
   const AtomBlock block = atom_block<VEC>(t);
   if (block.channel >= t.channels) return;
