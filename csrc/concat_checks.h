@@ -14,7 +14,8 @@ inline void check_concat(const at::Tensor& x, const at::Tensor& levels, at::IntA
   TORCH_CHECK_TYPE(
       levels.scalar_type() == x.scalar_type(), "levels is ", levels.scalar_type(), " but x ", x.scalar_type(),
       "; convert one of them");
-  TORCH_CHECK_VALUE(levels.device() == x.device(), "levels is on ", levels.device(), " but x on ", x.device(), "; move one");
+  TORCH_CHECK_VALUE(
+      levels.device() == x.device(), "levels is on ", levels.device(), " but x on ", x.device(), "; move one of them");
 }
 
 // Returns the channels of one level.

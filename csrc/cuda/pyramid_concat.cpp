@@ -25,7 +25,7 @@ ConcatShape make_shape(
       " levels, none larger than ", kMaxConcatBins, ", but bins are ", bins, "; use_backend('reference') takes any");
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   TORCH_CHECK_VALUE(
-      height <= kMost / width && side < kMost / 2 && (most + 1) * (side + 1) <= kMost / 2, "a map of ", height, " x ", width,
+      height <= kMost / width && (most + 1) * (side + 1) <= kMost / 2, "a map of ", height, " x ", width,
       " is too large for the GPU with bins ", bins, "; use_backend('reference') takes any");
 
   ConcatShape shape{};
@@ -84,8 +84,8 @@ at::Tensor pyramid_concat_backward_cuda(
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   if (channels_last) {
     const ConcatPieces pieces = cut_pieces(shape);
-    at::Tensor sums = at::empty(
-        {shape.batch, pieces.total, 4, level_channels}, grad.options().dtype(accumulator_type(grad)).memory_format(std::nullopt));
+    const at::TensorOptions options = grad.options().dtype(accumulator_type(grad)).memory_format(std::nullopt);
+    at::Tensor sums = at::empty({shape.batch, pieces.total, 4, level_channels}, options);
     launch_pyramid_concat_pixels_bwd(
         type, shape, pieces, map, sums.mutable_data_ptr(), grad_levels.mutable_data_ptr(), stream);
   } else {

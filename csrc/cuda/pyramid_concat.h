@@ -43,7 +43,7 @@ struct ConcatGrad {
   int64_t pixel_stride;    // channels_last only
 };
 
-// ---- NCHW: pyramid_concat_planes.cu, pyramid_concat_planes_bwd.cu -----------------------------------------------------
+// ---- NCHW: pyramid_concat_planes.cu, pyramid_concat_planes_bwd.cu ---------------------------------------------------
 
 void launch_pyramid_concat_planes_fwd(
     ElementType type,
@@ -60,7 +60,7 @@ void launch_pyramid_concat_planes_bwd(
     void* grad_levels,       // [B, Ck, Σk²]
     cudaStream_t stream);
 
-// ---- channels_last: pyramid_concat_pixels.cu, pyramid_concat_pixels_bwd.cu --------------------------------------------
+// ---- channels_last: pyramid_concat_pixels.cu, pyramid_concat_pixels_bwd.cu ------------------------------------------
 
 void launch_pyramid_concat_pixels_fwd(
     ElementType type,

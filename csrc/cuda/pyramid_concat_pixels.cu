@@ -3,8 +3,8 @@
 // A thread owns a pack of the result's channels and goes along a part of a row; a warp writes 512 neighbouring bytes of
 // a pixel. Where the channels are x's it copies. Where they are a level's it keeps the two nodes beside it, interpolated
 // over rows, in registers: they are loaded where a cell begins, and an element costs two multiplications.
-#include "launch.h"
 #include "elements.cuh"
+#include "launch.h"
 #include "pyramid_concat.h"
 
 namespace pspnet_fast::cuda {

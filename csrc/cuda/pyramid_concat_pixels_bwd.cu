@@ -7,8 +7,8 @@
 // 2. A node adds up the pieces of its four cells, in a fixed order.
 #include <algorithm>
 
-#include "launch.h"
 #include "elements.cuh"
+#include "launch.h"
 #include "pyramid_concat.h"
 
 namespace pspnet_fast::cuda {

@@ -1,12 +1,13 @@
 // Upsampling and concatenation of NCHW maps, written once by one launch.
 //
-// x is one run of memory in each image of the result: it is copied 16 bytes a thread whatever H and W are. A level's
-// plane is written in packs too. Where a pack lies in its plane, and so between which nodes, is the same for all channels:
-// a thread finds that out once and then goes through a run of them. The corners come from L1, where neighbouring lanes
-// read the same few words. That is about 16 instructions an element, 4 of them loads, where an H100 has time for about 50
-// and 12 at the speed of its memory (both calculated, bfloat16, as many channels in the levels as in x).
-#include "launch.h"
+// x is one run of memory in each image of the result: it is copied 16 bytes a thread where C·H·W divides by that, although
+// H·W may not. A level's plane is written in packs too. Where a pack lies in its plane, and so between which nodes, is
+// the same for all channels: a thread finds that out once and then goes through a run of them. The corners come from L1,
+// where neighbouring lanes read the same few words. That is about 16 instructions an element, 4 of them loads, where an
+// H100 has time for about 50 and 12 at the speed of its memory (both calculated; bfloat16, as many channels in the levels
+// as in x).
 #include "elements.cuh"
+#include "launch.h"
 #include "pyramid_concat.h"
 
 namespace pspnet_fast::cuda {
@@ -16,10 +17,11 @@ constexpr int kThreads = 128;
 constexpr int kChannels = 32;  // of a level, for one thread
 constexpr int kCopies = 4;     // packs of x for one thread: all loaded before the first is stored
 
-// The blocks of one image: those of levels, then those that copy x.
+// The blocks: those of the levels of all images, then those that copy x.
 struct ConcatGrid {
-  int64_t pack_blocks, channel_blocks, copy_blocks;
-  int64_t level_blocks;  // of the whole batch
+  int64_t pack_blocks, channel_blocks;  // of a level of an image
+  int64_t level_blocks;                 // of all
+  int64_t copy_blocks;                  // of an image
   bool copy_vectors;
 };
 

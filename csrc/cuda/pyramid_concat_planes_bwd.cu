@@ -9,8 +9,8 @@
 // ranges of two nodes; the second reading comes from L1. Everything is added in a fixed order.
 #include <algorithm>
 
-#include "launch.h"
 #include "elements.cuh"
+#include "launch.h"
 #include "pyramid_concat.h"
 
 namespace pspnet_fast::cuda {
