@@ -29,23 +29,26 @@ inline void check_packed(const at::Tensor& grad, at::IntArrayRef bins) {
       grad.dim() == 3 && grad.size(2) == cells, "grad must be [B, C, ", cells, "] for bins ", bins, ", not ", grad.sizes());
 }
 
-inline bool reads_channels_last(const at::Tensor& x) {
-  return x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
-}
-
-// grad_x may take the gradient of a packed `grad` in place: one shape, one dtype, dense memory.
-inline void check_addable(const at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
+// A gradient of x that more is added into, in place.
+inline void check_accumulator(const at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
   check_map("grad_x", grad_x);
   check_packed(grad, bins);
   TORCH_CHECK_VALUE(
-      grad_x.size(0) == grad.size(0) && grad_x.size(1) == grad.size(1), "grad_x must be [", grad.size(0), ", ",
-      grad.size(1), ", H, W] for grad ", grad.sizes(), ", not ", grad_x.sizes());
+      grad.size(0) == grad_x.size(0) && grad.size(1) == grad_x.size(1), "grad must be [", grad_x.size(0), ", ",
+      grad_x.size(1), ", Σk²] for grad_x of shape ", grad_x.sizes(), ", not ", grad.sizes());
   TORCH_CHECK_TYPE(
-      grad_x.scalar_type() == grad.scalar_type(), "grad_x is ", grad_x.scalar_type(), " but grad ", grad.scalar_type(),
-      "; convert one");
+      grad.scalar_type() == grad_x.scalar_type(), "grad is ", grad.scalar_type(), " but grad_x ", grad_x.scalar_type(),
+      "; convert one of them");
+  TORCH_CHECK_VALUE(
+      grad.device() == grad_x.device(), "grad is on ", grad.device(), " but grad_x on ", grad_x.device(), "; move one");
   TORCH_CHECK_VALUE(
       grad_x.is_contiguous() || grad_x.is_contiguous(at::MemoryFormat::ChannelsLast),
-      "grad_x must be contiguous or channels_last to be added to in place, not of strides ", grad_x.strides());
+      "grad_x must be dense in NCHW or channels_last memory to be added into, not of strides ", grad_x.strides(),
+      " for shape ", grad_x.sizes(), "; pass grad_x.contiguous()");
+}
+
+inline bool reads_channels_last(const at::Tensor& x) {
+  return x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
 }
 
 inline at::Tensor empty_map(const at::Tensor& packed, int64_t height, int64_t width, bool channels_last) {

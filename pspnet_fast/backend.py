@@ -22,7 +22,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 KERNELS: dict[str, tuple[str, ...]] = {
     "pyramid_pool": ("cpu", "triton", "cuda"),
     "pyramid_levels": (),
-    "pyramid_concat": (),
+    "pyramid_concat": ("cuda",),
     "pyramid_conv": ("cpu",),
     "pyramid_conv_norm_relu": ("cpu",),
     "upsample_cross_entropy": ("cpu", "triton", "cuda"),

@@ -119,7 +119,7 @@ at::Tensor pyramid_pool_backward_cpu(
 }
 
 void pyramid_pool_backward_add_cpu(const at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
-  check_addable(grad_x, grad, bins);
+  check_accumulator(grad_x, grad, bins);
   if (grad_x.numel() != 0) spread(grad, grad_x, bins, reads_channels_last(grad_x), /*add=*/true);
 }
 
