@@ -22,7 +22,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 KERNELS: dict[str, tuple[str, ...]] = {
     "pyramid_pool": ("cpu", "triton", "cuda"),
     "pyramid_levels": (),
-    "pyramid_concat": (),
+    "pyramid_concat": ("triton",),
     "pyramid_conv": (),
     "pyramid_conv_norm_relu": (),
     "upsample_cross_entropy": ("cpu", "triton", "cuda"),

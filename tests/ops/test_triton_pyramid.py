@@ -10,10 +10,12 @@ import pytest
 import torch
 from exactness import assert_as_exact_as_stock
 from running import INTERPRETED, home, random
+from torch import Tensor
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from pspnet_fast import reference
+from pspnet_fast.triton.pyramid_concat import pyramid_concat_backward, pyramid_concat_forward
 from pspnet_fast.triton.pyramid_pool import pyramid_pool_backward, pyramid_pool_backward_add
 
 DEVICE = home("triton")
@@ -45,3 +47,33 @@ def test_pool_gradient_added_to_nothing_is_the_gradient() -> None:
     pyramid_pool_backward_add(grad_x, grad, (1, 2, 3))
     expected = pyramid_pool_backward(grad, 8, 9, (1, 2, 3), channels_last=False)
     torch.testing.assert_close(grad_x, expected, rtol=0, atol=0)
+
+
+def stock_concat(
+    x: Tensor, levels: Tensor, grad: Tensor, bins: Sequence[int], align_corners: bool, x_first: bool
+) -> tuple[Tensor, Tensor]:
+    """The concatenated map in stock operators, and its gradient by the levels."""
+    leaf = levels.detach().requires_grad_()
+    y = reference.pyramid_concat(x, leaf, bins=bins, align_corners=align_corners, x_first=x_first)
+    return y.detach(), torch.autograd.grad(y, leaf, grad.to(y.dtype))[0]
+
+
+# Several blocks of channels, of columns and of lines; channels that fill no block; more cells than a matrix tile has.
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(
+    ("size", "channels", "level_channels", "bins"),
+    [((3, 141), 1, 2, (2, 1)), ((2, 5), 131, 129, (1,)), ((18, 5), 1, 18, (17, 3))],
+    ids=["columns", "channels", "cells"],
+)
+def test_concat_in_blocks(
+    size: tuple[int, int], channels: int, level_channels: int, bins: Sequence[int], layout: str
+) -> None:
+    options = bins, False, False
+    x = random(1, channels, *size, device=DEVICE, layout=layout)
+    levels = random(1, level_channels, sum(k * k for k in bins), device=DEVICE)
+    grad = random(1, channels + len(bins) * level_channels, *size, device=DEVICE, layout=layout)
+    stock, exact = stock_concat(x, levels, grad, *options), stock_concat(x.double(), levels.double(), grad, *options)
+    y = pyramid_concat_forward(x, levels, *options)
+    grad_levels = pyramid_concat_backward(grad, channels, *options)
+    assert_as_exact_as_stock(y, stock[0], exact[0], x.dtype)
+    assert_as_exact_as_stock(grad_levels, stock[1], exact[1], x.dtype)
