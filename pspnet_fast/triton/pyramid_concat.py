@@ -21,8 +21,8 @@ from pspnet_fast.triton.bilinear import interpolate_tile
 from pspnet_fast.triton.pyramid_taps import PyramidTaps, pyramid_taps
 
 # Columns and channels of a tile: along memory as far as a warp reads, across it as far as registers go.
-NCHW_TILE, NHWC_TILE = (128, 1), (4, 128)
-NCHW_GRAD_TILE, NHWC_GRAD_TILE = (64, 16), (16, 64)
+NCHW_TILE, NHWC_TILE = (64, 4), (4, 128)
+NCHW_GRAD_TILE, NHWC_GRAD_TILE = (32, 16), (16, 32)
 
 
 @triton.jit(do_not_specialize=["channels", "level_channels", "level_count", "x_first", "height", "width"])
@@ -142,7 +142,7 @@ def pyramid_concat_bwd_kernel(
         # 2. Along the columns, for every cell of the line.
         weights = column_taps + column[None, :] * lines + (first_line + j)[:, None]
         u = tl.load(weights, mask=(j < side)[:, None] & (column < width)[None, :], other=0.0)
-        total = tl.dot(u, down, total, input_precision="ieee")
+        total = tl.dot(u, down, total, input_precision="ieee", out_dtype=dtype)
     target = grad_levels + (image * level_channels + channel)[None, :] * cells + (first_cell + i * side + j)[:, None]
     tl.store(target, total, mask=(j < side)[:, None] & (channel < level_channels)[None, :])
 

@@ -153,7 +153,7 @@ def _problem(
     kernel = (weight.shape[2], weight.shape[3])
     return Problem(
         taps=pyramid_taps(y.shape[2], y.shape[3], tuple(bins), kernel, align_corners, scratch, y.device),
-        tiles=_tiles(y.dtype),
+        tiles=tiles_for(y.dtype, hip=torch.version.hip is not None),
         scratch=scratch,
         kernel={"KERNEL_HEIGHT": kernel[0], "KERNEL_WIDTH": kernel[1]},
         bins=tuple(bins),
@@ -161,11 +161,12 @@ def _problem(
     )
 
 
-def _tiles(dtype: torch.dtype) -> Tiles:
+def tiles_for(dtype: torch.dtype, hip: bool) -> Tiles:
+    """The tiles for maps of ``dtype``, on AMD's GPUs (``hip``) or NVIDIA's."""
     if dtype == torch.float64:
         return Tiles(32, 16, 4, "ieee")
     # Float16 and bfloat16 are TF32 numbers, and of the float32 between them TF32 keeps more bits than either.
-    if dtype == torch.float32 or torch.version.hip:
+    if dtype == torch.float32 or hip:
         return Tiles(64, 16, 8, "ieee")
     return Tiles(64, 32, 8, "tf32")
 

@@ -66,7 +66,7 @@ def stock_concat(
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize(
     ("size", "channels", "level_channels", "bins"),
-    [((3, 141), 1, 2, (2, 1)), ((2, 5), 131, 129, (1,)), ((18, 5), 1, 18, (17, 3))],
+    [((3, 141), 1, 2, (2, 1)), ((2, 5), 131, 129, (1,)), ((18, 5), 1, 17, (17, 3))],
     ids=["columns", "channels", "cells"],
 )
 def test_concat_in_blocks(
