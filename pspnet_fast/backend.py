@@ -22,9 +22,9 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 KERNELS: dict[str, tuple[str, ...]] = {
     "pyramid_pool": ("cpu", "triton", "cuda"),
     "pyramid_levels": (),
-    "pyramid_concat": ("cuda",),
-    "pyramid_conv": ("cpu",),
-    "pyramid_conv_norm_relu": ("cpu",),
+    "pyramid_concat": ("triton", "cuda"),
+    "pyramid_conv": ("cpu", "triton"),
+    "pyramid_conv_norm_relu": ("cpu", "triton"),
     "upsample_cross_entropy": ("cpu", "triton", "cuda"),
     "dual_cross_entropy": ("cpu", "triton", "cuda"),
     "upsample_argmax": ("cpu", "triton", "cuda"),
