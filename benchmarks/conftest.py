@@ -43,7 +43,8 @@ def device_of(config: pytest.Config) -> str:
 def machine_of(config: pytest.Config) -> dict[str, Any]:
     """What every result file of this project says of its origin, and how busy the machine was before the run."""
     device = {"device": cpu_model()} if device_of(config) == "cpu" else {}
-    return {**machine(), **device, "load": round(config.stash[LOAD], 2), "cores": os.cpu_count()}
+    load: float = config.stash[LOAD]
+    return {**machine(), **device, "load": round(load, 2), "cores": os.cpu_count()}
 
 
 def quick(config: pytest.Config) -> bool:
@@ -72,8 +73,8 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
     """Measures the peers that were selected on the command line, and no others."""
     wanted: dict[str, list[str]] = {}
     for item in request.session.items:
-        if isinstance(item, pytest.Function) and "peer" in getattr(item, "callspec", item).params:
-            parameters = item.callspec.params
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if "peer" in parameters:
             wanted.setdefault(parameters["case"].id, []).append(parameters["peer"])
     option = request.config.option
     seconds = float(option.benchmark_max_time)

@@ -1,6 +1,6 @@
 """Every operator beside its peers: results must agree; then all peers of a group are timed in turn.
 
-    pytest benchmarks/                                     every configuration (an hour or more on two cores)
+    pytest benchmarks/                                     every configuration (long on a CPU: take some)
     pytest benchmarks/ --quick                             small shapes, in some minutes
     pytest benchmarks/ -k "psp_head and mmsegmentation"    some groups; "and not compile": without a peer
     pytest benchmarks/ --benchmark-disable                 results alone

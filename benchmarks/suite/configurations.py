@@ -36,6 +36,11 @@ class Configuration:
         height, width = ((n - 1) // 8 + 1 for n in self.crop)
         return height, width
 
+    @property
+    def map_images(self) -> int:
+        """Of what is in front of the logits: two at least, as the 1x1 level's normalisation takes no single value."""
+        return max(self.images, 2)
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -46,10 +51,10 @@ class Precision:
 
 
 def configurations(device: str, *, quick: bool) -> list[Configuration]:
-    """What is measured on a device. ``quick``: one recipe, with few images and a narrow map."""
-    images = 2 if device == "cpu" else 8  # two is the least: the 1x1 level's normalisation takes no single value
+    """What is measured on a device. ``quick``: one recipe, with an image and a narrow map."""
     if quick:
-        return [Configuration("VOC 473", SEMSEG, 21, (473, 473), 2, channels=128)]
+        return [Configuration("VOC 473", SEMSEG, 21, (473, 473), 1, channels=128)]
+    images = 2 if device == "cpu" else 8
     return [
         Configuration("Cityscapes 713", SEMSEG, 19, (713, 713), images),
         Configuration("Cityscapes 512x1024", MMSEG, 19, (512, 1024), images),

@@ -169,7 +169,7 @@ def levels_together(count: int) -> Callable[[Results], Results]:
 def head(configuration: Configuration, precision: Precision, project: str, device: str) -> Case:
     """A training step of the head: results, and gradients of the map and of every parameter."""
     arrangement = ARRANGEMENTS[project]
-    batch, (height, width) = configuration.images, configuration.map_size
+    batch, (height, width) = configuration.map_images, configuration.map_size
     channels, out = configuration.channels // arrangement.narrowed, configuration.channels // 4
     dtype, layout = precision.dtype, precision.layout
 

@@ -158,12 +158,12 @@ def losses(configuration: Configuration, precision: Precision, project: str, dev
     dtype = precision.dtype
 
     def build(peer: str) -> Call:
-        logits = [
+        main, aux = (
             (3 * normal(batch, classes, *low, device=device, layout=precision.layout, seed=seed))
             .to(dtype)
             .requires_grad_()
             for seed in range(2)
-        ]
+        )
         target = blocky_labels(batch, *high, classes, device)
         if is_ours(peer):
             function = ours(arrangement)
@@ -174,8 +174,8 @@ def losses(configuration: Configuration, precision: Precision, project: str, dev
 
         def step() -> Results:
             with as_training(device, dtype), backend_of(peer):
-                loss, *others = function(*logits, target)
-                return loss.detach(), *others, *torch.autograd.grad(loss, logits)
+                loss, *others = function(main, aux, target)
+                return loss.detach(), *others, *torch.autograd.grad(loss, (main, aux))
 
         return step
 

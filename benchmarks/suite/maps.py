@@ -55,14 +55,14 @@ def cases(device: str, *, quick: bool) -> list[Case]:
 
 def pool(configuration: Configuration, precision: Precision, device: str) -> Case:
     """Every level of the map, and the gradient of the map: the same function in every project."""
-    shape = (configuration.images, configuration.channels, *configuration.map_size)
+    shape = (configuration.map_images, configuration.channels, *configuration.map_size)
     case = pyramid.pool(shape, precision.layout, device, dtype=precision.dtype, backward=True)
     return replace(case, labels=labels(configuration, precision, dimensions(*shape), SEMSEG, "forward + backward"))
 
 
 def concat(configuration: Configuration, precision: Precision, device: str) -> Case:
     """The upsampled levels behind the map, as a project concatenates them, and the gradients of map and levels."""
-    batch, channels, pixels = configuration.images, configuration.channels, _pixels(configuration)
+    batch, channels, pixels = configuration.map_images, configuration.channels, _pixels(configuration)
     elements = 2 * (2 * channels) * batch * pixels + 2 * batch * channels * pixels  # results, their gradients; x, its
     return _case(
         "pyramid_concat",
@@ -78,7 +78,7 @@ def concat(configuration: Configuration, precision: Precision, device: str) -> C
 def conv(configuration: Configuration, precision: Precision, device: str) -> Case:
     """The convolution of that concatenation, and the gradients of map, levels and weight."""
     kernel, channels = ARRANGEMENTS[configuration.recipe].kernel, configuration.channels
-    out, batch = channels // 4, configuration.images
+    out, batch = channels // 4, configuration.map_images
     return _case(
         "pyramid_conv",
         configuration,
@@ -104,7 +104,7 @@ def _case(
     floor: Floor,
 ) -> Case:
     """An operator of a map and its levels, and of a weight where it has one."""
-    batch, channels, size = configuration.images, configuration.channels, configuration.map_size
+    batch, channels, size = configuration.map_images, configuration.channels, configuration.map_size
     dtype, layout, project = precision.dtype, precision.layout, configuration.recipe
 
     def build(peer: str) -> Call:
