@@ -19,6 +19,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -165,12 +166,17 @@ def worker(options: argparse.Namespace) -> int | bool:
     return True
 
 
+def result_name(options: argparse.Namespace) -> str:
+    """The file in results/ without its suffix."""
+    return f"end_to_end_{'gpu' if options.device == 'cuda' else 'cpu'}_{options.size}_{options.classes}"
+
+
 def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options; what is not given depends on the device: full training batches on a GPU, small crops on a CPU."""
+    """The options; what is not given depends on the device (:func:`defaults`)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=numbers, help="18, 34, 50, 101 or 152, by commas")
     parser.add_argument("--modes", type=lambda text: text.split(","), default=list(MODES), help="by commas")
@@ -193,17 +199,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         if unknown := set(getattr(options, name)) - set(known):
             parser.error(f"--{name}: no {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
 
-    defaults = {"layers": [50, 101], "size": 321, "classes": 19, "batch": 2, "layout": "NCHW", "dtype": "float32"}
-    defaults["rounds"] = 3
-    if options.device == "cuda":
-        defaults |= {"size": 473, "classes": 150, "batch": 16, "layout": "channels_last", "dtype": "bfloat16"}
-        defaults["rounds"] = 10
-    if options.quick:
-        defaults |= {"layers": [18], "size": 57, "batch": 2, "rounds": 1}
-    for name, value in defaults.items():
+    for name, value in defaults(options.device, quick=options.quick).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     return options
+
+
+def defaults(device: str, *, quick: bool) -> dict[str, Any]:
+    """Full training batches on a GPU, small crops on a CPU, and a tiny network where it shall be quick."""
+    values = {"layers": [50, 101], "size": 321, "classes": 19, "batch": 2, "layout": "NCHW", "dtype": "float32"}
+    values["rounds"] = 3
+    if device == "cuda":
+        values |= {"size": 473, "classes": 150, "batch": 16, "layout": "channels_last", "dtype": "bfloat16"}
+        values["rounds"] = 10
+    return {**values, "layers": [18], "size": 57, "batch": 2, "rounds": 1} if quick else values
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -215,9 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
     ceilings = measure_ceilings(options.device, quick=options.quick)
     print(f"{device_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(ceilings_text(ceilings.as_dict()), flush=True)
-    name = f"end_to_end_{'gpu' if options.device == 'cuda' else 'cpu'}_{options.size}_{options.classes}"
-    saved = not (options.no_save or options.quick)
-    file = ResultFile(name if saved else None, lambda row: (row["layers"], row["mode"]), resume=options.resume)
+    name = None if options.no_save or options.quick else result_name(options)
+    file = ResultFile(name, lambda row: (row["layers"], row["mode"]), resume=options.resume)
     for layers in options.layers:
         for mode in options.modes:
             if (layers, mode) in file:

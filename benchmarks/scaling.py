@@ -140,6 +140,11 @@ def points(device: str, axis: str, *, quick: bool, threads: int) -> list[Point]:
     ]
 
 
+def result_name(device: str, axis: str) -> str:
+    """The file in results/ without its suffix."""
+    return f"scaling_{'gpu' if device == 'cuda' else 'cpu'}_{axis}"
+
+
 @contextmanager
 def on_threads(count: int) -> Iterator[None]:
     """Run torch's operators and this package's on ``count`` threads."""
@@ -226,9 +231,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{device_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
     wrong = []
     for axis in options.axes:
-        name = f"scaling_{'gpu' if options.device == 'cuda' else 'cpu'}_{axis}"
-        saved = not (options.no_save or options.quick)
-        file = ResultFile(name if saved else None, lambda row: (row["operator"], row["value"]), resume=options.resume)
+        name = None if options.no_save or options.quick else result_name(options.device, axis)
+        file = ResultFile(name, lambda row: (row["operator"], row["value"]), resume=options.resume)
         todo = points(options.device, axis, quick=options.quick, threads=torch.get_num_threads())
         for index, point in enumerate(todo, start=1):
             if (point.operator, point.value) in file:
