@@ -93,7 +93,7 @@ class Point:
             case = pyramid.pool(maps, s.layout, s.device, dtype=s.dtype, backward=True)
         else:
             case = pyramid.head(maps, s.layout, s.device, dtype=s.dtype)
-        return replace(case, peers=PEERS, parts=(), page_faults=False)
+        return replace(case, peers=PEERS, parts=(), page_faults=False, graph=False)
 
     def obstacle(self, peer: str, available: float) -> str | None:
         """Why a peer is not even tried with so many bytes; None if nothing speaks against it."""
@@ -208,7 +208,7 @@ def peak_of(options: argparse.Namespace) -> int:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", type=lambda text: text.split(","), default=list(AXES), help=f"of {','.join(AXES)}")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="instead of 5; 20 on a GPU")
     parser.add_argument("--memory", type=lambda text: float(text) * 1e9, help="GB that may be used, instead of all")
     parser.add_argument("--resume", action="store_true", help="keep this machine's rows of the same sources")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: does it work?")
@@ -219,6 +219,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := [axis for axis in options.axes if axis not in AXES]:
         parser.error(f"--axes: no axis {', '.join(unknown)}; choose from {', '.join(AXES)}")
+    options.rounds = options.rounds or (5 if options.device == "cpu" else 20)
     return options
 
 

@@ -11,29 +11,35 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from benchmarks.measure import RESULTS
 from benchmarks.report import plots
 from benchmarks.report.pages import BENCHMARKS, PAGES, TABLES, filled, load
 
 
-def outdated(*, write: bool) -> list[str]:
+def outdated(
+    *,
+    write: bool,
+    pages: Mapping[Path, Collection[str]] = PAGES,
+    pictures: Path = BENCHMARKS.parent,
+    results: Path = RESULTS,
+) -> list[str]:
     """Names of the pages and pictures that differ from the results; with ``write`` they are made anew."""
     names = []
-    for page, tables in PAGES.items():
+    for page, tables in pages.items():
         before = page.read_text(encoding="utf-8")
-        after = filled(before, tables, RESULTS)
+        after = filled(before, tables, results)
         if before != after:
             names.append(page.name)
             if write:
                 page.write_text(after, encoding="utf-8")
-    folder = BENCHMARKS.parent
-    for results in load(RESULTS, [pattern for table in TABLES.values() for pattern in table.files]):
-        if plots.figure_of(results["name"]) and not plots.is_current(results, folder):
-            names.append(f"{results['name']}.svg")
+    for file in load(results, [pattern for table in TABLES.values() for pattern in table.files]):
+        if plots.figure_of(file["name"]) and not plots.is_current(file, pictures):
+            names.append(f"{file['name']}.svg")
             if write:
-                plots.draw(results, folder)
+                plots.draw(file, pictures)
     return names
 
 

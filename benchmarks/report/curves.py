@@ -8,6 +8,7 @@ from benchmarks.case import EAGER, OURS
 from benchmarks.report.markdown import (
     NOTHING,
     Results,
+    Row,
     failures,
     machine_line,
     medians,
@@ -75,18 +76,44 @@ def _data_set(results: Results) -> str:
     lines = []
     for row in results["rows"]:
         gaps = [f"{row['largest_difference'][name]:.2g}" for name in ("fused", "control")]
-        miou = [
-            f"{100 * row['miou'][name][-1]:.2f}" if "miou" in row else NOTHING for name in ("plain", "fused", "control")
-        ]
-        lines.append([row["dtype"].removeprefix("torch."), str(row["steps"]), *gaps, *miou])
+        measured = row.get("miou", {})
+        ends = [f"{100 * measured[name][-1]:.2f}" if measured else NOTHING for name in ("plain", "fused", "control")]
+        lines.append([row["dtype"].removeprefix("torch."), str(row["steps"]), *gaps, *ends])
     row = results["rows"][0]
-    images = (
-        f" mIoU is in percent, of {row['val_images']} validation images after the last step." if "miou" in row else ""
-    )
+    images = next((row["val_images"] for row in results["rows"] if "miou" in row), None)
+    miou = f" mIoU is in percent, of {images} validation images after the last step." if images else ""
     text = (
         f"{row['data']}: PSPNet{row['layers']} from scratch, {row['batch']} crops of {row['crop']}×{row['crop']}, SGD, "
         "the same weights, crops and dropout for all. Loss columns are the largest difference from the plain network's "
-        f"in any step; the control is the plain network with its weights changed in the last digit.{images}\n"
+        f"in any step; the control is the plain network with its weights changed in the last digit.{miou}\n"
     )
     picture = f"![Loss and mIoU of plain, fused and control]({results['name']}.svg)"
     return region(picture, table(columns, lines), text + machine_line(results["machine"]))
+
+
+def aux_weight(files: Sequence[Results]) -> str:
+    """What the weight of the auxiliary loss does to mIoU and main loss, over seeds."""
+    (results,) = files
+    columns = {"λ": "r", "val mIoU, %": "r", "against λ = 0": "r", "main loss, mean over the run": "r",
+               "against λ = 0 ": "r"}  # fmt: skip
+    lines = []
+    for row in results["summary"]["weights"]:
+        cells = [_spread(row["final_miou"], 100, ".2f"), _spread(row["final_miou_difference"], 100, "+.2f")]
+        cells += [_spread(row["mean_loss"], 1, ".3f"), _spread(row["mean_loss_difference"], 1, "+.3f")]
+        lines.append([f"{row['weight']:g}", *cells])
+    config, seeds = results["config"], len(results["summary"]["seeds"])
+    crop = config["data"]["crop"]
+    text = (
+        f"{results['data']}: PSPNet{config['model']['layers']} from random weights, {config['run']['max_steps']} steps "
+        f"of {config['optim']['batch_size']} crops of {crop}×{crop}; mean (least to most) of {seeds} "
+        f"seed{'s' * (seeds > 1)}. The runs of a seed differ in λ alone: weights, crops and dropout are the same, and "
+        "differences are taken seed by seed.\n"
+    )
+    picture = "![Loss and mIoU for each weight of the auxiliary loss](aux_weight.svg)"
+    return region(picture, table(columns, lines), text + machine_line(results["machine"]))
+
+
+def _spread(values: Row, scale: float, form: str) -> str:
+    """ "22.31 (21.80 to 22.90)"."""
+    mean, low, high = (format(scale * values[key], form) for key in ("mean", "min", "max"))
+    return f"{mean} ({low} to {high})"

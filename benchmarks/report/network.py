@@ -13,6 +13,7 @@ from benchmarks.report.markdown import (
     failures,
     machine_line,
     megabytes,
+    milliseconds,
     region,
     rounds,
     seconds,
@@ -72,7 +73,7 @@ def _end_to_end(results: Results) -> str:
             row["mode"],
             TITLES[peer],
             short(row["images_per_second"][peer]),
-            f"{seconds(time['median'])} s ({seconds(time['p20'])} to {seconds(time['p80'])})",
+            f"{milliseconds(time['median'])} ({short(time['p20'])} to {short(time['p80'])})",
             megabytes(row["peak_bytes"].get(peer)),
             *(_batch_cell(row, memory, peer) for memory in memories),
         ]
@@ -80,13 +81,14 @@ def _end_to_end(results: Results) -> str:
         for peer, time in row["milliseconds"].items()
     ]
     row = rows[0]
+    batches = " and ".join(map(str, row["memory_batches"]))
     precision = "bfloat16 autocast" if row["dtype"] == "bfloat16" else row["dtype"]
     text = (
         f"{row['batch']} crops of {row['size']}×{row['size']}, {row['classes']} classes, {row['layout']}, {precision}; "
         "training: forward, both losses, backward; inference: labels at full size. "
         f"{rounds(rows)} rounds, the variants in turn. Peak memory is what a call takes on top of network, images and "
-        f"labels. The largest batch follows from a line through the peaks at {row['batch']} and {2 * row['batch']} "
-        f"images, with weights, gradients, SGD's momentum, images and labels counted{_tried(rows)}.\n"
+        f"labels. The largest batch follows from a line through the peaks at {batches} images, "
+        f"with weights, gradients, SGD's momentum, images and labels counted{_tried(rows)}.\n"
     )
     return region(table(columns, lines), *failures(rows), text + machine_line(results["machine"]))
 

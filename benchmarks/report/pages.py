@@ -58,6 +58,9 @@ TABLES: dict[str, Table] = {
     ),
     "scaling": Table(("scaling_*",), "python -m benchmarks.scaling", curves.scaling),
     "agreement": Table(("agreement_camvid",), "python -m benchmarks.agreement --root data/camvid", curves.agreement),
+    "aux_weight": Table(
+        ("aux_weight_camvid",), "python -m benchmarks.aux_weight --root data/camvid --save", curves.aux_weight
+    ),
     "gpu": Table(("gpu_*",), "python -m benchmarks.gpu --out runs/gpu --save", operators.gpu),
 }
 # What stands on which page: the README shows what the project is judged by, the other page all of it.
