@@ -126,7 +126,7 @@ def test_end_to_end(tmp_path: Path) -> None:
         "| PSPNet50 | training | stock PyTorch, `torch.compile` | 0.606 | 3300 ms (2970 to 3960) | – | – | – |\n"
         "| PSPNet50 | training | **pspnet_fast** | 0.833 | 2400 ms (2160 to 2880) | 1010 MB | 15 | – |"
     ) in text
-    assert "a line through the peaks at 2 and 3 images" in text
+    assert "a line through the peaks at 2 and 4 images" in text
     assert "tried" not in text
 
     row["largest_tried"] = {"8": {"eager": {"fits": 11, "fails": 12}, "pspnet_fast": {"fits": 18, "fails": None}}}
