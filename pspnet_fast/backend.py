@@ -22,7 +22,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 KERNELS: dict[str, tuple[str, ...]] = {
     "pyramid_pool": ("cpu", "triton", "cuda"),
     "pyramid_levels": (),
-    "pyramid_concat": ("triton", "cuda"),
+    "pyramid_concat": ("cpu", "triton", "cuda"),
     "pyramid_conv": ("cpu", "triton"),
     "pyramid_conv_norm_relu": ("cpu", "triton"),
     "upsample_cross_entropy": ("cpu", "triton", "cuda"),
