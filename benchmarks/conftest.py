@@ -33,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_columns = config.option.benchmark_columns or COLUMNS
     config.stash[LOAD] = os.getloadavg()[0]
+    if config.option.benchmark_json is not None:  # pytest-benchmark would fail for want of it when all is measured
+        config.option.benchmark_json.parent.mkdir(parents=True, exist_ok=True)
 
 
 def device_of(config: pytest.Config) -> str:

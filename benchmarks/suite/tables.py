@@ -17,7 +17,7 @@ LEGEND = (
     "Medians and 20th to 80th percentiles of rounds in which all peers of a table took their turn; x ours: of medians, "
     "to the fastest pspnet_fast.",
     "Peak: memory beyond inputs and weights. Floor: the longer of bytes over copy bandwidth and FLOP over the rate of "
-    "matrix products.",
+    "matrix products (which a convolution may pass, by Winograd's method).",
     "No page faults: the same in a process whose C library keeps its memory. Graph: replayed as a CUDA graph.",
 )
 
@@ -30,8 +30,8 @@ def summary(rows: Iterable[Row], machine: Mapping[str, Any]) -> Iterator[str]:
     yield f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}"
     if machine["load"] > IDLE * machine["cores"]:
         yield f"Not to be quoted: other work was running (a load of {machine['load']} on {machine['cores']} cores)."
-    if ceilings := next((row["ceilings"] for row in timed if "ceilings" in row), None):
-        yield ceilings_text(ceilings)
+    if ceilings := [row["ceilings"] for row in timed if "ceilings" in row]:
+        yield ceilings_text(ceilings[-1])  # the best of the run
     for row in timed:
         yield ""
         yield from group_table(row)

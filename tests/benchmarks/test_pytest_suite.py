@@ -135,8 +135,8 @@ def test_only_selected_peers_run(run: Run) -> None:
 
 
 def test_json_holds_real_rounds_and_every_number_of_the_table(run: Run, pytester: pytest.Pytester) -> None:
-    run(fake_case(RIGHT), "--benchmark-json=out.json", "--benchmark-min-rounds=7").assert_outcomes(passed=3)
-    stored = json.loads((pytester.path / "out.json").read_text())
+    run(fake_case(RIGHT), "--benchmark-json=new/out.json", "--benchmark-min-rounds=7").assert_outcomes(passed=3)
+    stored = json.loads((pytester.path / "new" / "out.json").read_text())
     assert {"device", "threads", "torch", "commit", "digest", "load"} <= set(stored["machine"])
     by_peer = {entry["extra_info"]["peer"]: entry for entry in stored["benchmarks"]}
     assert list(by_peer) == list(RIGHT)

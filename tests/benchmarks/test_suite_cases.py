@@ -14,9 +14,11 @@ from torch import nn
 
 from benchmarks import pyramid
 from benchmarks.case import Call, Case, difference, is_ours
+from benchmarks.ceilings import Ceilings
 from benchmarks.measure import rounds_in_turn
 from benchmarks.rows import agreeing
 from benchmarks.suite import heads, losses, maps
+from benchmarks.suite import session as session_module
 from benchmarks.suite.cases import function_words, group_name, peer_id, peers_and_absent, suite_cases
 from benchmarks.suite.configurations import (
     MMSEG,
@@ -178,6 +180,17 @@ def test_memory_is_measured_in_a_fresh_process_and_times_without_page_faults() -
     assert row["peak_bytes"][peers[1]] == pytest.approx(labels, rel=0.3)
     assert set(row["without_page_faults"]["milliseconds"]) == set(peers)
     assert row["without_page_faults"]["times_ours"][peers[1]] == 1.0
+
+
+def test_floors_are_of_the_best_rates_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([Ceilings(40.0, 30.0, 100.0, 400.0), Ceilings(20.0, 50.0, 200.0, 300.0)])
+    monkeypatch.setattr(session_module, "measure_ceilings", lambda device: next(measured))
+    monkeypatch.setattr(Session, "_peak", lambda self, case, peer: 1)
+    cases = [make(SMALL, EXACT, "cpu") for make in (maps.pool, maps.concat)]
+    session = Session(Plan("cpu", quick=True, rounds=1, seconds=0.0), {case.id: ["eager"] for case in cases})
+    first, second = (session.outcome(case, timed=True).row["ceilings"] for case in cases)
+    assert first == {"copy": 40.0, "read": 30.0, "float32": 100.0, "bfloat16": 400.0}
+    assert second == {"copy": 40.0, "read": 50.0, "float32": 200.0, "bfloat16": 400.0}
 
 
 def row(peers: Sequence[str], **more: Any) -> dict[str, Any]:
