@@ -9,6 +9,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
@@ -134,7 +135,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
         grad, x, w, at::OptionalIntArrayRef(), {1, 1}, same_padding(weight), {1, 1}, false, {0, 0}, 1, wanted);
   };
 
-  // One gradient after the other, so that the copies of the weight and of x that oneDNN makes do not add up.
+  // One gradient after the other, so that the copies of maps and weight that oneDNN makes do not add up.
   if (mask[0]) {
     const auto format = reads_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
     grad_x = std::get<0>(backward(part, {true, false, false})).contiguous(format);
@@ -142,7 +143,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
   if (mask[2]) {
     grad_weight = at::empty_like(dense(weight));
     // The weight's values have no part in its own gradient: memory that nobody touches stands for them.
-    const at::Tensor of_that_shape = at::empty_like(part);
+    const at::Tensor of_that_shape =
+        at::empty(part.sizes(), part.options().memory_format(grad_weight.suggest_memory_format()));
     grad_weight.narrow(1, options.first_x_channel, x.size(1))
         .copy_(std::get<1>(backward(of_that_shape, {false, true, false})));
   }
