@@ -97,4 +97,27 @@ inline Cells cut_cells(int64_t nodes, int64_t out, bool align_corners) {
   return cells;
 }
 
+// What position x of an axis of `out` outputs reads of its `nodes` inputs: two neighbours, one of weight zero where the
+// position lies on a node. Positions outside of the axis are zero padding and read nothing; half-pixel centres outside of
+// the outer nodes read those. `scale` is source_scale(nodes, out, align_corners).
+struct BilinearTaps {
+  int32_t lower, upper;
+  double lower_weight, upper_weight;
+
+  PSPNET_FAST_HD double weight(int32_t node) const {
+    return (node == lower ? lower_weight : 0.0) + (node == upper ? upper_weight : 0.0);
+  }
+};
+
+PSPNET_FAST_HD BilinearTaps bilinear_taps(int64_t x, int64_t nodes, int64_t out, double scale, bool align_corners) {
+  if (x < 0 || x >= out) return {0, 0, 0.0, 0.0};
+  const double last = static_cast<double>(nodes - 1), at = static_cast<double>(x);
+  double position = align_corners ? at * scale : (at + 0.5) * scale - 0.5;
+  position = position < 0.0 ? 0.0 : position > last ? last : position;
+  const int32_t lower = static_cast<int32_t>(position);
+  const int32_t upper = lower + 1 < nodes ? lower + 1 : lower;
+  const double t = position - static_cast<double>(lower);
+  return {lower, upper, 1.0 - t, t};
+}
+
 }  // namespace pspnet_fast
