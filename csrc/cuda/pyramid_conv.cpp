@@ -122,9 +122,7 @@ Side weight_side(const Call& c, const at::Tensor& weight, const FilterAxis& f, i
 
 // The weight as the products read it: taps at equal distances.
 at::Tensor even_taps(const at::Tensor& weight) {
-  const bool even = weight.size(2) == 1 || weight.size(3) == 1
-                        ? weight.size(2) == 1
-                        : weight.stride(2) == weight.size(3) * weight.stride(3);
+  const bool even = weight.size(2) == 1 || weight.stride(2) == weight.size(3) * weight.stride(3);
   return even ? weight : weight.contiguous();
 }
 
@@ -152,6 +150,63 @@ at::Tensor make_q(const Call& c) {
   launch_products(c.type, true, products, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return q;
+}
+
+// grad_q[b, (cell, tap), o], of grad's type: the products read it as they read the weight.
+at::Tensor make_grad_q(const Call& c, const ConvGrid& grid, const at::Tensor& upstream) {
+  const bool channels_last = reads_channels_last(upstream);
+  const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
+  at::Tensor parts = at::empty({grid.parts(), c.t.batch, c.t.positions, c.t.out_channels}, accumulator_of(c.x));
+  const at::TensorOptions own = at::TensorOptions(c.x.device()).dtype(c.x.scalar_type());
+  at::Tensor grad_q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, own);
+  launch_pyramid_conv_gather(
+      c.type, channels_last, c.t, grid, grad.const_data_ptr(), parts.mutable_data_ptr(), grad_q.mutable_data_ptr(),
+      c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return grad_q;
+}
+
+// grad_weight[o, c, tap] = Σ_{b, cell} grad_q[b, (cell, tap), o] · levels[b, c, cell], where the weight has it
+void write_grad_weight(const Call& c, const at::Tensor& grad_q, const at::Tensor& into) {
+  const at::Tensor grad_weight = even_taps(into);
+  const FilterAxis f(c);
+  Products products{c.t.levels, {}};
+  for (int32_t l = 0; l < c.t.levels; ++l) {
+    Product& p = products.of[l];
+    p.m = f.axis(), p.n = channel_axis(c), p.k = cell_axis(c, l);
+    p.a = {at_element(grad_q, c.t.first_cell[l] * c.taps() * c.t.out_channels), filters_of_q(c, f), cells_of_q(c), {}};
+    p.b = {at_element(c.levels, c.t.first_cell[l]), {0, c.cells()}, cells_of_levels(c), {}};
+    const Side to = weight_side(c, grad_weight, f, l);
+    p.c = const_cast<void*>(to.data);
+    p.c_row = to.row, p.c_column = to.depth;
+    p.c_along_rows = grad_weight.stride(1) != 1;
+    finish(p, grad_q.element_size());
+  }
+  launch_products(c.type, false, products, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  if (!grad_weight.is_same(into)) into.copy_(grad_weight);
+}
+
+// grad_levels[b, c, cell] = Σ_{o, tap} weight[o, c, tap] · grad_q[b, (cell, tap), o]
+at::Tensor make_grad_levels(const Call& c, const at::Tensor& grad_q) {
+  const at::Tensor weight = even_taps(c.weight);
+  at::Tensor grad_levels = at::empty(c.levels.sizes(), c.levels.options());
+  const FilterAxis f(c);
+  Products products{c.t.levels, {}};
+  for (int32_t l = 0; l < c.t.levels; ++l) {
+    Product& p = products.of[l];
+    p.m = cell_axis(c, l), p.n = channel_axis(c), p.k = f.axis();
+    p.a = {at_element(grad_q, c.t.first_cell[l] * c.taps() * c.t.out_channels), cells_of_q(c), filters_of_q(c, f), {}};
+    const Side filters = weight_side(c, weight, f, l);
+    p.b = {filters.data, filters.depth, filters.row, {}};
+    p.c = const_cast<char*>(at_element(grad_levels, c.t.first_cell[l]));
+    p.c_row = cells_of_levels(c), p.c_column = {0, c.cells()};
+    p.c_along_rows = true;
+    finish(p, weight.element_size());
+  }
+  launch_products(c.type, false, products, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return grad_levels;
 }
 
 // ---- Operators ------------------------------------------------------------------------------------------------------
@@ -192,10 +247,45 @@ at::Tensor pyramid_conv_norm_relu_cuda(
       x, levels, weight, bias, bins, align_corners, x_first, NormTensors(x, mean, var, gamma, beta, eps));
 }
 
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// By x, levels and weight, those that `mask` asks for; the others are empty.
+Gradients pyramid_conv_backward_cuda(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight,
+    at::IntArrayRef bins, bool align_corners, bool x_first, std::array<bool, 3> mask) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const auto [want_x, want_levels, want_weight] = mask;
+  if (grad.numel() == 0) {
+    const auto zeros = [](const at::Tensor& t, bool wanted) { return wanted ? at::zeros_like(t) : nothing(t); };
+    return {zeros(x, want_x), zeros(levels, want_levels), zeros(weight, want_weight)};
+  }
+  const auto call = make_call(x, levels, weight, bins, align_corners, x_first);
+  const ConvGrid grid = call ? conv_gather_grid(call->type, call->t, most_shared_bytes()) : ConvGrid{};
+  if (!call || grid.warps == 0 || grid.blocks >= int64_t{1} << 31) {
+    return stock_backward(grad, x, levels, weight, bins, align_corners, x_first, mask);
+  }
+
+  at::Tensor grad_x = nothing(x), grad_levels = nothing(levels), grad_weight = nothing(weight);
+  if (want_x || want_weight) {
+    auto [of_x, of_part, bias] = convolve_backward(grad, x, call->x_part(weight), want_x, want_weight);
+    if (want_x) grad_x = in_layout_of(of_x, x);
+    if (want_weight) {
+      grad_weight = at::empty_like(weight);
+      call->x_part(grad_weight).copy_(of_part);
+    }
+  }
+  if (!want_levels && !want_weight) return {grad_x, grad_levels, grad_weight};
+  const at::Tensor grad_q = make_grad_q(*call, grid, grad);
+  if (want_weight) write_grad_weight(*call, grad_q, grad_weight);
+  if (want_levels) grad_levels = make_grad_levels(*call, grad_q);
+  return {grad_x, grad_levels, grad_weight};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(pspnet_fast, CUDA, m) {
   m.impl("pyramid_conv", pyramid_conv_cuda);
+  m.impl("pyramid_conv_backward", pyramid_conv_backward_cuda);
   m.impl("pyramid_conv_norm_relu", pyramid_conv_norm_relu_cuda);
 }
 
