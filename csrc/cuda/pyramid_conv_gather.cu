@@ -57,7 +57,7 @@ __device__ __forceinline__ void stage_row(const ConvTables& t, const Run& run, i
   const Owned<CHANNELS_LAST> owned;
   const MapRow<CHANNELS_LAST> row(t, run, owned, h);
   T* to = staged + owned.column * kRunChannels + owned.channel;
-  row.template visit_lines<VEC, kOwned>(0, [&](int i, int j, int64_t offset) {
+  const auto move = [&](int i, int j, int64_t offset) {
     Vector<T, VEC> vector;
 #pragma unroll
     for (int e = 0; e < VEC; ++e) vector.v[e] = static_cast<T>(0.0f);
@@ -68,7 +68,10 @@ __device__ __forceinline__ void stage_row(const ConvTables& t, const Run& run, i
 #pragma unroll
       for (int e = 0; e < VEC; ++e) to[(j + e) * kRunChannels + i] = vector.v[e];
     }
-  });
+  };
+  constexpr int kLines = 4;  // on their way at once
+#pragma unroll 1
+  for (int first = 0; first < kOwned; first += kLines) row.template visit_lines<VEC, kLines>(first, move);
 }
 
 // G of TERMS terms of this lane from `first`: Σ over columns of U · grad. Terms beyond the last repeat it, unused.
