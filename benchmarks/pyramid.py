@@ -129,7 +129,7 @@ class FusedHead(StockHead):
         self.ppm = PyramidPooling(channels, channels // 4, BINS)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        levels = self.ppm.forward_levels(x)  # type: ignore[operator]
+        x, levels = self.ppm.forward_levels(x)  # type: ignore[operator]
         return F.relu(self.bn(pspnet_fast.pyramid_conv(x, levels, self.conv.weight, bins=BINS)))
 
 

@@ -63,6 +63,23 @@ PSPNET_FAST_HD double source_scale(int64_t in, int64_t out, bool align_corners) 
   return static_cast<double>(in) / static_cast<double>(out);
 }
 
+// The two inputs that an output position is interpolated from. A position outside of the `out` outputs lies in a
+// convolution's zero padding: both weights are 0.
+struct Taps {
+  int32_t first, second;
+  double first_weight, second_weight;
+};
+
+PSPNET_FAST_HD Taps bilinear_taps(int64_t position, int64_t in, int64_t out, bool align_corners) {
+  if (position < 0 || position >= out) return {0, 0, 0.0, 0.0};
+  const double scale = source_scale(in, out, align_corners), last = static_cast<double>(in - 1);
+  double source = align_corners ? position * scale : (position + 0.5) * scale - 0.5;
+  source = source < 0.0 ? 0.0 : source > last ? last : source;
+  const int32_t first = static_cast<int32_t>(source);
+  const double fraction = source - first;
+  return {first, first + 1 < in ? first + 1 : first, 1.0 - fraction, fraction};
+}
+
 // One axis of `nodes` inputs cut into cells: cell q lies between nodes first_node + q and first_node + q + 1, clamped to
 // the axis, and holds outputs begin[q], …, begin[q] + count[q] - 1 at fractions start[q], start[q] + step, … of its length.
 // Half-pixel centres place the border outputs outside of the outer nodes: those are cells -1 and nodes - 1. Every node
@@ -95,29 +112,6 @@ inline Cells cut_cells(int64_t nodes, int64_t out, bool align_corners) {
     }
   }
   return cells;
-}
-
-// What position x of an axis of `out` outputs reads of its `nodes` inputs: two neighbours, one of weight zero where the
-// position lies on a node. Positions outside of the axis are zero padding and read nothing; half-pixel centres outside of
-// the outer nodes read those. `scale` is source_scale(nodes, out, align_corners).
-struct BilinearTaps {
-  int32_t lower, upper;
-  double lower_weight, upper_weight;
-
-  PSPNET_FAST_HD double weight(int32_t node) const {
-    return (node == lower ? lower_weight : 0.0) + (node == upper ? upper_weight : 0.0);
-  }
-};
-
-PSPNET_FAST_HD BilinearTaps bilinear_taps(int64_t x, int64_t nodes, int64_t out, double scale, bool align_corners) {
-  if (x < 0 || x >= out) return {0, 0, 0.0, 0.0};
-  const double last = static_cast<double>(nodes - 1), at = static_cast<double>(x);
-  double position = align_corners ? at * scale : (at + 0.5) * scale - 0.5;
-  position = position < 0.0 ? 0.0 : position > last ? last : position;
-  const int32_t lower = static_cast<int32_t>(position);
-  const int32_t upper = lower + 1 < nodes ? lower + 1 : lower;
-  const double t = position - static_cast<double>(lower);
-  return {lower, upper, 1.0 - t, t};
 }
 
 }  // namespace pspnet_fast

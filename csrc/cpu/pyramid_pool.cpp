@@ -7,6 +7,7 @@
 
 #include "../pool_checks.h"
 #include "pyramid_pool_kernel.h"
+#include "tensors.h"
 
 namespace pspnet_fast {
 namespace {
@@ -39,28 +40,14 @@ struct Geometry {
   }
   Geometry(const Geometry&) = delete;  // shape points into rows and columns
 
-  int64_t plane_scratch() const { return shape.width + (shape.row_intervals + 1) * shape.column_intervals; }
+  int64_t plane_scratch(ElementType type) const { return PSPNET_FAST_PER_ISA(pool_planes_scratch, type, shape); }
   int64_t plane_grain() const { return std::max<int64_t>(1, kGrain / (shape.height * shape.width)); }
   int64_t blocks_per_image() const { return (shape.channels + kChannelBlock - 1) / kChannelBlock; }
 };
 
-PoolType pool_type(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat: return PoolType::f32;
-    case at::kDouble: return PoolType::f64;
-    case at::kHalf: return PoolType::f16;
-    case at::kBFloat16: return PoolType::bf16;
-    default: TORCH_CHECK_TYPE(false, "x must be float32, float64, float16 or bfloat16, not ", x.scalar_type());
-  }
-}
-
-at::TensorOptions accumulator(const at::Tensor& x) {
-  return x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-}
-
 at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
   check_map("x", input);
-  const PoolType type = pool_type(input);
+  const ElementType type = element_type(input);
   const bool channels_last = reads_channels_last(input);
   const at::Tensor x = channels_last ? input : input.contiguous();
   const int64_t batch = x.size(0), channels = x.size(1);
@@ -71,7 +58,7 @@ at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
 
   if (!channels_last) {
     at::parallel_for(0, batch * channels, geometry.plane_grain(), [&](int64_t begin, int64_t end) {
-      at::Tensor scratch = at::empty({geometry.plane_scratch()}, accumulator(x));
+      at::Tensor scratch = at::empty({geometry.plane_scratch(type)}, accumulator(x));
       PSPNET_FAST_PER_ISA(
           pool_planes_forward, type, shape, x.const_data_ptr(), out.mutable_data_ptr(), scratch.mutable_data_ptr(),
           begin, end);
@@ -91,26 +78,22 @@ at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
   return out;
 }
 
-at::Tensor pyramid_pool_backward_cpu(
-    const at::Tensor& upstream, int64_t height, int64_t width, at::IntArrayRef bins, bool channels_last) {
-  check_packed(upstream, bins);
-  TORCH_CHECK_VALUE(height >= 1 && width >= 1, "height and width must be at least 1, not ", height, " and ", width);
-  const PoolType type = pool_type(upstream);
+// Writes the gradient of x into grad_x, or adds it; grad_x is dense, in channels_last memory or NCHW.
+void spread(const at::Tensor& upstream, const at::Tensor& grad_x, at::IntArrayRef bins, bool channels_last, bool add) {
+  const ElementType type = element_type(upstream);
   const at::Tensor grad = upstream.contiguous();
   const int64_t batch = grad.size(0), channels = grad.size(1);
-  const Geometry geometry(channels, height, width, bins);
+  const Geometry geometry(channels, grad_x.size(2), grad_x.size(3), bins);
   const PoolShape& shape = geometry.shape;
-  at::Tensor grad_x = empty_map(grad, height, width, channels_last);
-  if (grad_x.numel() == 0) return grad_x;
 
   if (!channels_last) {
     at::parallel_for(0, batch * channels, geometry.plane_grain(), [&](int64_t begin, int64_t end) {
-      at::Tensor scratch = at::empty({geometry.plane_scratch()}, accumulator(grad));
+      at::Tensor scratch = at::empty({geometry.plane_scratch(type)}, accumulator(grad));
       PSPNET_FAST_PER_ISA(
-          pool_planes_backward, type, shape, grad.const_data_ptr(), grad_x.mutable_data_ptr(),
+          pool_planes_backward, type, add, shape, grad.const_data_ptr(), grad_x.mutable_data_ptr(),
           scratch.mutable_data_ptr(), begin, end);
     });
-    return grad_x;
+    return;
   }
   at::Tensor shares = at::empty({batch, shape.cells, channels}, accumulator(grad));
   at::parallel_for(0, batch * geometry.blocks_per_image(), 1, [&](int64_t begin, int64_t end) {
@@ -120,10 +103,24 @@ at::Tensor pyramid_pool_backward_cpu(
   at::parallel_for(0, batch * shape.row_intervals, 1, [&](int64_t begin, int64_t end) {
     at::Tensor scratch = at::empty({shape.column_intervals, channels}, accumulator(grad));
     PSPNET_FAST_PER_ISA(
-        pool_bands_backward, type, shape, shares.const_data_ptr(), grad_x.mutable_data_ptr(),
+        pool_bands_backward, type, add, shape, shares.const_data_ptr(), grad_x.mutable_data_ptr(),
         scratch.mutable_data_ptr(), begin, end);
   });
+}
+
+at::Tensor pyramid_pool_backward_cpu(
+    const at::Tensor& grad, int64_t height, int64_t width, at::IntArrayRef bins, bool channels_last) {
+  check_packed(grad, bins);
+  TORCH_CHECK_VALUE(height >= 1 && width >= 1, "height and width must be at least 1, not ", height, " and ", width);
+  at::Tensor grad_x = empty_map(grad, height, width, channels_last);
+  use_huge_pages(grad_x);
+  if (grad_x.numel() != 0) spread(grad, grad_x, bins, channels_last, /*add=*/false);
   return grad_x;
+}
+
+void pyramid_pool_backward_add_cpu(const at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
+  check_addable(grad_x, grad, bins);
+  if (grad_x.numel() != 0) spread(grad, grad_x, bins, reads_channels_last(grad_x), /*add=*/true);
 }
 
 }  // namespace
@@ -131,6 +128,7 @@ at::Tensor pyramid_pool_backward_cpu(
 TORCH_LIBRARY_IMPL(pspnet_fast, CPU, m) {
   m.impl("pyramid_pool", pyramid_pool_cpu);
   m.impl("pyramid_pool_backward", pyramid_pool_backward_cpu);
+  m.impl("pyramid_pool_backward_add", pyramid_pool_backward_add_cpu);
 }
 
 }  // namespace pspnet_fast

@@ -5,6 +5,7 @@
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
 namespace {
 
+#include "elements.h"
 #include "pyramid_pool_levels.h"
 
 template <typename T>
@@ -84,7 +85,7 @@ void blocks_backward(const PoolShape& s, const T* grad, void* shares, int64_t be
   }
 }
 
-template <typename T>
+template <bool kAdd, typename T>
 void bands_backward(
     const PoolShape& s, const void* shares, T* grad_x, void* scratch, int64_t begin, int64_t end) {
   using Acc = typename AccOf<T>::type;
@@ -108,9 +109,8 @@ void bands_backward(
     for (int64_t h = s.row_edge[r]; h < s.row_edge[r + 1]; ++h) {
       T* pixel = grad_x + (b * s.height + h) * s.width * s.channels;
       for (int64_t c = 0; c < s.column_intervals; ++c) {
-        const Acc* __restrict__ value = atoms + c * s.channels;
         for (int64_t w = s.column_edge[c]; w < s.column_edge[c + 1]; ++w, pixel += s.channels) {
-          for (int64_t ch = 0; ch < s.channels; ++ch) store(pixel + ch, value[ch]);
+          write<kAdd>(pixel, atoms + c * s.channels, s.channels);
         }
       }
     }
@@ -120,7 +120,7 @@ void bands_backward(
 }  // namespace
 
 void pool_bands_forward(
-    PoolType type, const PoolShape& shape, const void* x, void* atoms, int64_t begin, int64_t end) {
+    ElementType type, const PoolShape& shape, const void* x, void* atoms, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     bands_forward(shape, static_cast<const T*>(x), atoms, begin, end);
@@ -128,7 +128,7 @@ void pool_bands_forward(
 }
 
 void pool_blocks_forward(
-    PoolType type, const PoolShape& shape, const void* atoms, void* out, int64_t begin, int64_t end) {
+    ElementType type, const PoolShape& shape, const void* atoms, void* out, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     blocks_forward(shape, atoms, static_cast<T*>(out), begin, end);
@@ -136,7 +136,7 @@ void pool_blocks_forward(
 }
 
 void pool_blocks_backward(
-    PoolType type, const PoolShape& shape, const void* grad, void* shares, int64_t begin, int64_t end) {
+    ElementType type, const PoolShape& shape, const void* grad, void* shares, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     blocks_backward(shape, static_cast<const T*>(grad), shares, begin, end);
@@ -144,10 +144,13 @@ void pool_blocks_backward(
 }
 
 void pool_bands_backward(
-    PoolType type, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin, int64_t end) {
+    ElementType type, bool add, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin,
+    int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
-    bands_backward(shape, shares, static_cast<T*>(grad_x), scratch, begin, end);
+    T* to = static_cast<T*>(grad_x);
+    add ? bands_backward<true>(shape, shares, to, scratch, begin, end)
+        : bands_backward<false>(shape, shares, to, scratch, begin, end);
   });
 }
 

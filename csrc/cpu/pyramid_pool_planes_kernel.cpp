@@ -1,93 +1,146 @@
-// One pass of pyramid pooling, by atoms (see geometry.h), in NCHW: a plane at a time. Compiled once per instruction set.
+// One pass of pyramid pooling, by atoms (see geometry.h), in NCHW: a plane at a time between the map and its atoms, as
+// many planes as a register has lanes between the atoms and the bins. Compiled once per instruction set.
+#include "intrinsics.h"
 #include "pyramid_pool_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
 namespace {
 
-#include "pyramid_pool_levels.h"
+#include "lanes.h"
 
+#include "elements.h"
+#include "pyramid_pool_levels.h"
+#include "widen.h"
+
+// line[w] = Σ over `rows` rows of x. Four vectors at a time stay in registers; the last ones of a row are moved back to
+// end with it, and write some sums twice.
 template <typename T, typename Acc>
-void sum_rows(const T* __restrict__ x, int64_t rows, int64_t width, Acc* __restrict__ line) {
-  // Four rows at once: one load and store of the running line for four of x.
-  fill(line, width, Acc(0));
-  int64_t h = 0;
-  for (; h + 4 <= rows; h += 4, x += 4 * width) {
-    for (int64_t w = 0; w < width; ++w) {
-      line[w] += (load(x[w]) + load(x[w + width])) + (load(x[w + 2 * width]) + load(x[w + 3 * width]));
+void sum_rows(const T* x, int64_t rows, int64_t width, Acc* line) {
+  constexpr int64_t n = kLanes<Acc>;
+  if (width < n) {
+    fill(line, width, Acc(0));
+    for (int64_t h = 0; h < rows; ++h, x += width) {
+      for (int64_t w = 0; w < width; ++w) line[w] += load(x[w]);
+    }
+    return;
+  }
+  for (int64_t begin = 0; begin < width; begin += 4 * n) {
+    int64_t at[4];
+    for (int v = 0; v < 4; ++v) at[v] = begin + v * n < width - n ? begin + v * n : width - n;
+    Lanes<Acc> sum[4] = {};
+    const T* row = x;
+    for (int64_t h = 0; h < rows; ++h, row += width) {
+      for (int v = 0; v < 4; ++v) sum[v] += widen(row + at[v]);
+    }
+    for (int v = 0; v < 4; ++v) put(line + at[v], sum[v]);
+  }
+}
+
+// Lane `lane` of atoms [row_intervals, column_intervals, lanes] from lines [row_intervals, width].
+template <typename Acc>
+void sum_columns(const PoolShape& s, const Acc* lines, Acc* atoms, int64_t lane) {
+  constexpr int64_t kRows = 4;  // sums that do not wait for one another; the last row is summed again to fill up
+  for (int64_t r = 0; r < s.row_intervals; r += kRows) {
+    int64_t row[kRows];
+    for (int64_t i = 0; i < kRows; ++i) row[i] = r + i < s.row_intervals ? r + i : s.row_intervals - 1;
+    for (int64_t c = 0; c < s.column_intervals; ++c) {
+      Acc sum[kRows] = {};
+      for (int64_t w = s.column_edge[c]; w < s.column_edge[c + 1]; ++w) {
+        for (int64_t i = 0; i < kRows; ++i) sum[i] += lines[row[i] * s.width + w];
+      }
+      for (int64_t i = 0; i < kRows; ++i) atoms[(row[i] * s.column_intervals + c) * kLanes<Acc> + lane] = sum[i];
     }
   }
-  for (; h < rows; ++h, x += width) {
-    for (int64_t w = 0; w < width; ++w) line[w] += load(x[w]);
-  }
+}
+
+// Packed cells of `count` planes from their atoms.
+template <typename T, typename Acc>
+void average_bins(const PoolShape& s, const Acc* atoms, Acc* merged, T* packed, int64_t count) {
+  constexpr int64_t n = kLanes<Acc>;
+  for_each_level(s, [&](const Level& level) {
+    for (int64_t i = 0; i < level.k; ++i) {
+      fill(merged, s.column_intervals * n, Acc(0));
+      for (int64_t r = s.row_first[level.entry + i]; r < s.row_last[level.entry + i]; ++r) {
+        add(merged, atoms + r * s.column_intervals * n, s.column_intervals * n);
+      }
+      const int64_t rows = row_count(s, level.entry + i);
+      for (int64_t j = 0; j < level.k; ++j) {
+        Lanes<Acc> sum = {};
+        for (int64_t c = s.column_first[level.entry + j]; c < s.column_last[level.entry + j]; ++c) {
+          sum += get(merged + c * n);
+        }
+        sum /= all(Acc(rows * column_count(s, level.entry + j)));
+        T* cell = packed + level.cell + i * level.k + j;
+        for (int64_t p = 0; p < count; ++p) store(cell + p * s.cells, sum[p]);
+      }
+    }
+  });
 }
 
 template <typename T>
 void planes_forward(const PoolShape& s, const T* x, T* out, void* scratch, int64_t begin, int64_t end) {
   using Acc = typename AccOf<T>::type;
-  Acc* line = static_cast<Acc*>(scratch);
-  Acc* atoms = line + s.width;  // [row_intervals, column_intervals]
-  Acc* merged = atoms + s.row_intervals * s.column_intervals;
+  constexpr int64_t n = kLanes<Acc>;
+  Acc* lines = static_cast<Acc*>(scratch);
+  Acc* atoms = lines + s.row_intervals * s.width;
+  Acc* merged = atoms + s.row_intervals * s.column_intervals * n;
+  fill(atoms, s.row_intervals * s.column_intervals * n, Acc(0));
 
-  for (int64_t p = begin; p < end; ++p) {
-    const T* plane = x + p * s.height * s.width;
-    for (int64_t r = 0; r < s.row_intervals; ++r) {
-      sum_rows(plane + s.row_edge[r] * s.width, s.row_edge[r + 1] - s.row_edge[r], s.width, line);
-      for (int64_t c = 0; c < s.column_intervals; ++c) {
-        Acc sum = 0;
-        for (int64_t w = s.column_edge[c]; w < s.column_edge[c + 1]; ++w) sum += line[w];
-        atoms[r * s.column_intervals + c] = sum;
+  for (int64_t first = begin; first < end; first += n) {
+    const int64_t count = end - first < n ? end - first : n;
+    for (int64_t p = 0; p < count; ++p) {
+      const T* plane = x + (first + p) * s.height * s.width;
+      for (int64_t r = 0; r < s.row_intervals; ++r) {
+        sum_rows(plane + s.row_edge[r] * s.width, s.row_edge[r + 1] - s.row_edge[r], s.width, lines + r * s.width);
       }
+      sum_columns(s, lines, atoms, p);
     }
-
-    T* packed = out + p * s.cells;
-    for_each_level(s, [&](const Level& level) {
-      for (int64_t i = 0; i < level.k; ++i) {
-        fill(merged, s.column_intervals, Acc(0));
-        for (int64_t r = s.row_first[level.entry + i]; r < s.row_last[level.entry + i]; ++r) {
-          add(merged, atoms + r * s.column_intervals, s.column_intervals);
-        }
-        const int64_t rows = row_count(s, level.entry + i);
-        for (int64_t j = 0; j < level.k; ++j) {
-          Acc sum = 0;
-          for (int64_t c = s.column_first[level.entry + j]; c < s.column_last[level.entry + j]; ++c) sum += merged[c];
-          store(packed + level.cell + i * level.k + j, sum / Acc(rows * column_count(s, level.entry + j)));
-        }
-      }
-    });
+    average_bins(s, atoms, merged, out + first * s.cells, count);
   }
 }
 
-template <typename T>
-void planes_backward(const PoolShape& s, const T* grad, T* grad_x, void* scratch, int64_t begin, int64_t end) {
-  using Acc = typename AccOf<T>::type;
-  Acc* line = static_cast<Acc*>(scratch);
-  Acc* atoms = line + s.width;
-
-  for (int64_t p = begin; p < end; ++p) {
-    const T* packed = grad + p * s.cells;
-    fill(atoms, s.row_intervals * s.column_intervals, Acc(0));
-    for_each_level(s, [&](const Level& level) {
-      for (int64_t i = 0; i < level.k; ++i) {
-        const int64_t rows = row_count(s, level.entry + i);
-        for (int64_t j = 0; j < level.k; ++j) {
-          const int64_t first = s.column_first[level.entry + j], last = s.column_last[level.entry + j];
-          const Acc share =
-              load(packed[level.cell + i * level.k + j]) / Acc(rows * column_count(s, level.entry + j));
-          for (int64_t r = s.row_first[level.entry + i]; r < s.row_last[level.entry + i]; ++r) {
-            for (int64_t c = first; c < last; ++c) atoms[r * s.column_intervals + c] += share;
+// The gradient on the atoms of `count` planes, [row_intervals, column_intervals, lanes].
+template <typename T, typename Acc>
+void spread_bins(const PoolShape& s, const T* packed, Acc* atoms, int64_t count) {
+  constexpr int64_t n = kLanes<Acc>;
+  fill(atoms, s.row_intervals * s.column_intervals * n, Acc(0));
+  for_each_level(s, [&](const Level& level) {
+    for (int64_t i = 0; i < level.k; ++i) {
+      const int64_t rows = row_count(s, level.entry + i);
+      for (int64_t j = 0; j < level.k; ++j) {
+        const T* cell = packed + level.cell + i * level.k + j;
+        Lanes<Acc> share = {};
+        for (int64_t p = 0; p < count; ++p) share[p] = load(cell[p * s.cells]);
+        share /= all(Acc(rows * column_count(s, level.entry + j)));
+        for (int64_t r = s.row_first[level.entry + i]; r < s.row_last[level.entry + i]; ++r) {
+          for (int64_t c = s.column_first[level.entry + j]; c < s.column_last[level.entry + j]; ++c) {
+            Acc* atom = atoms + (r * s.column_intervals + c) * n;
+            put(atom, get(atom) + share);
           }
         }
       }
-    });
+    }
+  });
+}
 
-    T* plane = grad_x + p * s.height * s.width;
-    for (int64_t r = 0; r < s.row_intervals; ++r) {
-      for (int64_t c = 0; c < s.column_intervals; ++c) {
-        fill(line + s.column_edge[c], s.column_edge[c + 1] - s.column_edge[c], atoms[r * s.column_intervals + c]);
-      }
-      for (int64_t h = s.row_edge[r]; h < s.row_edge[r + 1]; ++h) {
-        T* row = plane + h * s.width;
-        for (int64_t w = 0; w < s.width; ++w) store(row + w, line[w]);
+template <bool kAdd, typename T>
+void planes_backward(const PoolShape& s, const T* grad, T* grad_x, void* scratch, int64_t begin, int64_t end) {
+  using Acc = typename AccOf<T>::type;
+  constexpr int64_t n = kLanes<Acc>;
+  Acc* line = static_cast<Acc*>(scratch);
+  Acc* atoms = line + s.row_intervals * s.width;
+
+  for (int64_t first = begin; first < end; first += n) {
+    const int64_t count = end - first < n ? end - first : n;
+    spread_bins(s, grad + first * s.cells, atoms, count);
+    for (int64_t p = 0; p < count; ++p) {
+      T* plane = grad_x + (first + p) * s.height * s.width;
+      for (int64_t r = 0; r < s.row_intervals; ++r) {
+        for (int64_t c = 0; c < s.column_intervals; ++c) {
+          const Acc value = atoms[(r * s.column_intervals + c) * n + p];
+          fill(line + s.column_edge[c], s.column_edge[c + 1] - s.column_edge[c], value);
+        }
+        for (int64_t h = s.row_edge[r]; h < s.row_edge[r + 1]; ++h) write<kAdd>(plane + h * s.width, line, s.width);
       }
     }
   }
@@ -95,8 +148,13 @@ void planes_backward(const PoolShape& s, const T* grad, T* grad_x, void* scratch
 
 }  // namespace
 
+int64_t pool_planes_scratch(ElementType type, const PoolShape& s) {
+  const int64_t lanes = type == ElementType::f64 ? kLanes<double> : kLanes<float>;
+  return s.row_intervals * s.width + (s.row_intervals + 1) * s.column_intervals * lanes;
+}
+
 void pool_planes_forward(
-    PoolType type, const PoolShape& shape, const void* x, void* out, void* scratch, int64_t begin, int64_t end) {
+    ElementType type, const PoolShape& shape, const void* x, void* out, void* scratch, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     planes_forward(shape, static_cast<const T*>(x), static_cast<T*>(out), scratch, begin, end);
@@ -104,10 +162,14 @@ void pool_planes_forward(
 }
 
 void pool_planes_backward(
-    PoolType type, const PoolShape& shape, const void* grad, void* grad_x, void* scratch, int64_t begin, int64_t end) {
+    ElementType type, bool add, const PoolShape& shape, const void* grad, void* grad_x, void* scratch, int64_t begin,
+    int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
-    planes_backward(shape, static_cast<const T*>(grad), static_cast<T*>(grad_x), scratch, begin, end);
+    const T* from = static_cast<const T*>(grad);
+    T* to = static_cast<T*>(grad_x);
+    add ? planes_backward<true>(shape, from, to, scratch, begin, end)
+        : planes_backward<false>(shape, from, to, scratch, begin, end);
   });
 }
 

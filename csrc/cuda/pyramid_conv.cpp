@@ -71,8 +71,6 @@ std::optional<Call> make_call(
     const auto k = static_cast<int32_t>(bins[l]);
     t.bins[l] = k, t.first_cell[l] = cell, t.first_bin[l] = bin;
     cell += k * k, bin += k;
-    t.row_scale[l] = source_scale(k, height, align_corners);
-    t.column_scale[l] = source_scale(k, width, align_corners);
   }
   call.width = levels.size(1);
   call.x_first = x_first;

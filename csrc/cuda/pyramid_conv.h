@@ -16,7 +16,6 @@ struct ConvTables {
   bool align_corners;
   int32_t bins[kMaxLevels];
   int32_t first_cell[kMaxLevels], first_bin[kMaxLevels];  // Σk² and Σk of the levels before
-  double row_scale[kMaxLevels], column_scale[kMaxLevels];
 };
 
 // How the image is cut into blocks: an image, 32 output channels, a strip of rows and a run of 64 columns each.

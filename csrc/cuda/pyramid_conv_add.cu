@@ -69,8 +69,8 @@ template <typename Acc>
 __device__ __forceinline__ void find_row_taps(const ConvTables& t, int h, RowTap<Acc>* taps) {
   for (int i = threadIdx.x % 32; i < t.levels * t.kernel_height; i += 32) {
     const int l = i / t.kernel_height, at = h + i % t.kernel_height - t.kernel_height / 2;
-    const BilinearTaps row = bilinear_taps(at, t.bins[l], t.height, t.row_scale[l], t.align_corners);
-    taps[i] = {row.lower, row.upper, static_cast<Acc>(row.lower_weight), static_cast<Acc>(row.upper_weight)};
+    const Taps row = bilinear_taps(at, t.bins[l], t.height, t.align_corners);
+    taps[i] = {row.first, row.second, static_cast<Acc>(row.first_weight), static_cast<Acc>(row.second_weight)};
   }
 }
 

@@ -137,8 +137,8 @@ __device__ __forceinline__ void find_row_weights(const ConvTables& t, int h, Acc
     const int k = t.bins[l];
     for (int i = threadIdx.x % 32; i < t.kernel_height * k; i += 32) {
       const int at = h + i / k - t.kernel_height / 2;
-      const BilinearTaps taps = bilinear_taps(at, k, t.height, t.row_scale[l], t.align_corners);
-      weights[t.first_bin[l] * t.kernel_height + i] = static_cast<Acc>(taps.weight(i % k));
+      const Taps taps = bilinear_taps(at, k, t.height, t.align_corners);
+      weights[t.first_bin[l] * t.kernel_height + i] = static_cast<Acc>(weight_of(taps, i % k));
     }
   }
 }

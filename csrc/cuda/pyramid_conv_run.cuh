@@ -81,6 +81,11 @@ struct MapRow {
   }
 };
 
+// What the taps give to one of the nodes.
+__device__ __forceinline__ double weight_of(const Taps& taps, int node) {
+  return (node == taps.first ? taps.first_weight : 0.0) + (node == taps.second ? taps.second_weight : 0.0);
+}
+
 // Calls visit(weight, term, column) for the block's table of columns: what each column of the run reads of each term.
 // Columns beyond the image read nothing.
 template <typename Visit>
@@ -90,9 +95,9 @@ __device__ __forceinline__ void for_column_weights(const ConvTables& t, const Ru
     for (int i = threadIdx.x; i < t.kernel_width * kRunColumns; i += blockDim.x) {
       const int column = i % kRunColumns, dx = i / kRunColumns, w = run.first_column + column;
       const int64_t at = w < t.width ? w + dx - t.kernel_width / 2 : -1;
-      const BilinearTaps taps = bilinear_taps(at, k, t.width, t.column_scale[l], t.align_corners);
+      const Taps taps = bilinear_taps(at, k, t.width, t.align_corners);
       const int term = t.first_bin[l] * t.kernel_width + dx * k;
-      for (int j = 0; j < k; ++j) visit(taps.weight(j), term + j, column);
+      for (int j = 0; j < k; ++j) visit(weight_of(taps, j), term + j, column);
     }
   }
 }

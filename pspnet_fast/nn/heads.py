@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from pspnet_fast.ops.pyramid_conv import pyramid_conv
+from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
 
 from .fusion import changed_reason, global_hook_reason
-from .norm import Norm, make_norm
+from .norm import Norm, frozen_norm, make_norm
 from .pyramid import PyramidPooling
 
 
@@ -46,7 +47,8 @@ class PSPHead(_Head):
     """The main head: the concatenation of a map and its pyramid levels -> logits [B, classes, H, W].
 
     Given the map and its packed levels instead of the concatenation, the first convolution runs fused
-    (:func:`pspnet_fast.pyramid_conv`), and the concatenation is never built.
+    (:func:`pspnet_fast.pyramid_conv`), and the concatenation is never built; in evaluation mode without gradients the
+    normalisation and ReLU behind it are part of that.
 
     Args: in_channels (of the concatenation: C + L·Ck), hidden_channels, classes, dropout, norm ("batch" or "group").
     """
@@ -56,9 +58,15 @@ class PSPHead(_Head):
         if levels is None:
             return super().forward(x)
 
-        conv = cast(nn.Conv2d, self[0])
-        x = pyramid_conv(x, levels, conv.weight, conv.bias, bins=bins)
-        for module in list(self)[1:]:
+        conv, norm, activation, *rest = self
+        assert isinstance(conv, nn.Conv2d)
+        frozen = frozen_norm(norm, activation)
+        if frozen is not None:
+            x = pyramid_conv_norm_relu(x, levels, conv.weight, frozen, conv.bias, bins=bins)
+        else:
+            x = pyramid_conv(x, levels, conv.weight, conv.bias, bins=bins)
+            rest = [norm, activation, *rest]
+        for module in rest:
             x = module(x)
         return x
 

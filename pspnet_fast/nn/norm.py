@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pspnet_fast.reference import NormStatistics
+
+from .fusion import changed_reason
 
 Norm = Literal["batch", "group"]
 
@@ -26,3 +32,19 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
             groups //= 2
         return nn.GroupNorm(groups, channels)
     raise ValueError(f"norm must be 'batch' or 'group', not {norm!r}")
+
+
+def frozen_norm(norm: nn.Module, activation: nn.Module) -> NormStatistics | None:
+    """The statistics of a batch normalisation with ReLU behind it that inference may apply as a factor and a sum.
+
+    None where the modules must be called: gradients are recorded, the batch's own statistics are used, or one of the
+    modules was replaced or hooked.
+    """
+    if torch.is_grad_enabled() or norm.training or not isinstance(norm, _BatchNorm):
+        return None
+    types = nn.SyncBatchNorm if isinstance(norm, nn.SyncBatchNorm) else nn.BatchNorm2d
+    if changed_reason("norm", norm, types) or changed_reason("activation", activation, nn.ReLU):
+        return None
+    if norm.running_mean is None or norm.running_var is None or not norm.affine:
+        return None
+    return NormStatistics(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)

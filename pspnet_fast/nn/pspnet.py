@@ -197,7 +197,7 @@ class PSPNet(nn.Module):
         if reason is not None:
             log_plain_road(self._plain_reasons, reason)
             return self.cls(self.ppm(stage4))
-        return self.cls(stage4, self.ppm.forward_levels(stage4), self.ppm.bins)
+        return self.cls(*self.ppm.forward_levels(stage4), self.ppm.bins)
 
     def _plain_losses(self, main: Tensor, aux: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The criterion called on full-resolution logits: for criteria that the fused loss does not know."""

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pspnet_fast.ops.pyramid_concat import pyramid_concat
-from pspnet_fast.ops.pyramid_pool import pyramid_pool
+from pspnet_fast.ops.pyramid_levels import pyramid_levels
+from pspnet_fast.ops.pyramid_pool import pyramid_pool, pyramid_pool_through
+from pspnet_fast.reference import NormStatistics, unpack_levels
 
 from .fusion import changed_reason, global_hook_reason, log_plain_road
-from .norm import Norm, make_norm
+from .norm import Norm, frozen_norm, make_norm
 
 
 class PyramidPooling(nn.Module):
@@ -60,23 +62,47 @@ class PyramidPooling(nn.Module):
         self.check_batch(x.shape[0])
         reason = self.unfusable_reason()
         if reason is None:
-            return pyramid_concat(x, self.forward_levels(x), bins=self.bins)
+            return pyramid_concat(x, self._transform(pyramid_pool(x, self.bins)), bins=self.bins)
 
         log_plain_road(self._plain_reasons, reason)
         size = x.shape[-2:]
         levels = [F.interpolate(f(x), size, mode="bilinear", align_corners=True) for f in self.features]
         return torch.cat([x, *levels], dim=1)
 
-    def forward_levels(self, x: Tensor) -> Tensor:
-        """The levels of ``x [B, C, H, W]`` before upsampling, packed [B, Ck, Σk²] (level by level, row-major)."""
-        pooled = pyramid_pool(x, self.bins).split([k * k for k in self.bins], dim=2)
+    def forward_levels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x [B, C, H, W]`` to go on with, and its levels before upsampling, packed [B, Ck, Σk²].
+
+        The ``x`` returned is for :func:`pspnet_fast.pyramid_conv` alone, as :func:`pyramid_pool_through` says.
+        """
+        frozen = self._frozen_levels()
+        if frozen is not None:
+            return x, pyramid_levels(x, *frozen, self.bins)
+        x, pooled = pyramid_pool_through(x, self.bins)
+        return x, self._transform(pooled)
+
+    def _transform(self, pooled: Tensor) -> Tensor:
+        """Every level's own modules behind the pooling, called as they stand."""
         levels = []
-        for feature, level, k in zip(self.features, pooled, self.bins, strict=True):
-            level = level.unflatten(2, (k, k))
+        for feature, level in zip(self.features, unpack_levels(pooled, self.bins), strict=True):
             for module in list(cast(nn.Sequential, feature))[1:]:
                 level = module(level)
             levels.append(level.flatten(2))
         return torch.cat(levels, dim=2)
+
+    def _frozen_levels(self) -> tuple[list[Tensor], list[NormStatistics]] | None:
+        """Weights and statistics of the levels where inference may run them as one, else None."""
+        weights: list[Tensor] = []
+        norms: list[NormStatistics] = []
+        for feature in self.features:
+            modules = list(cast(nn.Sequential, feature))[1:]
+            if len(modules) != 3 or changed_reason("conv", modules[0], nn.Conv2d) or modules[0].bias is not None:
+                return None
+            norm = frozen_norm(*modules[1:])
+            if norm is None:
+                return None
+            weights.append(cast(Tensor, modules[0].weight))
+            norms.append(norm)
+        return weights, norms
 
     def unfusable_reason(self) -> str | None:
         """Why the levels cannot be pooled in one pass (one was replaced, hooked or given another pooling), or None."""

@@ -132,7 +132,12 @@ def test_changed_modules_are_called(change: str, caplog: pytest.LogCaptureFixtur
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     calls: list[str] = []
-    for module, name in ((heads, "pyramid_conv"), (pyramid, "pyramid_pool")):
+    for module, name in (
+        (heads, "pyramid_conv"),
+        (heads, "pyramid_conv_norm_relu"),
+        (pyramid, "pyramid_pool_through"),
+        (pyramid, "pyramid_levels"),
+    ):
         operator = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, _op=operator, _n=name, **k: calls.append(_n) or _op(*a, **k))
     return calls
@@ -141,7 +146,7 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_an_untouched_network_is_fused(fused_calls: list[str]) -> None:
     fast, _ = make_pair()
     fast.eval()(make_batch()[0])
-    assert fused_calls == ["pyramid_pool", "pyramid_conv"]
+    assert fused_calls == ["pyramid_pool_through", "pyramid_conv"]
 
 
 def test_modules_behind_the_pooling_may_be_hooked(fused_calls: list[str]) -> None:
@@ -154,7 +159,7 @@ def test_modules_behind_the_pooling_may_be_hooked(fused_calls: list[str]) -> Non
         net.aux.register_forward_hook(halve)
     x, y = make_batch()
     step = training_step(fast, x, y)
-    assert fused_calls == ["pyramid_pool", "pyramid_conv"]
+    assert fused_calls == ["pyramid_pool_through", "pyramid_conv"]
     assert_same_step(step, training_step(plain, x, y))
 
 
@@ -166,7 +171,7 @@ def test_new_class_layers_stay_fused(fused_calls: list[str]) -> None:
         net.aux[4] = nn.Conv2d(64, 5, 1).double()
     x, y = make_batch()
     step = training_step(fast, x, y)
-    assert fused_calls == ["pyramid_pool", "pyramid_conv"]
+    assert fused_calls == ["pyramid_pool_through", "pyramid_conv"]
     assert_same_step(step, training_step(plain, x, y))
 
 
@@ -184,12 +189,40 @@ def test_pyramid_alone() -> None:
     fast, plain = make_pair()
     x = torch.randn(2, 512, 9, 7, dtype=torch.float64)
     torch.testing.assert_close(fast.ppm.eval()(x), plain.ppm.eval()(x), rtol=1e-10, atol=1e-10)
-    levels = fast.ppm.forward_levels(x)
+    again, levels = fast.ppm.forward_levels(x)
+    torch.testing.assert_close(again, x, rtol=0, atol=0)
     assert levels.shape == (2, 128, 50)
     expected = torch.cat([feature(x).flatten(2) for feature in plain.ppm.features], dim=2)
     torch.testing.assert_close(levels, expected, rtol=1e-10, atol=1e-10)
     with pytest.raises(ValueError, match="batch of at least 2"):
         PyramidPooling(8, 2).train()(torch.randn(1, 8, 6, 6))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_inference_applies_frozen_statistics(norm: str, channels_last: bool, fused_calls: list[str]) -> None:
+    fast, plain = make_pair() if norm == "batch" else (PSPNet(layers=18, pretrained=False, norm="group").double(),) * 2
+    x = make_batch(batch=1)[0]
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    expected = plain.eval()(x)
+    fused_calls.clear()
+    with torch.no_grad():
+        assert_near(fast.eval()(x), expected, 1e-10)
+    levels, conv = (
+        ("pyramid_levels", "pyramid_conv_norm_relu") if norm == "batch" else ("pyramid_pool_through", "pyramid_conv")
+    )
+    assert fused_calls == [levels, conv]
+
+
+@pytest.mark.parametrize("name", ["ppm.features.1.1", "ppm.features.1.2", "ppm.features.1.3", "cls.1", "cls.2"])
+def test_inference_calls_a_hooked_module(name: str) -> None:
+    fast, plain = make_pair()
+    x = make_batch(batch=1)[0]
+    for net in (fast, plain):
+        net.get_submodule(name).register_forward_hook(halve)
+    with torch.no_grad():
+        assert_near(fast.eval()(x), plain.eval()(x), 1e-10)
 
 
 def test_inference_without_auxiliary_head() -> None:

@@ -72,7 +72,11 @@ def samples(name: str, layout: str = "nchw") -> Iterator[tuple[Any, ...]]:
         case "pyramid_pool_backward":
             yield leaf(2, 3, 14), 7, 5, BINS, layout == "channels_last"
         case "pyramid_pool_backward_add":
-            yield random(2, 3, 7, 5, layout=layout), random(2, 3, 14), BINS
+            yield (
+                random(2, 3, 7, 5, layout="channels_last" if layout == "channels_last" else "nchw"),
+                random(2, 3, 14),
+                BINS,
+            )
         case "pyramid_levels":
             yield random(2, 3, 7, 5, layout=layout), BINS, [random(4, 3, 1, 1) for _ in BINS], *norms(4, len(BINS))
         case "pyramid_concat":

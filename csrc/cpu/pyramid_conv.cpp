@@ -1,0 +1,176 @@
+// The convolution over a pyramid on CPU tensors: the convolution over x is oneDNN's; round the kernels of
+// pyramid_conv_*_kernel.cpp, which do the rest, stand geometry, scratch and threads.
+//
+// Work is cut into tasks by shape alone, each done by one thread in one order: the result does not depend on the number
+// of threads.
+#include "../pyramid_conv_checks.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include "pyramid_conv_geometry.h"
+#include "tensors.h"
+
+namespace pspnet_fast {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Runs body(scratch, begin, end) over tasks [0, count).
+template <typename Body>
+void for_tasks(int64_t count, const ConvGeometry& geometry, const at::Tensor& like, Body body) {
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    at::Tensor scratch = at::empty({geometry.scratch()}, accumulator(like));
+    body(scratch.mutable_data_ptr(), begin, end);
+  });
+}
+
+// Adds the levels' terms into y, which is dense, and normalises and rectifies it where there is an epilogue.
+void add_levels(
+    const at::Tensor& y, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options,
+    ConvEpilogue epilogue) {
+  const bool channels_last = reads_channels_last(y);
+  const ConvGeometry geometry(y, levels, dense_weight, options);
+  const ConvShape& shape = geometry.shape;
+  const ElementType type = geometry.type;
+  const at::Tensor cells = geometry.pack_cells(levels);
+  at::Tensor products = at::empty({geometry.products(channels_last)}, accumulator(y));
+
+  for_tasks(ceil_div(shape.out_channels, kConvOuts) * shape.levels, geometry, y, [&](void* scratch, int64_t b, int64_t e) {
+    PSPNET_FAST_PER_ISA(
+        conv_products, type, channels_last, shape, dense_weight.const_data_ptr(), cells.const_data_ptr(),
+        products.mutable_data_ptr(), scratch, b, e);
+  });
+  const int64_t tasks = shape.batch * (channels_last ? shape.height : shape.out_channels);
+  for_tasks(tasks, geometry, y, [&](void* scratch, int64_t b, int64_t e) {
+    PSPNET_FAST_PER_ISA(
+        conv_add, type, channels_last, shape, products.const_data_ptr(), y.mutable_data_ptr(), epilogue, scratch, b, e);
+  });
+}
+
+// The convolution over x alone, in dense memory.
+at::Tensor convolve_x(
+    const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, int64_t first) {
+  const at::Tensor part = weight.narrow(1, first, x.size(1));
+  const at::Tensor y = at::convolution(x, part, bias, {1, 1}, same_padding(weight), {1, 1}, false, {0, 0}, 1);
+  return is_dense(y) ? y : y.contiguous();
+}
+
+at::Tensor pyramid_conv_cpu(
+    const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    at::IntArrayRef bins, bool align_corners, bool x_first) {
+  const at::AutoDispatchBelowAutograd below;
+  const ConvOptions options = check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
+  const at::Tensor y = convolve_x(x, weight, bias, options.first_x_channel);
+  if (y.numel() != 0) add_levels(y, levels, dense(weight), options, {nullptr, nullptr});
+  return y;
+}
+
+at::Tensor pyramid_conv_norm_relu_cpu(
+    const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    const at::Tensor& mean, const at::Tensor& var, const at::Tensor& gamma, const at::Tensor& beta, double eps,
+    at::IntArrayRef bins, bool align_corners, bool x_first) {
+  const at::AutoDispatchBelowAutograd below;
+  const ConvOptions options = check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
+  const at::ScalarType acc = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor factor = (gamma.to(acc) / (var.to(acc) + eps).sqrt()).contiguous();
+  const at::Tensor summand = (beta.to(acc) - mean.to(acc) * factor).contiguous();
+  const at::Tensor y = convolve_x(x, weight, bias, options.first_x_channel);
+  if (y.numel() != 0) {
+    add_levels(y, levels, dense(weight), options, {factor.const_data_ptr(), summand.const_data_ptr()});
+  }
+  return y;
+}
+
+// The gradients of the levels, and of the levels' part of the weight into grad_weight, where they are defined.
+void levels_backward(
+    const at::Tensor& grad, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options,
+    const at::Tensor& grad_levels, const at::Tensor& grad_weight) {
+  const bool channels_last = reads_channels_last(grad);
+  const ConvGeometry geometry(grad, levels, dense_weight, options);
+  const ConvShape& shape = geometry.shape;
+  const ElementType type = geometry.type;
+  at::Tensor products = at::empty({geometry.products(/*channels_last=*/false)}, accumulator(grad));
+  const int64_t tasks = PSPNET_FAST_PER_ISA(conv_gather_tasks, type, channels_last, shape);
+  for_tasks(tasks, geometry, grad, [&](void* scratch, int64_t b, int64_t e) {
+    PSPNET_FAST_PER_ISA(
+        conv_gather, type, channels_last, shape, grad.const_data_ptr(), products.mutable_data_ptr(), scratch, b, e);
+  });
+
+  if (grad_weight.defined()) {
+    const at::Tensor cells = geometry.pack_cells_transposed(levels);
+    for_tasks(
+        ceil_div(shape.out_channels, kConvOuts) * shape.levels, geometry, grad, [&](void* scratch, int64_t b, int64_t e) {
+          PSPNET_FAST_PER_ISA(
+              conv_weight_gradient, type, shape, products.const_data_ptr(), cells.const_data_ptr(),
+              grad_weight.mutable_data_ptr(), scratch, b, e);
+        });
+  }
+  if (grad_levels.defined()) {
+    for_tasks(
+        ceil_div(shape.level_channels, kConvChannels) * shape.levels, geometry, grad,
+        [&](void* scratch, int64_t b, int64_t e) {
+          PSPNET_FAST_PER_ISA(
+              conv_level_gradient, type, shape, dense_weight.const_data_ptr(), products.const_data_ptr(),
+              grad_levels.mutable_data_ptr(), scratch, b, e);
+        });
+  }
+}
+
+at::Tensor or_empty(const at::Tensor& result, const at::Tensor& like) {
+  return result.defined() ? result : at::empty({0}, like.options());
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
+    const at::Tensor& upstream, const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight,
+    at::IntArrayRef bins, bool align_corners, bool x_first, std::array<bool, 3> mask) {
+  const at::AutoDispatchBelowAutograd below;
+  const ConvOptions options = check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
+  at::Tensor grad_x, grad_levels, grad_weight;
+  if (upstream.numel() == 0) {
+    if (mask[0]) grad_x = at::zeros_like(x);
+    if (mask[1]) grad_levels = at::zeros_like(levels);
+    if (mask[2]) grad_weight = at::zeros_like(weight);
+    return {or_empty(grad_x, x), or_empty(grad_levels, levels), or_empty(grad_weight, weight)};
+  }
+  const at::Tensor grad = is_dense(upstream) ? upstream : upstream.contiguous();
+  const at::Tensor part = weight.narrow(1, options.first_x_channel, x.size(1));
+  const auto backward = [&](const at::Tensor& w, std::array<bool, 3> wanted) {
+    return at::convolution_backward(
+        grad, x, w, at::OptionalIntArrayRef(), {1, 1}, same_padding(weight), {1, 1}, false, {0, 0}, 1, wanted);
+  };
+
+  // One gradient after the other, so that the copies of the weight and of x that oneDNN makes do not add up.
+  if (mask[0]) {
+    const auto format = reads_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+    grad_x = std::get<0>(backward(part, {true, false, false})).contiguous(format);
+  }
+  if (mask[2]) {
+    grad_weight = at::empty_like(dense(weight));
+    // The weight's values have no part in its own gradient: memory that nobody touches stands for them.
+    const at::Tensor of_that_shape = at::empty_like(part);
+    grad_weight.narrow(1, options.first_x_channel, x.size(1))
+        .copy_(std::get<1>(backward(of_that_shape, {false, true, false})));
+  }
+  if (mask[1]) grad_levels = at::empty(levels.sizes(), levels.options());
+  if (mask[1] || mask[2]) levels_backward(grad, levels, dense(weight), options, grad_levels, grad_weight);
+  // As empty_like has it, for a weight in yet other strides.
+  if (mask[2] && !is_dense(weight)) grad_weight = at::empty_like(weight).copy_(grad_weight);
+  return {or_empty(grad_x, x), or_empty(grad_levels, levels), or_empty(grad_weight, weight)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(pspnet_fast, CPU, m) {
+  m.impl("pyramid_conv", pyramid_conv_cpu);
+  m.impl("pyramid_conv_backward", pyramid_conv_backward_cpu);
+  m.impl("pyramid_conv_norm_relu", pyramid_conv_norm_relu_cpu);
+}
+
+}  // namespace pspnet_fast

@@ -1,0 +1,88 @@
+// The pyramid's part of a convolution on raw memory: what csrc/cpu/pyramid_conv.cpp asks of the kernels of the active
+// instruction set. Everything is summed in `Acc`: double for f64, else float.
+//
+//   Z_l[(o, t), (b, i, j)] = Σ_c W_l[o, c, t] · p_l[b, c, i, j]        t = (dy, dx): the taps of the kernel
+//   R[h, (l, dx, j)]       = Σ_{dy, i} u_l(h + dy - pad, i) · Z_l[(o, dy, dx), (b, i, j)]           for an image and o
+//   y[b, o, h, w]         += Σ_{l, dx, j} u_l(w + dx - pad, j) · R[h, (l, dx, j)]
+//
+// and backward the transpose of each step.
+#pragma once
+
+#include <cstdint>
+
+#include "element_type.h"
+#include "isa.h"
+
+namespace pspnet_fast {
+
+// What row h + dy - pad of an upsampled level reads: two rows of its cells. Both weights are 0 in the padding.
+struct RowTap {
+  int32_t first, second;
+  double first_weight, second_weight;
+};
+
+struct ConvLevel {
+  int64_t k;                   // side
+  int64_t cell;                // first packed cell
+  int64_t column;              // first of its kernel_columns · k columns of R
+  int64_t position;            // first of its taps · k² positions of an output channel
+  int64_t pitch;               // of a row of Z and of `cells`: batch · k², rounded up to whole vectors
+  int64_t products, cells;     // where its Z and its p begin, in elements
+};
+
+// The geometry of one call. Pitches are whole vectors; what lies between a row's end and its pitch is never read.
+struct ConvShape {
+  int64_t batch, out_channels, level_channels, height, width;
+  int64_t kernel_rows, kernel_columns;
+  int64_t levels, packed_cells;                              // packed_cells = Σk²
+  int64_t columns, positions;                                // of R; of one output channel, all levels together
+  int64_t column_pitch, width_pitch, out_pitch, level_pitch; // columns, width, out_channels, level_channels rounded up
+  const ConvLevel* level;                                    // [levels]
+  const RowTap* row_taps;                                    // [height, levels, kernel_rows]
+  const void* column_taps;                                   // Acc [width, column_pitch]: u_l(w + dx - pad, j)
+  const void* column_taps_t;                                 // Acc [columns, width_pitch]: the same transposed
+
+  // Of the weight, in elements; `weight_level` is the first input channel of level 0.
+  int64_t weight_out, weight_channel, weight_tap, weight_level;
+
+  int64_t taps() const { return kernel_rows * kernel_columns; }
+};
+
+// A fixed normalisation and ReLU: y = max(0, factor[o] · y + summand[o]); none where null. Acc [out_pitch].
+struct ConvEpilogue {
+  const void *factor, *summand;
+};
+
+// Output channels and level channels that a task takes.
+constexpr int64_t kConvOuts = 8, kConvChannels = 24;
+
+// Lanes of a vector: what pitches are multiples of.
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_lanes(ElementType type))
+// Elements of scratch that a thread needs for any of the calls below.
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_scratch(ElementType type, const ConvShape& shape))
+
+// Tasks [begin, end) of blocks of output channels, level by level. `cells` is p: [level_channels, pitch] a level. With
+// channels_last the products go to [batch, positions, out_pitch] instead of Z.
+PSPNET_FAST_DECLARE_PER_ISA(void conv_products(
+    ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* cells, void* products,
+    void* scratch, int64_t begin, int64_t end))
+// The gradient of the weight from that of Z. `cells` is p transposed: [batch · k², level_pitch] a level.
+PSPNET_FAST_DECLARE_PER_ISA(void conv_weight_gradient(
+    ElementType type, const ConvShape& shape, const void* products, const void* cells, void* grad_weight, void* scratch,
+    int64_t begin, int64_t end))
+// Tasks [begin, end) of blocks of level channels, level by level: the gradient of the levels [B, Ck, packed_cells].
+PSPNET_FAST_DECLARE_PER_ISA(void conv_level_gradient(
+    ElementType type, const ConvShape& shape, const void* weight, const void* products, void* grad_levels, void* scratch,
+    int64_t begin, int64_t end))
+
+// Adds the interpolated products into y; tasks are planes b·O (NCHW) or rows b·H (channels_last).
+PSPNET_FAST_DECLARE_PER_ISA(void conv_add(
+    ElementType type, bool channels_last, const ConvShape& shape, const void* products, void* y, ConvEpilogue epilogue,
+    void* scratch, int64_t begin, int64_t end))
+// The gradient of Z from that of y; tasks are planes b·O (NCHW) or blocks of channels of an image (channels_last).
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_gather_tasks(ElementType type, bool channels_last, const ConvShape& shape))
+PSPNET_FAST_DECLARE_PER_ISA(void conv_gather(
+    ElementType type, bool channels_last, const ConvShape& shape, const void* grad, void* products, void* scratch,
+    int64_t begin, int64_t end))
+
+}  // namespace pspnet_fast
