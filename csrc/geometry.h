@@ -114,4 +114,44 @@ inline Cells cut_cells(int64_t nodes, int64_t out, bool align_corners) {
   return cells;
 }
 
+// One axis of `nodes` inputs upsampled to `out`: output x lies numerator(x) / denominator nodes behind the first, clamped
+// to the last. Integers lose no digit, and host and device agree on them. They stay below 2^31 where
+// 2 (nodes + 1) (out + 1) does.
+struct BilinearAxis {
+  int32_t nodes, out, step, offset, denominator;
+
+  PSPNET_FAST_HD int32_t numerator(int32_t x) const {
+    const int32_t at = x * step + offset, last = (nodes - 1) * denominator;
+    return at < 0 ? 0 : at < last ? at : last;
+  }
+
+  // The node at output x or in front of it, and the share of the next one.
+  PSPNET_FAST_HD int32_t node(int32_t x) const { return numerator(x) / denominator; }
+  PSPNET_FAST_HD int32_t next(int32_t node) const { return node + 1 < nodes ? node + 1 : node; }
+  template <typename Real>
+  PSPNET_FAST_HD Real share(int32_t x, int32_t node) const {
+    return static_cast<Real>(numerator(x) - node * denominator) * (Real(1) / static_cast<Real>(denominator));
+  }
+
+  // The first output at `node` or behind it. Outputs in [begin_of(node - 1), begin_of(node + 1)) have a share of the node.
+  PSPNET_FAST_HD int32_t begin_of(int32_t node) const {
+    if (node <= 0) return 0;
+    if (node >= nodes) return out;
+    const int32_t distance = node * denominator - offset;
+    const int32_t x = distance <= 0 ? 0 : (distance + step - 1) / step;
+    return x < out ? x : out;
+  }
+  template <typename Real>
+  PSPNET_FAST_HD Real weight(int32_t x, int32_t node) const {
+    const int32_t distance = numerator(x) - node * denominator;
+    return 1 - static_cast<Real>(distance < 0 ? -distance : distance) * (Real(1) / static_cast<Real>(denominator));
+  }
+};
+
+inline BilinearAxis bilinear_axis(int64_t nodes, int64_t out, bool align_corners) {
+  const auto n = static_cast<int32_t>(nodes), o = static_cast<int32_t>(out);
+  if (align_corners) return {n, o, n - 1, 0, std::max(o - 1, 1)};
+  return {n, o, 2 * n, n - o, 2 * o};
+}
+
 }  // namespace pspnet_fast

@@ -29,6 +29,24 @@ inline void check_packed(const at::Tensor& grad, at::IntArrayRef bins) {
       grad.dim() == 3 && grad.size(2) == cells, "grad must be [B, C, ", cells, "] for bins ", bins, ", not ", grad.sizes());
 }
 
+// A gradient of x that more is added into, in place.
+inline void check_accumulator(const at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
+  check_map("grad_x", grad_x);
+  check_packed(grad, bins);
+  TORCH_CHECK_VALUE(
+      grad.size(0) == grad_x.size(0) && grad.size(1) == grad_x.size(1), "grad must be [", grad_x.size(0), ", ",
+      grad_x.size(1), ", Σk²] for grad_x of shape ", grad_x.sizes(), ", not ", grad.sizes());
+  TORCH_CHECK_TYPE(
+      grad.scalar_type() == grad_x.scalar_type(), "grad is ", grad.scalar_type(), " but grad_x ", grad_x.scalar_type(),
+      "; convert one of them");
+  TORCH_CHECK_VALUE(
+      grad.device() == grad_x.device(), "grad is on ", grad.device(), " but grad_x on ", grad_x.device(), "; move one");
+  TORCH_CHECK_VALUE(
+      grad_x.is_contiguous() || grad_x.is_contiguous(at::MemoryFormat::ChannelsLast),
+      "grad_x must be dense in NCHW or channels_last memory to be added into, not of strides ", grad_x.strides(),
+      " for shape ", grad_x.sizes(), "; pass grad_x.contiguous()");
+}
+
 inline bool reads_channels_last(const at::Tensor& x) {
   return x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
 }

@@ -22,7 +22,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 KERNELS: dict[str, tuple[str, ...]] = {
     "pyramid_pool": ("cpu", "triton", "cuda"),
     "pyramid_levels": (),
-    "pyramid_concat": (),
+    "pyramid_concat": ("cuda",),
     "pyramid_conv": ("cpu", "cuda"),
     "pyramid_conv_norm_relu": ("cpu", "cuda"),
     "upsample_cross_entropy": ("cpu", "triton", "cuda"),

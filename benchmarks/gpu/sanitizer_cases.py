@@ -13,6 +13,7 @@ from torch import Tensor
 
 import pspnet_fast
 from benchmarks.case import LAYOUTS, blocky_labels
+from pspnet_fast.ops.pyramid_pool import pyramid_pool_through
 
 DONE = "every case was called"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -40,8 +41,12 @@ def drawn(*shape: int, device: str, dtype: torch.dtype, layout: str = "NCHW") ->
 def pyramid(device: str, dtype: torch.dtype, layout: str) -> None:
     x = drawn(*MAP, device=device, dtype=dtype, layout=layout)
     pspnet_fast.pyramid_pool(x).sum().backward()
-    levels = drawn(MAP[0], 6, 50, device=device, dtype=dtype)
-    pspnet_fast.pyramid_concat(x, levels).sum().backward()
+    both = pyramid_pool_through(x)
+    torch.autograd.backward(both, [torch.ones_like(result) for result in both])
+    for channels in (8, 6):  # that vectors divide, and not
+        levels = drawn(MAP[0], channels, 50, device=device, dtype=dtype)
+        merged = pspnet_fast.pyramid_concat(x, levels)
+        merged.backward(torch.ones_like(merged))
     weight = drawn(8, MAP[1] + 4 * 6, 3, 3, device=device, dtype=dtype)
     pspnet_fast.pyramid_conv(x, levels, weight).sum().backward()
 

@@ -14,6 +14,7 @@
 #include <array>
 #include <optional>
 
+#include "../pyramid_conv_checks.h"
 #include "pyramid_conv_stock.h"
 #include "pyramid_tensors.h"
 
@@ -24,7 +25,7 @@ namespace {
 struct Call {
   const at::Tensor &x, &weight;
   at::Tensor levels;  // [B, Ck, Σk²], contiguous
-  PoolType type;
+  ElementType type;
   ConvTables t{};
   int64_t width, first_level_channel, first_x_channel;  // `width` channels a level
   bool x_first;
@@ -45,7 +46,7 @@ int64_t most_shared_bytes() {
 std::optional<Call> make_call(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, at::IntArrayRef bins, bool align_corners,
     bool x_first) {
-  check_map("x", x);
+  check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
   const int64_t cells = packed_cells(bins), height = x.size(2), width = x.size(3);
   const int64_t count = static_cast<int64_t>(bins.size());
   int64_t total = 0;
@@ -56,7 +57,7 @@ std::optional<Call> make_call(
       weight.size(0) > kMost / taps || levels.size(1) > kMost || x.size(0) > kMost / (cells * taps)) {
     return {};
   }
-  Call call{x, weight, levels.contiguous(), element_type(x)};
+  Call call{x, weight, levels.contiguous(), element_type("x", x)};
   ConvTables& t = call.t;
   t.batch = x.size(0), t.out_channels = weight.size(0);
   t.height = static_cast<int32_t>(height), t.width = static_cast<int32_t>(width);

@@ -31,12 +31,12 @@ struct ConvGrid {
 
 // Blocks are as many as keep a large GPU busy, whatever the GPU: results do not depend on it. `warps` is 0 where the
 // tables of a block need more than `most_shared_bytes`.
-ConvGrid conv_add_grid(PoolType type, const ConvTables& tables, int64_t most_shared_bytes);
-ConvGrid conv_gather_grid(PoolType type, const ConvTables& tables, int64_t most_shared_bytes);
+ConvGrid conv_add_grid(ElementType type, const ConvTables& tables, int64_t most_shared_bytes);
+ConvGrid conv_gather_grid(ElementType type, const ConvTables& tables, int64_t most_shared_bytes);
 
 // y += every level's term, then norm and ReLU where there is one.
 void launch_pyramid_conv_add(
-    PoolType type,
+    ElementType type,
     bool channels_last,
     const ConvTables& tables,
     const ConvGrid& grid,
@@ -47,7 +47,7 @@ void launch_pyramid_conv_add(
 
 // The gradient of q, and of all levels in one pass over grad.
 void launch_pyramid_conv_gather(
-    PoolType type,
+    ElementType type,
     bool channels_last,
     const ConvTables& tables,
     const ConvGrid& grid,

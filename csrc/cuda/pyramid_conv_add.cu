@@ -12,75 +12,75 @@ namespace {
 constexpr int kThreads = kMostWarps * 32;
 
 // What a row reads of one level for one dy: two rows of cells.
-template <typename Acc>
-struct alignas(sizeof(Acc) == 4 ? 16 : 8) RowTap {
+template <typename Real>
+struct alignas(sizeof(Real) == 4 ? 16 : 8) RowTap {
   int32_t lower, upper;
-  Acc lower_weight, upper_weight;
+  Real lower_weight, upper_weight;
 };
 
 // A block's shared memory, in this order.
-template <typename Acc>
+template <typename Real>
 struct AddShared {
-  Acc* u;              // [terms, kRunColumns]
-  Acc* r;              // [warps, terms, kRunChannels]
-  ChannelNorm<Acc>* norm;  // [kRunChannels]
-  RowTap<Acc>* taps;   // [warps, levels · kernel_height]
-  Acc* q;              // [positions, kRunChannels] where staged
+  Real* u;              // [terms, kRunColumns]
+  Real* r;              // [warps, terms, kRunChannels]
+  ChannelNorm<Real>* norm;  // [kRunChannels]
+  RowTap<Real>* taps;   // [warps, levels · kernel_height]
+  Real* q;              // [positions, kRunChannels] where staged
 
   __host__ __device__ static int64_t bytes(const ConvTables& t, int warps) {
     const int64_t values = t.terms * (kRunColumns + int64_t{warps} * kRunChannels);
     const int64_t taps = int64_t{warps} * t.levels * t.kernel_height;
-    return values * sizeof(Acc) + kRunChannels * sizeof(ChannelNorm<Acc>) + (taps * sizeof(RowTap<Acc>) + 15) / 16 * 16;
+    return values * sizeof(Real) + kRunChannels * sizeof(ChannelNorm<Real>) + (taps * sizeof(RowTap<Real>) + 15) / 16 * 16;
   }
   __device__ AddShared(const ConvTables& t, int warps) {
-    u = dynamic_shared<Acc>();
+    u = dynamic_shared<Real>();
     r = u + t.terms * kRunColumns;
-    norm = reinterpret_cast<ChannelNorm<Acc>*>(r + warps * t.terms * kRunChannels);
-    taps = reinterpret_cast<RowTap<Acc>*>(norm + kRunChannels);
-    q = reinterpret_cast<Acc*>(reinterpret_cast<char*>(u) + bytes(t, warps));
+    norm = reinterpret_cast<ChannelNorm<Real>*>(r + warps * t.terms * kRunChannels);
+    taps = reinterpret_cast<RowTap<Real>*>(norm + kRunChannels);
+    q = reinterpret_cast<Real*>(reinterpret_cast<char*>(u) + bytes(t, warps));
   }
 };
 
 // Everything that a block's rows share.
 template <typename T>
 __device__ __forceinline__ void stage_block(
-    const ConvTables& t, const ConvGrid& grid, const Run& run, const Accumulator<T>* q, const Norm& norm,
-    const AddShared<Accumulator<T>>& shared) {
-  using Acc = Accumulator<T>;
+    const ConvTables& t, const ConvGrid& grid, const Run& run, const Acc<T>* q, const Norm& norm,
+    const AddShared<Acc<T>>& shared) {
+  using Real = Acc<T>;
   for_column_weights(t, run, [&](double weight, int term, int column) {
-    shared.u[term * kRunColumns + column] = static_cast<Acc>(weight);
+    shared.u[term * kRunColumns + column] = static_cast<Real>(weight);
   });
   if (norm.mean != nullptr && threadIdx.x < kRunChannels && run.first_channel + threadIdx.x < t.out_channels) {
     shared.norm[threadIdx.x] = channel_norm<T>(norm, run.first_channel + threadIdx.x);
   }
   if (grid.staged) {
     const int64_t channel = run.first_channel + threadIdx.x % 32;
-    const Acc* column = q + run.image * t.positions * t.out_channels + channel;
+    const Real* column = q + run.image * t.positions * t.out_channels + channel;
 #pragma unroll 4
     for (int p = threadIdx.x / 32; p < t.positions; p += grid.warps) {
       const bool there = channel < t.out_channels;
-      shared.q[p * kRunChannels + threadIdx.x % 32] = there ? column[p * t.out_channels] : Acc(0);
+      shared.q[p * kRunChannels + threadIdx.x % 32] = there ? column[p * t.out_channels] : Real(0);
     }
   }
   __syncthreads();
 }
 
-template <typename Acc>
-__device__ __forceinline__ void find_row_taps(const ConvTables& t, int h, RowTap<Acc>* taps) {
+template <typename Real>
+__device__ __forceinline__ void find_row_taps(const ConvTables& t, int h, RowTap<Real>* taps) {
   for (int i = threadIdx.x % 32; i < t.levels * t.kernel_height; i += 32) {
     const int l = i / t.kernel_height, at = h + i % t.kernel_height - t.kernel_height / 2;
     const Taps row = bilinear_taps(at, t.bins[l], t.height, t.align_corners);
-    taps[i] = {row.first, row.second, static_cast<Acc>(row.first_weight), static_cast<Acc>(row.second_weight)};
+    taps[i] = {row.first, row.second, static_cast<Real>(row.first_weight), static_cast<Real>(row.second_weight)};
   }
 }
 
 // R of a row for the channel of this lane, over DYS rows of the kernel from `first_dy`. q_of(position) reads q.
-template <int DYS, typename Acc, typename Q>
+template <int DYS, typename Real, typename Q>
 __device__ __forceinline__ void row_terms(
-    const ConvTables& t, const RowTap<Acc>* taps, int first_dy, Acc* r, const Q& q_of) {
+    const ConvTables& t, const RowTap<Real>* taps, int first_dy, Real* r, const Q& q_of) {
   for (int l = 0; l < t.levels; ++l) {
     const int k = t.bins[l], taps_of_cell = t.kernel_height * t.kernel_width;
-    RowTap<Acc> tap[DYS];
+    RowTap<Real> tap[DYS];
     int lower[DYS], upper[DYS];  // positions of the first cell of either row
 #pragma unroll
     for (int i = 0; i < DYS; ++i) {
@@ -89,11 +89,11 @@ __device__ __forceinline__ void row_terms(
       lower[i] = (t.first_cell[l] + tap[i].lower * k) * taps_of_cell + dy;
       upper[i] = (t.first_cell[l] + tap[i].upper * k) * taps_of_cell + dy;
     }
-    Acc* to = r + t.first_bin[l] * t.kernel_width * kRunChannels;
+    Real* to = r + t.first_bin[l] * t.kernel_width * kRunChannels;
     for (int dx = 0; dx < t.kernel_width; ++dx) {
       for (int j = 0; j < k; ++j, to += kRunChannels) {
         const int at = j * taps_of_cell + dx;
-        Acc sum = first_dy == 0 ? Acc(0) : *to;
+        Real sum = first_dy == 0 ? Real(0) : *to;
 #pragma unroll
         for (int i = 0; i < DYS; ++i) {
           sum += tap[i].lower_weight * q_of(lower[i] + at) + tap[i].upper_weight * q_of(upper[i] + at);
@@ -104,26 +104,26 @@ __device__ __forceinline__ void row_terms(
   }
 }
 
-template <typename Acc, typename Q>
-__device__ __forceinline__ void all_row_terms(const ConvTables& t, const RowTap<Acc>* taps, Acc* r, const Q& q_of) {
+template <typename Real, typename Q>
+__device__ __forceinline__ void all_row_terms(const ConvTables& t, const RowTap<Real>* taps, Real* r, const Q& q_of) {
   if (t.kernel_height == 3) return row_terms<3>(t, taps, 0, r, q_of);
   for (int dy = 0; dy < t.kernel_height; ++dy) row_terms<1>(t, taps, dy, r, q_of);
 }
 
 template <typename T, bool CHANNELS_LAST, int VEC>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv_add_kernel(
-    const __grid_constant__ ConvTables t, const ConvGrid grid, const Accumulator<T>* q, T* y, const Norm norm) {
-  using Acc = Accumulator<T>;
+    const __grid_constant__ ConvTables t, const ConvGrid grid, const Acc<T>* q, T* y, const Norm norm) {
+  using Real = Acc<T>;
   const Run run = run_of_block(t, grid);
-  const AddShared<Acc> shared(t, grid.warps);
+  const AddShared<Real> shared(t, grid.warps);
   stage_block<T>(t, grid, run, q, norm, shared);
 
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const Owned<CHANNELS_LAST> owned;
-  Acc* r = shared.r + warp * t.terms * kRunChannels;
-  RowTap<Acc>* taps = shared.taps + warp * t.levels * t.kernel_height;
+  Real* r = shared.r + warp * t.terms * kRunChannels;
+  RowTap<Real>* taps = shared.taps + warp * t.levels * t.kernel_height;
   const int64_t channel = run.first_channel + lane;
-  const Acc* global_q = q + run.image * t.positions * t.out_channels + channel;
+  const Real* global_q = q + run.image * t.positions * t.out_channels + channel;
 
   for (int h = run.first_row + warp; h < run.last_row; h += grid.warps) {
     find_row_taps(t, h, taps);
@@ -132,15 +132,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
       all_row_terms(t, taps, r + lane, [&](int p) { return shared.q[p * kRunChannels + lane]; });
     } else {
       all_row_terms(t, taps, r + lane, [&](int p) {
-        return channel < t.out_channels ? global_q[p * t.out_channels] : Acc(0);
+        return channel < t.out_channels ? global_q[p * t.out_channels] : Real(0);
       });
     }
     __syncwarp();
 
-    Acc sum[kOwned][kOwned] = {};  // [column][channel]
+    Real sum[kOwned][kOwned] = {};  // [column][channel]
 #pragma unroll 2
     for (int term = 0; term < t.terms; ++term) {
-      Acc u[kOwned], v[kOwned];
+      Real u[kOwned], v[kOwned];
       read_shared(u, shared.u + term * kRunColumns + owned.column);
       read_shared(v, r + term * kRunChannels + owned.channel);
 #pragma unroll
@@ -153,48 +153,48 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
     constexpr int kLines = CHANNELS_LAST || VEC == 1 ? 1 : 2;  // moved at once; registers allow for no more
 #pragma unroll
     for (int first = 0; first < kOwned; first += kLines) {
-      Vector<T, VEC> vectors[kLines][kOwned / VEC];
+      Pack<T, VEC> vectors[kLines][kOwned / VEC];
       row.template visit_lines<VEC, kLines>(first, [&](int i, int j, int64_t offset) {
-        if (offset >= 0) vectors[i - first][j / VEC] = *reinterpret_cast<const Vector<T, VEC>*>(y + offset);
+        if (offset >= 0) vectors[i - first][j / VEC] = *reinterpret_cast<const Pack<T, VEC>*>(y + offset);
       });
       row.template visit_lines<VEC, kLines>(first, [&](int i, int j, int64_t offset) {
         if (offset < 0) return;
-        Vector<T, VEC>& vector = vectors[i - first][j / VEC];
+        Pack<T, VEC>& vector = vectors[i - first][j / VEC];
 #pragma unroll
         for (int e = 0; e < VEC; ++e) {
           const int column = CHANNELS_LAST ? i : j + e, channel = CHANNELS_LAST ? j + e : i;
-          Acc value = static_cast<Acc>(vector.v[e]) + sum[column][channel];
+          Real value = static_cast<Real>(vector.v[e]) + sum[column][channel];
           if (norm.mean != nullptr) value = shared.norm[owned.channel + channel](value);
           vector.v[e] = static_cast<T>(value);
         }
-        *reinterpret_cast<Vector<T, VEC>*>(y + offset) = vector;
+        *reinterpret_cast<Pack<T, VEC>*>(y + offset) = vector;
       });
     }
     __syncwarp();  // R has been read
   }
 }
 
-template <typename Acc>
+template <typename Real>
 ConvGrid add_grid(const ConvTables& t, int64_t most_bytes) {
-  const int64_t position_bytes = int64_t{t.positions} * kRunChannels * static_cast<int64_t>(sizeof(Acc));
-  return cut_image(t, most_bytes, position_bytes, [&](int warps) { return AddShared<Acc>::bytes(t, warps); });
+  const int64_t position_bytes = int64_t{t.positions} * kRunChannels * static_cast<int64_t>(sizeof(Real));
+  return cut_image(t, most_bytes, position_bytes, [&](int warps) { return AddShared<Real>::bytes(t, warps); });
 }
 
 }  // namespace
 
-ConvGrid conv_add_grid(PoolType type, const ConvTables& t, int64_t most_bytes) {
-  return type == PoolType::f64 ? add_grid<double>(t, most_bytes) : add_grid<float>(t, most_bytes);
+ConvGrid conv_add_grid(ElementType type, const ConvTables& t, int64_t most_bytes) {
+  return type == ElementType::f64 ? add_grid<double>(t, most_bytes) : add_grid<float>(t, most_bytes);
 }
 
 void launch_pyramid_conv_add(
-    PoolType type, bool channels_last, const ConvTables& t, const ConvGrid& grid, const void* q, void* y,
+    ElementType type, bool channels_last, const ConvTables& t, const ConvGrid& grid, const void* q, void* y,
     const Norm& norm, cudaStream_t stream) {
   visit_map(type, channels_last, t, y, [&]<typename T, bool CHANNELS_LAST, int VEC>() {
     const auto kernel = pyramid_conv_add_kernel<T, CHANNELS_LAST, VEC>;
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
     PSPNET_FAST_LAUNCH(
         kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.shared_bytes, stream, t, grid,
-        static_cast<const Accumulator<T>*>(q), static_cast<T*>(y), norm);
+        static_cast<const Acc<T>*>(q), static_cast<T*>(y), norm);
   });
 }
 

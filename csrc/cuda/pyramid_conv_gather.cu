@@ -19,15 +19,15 @@ constexpr int kMostLaneTerms = 9, kFewLaneTerms = 3;
 // A block's shared memory, in this order.
 template <typename T>
 struct GatherShared {
-  using Acc = Accumulator<T>;
-  Acc* u;        // [terms, kUStride]
-  Acc* rows;     // [warps, row_terms] weight of a row for each row of cells and dy
+  using Real = Acc<T>;
+  Real* u;        // [terms, kUStride]
+  Real* rows;     // [warps, row_terms] weight of a row for each row of cells and dy
   char* warps;   // [warps] what a warp stages of grad, then its G [terms, kRunChannels]
-  Acc* sums;     // [positions, kRunChannels] where staged
+  Real* sums;     // [positions, kRunChannels] where staged
 
   __host__ __device__ static int64_t warp_bytes(const ConvTables& t) {
     const int64_t staged = kRunColumns * kRunChannels * static_cast<int64_t>(sizeof(T));
-    const int64_t terms = int64_t{t.terms} * kRunChannels * static_cast<int64_t>(sizeof(Acc));
+    const int64_t terms = int64_t{t.terms} * kRunChannels * static_cast<int64_t>(sizeof(Real));
     return terms_begin(t) == 0 && staged > terms ? staged : terms_begin(t) + terms;
   }
   // G takes the place of what was staged, unless the lanes need that again for more terms.
@@ -35,19 +35,19 @@ struct GatherShared {
     return t.terms <= 4 * kMostLaneTerms ? 0 : kRunColumns * kRunChannels * static_cast<int64_t>(sizeof(T));
   }
   __host__ __device__ static int64_t row_bytes(const ConvTables& t, int warps) {
-    return (int64_t{warps} * t.row_terms * static_cast<int64_t>(sizeof(Acc)) + 15) / 16 * 16;
+    return (int64_t{warps} * t.row_terms * static_cast<int64_t>(sizeof(Real)) + 15) / 16 * 16;
   }
   __host__ __device__ static int64_t bytes(const ConvTables& t, int warps) {
-    return int64_t{t.terms} * kUStride * static_cast<int64_t>(sizeof(Acc)) + row_bytes(t, warps) + warps * warp_bytes(t);
+    return int64_t{t.terms} * kUStride * static_cast<int64_t>(sizeof(Real)) + row_bytes(t, warps) + warps * warp_bytes(t);
   }
   __device__ GatherShared(const ConvTables& t, int count) {
-    u = dynamic_shared<Acc>();
+    u = dynamic_shared<Real>();
     rows = u + t.terms * kUStride;
     warps = reinterpret_cast<char*>(rows) + row_bytes(t, count);
-    sums = reinterpret_cast<Acc*>(warps + count * warp_bytes(t));
+    sums = reinterpret_cast<Real*>(warps + count * warp_bytes(t));
   }
-  __device__ Acc* terms_of(const ConvTables& t, int warp) const {
-    return reinterpret_cast<Acc*>(warps + warp * warp_bytes(t) + terms_begin(t));
+  __device__ Real* terms_of(const ConvTables& t, int warp) const {
+    return reinterpret_cast<Real*>(warps + warp * warp_bytes(t) + terms_begin(t));
   }
 };
 
@@ -58,12 +58,12 @@ __device__ __forceinline__ void stage_row(const ConvTables& t, const Run& run, i
   const MapRow<CHANNELS_LAST> row(t, run, owned, h);
   T* to = staged + owned.column * kRunChannels + owned.channel;
   const auto move = [&](int i, int j, int64_t offset) {
-    Vector<T, VEC> vector;
+    Pack<T, VEC> vector;
 #pragma unroll
     for (int e = 0; e < VEC; ++e) vector.v[e] = static_cast<T>(0.0f);
-    if (offset >= 0) vector = *reinterpret_cast<const Vector<T, VEC>*>(grad + offset);
+    if (offset >= 0) vector = *reinterpret_cast<const Pack<T, VEC>*>(grad + offset);
     if constexpr (CHANNELS_LAST) {
-      *reinterpret_cast<Vector<T, VEC>*>(to + i * kRunChannels + j) = vector;
+      *reinterpret_cast<Pack<T, VEC>*>(to + i * kRunChannels + j) = vector;
     } else {
 #pragma unroll
       for (int e = 0; e < VEC; ++e) to[(j + e) * kRunChannels + i] = vector.v[e];
@@ -77,29 +77,29 @@ __device__ __forceinline__ void stage_row(const ConvTables& t, const Run& run, i
 // G of TERMS terms of this lane from `first`: Σ over columns of U · grad. Terms beyond the last repeat it, unused.
 template <int TERMS, typename T>
 __device__ __forceinline__ void multiply_row(
-    const ConvTables& t, int first, const Accumulator<T>* u, const T* staged, Accumulator<T> (&sum)[TERMS][kLaneChannels]) {
-  using Acc = Accumulator<T>;
+    const ConvTables& t, int first, const Acc<T>* u, const T* staged, Acc<T> (&sum)[TERMS][kLaneChannels]) {
+  using Real = Acc<T>;
 #pragma unroll
   for (auto& of_term : sum) {
 #pragma unroll
-    for (Acc& s : of_term) s = Acc(0);
+    for (Real& s : of_term) s = Real(0);
   }
   for (int column = 0; column < kRunColumns; column += kStep) {
-    Acc g[kStep][kLaneChannels];
+    Real g[kStep][kLaneChannels];
 #pragma unroll
     for (int i = 0; i < kStep; ++i) {
       const T* from = staged + (column + i) * kRunChannels;
       constexpr int kVec = sizeof(T) * kLaneChannels <= 16 ? kLaneChannels : kLaneChannels / 2;
 #pragma unroll
       for (int j = 0; j < kLaneChannels; j += kVec) {
-        const auto part = *reinterpret_cast<const Vector<T, kVec>*>(from + j);
+        const auto part = *reinterpret_cast<const Pack<T, kVec>*>(from + j);
 #pragma unroll
-        for (int e = 0; e < kVec; ++e) g[i][j + e] = static_cast<Acc>(part.v[e]);
+        for (int e = 0; e < kVec; ++e) g[i][j + e] = static_cast<Real>(part.v[e]);
       }
     }
 #pragma unroll
     for (int term = 0; term < TERMS; ++term) {
-      Acc weights[kStep];
+      Real weights[kStep];
       read_shared(weights, u + min(first + term, t.terms - 1) * kUStride + column);
 #pragma unroll
       for (int i = 0; i < kStep; ++i) {
@@ -113,12 +113,12 @@ __device__ __forceinline__ void multiply_row(
 // The row's G from its staged gradient, TERMS terms a lane at a time.
 template <int TERMS, typename T>
 __device__ __forceinline__ void row_gradient(
-    const ConvTables& t, const Accumulator<T>* u, const T* staged, Accumulator<T>* terms) {
-  using Acc = Accumulator<T>;
+    const ConvTables& t, const Acc<T>* u, const T* staged, Acc<T>* terms) {
+  using Real = Acc<T>;
   const int lane = static_cast<int>(threadIdx.x % 32), channel = lane % 8 * kLaneChannels;
   for (int pass = 0; pass < t.terms; pass += 4 * TERMS) {
     const int first = pass + lane / 8 * TERMS;
-    Acc sum[TERMS][kLaneChannels];
+    Real sum[TERMS][kLaneChannels];
     multiply_row<TERMS>(t, first, u, staged + channel, sum);
     __syncwarp();  // all have read what G may take the place of
 #pragma unroll
@@ -131,14 +131,14 @@ __device__ __forceinline__ void row_gradient(
 }
 
 // What row `h` gives to each row of cells, for each dy: (dy, i) of level after level.
-template <typename Acc>
-__device__ __forceinline__ void find_row_weights(const ConvTables& t, int h, Acc* weights) {
+template <typename Real>
+__device__ __forceinline__ void find_row_weights(const ConvTables& t, int h, Real* weights) {
   for (int l = 0; l < t.levels; ++l) {
     const int k = t.bins[l];
     for (int i = threadIdx.x % 32; i < t.kernel_height * k; i += 32) {
       const int at = h + i / k - t.kernel_height / 2;
       const Taps taps = bilinear_taps(at, k, t.height, t.align_corners);
-      weights[t.first_bin[l] * t.kernel_height + i] = static_cast<Acc>(weight_of(taps, i % k));
+      weights[t.first_bin[l] * t.kernel_height + i] = static_cast<Real>(weight_of(taps, i % k));
     }
   }
 }
@@ -147,28 +147,28 @@ __device__ __forceinline__ void find_row_weights(const ConvTables& t, int h, Acc
 // is the sum of position p.
 template <typename T, typename Sum>
 __device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared<T>& shared, int rows, const Sum& sum_of) {
-  using Acc = Accumulator<T>;
+  using Real = Acc<T>;
   const int lane = static_cast<int>(threadIdx.x % 32), warps = static_cast<int>(blockDim.x / 32);
   int l = 0;
   for (int number = static_cast<int>(threadIdx.x / 32); number < t.row_terms; number += warps) {
     while (l + 1 < t.levels && number >= t.first_bin[l + 1] * t.kernel_height) ++l;
     const int k = t.bins[l], of_level = number - t.first_bin[l] * t.kernel_height, dy = of_level / k, i = of_level % k;
-    Acc weight[kMostWarps];
+    Real weight[kMostWarps];
     bool any = false;
 #pragma unroll
     for (int row = 0; row < kMostWarps; ++row) {
-      weight[row] = row < rows ? shared.rows[row * t.row_terms + number] : Acc(0);
-      any = any || weight[row] != Acc(0);
+      weight[row] = row < rows ? shared.rows[row * t.row_terms + number] : Real(0);
+      any = any || weight[row] != Real(0);
     }
     if (!any) continue;
     const int first = t.first_bin[l] * t.kernel_width;
     for (int dx = 0; dx < t.kernel_width; ++dx) {
       for (int j = 0; j < k; ++j) {
-        Acc& sum = sum_of(((t.first_cell[l] + i * k + j) * t.kernel_height + dy) * t.kernel_width + dx);
-        Acc total = sum;
+        Real& sum = sum_of(((t.first_cell[l] + i * k + j) * t.kernel_height + dy) * t.kernel_width + dx);
+        Real total = sum;
 #pragma unroll
         for (int row = 0; row < kMostWarps; ++row) {
-          if (weight[row] == Acc(0)) continue;
+          if (weight[row] == Real(0)) continue;
           total += weight[row] * shared.terms_of(t, row)[(first + dx * k + j) * kRunChannels + lane];
         }
         sum = total;
@@ -179,23 +179,23 @@ __device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared
 
 template <typename T, bool CHANNELS_LAST, int VEC>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv_gather_kernel(
-    const __grid_constant__ ConvTables t, const ConvGrid grid, const T* grad, Accumulator<T>* parts) {
-  using Acc = Accumulator<T>;
+    const __grid_constant__ ConvTables t, const ConvGrid grid, const T* grad, Acc<T>* parts) {
+  using Real = Acc<T>;
   const Run run = run_of_block(t, grid);
   const GatherShared<T> shared(t, grid.warps);
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int64_t channel = run.first_channel + lane;
   const bool there = channel < t.out_channels;
-  Acc* global = parts + (run.part * t.batch + run.image) * t.positions * t.out_channels + channel;
-  const auto staged_sum = [&](int p) -> Acc& { return shared.sums[p * kRunChannels + lane]; };
-  const auto global_sum = [&](int p) -> Acc& { return global[p * t.out_channels]; };
+  Real* global = parts + (run.part * t.batch + run.image) * t.positions * t.out_channels + channel;
+  const auto staged_sum = [&](int p) -> Real& { return shared.sums[p * kRunChannels + lane]; };
+  const auto global_sum = [&](int p) -> Real& { return global[p * t.out_channels]; };
 
   for_column_weights(t, run, [&](double weight, int term, int column) {
-    shared.u[term * kUStride + column] = static_cast<Acc>(weight);
+    shared.u[term * kUStride + column] = static_cast<Real>(weight);
   });
   for (int p = warp; p < t.positions; p += grid.warps) {
-    if (grid.staged) staged_sum(p) = Acc(0);
-    if (!grid.staged && there) global_sum(p) = Acc(0);
+    if (grid.staged) staged_sum(p) = Real(0);
+    if (!grid.staged && there) global_sum(p) = Real(0);
   }
   __syncthreads();
 
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
     const int rows = min(grid.warps, run.last_row - first);
     if (warp < rows) {
       T* staged = reinterpret_cast<T*>(shared.warps + warp * GatherShared<T>::warp_bytes(t));
-      Acc* terms = shared.terms_of(t, warp);
+      Real* terms = shared.terms_of(t, warp);
       stage_row<T, CHANNELS_LAST, VEC>(t, run, first + warp, grad, staged);
       find_row_weights(t, first + warp, shared.rows + warp * t.row_terms);
       __syncwarp();
@@ -228,10 +228,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
 // grad_q = Σ parts, in their order.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    pyramid_conv_sum_kernel(const Accumulator<T>* parts, T* grad_q, int64_t count, int64_t size) {
+    pyramid_conv_sum_kernel(const Acc<T>* parts, T* grad_q, int64_t count, int64_t size) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= size) return;
-  Accumulator<T> sum = 0;
+  Acc<T> sum = 0;
 #pragma unroll 4
   for (int64_t part = 0; part < count; ++part) sum += parts[part * size + i];
   grad_q[i] = static_cast<T>(sum);
@@ -239,34 +239,34 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 ConvGrid gather_grid(const ConvTables& t, int64_t most_bytes) {
-  const int64_t position_bytes = int64_t{t.positions} * kRunChannels * static_cast<int64_t>(sizeof(Accumulator<T>));
+  const int64_t position_bytes = int64_t{t.positions} * kRunChannels * static_cast<int64_t>(sizeof(Acc<T>));
   return cut_image(t, most_bytes, position_bytes, [&](int warps) { return GatherShared<T>::bytes(t, warps); });
 }
 
 }  // namespace
 
-ConvGrid conv_gather_grid(PoolType type, const ConvTables& t, int64_t most_bytes) {
+ConvGrid conv_gather_grid(ElementType type, const ConvTables& t, int64_t most_bytes) {
   ConvGrid grid{};
-  visit_type(type, [&](auto element) { grid = gather_grid<decltype(element)>(t, most_bytes); });
+  with_element(type, [&](auto element) { grid = gather_grid<decltype(element)>(t, most_bytes); });
   return grid;
 }
 
 void launch_pyramid_conv_gather(
-    PoolType type, bool channels_last, const ConvTables& t, const ConvGrid& grid, const void* grad, void* parts,
+    ElementType type, bool channels_last, const ConvTables& t, const ConvGrid& grid, const void* grad, void* parts,
     void* grad_q, cudaStream_t stream) {
   visit_map(type, channels_last, t, grad, [&]<typename T, bool CHANNELS_LAST, int VEC>() {
     const auto kernel = pyramid_conv_gather_kernel<T, CHANNELS_LAST, VEC>;
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
     PSPNET_FAST_LAUNCH(
         kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.shared_bytes, stream, t, grid,
-        static_cast<const T*>(grad), static_cast<Accumulator<T>*>(parts));
+        static_cast<const T*>(grad), static_cast<Acc<T>*>(parts));
   });
-  visit_type(type, [&](auto element) {
+  with_element(type, [&](auto element) {
     using T = decltype(element);
     const int64_t size = t.batch * t.positions * t.out_channels;
     const auto blocks = static_cast<unsigned>((size + kThreads - 1) / kThreads);
     PSPNET_FAST_LAUNCH(
-        (pyramid_conv_sum_kernel<T>), blocks, kThreads, 0, stream, static_cast<const Accumulator<T>*>(parts),
+        (pyramid_conv_sum_kernel<T>), blocks, kThreads, 0, stream, static_cast<const Acc<T>*>(parts),
         static_cast<T*>(grad_q), grid.parts(), size);
   });
 }

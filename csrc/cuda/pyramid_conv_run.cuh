@@ -142,8 +142,8 @@ inline int vector_length(int64_t line, const void* map, int64_t element_bytes) {
 
 // Calls visit.template operator()<T, CHANNELS_LAST, VEC>(): vectors of 16, 8 bytes, or single elements.
 template <typename Visit>
-void visit_map(PoolType type, bool channels_last, const ConvTables& t, const void* map, Visit visit) {
-  visit_type(type, [&](auto element) {
+void visit_map(ElementType type, bool channels_last, const ConvTables& t, const void* map, Visit visit) {
+  with_element(type, [&](auto element) {
     using T = decltype(element);
     constexpr int kFull = 16 / sizeof(T), kHalf = sizeof(T) == 2 ? 4 : 1;
     const int length = vector_length(channels_last ? t.out_channels : t.width, map, sizeof(T));

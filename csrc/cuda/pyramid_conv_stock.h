@@ -16,11 +16,10 @@
 #include <tuple>
 #include <vector>
 
+#include "../pyramid_conv_checks.h"
 #include "pyramid_tensors.h"
 
 namespace pspnet_fast::cuda {
-
-inline std::array<int64_t, 2> same_padding(const at::Tensor& weight) { return {weight.size(2) / 2, weight.size(3) / 2}; }
 
 inline at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   return at::convolution(x, weight, bias, {1, 1}, same_padding(weight), {1, 1}, false, {0, 0}, 1);

@@ -1,4 +1,5 @@
-// Pyramid pooling on CUDA tensors: checks, geometry and scratch round the kernels of pyramid_pool.cu.
+// Pyramid pooling on CUDA tensors: checks, geometry and scratch round the kernels of pyramid_pool_planes.cu (NCHW) and
+// pyramid_pool_atoms.cu (channels_last).
 #include "pyramid_pool.h"
 
 #include <ATen/ops/_adaptive_avg_pool2d_backward.h>
@@ -13,23 +14,10 @@
 #include <optional>
 
 #include "../pool_checks.h"
+#include "element_tensors.h"
 
 namespace pspnet_fast::cuda {
 namespace {
-
-PoolType pool_type(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat: return PoolType::f32;
-    case at::kDouble: return PoolType::f64;
-    case at::kHalf: return PoolType::f16;
-    case at::kBFloat16: return PoolType::bf16;
-    default: TORCH_CHECK_TYPE(false, "x must be float32, float64, float16 or bfloat16, not ", x.scalar_type());
-  }
-}
-
-at::TensorOptions accumulator(const at::Tensor& x) {
-  return x.options().dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-}
 
 // Nothing where a pyramid or map is too large for the tables: then PyTorch's own pooling serves.
 std::optional<PoolTables> make_tables(
@@ -72,11 +60,12 @@ at::Tensor pool_by_levels(const at::Tensor& x, at::IntArrayRef bins) {
 
 at::Tensor pool_by_levels_backward(
     const at::Tensor& grad, int64_t height, int64_t width, at::IntArrayRef bins, bool channels_last) {
-  const at::Tensor like = empty_map(grad, height, width, channels_last);  // its shape and layout are what is asked for
+  const at::Tensor sums = grad.to(accumulator_type(grad));
+  const at::Tensor like = empty_map(sums, height, width, channels_last);  // its shape and layout are what is asked for
   at::Tensor total = at::zeros_like(like);
   int64_t first = 0;
   for (int64_t k : bins) {
-    total += at::_adaptive_avg_pool2d_backward(grad.narrow(2, first, k * k).unflatten(2, {k, k}).contiguous(), like);
+    total += at::_adaptive_avg_pool2d_backward(sums.narrow(2, first, k * k).unflatten(2, {k, k}).contiguous(), like);
     first += k * k;
   }
   return total;
@@ -85,7 +74,7 @@ at::Tensor pool_by_levels_backward(
 at::Tensor pyramid_pool_cuda(const at::Tensor& input, at::IntArrayRef bins) {
   check_map("x", input);
   const c10::cuda::CUDAGuard guard(input.device());
-  const PoolType type = pool_type(input);
+  const ElementType type = element_type("x", input);
   const bool channels_last = reads_channels_last(input);
   const at::Tensor x = channels_last ? input : input.contiguous();
   const auto tables = make_tables(x.size(0), x.size(1), x.size(2), x.size(3), bins);
@@ -93,34 +82,55 @@ at::Tensor pyramid_pool_cuda(const at::Tensor& input, at::IntArrayRef bins) {
   at::Tensor out = at::empty({x.size(0), x.size(1), tables->cells}, x.options());
   if (out.numel() == 0) return out;
 
-  at::Tensor atoms;
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   if (channels_last) {
-    atoms = at::empty({x.size(0), tables->row_intervals * tables->column_intervals, x.size(1)}, accumulator(x));
+    const int64_t atom_count = tables->row_intervals * tables->column_intervals;
+    at::Tensor atoms = at::empty({x.size(0), atom_count, x.size(1)}, x.options().dtype(accumulator_type(x)));
+    launch_pyramid_pool_atoms_fwd(
+        type, *tables, x.const_data_ptr(), atoms.mutable_data_ptr(), out.mutable_data_ptr(), stream);
+  } else {
+    launch_pyramid_pool_planes_fwd(type, *tables, x.const_data_ptr(), out.mutable_data_ptr(), stream);
   }
-  launch_pyramid_pool_fwd(
-      type, channels_last, *tables, x.const_data_ptr(), channels_last ? atoms.mutable_data_ptr() : nullptr,
-      out.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 
-at::Tensor pyramid_pool_backward_cuda(
-    const at::Tensor& upstream, int64_t height, int64_t width, at::IntArrayRef bins, bool channels_last) {
-  check_packed(upstream, bins);
-  TORCH_CHECK_VALUE(height >= 1 && width >= 1, "height and width must be at least 1, not ", height, " and ", width);
-  const c10::cuda::CUDAGuard guard(upstream.device());
-  const PoolType type = pool_type(upstream);
-  const at::Tensor grad = upstream.contiguous();
-  const auto tables = make_tables(grad.size(0), grad.size(1), height, width, bins);
-  if (!tables) return pool_by_levels_backward(grad, height, width, bins, channels_last);
-  at::Tensor grad_x = empty_map(grad, height, width, channels_last);
-  if (grad_x.numel() == 0) return grad_x;
-
-  launch_pyramid_pool_bwd(
-      type, channels_last, *tables, grad.const_data_ptr(), grad_x.mutable_data_ptr(),
-      c10::cuda::getCurrentCUDAStream());
+// The gradient of x into `grad_x`, which is dense in the layout that it answers to, or added to what that holds.
+void launch_backward(const PoolTables& tables, const at::Tensor& grad, at::Tensor& grad_x, bool channels_last, bool add) {
+  const ElementType type = element_type("grad", grad);
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  if (channels_last) {
+    const at::Tensor packed = grad.transpose(1, 2).contiguous();  // lanes lie along channels
+    launch_pyramid_pool_atoms_bwd(type, add, tables, packed.const_data_ptr(), grad_x.mutable_data_ptr(), stream);
+  } else {
+    const at::Tensor packed = grad.contiguous();
+    launch_pyramid_pool_planes_bwd(type, add, tables, packed.const_data_ptr(), grad_x.mutable_data_ptr(), stream);
+  }
   C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+at::Tensor pyramid_pool_backward_cuda(
+    const at::Tensor& grad, int64_t height, int64_t width, at::IntArrayRef bins, bool channels_last) {
+  check_packed(grad, bins);
+  TORCH_CHECK_VALUE(height >= 1 && width >= 1, "height and width must be at least 1, not ", height, " and ", width);
+  const c10::cuda::CUDAGuard guard(grad.device());
+  const auto tables = make_tables(grad.size(0), grad.size(1), height, width, bins);
+  if (!tables) return pool_by_levels_backward(grad, height, width, bins, channels_last).to(grad.scalar_type());
+  at::Tensor grad_x = empty_map(grad, height, width, channels_last);
+  if (grad_x.numel() > 0) launch_backward(*tables, grad, grad_x, channels_last, false);
   return grad_x;
+}
+
+void pyramid_pool_backward_add_cuda(at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
+  check_accumulator(grad_x, grad, bins);
+  const c10::cuda::CUDAGuard guard(grad.device());
+  const bool channels_last = reads_channels_last(grad_x);
+  const auto tables = make_tables(grad.size(0), grad.size(1), grad_x.size(2), grad_x.size(3), bins);
+  if (!tables) {
+    grad_x += pool_by_levels_backward(grad, grad_x.size(2), grad_x.size(3), bins, channels_last);
+  } else if (grad_x.numel() > 0) {
+    launch_backward(*tables, grad, grad_x, channels_last, true);
+  }
 }
 
 }  // namespace
@@ -128,6 +138,7 @@ at::Tensor pyramid_pool_backward_cuda(
 TORCH_LIBRARY_IMPL(pspnet_fast, CUDA, m) {
   m.impl("pyramid_pool", pyramid_pool_cuda);
   m.impl("pyramid_pool_backward", pyramid_pool_backward_cuda);
+  m.impl("pyramid_pool_backward_add", pyramid_pool_backward_add_cuda);
 }
 
 }  // namespace pspnet_fast::cuda

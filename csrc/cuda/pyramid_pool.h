@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-namespace pspnet_fast::cuda {
+#include "elements.h"
 
-enum class PoolType { f32, f64, f16, bf16 };
+namespace pspnet_fast::cuda {
 
 // The geometry of one call, passed to the kernels by value: nothing to copy to the device, nothing to wait for.
 constexpr int kMaxLevels = 8;
@@ -26,21 +26,39 @@ struct PoolTables {
   int32_t column_first[kMaxBins], column_last[kMaxBins];
 };
 
-void launch_pyramid_pool_fwd(
-    PoolType type,
-    bool channels_last,
+// ---- NCHW: pyramid_pool_planes.cu -----------------------------------------------------------------------------------
+
+void launch_pyramid_pool_planes_fwd(
+    ElementType type,
     const PoolTables& tables,
-    const void* x,   // [B, C, H, W]
-    void* atoms,     // [B, row_intervals · column_intervals, C] float (double for f64); channels_last only
-    void* out,       // [B, C, Σk²]
+    const void* x,  // [B, C, H, W]
+    void* out,      // [B, C, Σk²]
     cudaStream_t stream);
 
-void launch_pyramid_pool_bwd(
-    PoolType type,
-    bool channels_last,
+void launch_pyramid_pool_planes_bwd(
+    ElementType type,
+    bool add,  // to what grad_x holds
     const PoolTables& tables,
     const void* grad,  // [B, C, Σk²]
     void* grad_x,      // [B, C, H, W]
+    cudaStream_t stream);
+
+// ---- channels_last: pyramid_pool_atoms.cu ---------------------------------------------------------------------------
+
+void launch_pyramid_pool_atoms_fwd(
+    ElementType type,
+    const PoolTables& tables,
+    const void* x,  // [B, H, W, C]
+    void* atoms,    // [B, row_intervals · column_intervals, C] float (double for f64)
+    void* out,      // [B, C, Σk²]
+    cudaStream_t stream);
+
+void launch_pyramid_pool_atoms_bwd(
+    ElementType type,
+    bool add,  // to what grad_x holds
+    const PoolTables& tables,
+    const void* grad,  // [B, Σk², C]
+    void* grad_x,      // [B, H, W, C]
     cudaStream_t stream);
 
 }  // namespace pspnet_fast::cuda

@@ -13,14 +13,14 @@ __global__ void __launch_bounds__(kProductThreads) pyramid_product_kernel(const 
 
 }  // namespace
 
-void launch_products(PoolType type, bool wide, Products products, cudaStream_t stream) {
+void launch_products(ElementType type, bool wide, Products products, cudaStream_t stream) {
   const unsigned blocks = number_blocks(products);
   if (blocks == 0) return;
-  visit_type(type, [&](auto element) {
+  with_element(type, [&](auto element) {
     using T = decltype(element);
     if (wide) {
       PSPNET_FAST_LAUNCH(
-          (pyramid_product_kernel<T, Accumulator<T>>), blocks, kProductThreads, 0, stream, products);
+          (pyramid_product_kernel<T, Acc<T>>), blocks, kProductThreads, 0, stream, products);
     } else {
       PSPNET_FAST_LAUNCH((pyramid_product_kernel<T, T>), blocks, kProductThreads, 0, stream, products);
     }

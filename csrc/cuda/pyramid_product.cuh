@@ -39,7 +39,7 @@ struct ProductShared {
       alignas(32) T a[kTile * kSideStride<T>];
       alignas(32) T b[kTile * kSideStride<T>];
     } side;
-    alignas(32) Accumulator<T> result[kTile * kResultStride];
+    alignas(32) Acc<T> result[kTile * kResultStride];
   };
   Offsets a, b;
   int64_t c_row[kTile], c_column[kTile];
@@ -66,8 +66,8 @@ __device__ __forceinline__ void fetch_as(T (&values)[kPerThread], const T* data,
   for (int i = 0; i < kPerThread / VEC; ++i) {
     const Place<VEC, ALONG_DEPTH> place(i);
     const int64_t row = offsets.row[place.row], depth = offsets.depth[place.depth];
-    Vector<T, VEC> vector{};
-    if (row >= 0 && depth >= 0) vector = *reinterpret_cast<const Vector<T, VEC>*>(data + row + depth);
+    Pack<T, VEC> vector{};
+    if (row >= 0 && depth >= 0) vector = *reinterpret_cast<const Pack<T, VEC>*>(data + row + depth);
 #pragma unroll
     for (int j = 0; j < VEC; ++j) values[i * VEC + j] = vector.v[j];
   }
@@ -233,7 +233,7 @@ __device__ void product_tile(const Product& p, int block, const B& source) {
   for (int i = static_cast<int>(threadIdx.x); i < kTile * kTile; i += kProductThreads) {
     const int row = p.c_along_rows ? i % kTile : i / kTile, column = p.c_along_rows ? i / kTile : i % kTile;
     if (shared.c_row[row] < 0 || shared.c_column[column] < 0) continue;
-    Accumulator<T> value = shared.result[row * kResultStride + column];
+    Acc<T> value = shared.result[row * kResultStride + column];
     if (p.norm.mean != nullptr) value = channel_norm<T>(p.norm, first_row + row)(value);
     c[shared.c_row[row] + shared.c_column[column]] = static_cast<Out>(value);
   }

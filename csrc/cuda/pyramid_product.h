@@ -50,6 +50,6 @@ struct Products {
 };
 
 // Operands of `type`; results of it too, or of the accumulator's type (float, double for f64) if `wide`.
-void launch_products(PoolType type, bool wide, Products products, cudaStream_t stream);
+void launch_products(ElementType type, bool wide, Products products, cudaStream_t stream);
 
 }  // namespace pspnet_fast::cuda

@@ -5,22 +5,13 @@
 #include <ATen/ops/empty.h>
 
 #include "../pool_checks.h"
+#include "element_tensors.h"
 #include "pyramid_product.h"
 
 namespace pspnet_fast::cuda {
 
-inline PoolType element_type(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat: return PoolType::f32;
-    case at::kDouble: return PoolType::f64;
-    case at::kHalf: return PoolType::f16;
-    case at::kBFloat16: return PoolType::bf16;
-    default: TORCH_CHECK_TYPE(false, "x must be float32, float64, float16 or bfloat16, not ", x.scalar_type());
-  }
-}
-
 inline at::TensorOptions accumulator_of(const at::Tensor& x) {
-  return at::TensorOptions(x.device()).dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  return at::TensorOptions(x.device()).dtype(accumulator_type(x));
 }
 
 // Whether an axis of a side can be read in vectors of 16 bytes: neighbours follow each other, and all else is aligned.
@@ -49,10 +40,9 @@ struct NormTensors {
       const at::Tensor& like, const at::Tensor& mean, const at::Tensor& var, const at::Tensor& gamma,
       const at::Tensor& beta, double eps)
       : tensors{mean, var, gamma, beta} {
-    const auto wide = accumulator_of(like).dtype().toScalarType();
     bool own = true;
     for (const at::Tensor& t : tensors) own = own && t.scalar_type() == like.scalar_type();
-    for (at::Tensor& t : tensors) t = (own ? t : t.to(wide)).contiguous();
+    for (at::Tensor& t : tensors) t = (own ? t : t.to(accumulator_type(like))).contiguous();
     norm = {tensors[0].const_data_ptr(), tensors[1].const_data_ptr(), tensors[2].const_data_ptr(),
             tensors[3].const_data_ptr(), eps, !own};
   }

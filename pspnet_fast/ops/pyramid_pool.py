@@ -2,7 +2,7 @@
 
 The bin edges of all levels cut each axis into a few intervals, and the map into atoms. The kernels sum every atom once
 and every bin from its atoms, so ``x`` is read once, not once a level; in backward the gradient is constant on an atom
-and is written once. Native kernels: csrc/cpu/pyramid_pool*.cpp, csrc/cuda/pyramid_pool.cu, triton/pyramid_pool.py.
+and is written once. Native kernels: csrc/cpu/pyramid_pool*.cpp, csrc/cuda/pyramid_pool*.cu, triton/pyramid_pool.py.
 """
 
 from __future__ import annotations

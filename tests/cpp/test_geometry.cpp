@@ -89,6 +89,32 @@ void test_cells(bool align_corners) {
   }
 }
 
+// Nodes, shares and the ranges of outputs that have one, against the same cells.
+void test_axis(bool align_corners) {
+  for (int32_t nodes = 1; nodes <= 20; ++nodes) {
+    for (int32_t out = 1; out <= 70; ++out) {
+      const BilinearAxis axis = bilinear_axis(nodes, out, align_corners);
+      for (int32_t x = 0; x < out; ++x) {
+        const double scale = source_scale(nodes, out, align_corners);
+        const double position = std::clamp(align_corners ? x * scale : (x + 0.5) * scale - 0.5, 0.0, nodes - 1.0);
+        const int32_t node = axis.node(x), next = axis.next(node);
+        const double share = axis.share<double>(x, node);
+        require(node >= 0 && next < nodes && share >= 0 && share < 1, "nodes and shares", nodes, out, x);
+        require(std::fabs((1 - share) * node + share * next - position) < 1e-12, "place on an axis", nodes, out, x);
+        double sum = 0;
+        for (int32_t i = 0; i < nodes; ++i) {
+          const bool has = axis.begin_of(i - 1) <= x && x < axis.begin_of(i + 1);
+          const double expected = i == node ? 1 - share : i == next ? share : 0;
+          if (has) sum += axis.weight<double>(x, i);
+          require(has ? std::fabs(axis.weight<double>(x, i) - expected) < 1e-12 : expected == 0, "weights", nodes, out, x);
+          require((axis.begin_of(i) <= x) == (node >= i), "the first output of a node", nodes, out, x);
+        }
+        require(std::fabs(sum - 1) < 1e-12, "weights sum to one", nodes, out, x);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -100,6 +126,8 @@ int main() {
   test_partition({140});
   test_cells(true);
   test_cells(false);
+  test_axis(true);
+  test_axis(false);
   std::printf("%d checks passed\n", checks);
   return 0;
 }

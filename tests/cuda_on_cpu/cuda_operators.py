@@ -4,7 +4,8 @@ A library of them (compiling.py) registers the functions of csrc/cuda/*.cpp for 
 CPU tensors are sent there, by a kernel that takes the place of csrc/cpu's and runs each call several times:
 
 - with the threads and blocks in other orders, to the same bits;
-- with new tensors full of NaN (or the largest integer), so that what a kernel does not write shows.
+- with new tensors full of NaN (or the largest integer), so that what a kernel does not write shows;
+- with copies of the tensors that it writes into, as its schema tells; the caller's get what was written at the end.
 """
 
 from __future__ import annotations
@@ -57,32 +58,53 @@ class Operators:
         operator = getattr(getattr(torch.ops, NAMESPACE), name).default
 
         def run(*arguments: Any) -> Any:
-            results = self._run(operator, self.orders[0], arguments)
+            results, written = self._run(operator, self.orders[0], arguments)
             for order in self.orders[1:]:
                 try:
                     again = self._run(operator, order, arguments)
                 except IndexError:
                     # A label out of range is told by the call after. It was to be the caller's: make it due again.
-                    return self._run(operator, self.orders[0], arguments)
-                assert_same_bits(results, again, f"{name} depends on the order of threads")
+                    return self._run(operator, self.orders[0], arguments)[0]
+                assert_same_bits((results, written), again, f"{name} depends on the order of threads")
+            with torch.no_grad():
+                for index, tensor in written.items():
+                    arguments[index].copy_(tensor)
             return results
 
         return run
 
-    def _run(self, operator: Any, order: int, arguments: Sequence[Any]) -> Any:
+    def _run(self, operator: Any, order: int, arguments: Sequence[Any]) -> tuple[Any, dict[int, Tensor]]:
+        """The results, and copies of the arguments that were written into, by their places."""
+        schema = operator._schema.arguments
+        written = {i: twin(arguments[i]) for i, a in enumerate(schema) if a.alias_info and a.alias_info.is_write}
         with self.lock:  # both settings are the process's
             self.control.cuda_on_cpu_set_order(order)
             before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
             torch.use_deterministic_algorithms(True, warn_only=True)  # fills new tensors
             try:
-                return operator.redispatch(_CUDA, *arguments)
+                results = operator.redispatch(_CUDA, *(written.get(i, a) for i, a in enumerate(arguments)))
             finally:
                 torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        return results, written
+
+
+def twin(tensor: Tensor) -> Tensor:
+    """A copy in memory of its own, of the same strides and alignment, be the tensor dense or not."""
+    with torch.no_grad():
+        memory = tensor.untyped_storage().clone()
+        return tensor.new_empty(0).set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def tensors_in(results: Any) -> list[Tensor]:
+    if isinstance(results, Tensor):
+        return [results]
+    parts = results.values() if isinstance(results, dict) else results or ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def assert_same_bits(first: Any, second: Any, message: str) -> None:
     """NaN included: a sum of the same numbers in the same order has the same bits."""
-    for a, b in zip(*([r] if isinstance(r, Tensor) else r for r in (first, second)), strict=True):
+    for a, b in zip(tensors_in(first), tensors_in(second), strict=True):
         same = a.stride() == b.stride() and torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
         if not same:
             raise AssertionError(message)

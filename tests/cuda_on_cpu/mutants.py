@@ -13,10 +13,14 @@ from compiling import BUILD, CUDA, Target, operators
 
 ORDER = r"depends on the order of threads"
 UNWRITTEN = r"nan instead of"
+WRONG = r"relative error .* allowed"
 BEYOND = r"AddressSanitizer: (heap-buffer-overflow|use-after-poison)"
 
 
 POOL = "tests/ops/test_pyramid_pool.py::test_pyramid_pool"
+POOL_ADD = "tests/ops/test_pyramid_pool_through.py::test_backward_add"
+CONCAT = "tests/ops/test_pyramid_concat.py::test_pyramid_concat"
+CONCAT_SIZES = "tests/ops/test_pyramid_concat.py::test_sizes"
 LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
 ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
 CORRECT = "tests/ops/test_dual_cross_entropy.py::test_correct_pixels"
@@ -55,8 +59,28 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def pool(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
-    return Mutant(f"pyramid_pool_{name}", "pyramid_pool.cu", before, after, shows, POOL, variant)
+def planes(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    """Of the pooling kernels for NCHW."""
+    return Mutant(f"pyramid_pool_{name}", "pyramid_pool_planes.cu", before, after, shows, POOL, variant)
+
+
+def atoms(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    """Of those for channels_last."""
+    return Mutant(f"pyramid_pool_atoms_{name}", "pyramid_pool_atoms.cu", before, after, shows, POOL, variant)
+
+
+def packs(name: str, unit: str, before: str, after: str, shows: str, tests: str = POOL) -> Mutant:
+    """Of what both share."""
+    return Mutant(
+        f"pyramid_pool_{name}", "pyramid_pool.cuh", before, after, shows, tests, unit=f"pyramid_pool_{unit}.cu"
+    )
+
+
+def concat(
+    kernel: str, name: str, before: str, after: str, shows: str, variant: str = "plain", tests: str = CONCAT
+) -> Mutant:
+    unit = f"pyramid_concat_{kernel}"
+    return Mutant(f"{unit}_{name}", f"{unit}.cu", before, after, shows, tests, variant)
 
 
 def strip(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
@@ -75,49 +99,93 @@ def argmax(name: str, before: str, after: str, shows: str, tests: str = ARGMAX, 
 
 
 MUTANTS = [
-    pool("lines_barrier", "] = sum;\n    }\n    __syncthreads();\n", "] = sum;\n    }\n", ORDER),
-    pool("atoms_barrier", "] += sum;\n    }\n    __syncthreads();\n", "] += sum;\n    }\n", ORDER),
-    pool("shares_barrier", "(c);\n    }\n  }\n  __syncthreads();\n", "(c);\n    }\n  }\n", ORDER),
-    pool("gradient_barrier", "] = sum;\n  }\n  __syncthreads();\n", "] = sum;\n  }\n", ORDER),
-    pool(
+    planes("lines_barrier", "] = sum;\n    }\n    __syncthreads();\n", "] = sum;\n    }\n", ORDER),
+    planes("atoms_barrier", "] += sum;\n    }\n    __syncthreads();\n", "] += sum;\n    }\n", ORDER),
+    planes("shares_barrier", "(c);\n    }\n  }\n  __syncthreads();\n", "(c);\n    }\n  }\n", ORDER),
+    planes("gradient_barrier", "] = sum;\n  }\n  __syncthreads();\n", "] = sum;\n  }\n", ORDER),
+    planes(
         "early_exit",
         "  const T* input = x + plane * t.height * t.width;\n",
         "  const T* input = x + plane * t.height * t.width;\n  if (threadIdx.x >= unsigned(t.width)) return;\n",
         r"barrier divergence: it (exits|waits)",
     ),
-    pool(
+    planes(
         "unwritten_cell",
         "cell < t.cells; cell += kThreads) {\n    const Bin bin",
         "cell < t.cells - 1; cell += kThreads) {\n    const Bin bin",
         UNWRITTEN,
     ),
-    pool(
+    planes(
         "unwritten_gradient",
-        "int i = begin + static_cast<int>(threadIdx.x); i < end; i",
-        "int i = begin + static_cast<int>(threadIdx.x); i < end - 1; i",
+        "(t.height * packs - first + kThreads - 1) / kThreads",
+        "(t.height * packs - first + kThreads - 2) / kThreads",
         UNWRITTEN,
     ),
-    pool(
+    planes(
         "row_too_many",
         "for (int h = t.row_edge[r]; h < t.row_edge[r + 1]; ++h) {",
         "for (int h = t.row_edge[r]; h <= t.row_edge[r + 1]; ++h) {",
         BEYOND,
         "checked",
     ),
-    pool("shared_too_small", "line_bytes * tile + atom_bytes, stream", "line_bytes * tile, stream", BEYOND, "checked"),
-    pool(
+    planes(
+        "shared_too_small", "line_bytes * tile + atom_bytes, stream", "line_bytes * tile, stream", BEYOND, "checked"
+    ),
+    planes(
         "shared_too_large",
         "line_bytes * tile + atom_bytes, stream",
         "line_bytes * tile + (48 << 10), stream",
         r"bytes of dynamic shared memory, but 49152 are allowed",
     ),
-    pool(
+    planes("shares_of_another", "sum += shares[cell];", "sum += shares[0];", WRONG),
+    planes("row_of_another", "while (h >= t.row_edge[r + 1]) ++r;", "while (h > t.row_edge[r + 1]) ++r;", WRONG),
+    atoms(
+        "unwritten_cell", "t.column_edge[block.c + 1] - first;", "t.column_edge[block.c + 1] - first - 1;", UNWRITTEN
+    ),
+    packs("written_over", "planes", "sums[j] += load(packs[i].v[j]);", "", WRONG, POOL_ADD),
+    packs("last_bin", "atoms", "r >= t.row_last[row]", "r > t.row_last[row]", WRONG),
+    atoms(
         "misaligned",
-        "const bool aligned = t.channels % kVec == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;",
+        "const bool aligned = t.channels % kVec == 0 && is_aligned(x, 16);",
         "const bool aligned = true;",
         r"misaligned address",
         "checked",
     ),
+    concat(
+        "planes", "unwritten_channel", "shape.level_channels - begin)", "shape.level_channels - begin - 1)", UNWRITTEN
+    ),
+    concat("planes", "unwritten_copy", "< packs) to[", "< packs - 1) to[", UNWRITTEN),
+    concat("planes", "corner_too_far", "level.columns.next(j) - j", "1", BEYOND, "checked"),
+    concat(
+        "planes_bwd",
+        "lines_barrier",
+        "columns, lines);\n    __syncthreads();\n",
+        "columns, lines);\n",
+        ORDER,
+    ),
+    concat(
+        "planes_bwd",
+        "sums_barrier",
+        "lines, totals);\n    __syncthreads();",
+        "lines, totals);",
+        ORDER,
+        tests=CONCAT_SIZES,
+    ),
+    concat(
+        "planes_bwd",
+        "unwritten_node",
+        "i < count; i += kThreads) output",
+        "i < count - 1; i += kThreads) output",
+        UNWRITTEN,
+    ),
+    concat(
+        "planes_bwd", "shared_too_small", "plan.parts * plan.tile + k)", "plan.parts * plan.tile)", BEYOND, "checked"
+    ),
+    concat("pixels", "nodes_of_another_cell", "if (j != column) {", "if (column < 0) {", WRONG),
+    concat("pixels", "unwritten_pixel", "min(kColumns, shape.width - begin)", "shape.width - begin - 1", UNWRITTEN),
+    concat("pixels_bwd", "unwritten_side", "side < 4; ++side", "side < 3; ++side", UNWRITTEN),
+    concat("pixels_bwd", "sides_exchanged", "row_parts ? 2 : 0", "row_parts ? 0 : 2", WRONG),
+    concat("pixels_bwd", "row_too_many", "h < rows.end; ++h", "h <= rows.end; ++h", BEYOND, "checked"),
     strip("staged_barrier", "    __syncwarp();\n    visit(first, count);", "    visit(first, count);", ORDER),
     strip("corners_barrier", "== nullptr;\n  __syncwarp();", "== nullptr;", ORDER),
     strip("unwritten_node", "min(kOwned, nodes - first_node)", "min(kOwned, nodes - first_node - 1)", UNWRITTEN),

@@ -51,12 +51,13 @@ def check_exact_by_image(
     """Hold a function that treats each image alone to the rule, results and gradients, without a batch in float64.
 
     ``function(*maps, *weights)`` gives results with the batch in front. The gradients of the weights are sums over the
-    images.
+    images. The gradients of maps come in the layout of the first.
     """
     dtype, batch, count = maps[0].dtype, maps[0].shape[0], len(maps)
     with torch.no_grad():
         shapes = [r.shape for r in definition(*(m[:1] for m in maps), *weights)]
-    upstream = [random(batch, *shape[1:], dtype=dtype) for shape in shapes]
+    channels_last = maps[0].is_contiguous(memory_format=torch.channels_last)
+    upstream = [random(batch, *s[1:], dtype=dtype, channels_last=channels_last and len(s) == 4) for s in shapes]
     actual = differentiate(function, [*maps, *weights], upstream)
     per_image = len(shapes) + count
 

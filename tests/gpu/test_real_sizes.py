@@ -52,8 +52,10 @@ def test_pyramid_conv(backend: str, channels_last: bool, dtype: torch.dtype) -> 
 
 
 @DTYPE
-def test_pyramid_concat(backend: str, dtype: torch.dtype) -> None:
-    x, levels = random(4, 2048, 60, 60, dtype=dtype, channels_last=True), random(4, 512, 50, dtype=dtype)
+@LAYOUT
+@pytest.mark.parametrize("size", [(60, 60), (90, 90), (97, 97)], ids=str)
+def test_pyramid_concat(backend: str, size: tuple[int, int], channels_last: bool, dtype: torch.dtype) -> None:
+    x, levels = random(2, 2048, *size, dtype=dtype, channels_last=channels_last), random(2, 512, 50, dtype=dtype)
     check_exact_by_image(as_tuple(pspnet_fast.pyramid_concat), as_tuple(reference.pyramid_concat), [x, levels])
 
 
@@ -217,3 +219,21 @@ def test_map_beyond_int32(backend: str, channels_last: bool) -> None:
         (exact_gradient,) = torch.autograd.grad(exact, image, upstream[i : i + 1].double())
         torch.testing.assert_close(pooled[i : i + 1].double(), exact, rtol=2e-2, atol=1e-3)
         torch.testing.assert_close(gradient[i : i + 1].double(), exact_gradient, rtol=2e-2, atol=1e-3)
+
+
+@LAYOUT
+def test_concatenation_beyond_int32(backend: str, channels_last: bool) -> None:
+    if backend == "reference":
+        pytest.skip("the limits of stock operators are their own")
+    require_memory(40)
+    x = random(84, 2048, 80, 80, dtype=torch.bfloat16, channels_last=channels_last)
+    levels = random(84, 512, 50, dtype=torch.bfloat16).requires_grad_()
+    merged = pspnet_fast.pyramid_concat(x, levels)  # 2.2e9 elements
+    (gradient,) = torch.autograd.grad(merged, levels, merged.detach())
+    for i in (0, 83):
+        image = levels[i : i + 1].detach().double().requires_grad_()
+        exact = reference.pyramid_concat(x[i : i + 1].double(), image)
+        (exact_gradient,) = torch.autograd.grad(exact, image, merged[i : i + 1].detach().double())
+        torch.testing.assert_close(merged[i : i + 1].double(), exact, rtol=1e-2, atol=1e-2)
+        error = torch.linalg.vector_norm(gradient[i] - exact_gradient[0]) / torch.linalg.vector_norm(exact_gradient)
+        assert error < 1e-2, f"gradient of image {i}"

@@ -87,8 +87,10 @@ def upstream_for(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [random(*r.shape, dtype=r.dtype, device=r.device) for r in as_tuple(function(*inputs))]
 
 
-def check_exactness(fused: Function, definition: Function, inputs: Sequence[Tensor]) -> None:
-    """Holds results and gradients of ``fused`` to the rule, for a random upstream gradient.
+def check_exactness(
+    fused: Function, definition: Function, inputs: Sequence[Tensor], upstream_layout: str = "nchw"
+) -> None:
+    """Holds results and gradients of ``fused`` to the rule, for a random upstream gradient (maps in this layout).
 
     ``definition`` is the same function in stock operators: called with float64 inputs it is the oracle, with inputs of
     the same dtype the measure of what error is to be expected.
@@ -96,6 +98,7 @@ def check_exactness(fused: Function, definition: Function, inputs: Sequence[Tens
     dtype = inputs[0].dtype
     exact_inputs = [t.double() for t in inputs]
     upstream = [u.to(dtype) for u in upstream_for(definition, exact_inputs)]
+    upstream = [LAYOUTS[upstream_layout](u) if u.dim() == 4 else u for u in upstream]
     actual = differentiate(fused, inputs, upstream)
     stock = differentiate(definition, inputs, upstream)
     exact = differentiate(definition, exact_inputs, upstream)

@@ -25,6 +25,7 @@ from running import (
 from torch import Tensor
 
 from pspnet_fast import pyramid_concat, reference
+from pspnet_fast.ops._library import overload
 
 OPERATOR = "pyramid_concat"
 
@@ -46,8 +47,54 @@ def test_pyramid_concat(backend: Backend, align_corners: bool, x_first: bool, la
     options: dict[str, Any] = {"align_corners": align_corners, "x_first": x_first}
     inputs = draw(2, 3, 7, 10, 2, layout=layout, dtype=dtype, device=backend.device)
     check_exactness(
-        functools.partial(pyramid_concat, **options), functools.partial(reference.pyramid_concat, **options), inputs
+        functools.partial(pyramid_concat, **options),
+        functools.partial(reference.pyramid_concat, **options),
+        inputs,
+        layout,
     )
+
+
+# What kernels treat apart: packs of channels and planes that do or do not divide by them, more channels than a thread
+# goes through, cells of many pixels, rows that do not fit at once, many bins, fewer pixels than bins, a single one.
+SIZES = [
+    ((2, 16, 6, 8, 8), (1, 2, 3, 6)),
+    ((1, 24, 18, 35, 16), (1, 2, 3, 6)),
+    ((1, 1, 5, 5, 41), (1, 3)),
+    ((1, 0, 9, 4, 3), (2,)),
+    ((1, 5, 2, 1100, 1), (1, 4)),
+    ((1, 2, 40, 3, 2), (33, 1)),
+    ((1, 8, 2, 3, 8), (9, 1, 9)),
+    ((2, 3, 1, 1, 5), (1, 6)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "centres"])
+@pytest.mark.parametrize(("size", "bins"), SIZES, ids=str)
+def test_sizes(
+    backend: Backend, size: tuple[int, ...], bins: Sequence[int], align_corners: bool, layout: str, dtype: torch.dtype
+) -> None:
+    backend.require(dtype)
+    options: dict[str, Any] = {"bins": bins, "align_corners": align_corners, "x_first": len(bins) > 1}
+    inputs = draw(*size, bins=bins, layout=layout, dtype=dtype, device=backend.device)
+    check_exactness(
+        functools.partial(pyramid_concat, **options),
+        functools.partial(reference.pyramid_concat, **options),
+        inputs,
+        layout,
+    )
+
+
+@pytest.mark.parametrize("upstream_layout", [*LAYOUTS, "expanded"])
+def test_gradient_of_any_layout(backend: Backend, upstream_layout: str) -> None:
+    inputs = draw(2, 8, 7, 9, 4, device=backend.device)
+    if upstream_layout == "expanded":
+        check_exactness(
+            lambda *given: pyramid_concat(*given).sum(), lambda *given: reference.pyramid_concat(*given).sum(), inputs
+        )
+    else:
+        check_exactness(pyramid_concat, reference.pyramid_concat, inputs, upstream_layout)
 
 
 def test_order_of_channels(backend: Backend) -> None:
@@ -79,7 +126,10 @@ def test_any_shape_and_options(
     options: dict[str, Any] = {"bins": bins, "align_corners": align_corners, "x_first": x_first}
     inputs = draw(2, 3, *size, 2, bins, layout, device=backend.device)
     check_exactness(
-        functools.partial(pyramid_concat, **options), functools.partial(reference.pyramid_concat, **options), inputs
+        functools.partial(pyramid_concat, **options),
+        functools.partial(reference.pyramid_concat, **options),
+        inputs,
+        layout,
     )
 
 
@@ -111,8 +161,9 @@ def test_empty_batch(backend: Backend) -> None:
     assert [g.shape for g in gradients] == [(0, 3, 5, 7), (0, 2, 50)]
 
 
-def test_same_bits_every_run(backend: Backend) -> None:
-    check_same_bits(pyramid_concat, draw(2, 8, 9, 11, 4, device=backend.device), threads=(1, 1, 2))
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_same_bits_every_run(backend: Backend, layout: str) -> None:
+    check_same_bits(pyramid_concat, draw(2, 8, 9, 11, 4, layout=layout, device=backend.device), threads=(1, 1, 2))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -166,3 +217,17 @@ def test_tensors_on_two_devices(backend: Backend) -> None:
     levels = torch.zeros(2, 2, 50, device="meta")
     with pytest.raises(ValueError, match=r"levels is on meta but x on .*; move one with \.to"):
         pyramid_concat(torch.zeros(2, 3, 5, 7, device=backend.device), levels)
+
+
+def test_kernels_tell_what_they_cannot_do(backend: Backend) -> None:
+    if backend.name != "cuda":
+        pytest.skip("a limit of the kernels for the GPU")
+    x = torch.zeros(1, 1, 2, 2, device=backend.device)
+    for bins in ([1] * 33, [1025]):
+        cells = sum(k * k for k in bins)
+        with pytest.raises(ValueError, match=r"at most 32 levels, none larger than 1024, but bins are .* takes any"):
+            pyramid_concat(x, torch.zeros(1, 1, cells, device=backend.device), bins=bins)
+    with pytest.raises(TypeError, match=r"levels is Half but x Float; convert one of them"):
+        overload(OPERATOR)(x, torch.zeros(1, 1, 1, device=backend.device).half(), [1], True, True)
+    with pytest.raises(ValueError, match=r"grad has 4 channels, which are not 1 of x and as many again for each of 2"):
+        overload(f"{OPERATOR}_backward")(x.expand(1, 4, 2, 2), 1, [1, 2], True, True)

@@ -1,0 +1,141 @@
+// Pyramid pooling of channels_last maps, by atoms (see geometry.h): a block owns an atom and a run of channels.
+#include "launch.h"
+#include "pyramid_pool.cuh"
+
+namespace pspnet_fast::cuda {
+namespace {
+
+constexpr int kThreads = kPoolThreads;
+constexpr int kBackwardBlocks = 2;  // of a multiprocessor at least: registers for loads under way
+
+// Block index -> (image, atom, run of kThreads · VEC channels).
+struct AtomBlock {
+  int64_t b;
+  int r, c;
+  int64_t channel;  // of this thread
+};
+template <int VEC>
+__device__ __forceinline__ AtomBlock atom_block(const PoolTables& t) {
+  const int64_t runs = (t.channels + kThreads * VEC - 1) / (kThreads * VEC);
+  const int64_t atom = blockIdx.x / runs;
+  const int atom_count = t.row_intervals * t.column_intervals;
+  const int a = static_cast<int>(atom % atom_count);
+  return {
+      atom / atom_count,
+      a / t.column_intervals,
+      a % t.column_intervals,
+      (blockIdx.x % runs * kThreads + threadIdx.x) * VEC,
+  };
+}
+
+// A thread sums VEC channels over the cells of the atom; a warp reads 32 · VEC neighbouring channels.
+template <typename T, int VEC>
+__global__ void __launch_bounds__(kThreads)
+    pyramid_pool_fwd_atoms_kernel(const __grid_constant__ PoolTables t, const T* x, Acc<T>* atoms) {
+  const AtomBlock block = atom_block<VEC>(t);
+  if (block.channel >= t.channels) return;
+  Acc<T> sum[VEC] = {};
+  for (int h = t.row_edge[block.r]; h < t.row_edge[block.r + 1]; ++h) {
+    const T* row = x + ((block.b * t.height + h) * t.width) * t.channels + block.channel;
+#pragma unroll 4
+    for (int w = t.column_edge[block.c]; w < t.column_edge[block.c + 1]; ++w) {
+      const Pack<T, VEC> pack = *reinterpret_cast<const Pack<T, VEC>*>(row + w * t.channels);
+#pragma unroll
+      for (int j = 0; j < VEC; ++j) sum[j] += load(pack.v[j]);
+    }
+  }
+  const int64_t atom = (block.b * t.row_intervals + block.r) * t.column_intervals + block.c;
+#pragma unroll
+  for (int j = 0; j < VEC; ++j) atoms[atom * t.channels + block.channel + j] = sum[j];
+}
+
+// A block sums one bin for kThreads channels.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    pyramid_pool_fwd_bins_kernel(const __grid_constant__ PoolTables t, const Acc<T>* atoms, T* out) {
+  const int64_t runs = (t.channels + kThreads - 1) / kThreads;
+  const int64_t channel = blockIdx.x % runs * kThreads + threadIdx.x;
+  const int cell = static_cast<int>(blockIdx.x / runs % t.cells);
+  const int64_t b = blockIdx.x / runs / t.cells;
+  if (channel >= t.channels) return;
+  const Bin bin = bin_of(t, cell);
+  Acc<T> sum = 0;
+  for (int r = t.row_first[bin.row]; r < t.row_last[bin.row]; ++r) {
+    const Acc<T>* row = atoms + (b * t.row_intervals + r) * t.column_intervals * t.channels + channel;
+    for (int c = t.column_first[bin.column]; c < t.column_last[bin.column]; ++c) sum += row[c * t.channels];
+  }
+  out[(b * t.channels + channel) * t.cells + cell] = round_to<T>(sum / static_cast<Acc<T>>(area_of(t, bin)));
+}
+
+// A thread gathers the gradient of its VEC channels on the atom, and writes it to every cell of it, or adds it there.
+template <typename T, int VEC, bool ADD>
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
+    pyramid_pool_bwd_atoms_kernel(const __grid_constant__ PoolTables t, const T* grad, T* grad_x) {
+  const AtomBlock block = atom_block<VEC>(t);
+  if (block.channel >= t.channels) return;
+  const T* packed = grad + block.b * t.cells * t.channels + block.channel;
+  Acc<T> sum[VEC] = {};
+  for_bins_of_atom(t, block.r, block.c, [&](int cell, Bin bin) {
+    const Acc<T> area = static_cast<Acc<T>>(area_of(t, bin));
+    const Pack<T, VEC> pack = *reinterpret_cast<const Pack<T, VEC>*>(packed + cell * t.channels);
+#pragma unroll
+    for (int j = 0; j < VEC; ++j) sum[j] += load(pack.v[j]) / area;
+  });
+
+  const int first = t.column_edge[block.c], count = t.column_edge[block.c + 1] - first;
+  for (int h = t.row_edge[block.r]; h < t.row_edge[block.r + 1]; ++h) {
+    T* run = grad_x + ((block.b * t.height + h) * t.width + first) * t.channels + block.channel;
+    write_packs<ADD>(
+        reinterpret_cast<Pack<T, VEC>*>(run), t.channels / VEC, count, [&](int, Acc<T>(&sums)[VEC]) {
+#pragma unroll
+          for (int j = 0; j < VEC; ++j) sums[j] = sum[j];
+        });
+  }
+}
+
+template <int VEC>
+unsigned atom_blocks(const PoolTables& t) {
+  const int64_t runs = (t.channels + kThreads * VEC - 1) / (kThreads * VEC);
+  return static_cast<unsigned>(t.batch * t.row_intervals * t.column_intervals * runs);
+}
+
+template <typename T, int VEC>
+void forward(const PoolTables& t, const T* x, Acc<T>* atoms, T* out, cudaStream_t stream) {
+  PSPNET_FAST_LAUNCH((pyramid_pool_fwd_atoms_kernel<T, VEC>), atom_blocks<VEC>(t), kThreads, 0, stream, t, x, atoms);
+  const int64_t runs = (t.channels + kThreads - 1) / kThreads;
+  const auto blocks = static_cast<unsigned>(t.batch * t.cells * runs);
+  PSPNET_FAST_LAUNCH((pyramid_pool_fwd_bins_kernel<T>), blocks, kThreads, 0, stream, t, atoms, out);
+}
+
+template <typename T, int VEC, bool ADD>
+void backward(const PoolTables& t, const T* grad, T* grad_x, cudaStream_t stream) {
+  PSPNET_FAST_LAUNCH(
+      (pyramid_pool_bwd_atoms_kernel<T, VEC, ADD>), atom_blocks<VEC>(t), kThreads, 0, stream, t, grad, grad_x);
+}
+
+}  // namespace
+
+void launch_pyramid_pool_atoms_fwd(
+    ElementType type, const PoolTables& t, const void* x, void* atoms, void* out, cudaStream_t stream) {
+  with_element(type, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int kVec = 16 / sizeof(T);
+    const bool aligned = t.channels % kVec == 0 && is_aligned(x, 16);
+    const auto run = aligned ? forward<T, kVec> : forward<T, 1>;
+    run(t, static_cast<const T*>(x), static_cast<Acc<T>*>(atoms), static_cast<T*>(out), stream);
+  });
+}
+
+void launch_pyramid_pool_atoms_bwd(
+    ElementType type, bool add, const PoolTables& t, const void* grad, void* grad_x, cudaStream_t stream) {
+  with_element(type, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int kVec = 16 / sizeof(T);
+    const bool aligned = t.channels % kVec == 0 && is_aligned(grad, 16) && is_aligned(grad_x, 16);
+    const auto vector = add ? backward<T, kVec, true> : backward<T, kVec, false>;
+    const auto scalar = add ? backward<T, 1, true> : backward<T, 1, false>;
+    (aligned ? vector : scalar)(t, static_cast<const T*>(grad), static_cast<T*>(grad_x), stream);
+  });
+}
+
+}  // namespace pspnet_fast::cuda

@@ -1,0 +1,141 @@
+// Pyramid pooling of NCHW maps, by atoms (see geometry.h): a block owns a plane.
+#include <algorithm>
+
+#include "launch.h"
+#include "pyramid_pool.cuh"
+
+namespace pspnet_fast::cuda {
+namespace {
+
+constexpr int kThreads = kPoolThreads;
+constexpr int kSharedBytes = 40 * 1024;  // under the 48 KiB that need no opt-in
+
+// Shared: lines [row_intervals, tile], atoms [row_intervals, column_intervals].
+// 1. A thread sums one column over the rows of one interval; neighbouring threads read neighbouring columns.
+// 2. Columns are summed to atoms. 3. Atoms are summed to bins.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    pyramid_pool_fwd_nchw_kernel(const __grid_constant__ PoolTables t, const T* x, T* out, int tile) {
+  Acc<T>* lines = dynamic_shared<Acc<T>>();
+  Acc<T>* atoms = lines + t.row_intervals * tile;
+  const int64_t plane = blockIdx.x;
+  const T* input = x + plane * t.height * t.width;
+  const int atom_count = t.row_intervals * t.column_intervals;
+
+  for (int a = threadIdx.x; a < atom_count; a += kThreads) atoms[a] = 0;
+  for (int start = 0; start < t.width; start += tile) {
+    const int columns = min(tile, t.width - start);
+    for (int i = threadIdx.x; i < t.row_intervals * columns; i += kThreads) {
+      const int r = i / columns, w = i % columns;
+      Acc<T> sum = 0;
+#pragma unroll 4
+      for (int h = t.row_edge[r]; h < t.row_edge[r + 1]; ++h) {
+        sum += load(input[static_cast<int64_t>(h) * t.width + start + w]);
+      }
+      lines[r * tile + w] = sum;
+    }
+    __syncthreads();
+    for (int a = threadIdx.x; a < atom_count; a += kThreads) {
+      const int r = a / t.column_intervals, c = a % t.column_intervals;
+      const int first = max(t.column_edge[c] - start, 0), last = min(t.column_edge[c + 1] - start, columns);
+      Acc<T> sum = 0;
+      for (int w = first; w < last; ++w) sum += lines[r * tile + w];
+      atoms[a] += sum;
+    }
+    __syncthreads();
+  }
+
+  for (int cell = threadIdx.x; cell < t.cells; cell += kThreads) {
+    const Bin bin = bin_of(t, cell);
+    Acc<T> sum = 0;
+    for (int r = t.row_first[bin.row]; r < t.row_last[bin.row]; ++r) {
+      for (int c = t.column_first[bin.column]; c < t.column_last[bin.column]; ++c) {
+        sum += atoms[r * t.column_intervals + c];
+      }
+    }
+    out[plane * t.cells + cell] = round_to<T>(sum / static_cast<Acc<T>>(area_of(t, bin)));
+  }
+}
+
+// Shared: shares [cells], atoms [row_intervals, column_intervals], then the interval of every column.
+template <typename T, int VEC, bool ADD>
+__global__ void __launch_bounds__(kThreads)
+    pyramid_pool_bwd_nchw_kernel(const __grid_constant__ PoolTables t, const T* grad, T* grad_x) {
+  Acc<T>* shares = dynamic_shared<Acc<T>>();
+  Acc<T>* atoms = shares + t.cells;
+  uint8_t* interval_of_column = reinterpret_cast<uint8_t*>(atoms + t.row_intervals * t.column_intervals);
+  const int64_t plane = blockIdx.x;
+
+  for (int cell = threadIdx.x; cell < t.cells; cell += kThreads) {
+    shares[cell] = load(grad[plane * t.cells + cell]) / static_cast<Acc<T>>(area_of(t, bin_of(t, cell)));
+  }
+  for (int c = 0; c < t.column_intervals; ++c) {
+    for (int w = t.column_edge[c] + threadIdx.x; w < t.column_edge[c + 1]; w += kThreads) {
+      interval_of_column[w] = static_cast<uint8_t>(c);
+    }
+  }
+  __syncthreads();
+  for (int a = threadIdx.x; a < t.row_intervals * t.column_intervals; a += kThreads) {
+    Acc<T> sum = 0;
+    for_bins_of_atom(
+        t, a / t.column_intervals, a % t.column_intervals, [&](int cell, Bin) { sum += shares[cell]; });
+    atoms[a] = sum;
+  }
+  __syncthreads();
+
+  // Threads share the whole plane, not one interval after the other: that could have fewer packs than there are threads.
+  const int packs = t.width / VEC;  // VEC divides the width
+  const int first = static_cast<int>(threadIdx.x), count = (t.height * packs - first + kThreads - 1) / kThreads;
+  auto* output = reinterpret_cast<Pack<T, VEC>*>(grad_x + plane * t.height * t.width) + first;
+  int r = 0;
+  write_packs<ADD>(output, kThreads, count, [&](int i, Acc<T>(&sums)[VEC]) {
+    const int pack = i * kThreads + first, h = pack / packs, w = (pack - h * packs) * VEC;
+    while (h >= t.row_edge[r + 1]) ++r;
+#pragma unroll
+    for (int j = 0; j < VEC; ++j) sums[j] = atoms[r * t.column_intervals + interval_of_column[w + j]];
+  });
+}
+
+template <typename T>
+void forward(const PoolTables& t, const T* x, T* out, cudaStream_t stream) {
+  const int atom_bytes = t.row_intervals * t.column_intervals * static_cast<int>(sizeof(Acc<T>));
+  const int line_bytes = t.row_intervals * static_cast<int>(sizeof(Acc<T>));
+  const int tile = std::min(t.width, (kSharedBytes - atom_bytes) / line_bytes);
+  const auto planes = static_cast<unsigned>(t.batch * t.channels);
+  PSPNET_FAST_LAUNCH(
+      (pyramid_pool_fwd_nchw_kernel<T>), planes, kThreads, line_bytes * tile + atom_bytes, stream, t, x, out, tile);
+}
+
+template <typename T, bool ADD>
+void backward(const PoolTables& t, const T* grad, T* grad_x, cudaStream_t stream) {
+  constexpr int kVec = 16 / sizeof(T);
+  const int shared_bytes =
+      (t.cells + t.row_intervals * t.column_intervals) * static_cast<int>(sizeof(Acc<T>)) + t.width;
+  const auto planes = static_cast<unsigned>(t.batch * t.channels);
+  const auto launch = [&](auto kernel) {
+    PSPNET_FAST_LAUNCH(kernel, planes, kThreads, shared_bytes, stream, t, grad, grad_x);
+  };
+  const bool aligned = t.width % kVec == 0 && is_aligned(grad_x, 16);
+  aligned ? launch(pyramid_pool_bwd_nchw_kernel<T, kVec, ADD>) : launch(pyramid_pool_bwd_nchw_kernel<T, 1, ADD>);
+}
+
+}  // namespace
+
+void launch_pyramid_pool_planes_fwd(
+    ElementType type, const PoolTables& t, const void* x, void* out, cudaStream_t stream) {
+  with_element(type, [&](auto zero) {
+    using T = decltype(zero);
+    forward(t, static_cast<const T*>(x), static_cast<T*>(out), stream);
+  });
+}
+
+void launch_pyramid_pool_planes_bwd(
+    ElementType type, bool add, const PoolTables& t, const void* grad, void* grad_x, cudaStream_t stream) {
+  with_element(type, [&](auto zero) {
+    using T = decltype(zero);
+    const auto run = add ? backward<T, true> : backward<T, false>;
+    run(t, static_cast<const T*>(grad), static_cast<T*>(grad_x), stream);
+  });
+}
+
+}  // namespace pspnet_fast::cuda
