@@ -21,7 +21,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 # The kernels that each operator has.
 KERNELS: dict[str, tuple[str, ...]] = {
     "pyramid_pool": ("cpu", "triton", "cuda"),
-    "pyramid_levels": (),
+    "pyramid_levels": ("cuda",),
     "pyramid_concat": ("cuda",),
     "pyramid_conv": ("cpu", "cuda"),
     "pyramid_conv_norm_relu": ("cpu", "cuda"),

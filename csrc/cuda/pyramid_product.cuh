@@ -91,6 +91,7 @@ template <typename T>
 struct InPlace {
   static constexpr int kVec = 16 / sizeof(T);
 
+  // All threads of the block call it together.
   __device__ static void fetch(T (&values)[kPerThread], const Side& side, const Offsets& offsets) {
     const T* data = static_cast<const T*>(side.data);
     switch (side.reading) {
