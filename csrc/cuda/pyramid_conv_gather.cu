@@ -20,7 +20,7 @@ constexpr int kMostLaneTerms = 9, kFewLaneTerms = 3;
 template <typename T>
 struct GatherShared {
   using Real = Acc<T>;
-  Real* u;        // [terms, kUStride]
+  Real* u;        // [padded_terms, kUStride]
   Real* rows;     // [warps, row_terms] weight of a row for each row of cells and dy
   char* warps;   // [warps] what a warp stages of grad, then its G [terms, kRunChannels]
   Real* sums;     // [positions, kRunChannels] where staged
@@ -30,6 +30,11 @@ struct GatherShared {
     const int64_t terms = int64_t{t.terms} * kRunChannels * static_cast<int64_t>(sizeof(Real));
     return terms_begin(t) == 0 && staged > terms ? staged : terms_begin(t) + terms;
   }
+  // Terms come by as many as a warp's lanes own; what the last ones make of rows that nobody wrote is dropped.
+  __host__ __device__ static int padded_terms(const ConvTables& t) {
+    const int at_once = 4 * (t.terms <= 4 * kFewLaneTerms ? kFewLaneTerms : kMostLaneTerms);
+    return (t.terms + at_once - 1) / at_once * at_once;
+  }
   // G takes the place of what was staged, unless the lanes need that again for more terms.
   __host__ __device__ static int64_t terms_begin(const ConvTables& t) {
     return t.terms <= 4 * kMostLaneTerms ? 0 : kRunColumns * kRunChannels * static_cast<int64_t>(sizeof(T));
@@ -38,11 +43,12 @@ struct GatherShared {
     return (int64_t{warps} * t.row_terms * static_cast<int64_t>(sizeof(Real)) + 15) / 16 * 16;
   }
   __host__ __device__ static int64_t bytes(const ConvTables& t, int warps) {
-    return int64_t{t.terms} * kUStride * static_cast<int64_t>(sizeof(Real)) + row_bytes(t, warps) + warps * warp_bytes(t);
+    return int64_t{padded_terms(t)} * kUStride * static_cast<int64_t>(sizeof(Real)) + row_bytes(t, warps) +
+           warps * warp_bytes(t);
   }
   __device__ GatherShared(const ConvTables& t, int count) {
     u = dynamic_shared<Real>();
-    rows = u + t.terms * kUStride;
+    rows = u + padded_terms(t) * kUStride;
     warps = reinterpret_cast<char*>(rows) + row_bytes(t, count);
     sums = reinterpret_cast<Real*>(warps + count * warp_bytes(t));
   }
@@ -74,10 +80,10 @@ __device__ __forceinline__ void stage_row(const ConvTables& t, const Run& run, i
   for (int first = 0; first < kOwned; first += kLines) row.template visit_lines<VEC, kLines>(first, move);
 }
 
-// G of TERMS terms of this lane from `first`: Σ over columns of U · grad. Terms beyond the last repeat it, unused.
+// G of TERMS terms of this lane from that of `u`: Σ over columns of U · grad.
 template <int TERMS, typename T>
 __device__ __forceinline__ void multiply_row(
-    const ConvTables& t, int first, const Acc<T>* u, const T* staged, Acc<T> (&sum)[TERMS][kLaneChannels]) {
+    const Acc<T>* u, const T* staged, Acc<T> (&sum)[TERMS][kLaneChannels]) {
   using Real = Acc<T>;
 #pragma unroll
   for (auto& of_term : sum) {
@@ -100,7 +106,7 @@ __device__ __forceinline__ void multiply_row(
 #pragma unroll
     for (int term = 0; term < TERMS; ++term) {
       Real weights[kStep];
-      read_shared(weights, u + min(first + term, t.terms - 1) * kUStride + column);
+      read_shared(weights, u + term * kUStride + column);
 #pragma unroll
       for (int i = 0; i < kStep; ++i) {
 #pragma unroll
@@ -119,7 +125,7 @@ __device__ __forceinline__ void row_gradient(
   for (int pass = 0; pass < t.terms; pass += 4 * TERMS) {
     const int first = pass + lane / 8 * TERMS;
     Real sum[TERMS][kLaneChannels];
-    multiply_row<TERMS>(t, first, u, staged + channel, sum);
+    multiply_row<TERMS>(u + first * kUStride, staged + channel, sum);
     __syncwarp();  // all have read what G may take the place of
 #pragma unroll
     for (int term = 0; term < TERMS; ++term) {
@@ -162,14 +168,15 @@ __device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared
     }
     if (!any) continue;
     const int first = t.first_bin[l] * t.kernel_width;
+    const int row_stride = static_cast<int>(GatherShared<T>::warp_bytes(t) / sizeof(Real));
     for (int dx = 0; dx < t.kernel_width; ++dx) {
       for (int j = 0; j < k; ++j) {
         Real& sum = sum_of(((t.first_cell[l] + i * k + j) * t.kernel_height + dy) * t.kernel_width + dx);
         Real total = sum;
+        const Real* terms = shared.terms_of(t, 0) + (first + dx * k + j) * kRunChannels + lane;
 #pragma unroll
-        for (int row = 0; row < kMostWarps; ++row) {
-          if (weight[row] == Real(0)) continue;
-          total += weight[row] * shared.terms_of(t, row)[(first + dx * k + j) * kRunChannels + lane];
+        for (int row = 0; row < kMostWarps; ++row, terms += row_stride) {
+          if (weight[row] != Real(0)) total += weight[row] * *terms;
         }
         sum = total;
       }

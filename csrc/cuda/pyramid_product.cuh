@@ -19,6 +19,10 @@ constexpr int kResultStride = kTile + 4;                      // tensor cores st
 
 template <typename T>
 constexpr bool kTensorCores = sizeof(T) == 2;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // Turing's know float16 alone
+template <>
+constexpr bool kTensorCores<__nv_bfloat16> = false;
+#endif
 // Rows of 80 bytes for tensor cores; an odd number of words for scalar reads down a column.
 template <typename T>
 constexpr int kSideStride = kTensorCores<T> ? kDepth + 8 : kDepth + 1;
@@ -151,7 +155,8 @@ struct TensorTile {
 // A thread owns 4 x 4 of the tile, 16 rows and columns apart, so that neighbours read neighbouring banks.
 template <typename T>
 struct ScalarTile {
-  T sum[4][4] = {};
+  using Real = Acc<T>;
+  Real sum[4][4] = {};
 
   __device__ static int row(int i) { return threadIdx.x / 16 + 16 * i; }
   __device__ static int column(int j) { return threadIdx.x % 16 + 16 * j; }
@@ -159,9 +164,12 @@ struct ScalarTile {
   __device__ void add(const T* a, const T* b) {
 #pragma unroll 4
     for (int k = 0; k < kDepth; ++k) {
-      T left[4], right[4];
+      Real left[4], right[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) left[i] = a[row(i) * kSideStride<T> + k], right[i] = b[column(i) * kSideStride<T> + k];
+      for (int i = 0; i < 4; ++i) {
+        left[i] = static_cast<Real>(a[row(i) * kSideStride<T> + k]);
+        right[i] = static_cast<Real>(b[column(i) * kSideStride<T> + k]);
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -169,7 +177,7 @@ struct ScalarTile {
       }
     }
   }
-  __device__ void store(T* result) const {
+  __device__ void store(Real* result) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll

@@ -47,14 +47,14 @@ struct Brought {
 template <typename B, typename Work>
 void with_whole_warp(const char* call, B& own, Where where, Work work) {
   const unsigned lane = block.current->lane(), base = block.current->number - lane;
+  const auto address = reinterpret_cast<uint64_t>(&own);
+  meet(call, kFullMask, address, kEveryLane, where);
   unsigned present = 0;
   for_lanes(kFullMask, [&](const Thread&) { ++present; });
   if (present < warpSize) {
     fail(std::string(call) + " (" + describe(where) + ") by a warp of which only " + std::to_string(present) +
          " lanes are there");
   }
-  const auto address = reinterpret_cast<uint64_t>(&own);
-  meet(call, kFullMask, address, kEveryLane, where);
   if (lane == 0) {
     std::array<B*, warpSize> lanes;
     for (unsigned i = 0; i < warpSize; ++i) lanes[i] = reinterpret_cast<B*>(block.threads[base + i]->sent);
