@@ -21,10 +21,10 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 # The kernels that each operator has.
 KERNELS: dict[str, tuple[str, ...]] = {
     "pyramid_pool": ("cpu", "triton", "cuda"),
-    "pyramid_levels": (),
+    "pyramid_levels": ("cuda",),
     "pyramid_concat": ("cpu", "triton", "cuda"),
-    "pyramid_conv": ("cpu", "triton"),
-    "pyramid_conv_norm_relu": ("cpu", "triton"),
+    "pyramid_conv": ("cpu", "triton", "cuda"),
+    "pyramid_conv_norm_relu": ("cpu", "triton", "cuda"),
     "upsample_cross_entropy": ("cpu", "triton", "cuda"),
     "dual_cross_entropy": ("cpu", "triton", "cuda"),
     "upsample_argmax": ("cpu", "triton", "cuda"),

@@ -102,6 +102,7 @@ unsigned atom_blocks(const PoolTables& t) {
 template <typename T, int VEC>
 void forward(const PoolTables& t, const T* x, Acc<T>* atoms, T* out, cudaStream_t stream) {
   PSPNET_FAST_LAUNCH((pyramid_pool_fwd_atoms_kernel<T, VEC>), atom_blocks<VEC>(t), kThreads, 0, stream, t, x, atoms);
+  if (out == nullptr) return;
   const int64_t runs = (t.channels + kThreads - 1) / kThreads;
   const auto blocks = static_cast<unsigned>(t.batch * t.cells * runs);
   PSPNET_FAST_LAUNCH((pyramid_pool_fwd_bins_kernel<T>), blocks, kThreads, 0, stream, t, atoms, out);

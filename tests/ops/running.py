@@ -12,6 +12,8 @@ import torch
 from exactness import assert_as_exact_as_stock
 from torch import Tensor, nn
 
+from pspnet_fast.reference import NormStatistics
+
 Function = Callable[..., Any]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -183,3 +185,23 @@ def check_gradients_twice(function: Function, inputs: Sequence[Tensor]) -> None:
     leaves = tuple(t.detach().double().requires_grad_() for t in inputs)
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
+def draw_norm(channels: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> NormStatistics:
+    """Statistics of a normalisation, none of them trivial."""
+    mean, var, gamma, beta = (random(channels, dtype=dtype, device=device) for _ in range(4))
+    return NormStatistics(mean, 0.5 + var.square(), gamma, beta, 1e-3)
+
+
+def exact_norm(norm: NormStatistics) -> NormStatistics:
+    return NormStatistics(*(t.double() for t in norm[:4]), norm.eps)
+
+
+def check_inference(fused: Function, definition: Function, tensors: Sequence[Tensor], norms: Sequence[Any]) -> None:
+    """Holds ``fused(tensors, norms)``, which no gradient is wanted of, to the rule. See :func:`check_exactness`."""
+    dtype = tensors[0].dtype
+    actual = fused(tensors, norms)
+    stock = definition(tensors, [NormStatistics(*(t.to(dtype) for t in norm[:4]), norm.eps) for norm in norms])
+    exact = definition([t.double() for t in tensors], [exact_norm(n) for n in norms])
+    assert actual.dtype == dtype
+    assert_as_exact_as_stock(actual, stock, exact, dtype)

@@ -57,6 +57,27 @@ def test_pyramid_conv(backend: Backend, align_corners: bool, x_first: bool, layo
     check_exactness(*both(**options), inputs)
 
 
+# More output channels than a block or a tile takes, columns likewise, and rows for several strips.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize(
+    ("out_channels", "level_channels", "size"), [(72, 8, (19, 72)), (44, 70, (9, 68)), (33, 3, (17, 67))]
+)
+def test_many_channels_and_columns(
+    backend: Backend, out_channels: int, level_channels: int, size: tuple[int, int], layout: str, dtype: torch.dtype
+) -> None:
+    backend.require(dtype)
+    channels = 8 + 4 * level_channels
+    shared = {"dtype": dtype, "device": backend.device}
+    x, levels = random(1, 8, *size, layout=layout, **shared), random(1, level_channels, 50, **shared)
+    weight = random(out_channels, channels, 3, 3, layout=layout, **shared) / (9 * channels) ** 0.5
+    check_exactness(*both(), [x, levels, weight])
+
+
+def test_more_levels_than_tables_hold(backend: Backend) -> None:
+    check_exactness(*both(bins=[1, 2] * 5), draw((4, 5), [1, 2] * 5, device=backend.device))
+
+
 def test_identity_in_float64(backend: Backend) -> None:
     inputs = draw((13, 9), dtype=torch.float64, device=backend.device)
     torch.testing.assert_close(

@@ -1,0 +1,291 @@
+// The convolution over a pyramid on CUDA tensors: the convolution over x by cuDNN, and every level's term by the kernels
+// of pyramid_product.cu and pyramid_conv_*.cu. The maths is in pspnet_fast/ops/_pyramid_conv.py.
+#include "pyramid_conv.h"
+
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <array>
+#include <optional>
+
+#include "../pyramid_conv_checks.h"
+#include "pyramid_conv_stock.h"
+#include "pyramid_tensors.h"
+
+namespace pspnet_fast::cuda {
+namespace {
+
+// One call: its tensors' parts, geometry and layout.
+struct Call {
+  const at::Tensor &x, &weight;
+  at::Tensor levels;  // [B, Ck, Σk²], contiguous
+  ElementType type;
+  ConvTables t{};
+  int64_t width, first_level_channel, first_x_channel;  // `width` channels a level
+  bool x_first;
+
+  at::Tensor x_part(const at::Tensor& of) const { return of.narrow(1, first_x_channel, x.size(1)); }
+  int32_t taps() const { return t.kernel_height * t.kernel_width; }
+  int64_t cells() const { return t.positions / taps(); }
+};
+
+int64_t most_shared_bytes() {
+  int device = 0, bytes = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+}
+
+// Nothing where a pyramid or map is too large for the tables: then PyTorch's own operators serve.
+std::optional<Call> make_call(
+    const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, at::IntArrayRef bins, bool align_corners,
+    bool x_first) {
+  check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
+  const int64_t cells = packed_cells(bins), height = x.size(2), width = x.size(3);
+  const int64_t count = static_cast<int64_t>(bins.size());
+  int64_t total = 0;
+  for (int64_t k : bins) total += k;
+  const int64_t taps = weight.size(2) * weight.size(3);
+  constexpr int64_t kMost = int64_t{1} << 30;
+  if (count > kMaxLevels || total > kMaxBins || taps > 1024 || height > kMost / width || height > kMost / 2 ||
+      weight.size(0) > kMost / taps || levels.size(1) > kMost || x.size(0) > kMost / (cells * taps)) {
+    return {};
+  }
+  Call call{x, weight, levels.contiguous(), element_type("x", x)};
+  ConvTables& t = call.t;
+  t.batch = x.size(0), t.out_channels = weight.size(0);
+  t.height = static_cast<int32_t>(height), t.width = static_cast<int32_t>(width);
+  t.kernel_height = static_cast<int32_t>(weight.size(2)), t.kernel_width = static_cast<int32_t>(weight.size(3));
+  t.levels = static_cast<int32_t>(count);
+  t.positions = static_cast<int32_t>(cells * taps);
+  t.terms = static_cast<int32_t>(total) * t.kernel_width;
+  t.row_terms = static_cast<int32_t>(total) * t.kernel_height;
+  t.align_corners = align_corners;
+  int32_t cell = 0, bin = 0;
+  for (int32_t l = 0; l < t.levels; ++l) {
+    const auto k = static_cast<int32_t>(bins[l]);
+    t.bins[l] = k, t.first_cell[l] = cell, t.first_bin[l] = bin;
+    cell += k * k, bin += k;
+  }
+  call.width = levels.size(1);
+  call.x_first = x_first;
+  call.first_x_channel = x_first ? 0 : count * call.width;
+  call.first_level_channel = x_first ? x.size(1) : 0;
+  return call;
+}
+
+// ---- Axes of the products -------------------------------------------------------------------------------------------
+
+// Output channels and taps as one axis, in the order in which the weight has them as neighbours: taps innermost in NCHW.
+struct FilterAxis {
+  bool taps_inside;
+  int32_t out_channels, taps;
+  int32_t kernel_width;
+
+  explicit FilterAxis(const Call& c)
+      : taps_inside(c.taps() > 1 && c.weight.stride(1) != 1),
+        out_channels(static_cast<int32_t>(c.t.out_channels)),
+        taps(c.taps()),
+        kernel_width(c.t.kernel_width) {}
+  Axis axis() const { return {out_channels * taps, taps_inside ? taps : out_channels}; }
+  Strides strides(int64_t channel, int64_t tap) const {
+    return taps_inside ? Strides{channel, tap} : Strides{tap, channel};
+  }
+};
+
+// Images and the cells of one level as one axis.
+Axis cell_axis(const Call& c, int32_t level) {
+  const int32_t k = c.t.bins[level];
+  return {static_cast<int32_t>(c.t.batch) * k * k, k * k};
+}
+Strides cells_of_levels(const Call& c) { return {c.width * c.cells(), 1}; }
+Strides cells_of_q(const Call& c) { return {c.t.positions * c.t.out_channels, c.taps() * c.t.out_channels}; }
+Strides filters_of_q(const Call& c, const FilterAxis& f) { return f.strides(1, c.t.out_channels); }
+Axis channel_axis(const Call& c) { return {static_cast<int32_t>(c.width), static_cast<int32_t>(c.width)}; }
+
+const char* at_element(const at::Tensor& x, int64_t offset) {
+  return static_cast<const char*>(x.const_data_ptr()) + offset * static_cast<int64_t>(x.element_size());
+}
+
+// The weight of one level: filters by channels.
+Side weight_side(const Call& c, const at::Tensor& weight, const FilterAxis& f, int32_t level) {
+  const int64_t first = (c.first_level_channel + level * c.width) * weight.stride(1);
+  return {at_element(weight, first), f.strides(weight.stride(0), weight.stride(3)), {0, weight.stride(1)}, {}};
+}
+
+// The weight as the products read it: taps at equal distances.
+at::Tensor even_taps(const at::Tensor& weight) {
+  const bool even = weight.size(2) == 1 || weight.stride(2) == weight.size(3) * weight.stride(3);
+  return even ? weight : weight.contiguous();
+}
+
+void finish(Product& p, int64_t element_bytes) {
+  p.a.reading = reading_of(p.a, p.m, p.k, element_bytes);
+  p.b.reading = reading_of(p.b, p.n, p.k, element_bytes);
+}
+
+// q[b, (cell, tap), o] = Σ_c weight[o, c, tap] · levels[b, c, cell]
+at::Tensor make_q(const Call& c) {
+  const at::Tensor weight = even_taps(c.weight);
+  at::Tensor q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, accumulator_of(c.x));
+  const FilterAxis f(c);
+  Products products{c.t.levels, {}};
+  for (int32_t l = 0; l < c.t.levels; ++l) {
+    Product& p = products.of[l];
+    p.m = f.axis(), p.n = cell_axis(c, l), p.k = channel_axis(c);
+    p.a = weight_side(c, weight, f, l);
+    p.b = {at_element(c.levels, c.t.first_cell[l]), cells_of_levels(c), {0, c.cells()}, {}};
+    p.c = const_cast<char*>(at_element(q, c.t.first_cell[l] * c.taps() * c.t.out_channels));
+    p.c_row = filters_of_q(c, f), p.c_column = cells_of_q(c);
+    p.c_along_rows = true;
+    finish(p, weight.element_size());
+  }
+  launch_products(c.type, true, products, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return q;
+}
+
+// grad_q[b, (cell, tap), o], of grad's type: the products read it as they read the weight.
+at::Tensor make_grad_q(const Call& c, const ConvGrid& grid, const at::Tensor& upstream) {
+  const bool channels_last = reads_channels_last(upstream);
+  const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
+  at::Tensor parts = at::empty({grid.parts(), c.t.batch, c.t.positions, c.t.out_channels}, accumulator_of(c.x));
+  const at::TensorOptions own = at::TensorOptions(c.x.device()).dtype(c.x.scalar_type());
+  at::Tensor grad_q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, own);
+  launch_pyramid_conv_gather(
+      c.type, channels_last, c.t, grid, grad.const_data_ptr(), parts.mutable_data_ptr(), grad_q.mutable_data_ptr(),
+      c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return grad_q;
+}
+
+// grad_weight[o, c, tap] = Σ_{b, cell} grad_q[b, (cell, tap), o] · levels[b, c, cell], where the weight has it
+void write_grad_weight(const Call& c, const at::Tensor& grad_q, const at::Tensor& into) {
+  const at::Tensor grad_weight = even_taps(into);
+  const FilterAxis f(c);
+  Products products{c.t.levels, {}};
+  for (int32_t l = 0; l < c.t.levels; ++l) {
+    Product& p = products.of[l];
+    p.m = f.axis(), p.n = channel_axis(c), p.k = cell_axis(c, l);
+    p.a = {at_element(grad_q, c.t.first_cell[l] * c.taps() * c.t.out_channels), filters_of_q(c, f), cells_of_q(c), {}};
+    p.b = {at_element(c.levels, c.t.first_cell[l]), {0, c.cells()}, cells_of_levels(c), {}};
+    const Side to = weight_side(c, grad_weight, f, l);
+    p.c = const_cast<void*>(to.data);
+    p.c_row = to.row, p.c_column = to.depth;
+    p.c_along_rows = grad_weight.stride(1) != 1;
+    finish(p, grad_q.element_size());
+  }
+  launch_products(c.type, false, products, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  if (!grad_weight.is_same(into)) into.copy_(grad_weight);
+}
+
+// grad_levels[b, c, cell] = Σ_{o, tap} weight[o, c, tap] · grad_q[b, (cell, tap), o]
+at::Tensor make_grad_levels(const Call& c, const at::Tensor& grad_q) {
+  const at::Tensor weight = even_taps(c.weight);
+  at::Tensor grad_levels = at::empty(c.levels.sizes(), c.levels.options());
+  const FilterAxis f(c);
+  Products products{c.t.levels, {}};
+  for (int32_t l = 0; l < c.t.levels; ++l) {
+    Product& p = products.of[l];
+    p.m = cell_axis(c, l), p.n = channel_axis(c), p.k = f.axis();
+    p.a = {at_element(grad_q, c.t.first_cell[l] * c.taps() * c.t.out_channels), cells_of_q(c), filters_of_q(c, f), {}};
+    const Side filters = weight_side(c, weight, f, l);
+    p.b = {filters.data, filters.depth, filters.row, {}};
+    p.c = const_cast<char*>(at_element(grad_levels, c.t.first_cell[l]));
+    p.c_row = cells_of_levels(c), p.c_column = {0, c.cells()};
+    p.c_along_rows = true;
+    finish(p, weight.element_size());
+  }
+  launch_products(c.type, false, products, c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return grad_levels;
+}
+
+// ---- Operators ------------------------------------------------------------------------------------------------------
+
+at::Tensor forward(
+    const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    at::IntArrayRef bins, bool align_corners, bool x_first, const NormTensors& norm) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const auto call = make_call(x, levels, weight, bins, align_corners, x_first);
+  const ConvGrid grid = call ? conv_add_grid(call->type, call->t, most_shared_bytes()) : ConvGrid{};
+  if (!call || grid.warps == 0 || grid.blocks >= int64_t{1} << 31) {
+    return stock_forward(x, levels, weight, bias, bins, align_corners, x_first, norm);
+  }
+  at::Tensor y = convolve(x, call->x_part(weight), bias);
+  if (y.numel() == 0) return y;
+  const bool channels_last = reads_channels_last(y);
+  if (!channels_last) y = y.contiguous();
+  const at::Tensor q = make_q(*call);
+  launch_pyramid_conv_add(
+      call->type, channels_last, call->t, grid, q.const_data_ptr(), y.mutable_data_ptr(), norm.norm,
+      c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return y;
+}
+
+at::Tensor pyramid_conv_cuda(
+    const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    at::IntArrayRef bins, bool align_corners, bool x_first) {
+  return forward(x, levels, weight, bias, bins, align_corners, x_first, {});
+}
+
+at::Tensor pyramid_conv_norm_relu_cuda(
+    const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    const at::Tensor& mean, const at::Tensor& var, const at::Tensor& gamma, const at::Tensor& beta, double eps,
+    at::IntArrayRef bins, bool align_corners, bool x_first) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  return forward(
+      x, levels, weight, bias, bins, align_corners, x_first, NormTensors(x, mean, var, gamma, beta, eps));
+}
+
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// By x, levels and weight, those that `mask` asks for; the others are empty.
+Gradients pyramid_conv_backward_cuda(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight,
+    at::IntArrayRef bins, bool align_corners, bool x_first, std::array<bool, 3> mask) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const auto [want_x, want_levels, want_weight] = mask;
+  if (grad.numel() == 0) {
+    const auto zeros = [](const at::Tensor& t, bool wanted) { return wanted ? at::zeros_like(t) : nothing(t); };
+    return {zeros(x, want_x), zeros(levels, want_levels), zeros(weight, want_weight)};
+  }
+  const auto call = make_call(x, levels, weight, bins, align_corners, x_first);
+  const ConvGrid grid = call ? conv_gather_grid(call->type, call->t, most_shared_bytes()) : ConvGrid{};
+  if (!call || grid.warps == 0 || grid.blocks >= int64_t{1} << 31) {
+    return stock_backward(grad, x, levels, weight, bins, align_corners, x_first, mask);
+  }
+
+  at::Tensor grad_x = nothing(x), grad_levels = nothing(levels), grad_weight = nothing(weight);
+  if (want_x || want_weight) {
+    auto [of_x, of_part, bias] = convolve_backward(grad, x, call->x_part(weight), want_x, want_weight);
+    if (want_x) grad_x = in_layout_of(of_x, x);
+    if (want_weight) {
+      grad_weight = at::empty_like(weight);
+      call->x_part(grad_weight).copy_(of_part);
+    }
+  }
+  if (!want_levels && !want_weight) return {grad_x, grad_levels, grad_weight};
+  const at::Tensor grad_q = make_grad_q(*call, grid, grad);
+  if (want_weight) write_grad_weight(*call, grad_q, grad_weight);
+  if (want_levels) grad_levels = make_grad_levels(*call, grad_q);
+  return {grad_x, grad_levels, grad_weight};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(pspnet_fast, CUDA, m) {
+  m.impl("pyramid_conv", pyramid_conv_cuda);
+  m.impl("pyramid_conv_backward", pyramid_conv_backward_cuda);
+  m.impl("pyramid_conv_norm_relu", pyramid_conv_norm_relu_cuda);
+}
+
+}  // namespace pspnet_fast::cuda

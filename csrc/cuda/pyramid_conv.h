@@ -1,0 +1,59 @@
+// Launchers of the pyramid's convolution beside its products (pyramid_product.h). Free of torch; they enqueue on `stream`
+// and never synchronise. The maths is in pspnet_fast/ops/_pyramid_conv.py.
+#pragma once
+
+#include "pyramid_product.h"
+
+namespace pspnet_fast::cuda {
+
+// The geometry of one call, by value. A position is a packed cell of the pyramid and a tap of the kernel, (cell, dy, dx);
+// a term is what a row of the image needs of one level, (dx, column of cells).
+struct ConvTables {
+  int64_t batch, out_channels;
+  int32_t height, width;
+  int32_t kernel_height, kernel_width;
+  int32_t levels, positions, terms, row_terms;  // terms = kernel_width · Σk, row_terms = kernel_height · Σk
+  bool align_corners;
+  int32_t bins[kMaxLevels];
+  int32_t first_cell[kMaxLevels], first_bin[kMaxLevels];  // Σk² and Σk of the levels before
+};
+
+// How the image is cut into blocks: an image, 32 output channels, a strip of rows and a run of 64 columns each.
+constexpr int kRunChannels = 32, kRunColumns = 64, kMostWarps = 8;
+struct ConvGrid {
+  int64_t channel_runs, column_runs, strips, blocks;
+  int32_t strip_rows, warps;
+  int32_t shared_bytes;
+  bool staged;  // the block's positions lie in shared memory, else in global memory
+
+  int64_t parts() const { return column_runs * strips; }
+};
+
+// Blocks are as many as keep a large GPU busy, whatever the GPU: results do not depend on it. `warps` is 0 where the
+// tables of a block need more than `most_shared_bytes`.
+ConvGrid conv_add_grid(ElementType type, const ConvTables& tables, int64_t most_shared_bytes);
+ConvGrid conv_gather_grid(ElementType type, const ConvTables& tables, int64_t most_shared_bytes);
+
+// y += every level's term, then norm and ReLU where there is one.
+void launch_pyramid_conv_add(
+    ElementType type,
+    bool channels_last,
+    const ConvTables& tables,
+    const ConvGrid& grid,
+    const void* q,  // [B, positions, O] float (double for f64)
+    void* y,        // [B, O, H, W], in place
+    const Norm& norm,
+    cudaStream_t stream);
+
+// The gradient of q, and of all levels in one pass over grad.
+void launch_pyramid_conv_gather(
+    ElementType type,
+    bool channels_last,
+    const ConvTables& tables,
+    const ConvGrid& grid,
+    const void* grad,  // [B, O, H, W]
+    void* parts,       // [parts, B, positions, O] float (double for f64)
+    void* grad_q,      // [B, positions, O] of grad's type: their sum
+    cudaStream_t stream);
+
+}  // namespace pspnet_fast::cuda

@@ -1,0 +1,201 @@
+// The levels' terms added into the convolution's output: rows, then columns, interpolated in registers and shared memory.
+//
+// A warp takes a row: R[term, channel] from the block's q, two rows of cells for each dy, then y += U · R with 8 columns x
+// 8 channels a thread, 4 vectors of shared memory for 64 multiply-adds. y is read and written once: 118 MB in bfloat16 for
+// 16 x 512 x 60 x 60, and 36 multiply-adds for each of its elements, 2.1 GFLOP. A block of bins 1 2 3 6 and a 3x3 kernel
+// holds 58 KB of q, 9 KB of U and 4.6 KB of R a warp: two blocks of 8 warps fit a multiprocessor. All calculated.
+#include "pyramid_conv_run.cuh"
+
+namespace pspnet_fast::cuda {
+namespace {
+
+constexpr int kThreads = kMostWarps * 32;
+
+// What a row reads of one level for one dy: two rows of cells.
+template <typename Real>
+struct alignas(sizeof(Real) == 4 ? 16 : 8) RowTap {
+  int32_t lower, upper;
+  Real lower_weight, upper_weight;
+};
+
+// A block's shared memory, in this order.
+template <typename Real>
+struct AddShared {
+  Real* u;              // [terms, kRunColumns]
+  Real* r;              // [warps, terms, kRunChannels]
+  ChannelNorm<Real>* norm;  // [kRunChannels]
+  RowTap<Real>* taps;   // [warps, levels · kernel_height]
+  Real* q;              // [positions, kRunChannels] where staged
+
+  __host__ __device__ static int64_t bytes(const ConvTables& t, int warps) {
+    const int64_t values = t.terms * (kRunColumns + int64_t{warps} * kRunChannels);
+    const int64_t taps = int64_t{warps} * t.levels * t.kernel_height;
+    return values * sizeof(Real) + kRunChannels * sizeof(ChannelNorm<Real>) + (taps * sizeof(RowTap<Real>) + 15) / 16 * 16;
+  }
+  __device__ AddShared(const ConvTables& t, int warps) {
+    u = dynamic_shared<Real>();
+    r = u + t.terms * kRunColumns;
+    norm = reinterpret_cast<ChannelNorm<Real>*>(r + warps * t.terms * kRunChannels);
+    taps = reinterpret_cast<RowTap<Real>*>(norm + kRunChannels);
+    q = reinterpret_cast<Real*>(reinterpret_cast<char*>(u) + bytes(t, warps));
+  }
+};
+
+// Everything that a block's rows share.
+template <typename T>
+__device__ __forceinline__ void stage_block(
+    const ConvTables& t, const ConvGrid& grid, const Run& run, const Acc<T>* q, const Norm& norm,
+    const AddShared<Acc<T>>& shared) {
+  using Real = Acc<T>;
+  for_column_weights(t, run, [&](double weight, int term, int column) {
+    shared.u[term * kRunColumns + column] = static_cast<Real>(weight);
+  });
+  if (norm.mean != nullptr && threadIdx.x < kRunChannels && run.first_channel + threadIdx.x < t.out_channels) {
+    shared.norm[threadIdx.x] = channel_norm<T>(norm, run.first_channel + threadIdx.x);
+  }
+  if (grid.staged) {
+    const int64_t channel = run.first_channel + threadIdx.x % 32;
+    const Real* column = q + run.image * t.positions * t.out_channels + channel;
+#pragma unroll 4
+    for (int p = threadIdx.x / 32; p < t.positions; p += grid.warps) {
+      const bool there = channel < t.out_channels;
+      shared.q[p * kRunChannels + threadIdx.x % 32] = there ? column[p * t.out_channels] : Real(0);
+    }
+  }
+  __syncthreads();
+}
+
+template <typename Real>
+__device__ __forceinline__ void find_row_taps(const ConvTables& t, int h, RowTap<Real>* taps) {
+  for (int i = threadIdx.x % 32; i < t.levels * t.kernel_height; i += 32) {
+    const int l = i / t.kernel_height, at = h + i % t.kernel_height - t.kernel_height / 2;
+    const Taps row = bilinear_taps(at, t.bins[l], t.height, t.align_corners);
+    taps[i] = {row.first, row.second, static_cast<Real>(row.first_weight), static_cast<Real>(row.second_weight)};
+  }
+}
+
+// R of a row for the channel of this lane, over DYS rows of the kernel from `first_dy`. q_of(position) reads q.
+template <int DYS, typename Real, typename Q>
+__device__ __forceinline__ void row_terms(
+    const ConvTables& t, const RowTap<Real>* taps, int first_dy, Real* r, const Q& q_of) {
+  for (int l = 0; l < t.levels; ++l) {
+    const int k = t.bins[l], taps_of_cell = t.kernel_height * t.kernel_width;
+    RowTap<Real> tap[DYS];
+    int lower[DYS], upper[DYS];  // positions of the first cell of either row
+#pragma unroll
+    for (int i = 0; i < DYS; ++i) {
+      tap[i] = taps[l * t.kernel_height + first_dy + i];
+      const int dy = (first_dy + i) * t.kernel_width;
+      lower[i] = (t.first_cell[l] + tap[i].lower * k) * taps_of_cell + dy;
+      upper[i] = (t.first_cell[l] + tap[i].upper * k) * taps_of_cell + dy;
+    }
+    Real* to = r + t.first_bin[l] * t.kernel_width * kRunChannels;
+    for (int dx = 0; dx < t.kernel_width; ++dx) {
+      for (int j = 0; j < k; ++j, to += kRunChannels) {
+        const int at = j * taps_of_cell + dx;
+        Real sum = first_dy == 0 ? Real(0) : *to;
+#pragma unroll
+        for (int i = 0; i < DYS; ++i) {
+          sum += tap[i].lower_weight * q_of(lower[i] + at) + tap[i].upper_weight * q_of(upper[i] + at);
+        }
+        *to = sum;
+      }
+    }
+  }
+}
+
+template <typename Real, typename Q>
+__device__ __forceinline__ void all_row_terms(const ConvTables& t, const RowTap<Real>* taps, Real* r, const Q& q_of) {
+  if (t.kernel_height == 3) return row_terms<3>(t, taps, 0, r, q_of);
+  for (int dy = 0; dy < t.kernel_height; ++dy) row_terms<1>(t, taps, dy, r, q_of);
+}
+
+template <typename T, bool CHANNELS_LAST, int VEC>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv_add_kernel(
+    const __grid_constant__ ConvTables t, const ConvGrid grid, const Acc<T>* q, T* y, const Norm norm) {
+  using Real = Acc<T>;
+  const Run run = run_of_block(t, grid);
+  const AddShared<Real> shared(t, grid.warps);
+  stage_block<T>(t, grid, run, q, norm, shared);
+
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const Owned<CHANNELS_LAST> owned;
+  Real* r = shared.r + warp * t.terms * kRunChannels;
+  RowTap<Real>* taps = shared.taps + warp * t.levels * t.kernel_height;
+  const int64_t channel = run.first_channel + lane;
+  const Real* global_q = q + run.image * t.positions * t.out_channels + channel;
+
+  for (int h = run.first_row + warp; h < run.last_row; h += grid.warps) {
+    find_row_taps(t, h, taps);
+    __syncwarp();
+    if (grid.staged) {
+      all_row_terms(t, taps, r + lane, [&](int p) { return shared.q[p * kRunChannels + lane]; });
+    } else {
+      all_row_terms(t, taps, r + lane, [&](int p) {
+        return channel < t.out_channels ? global_q[p * t.out_channels] : Real(0);
+      });
+    }
+    __syncwarp();
+
+    Real sum[kOwned][kOwned] = {};  // [column][channel]
+#pragma unroll 2
+    for (int term = 0; term < t.terms; ++term) {
+      Real u[kOwned], v[kOwned];
+      read_shared(u, shared.u + term * kRunColumns + owned.column);
+      read_shared(v, r + term * kRunChannels + owned.channel);
+#pragma unroll
+      for (int i = 0; i < kOwned; ++i) {
+#pragma unroll
+        for (int j = 0; j < kOwned; ++j) sum[i][j] += u[i] * v[j];
+      }
+    }
+    const MapRow<CHANNELS_LAST> row(t, run, owned, h);
+    constexpr int kLines = CHANNELS_LAST || VEC == 1 ? 1 : 2;  // moved at once; registers allow for no more
+#pragma unroll
+    for (int first = 0; first < kOwned; first += kLines) {
+      Pack<T, VEC> vectors[kLines][kOwned / VEC];
+      row.template visit_lines<VEC, kLines>(first, [&](int i, int j, int64_t offset) {
+        if (offset >= 0) vectors[i - first][j / VEC] = *reinterpret_cast<const Pack<T, VEC>*>(y + offset);
+      });
+      row.template visit_lines<VEC, kLines>(first, [&](int i, int j, int64_t offset) {
+        if (offset < 0) return;
+        Pack<T, VEC>& vector = vectors[i - first][j / VEC];
+#pragma unroll
+        for (int e = 0; e < VEC; ++e) {
+          const int column = CHANNELS_LAST ? i : j + e, channel = CHANNELS_LAST ? j + e : i;
+          Real value = static_cast<Real>(vector.v[e]) + sum[column][channel];
+          if (norm.mean != nullptr) value = shared.norm[owned.channel + channel](value);
+          vector.v[e] = static_cast<T>(value);
+        }
+        *reinterpret_cast<Pack<T, VEC>*>(y + offset) = vector;
+      });
+    }
+    __syncwarp();  // R has been read
+  }
+}
+
+template <typename Real>
+ConvGrid add_grid(const ConvTables& t, int64_t most_bytes) {
+  const int64_t position_bytes = int64_t{t.positions} * kRunChannels * static_cast<int64_t>(sizeof(Real));
+  return cut_image(t, most_bytes, position_bytes, [&](int warps) { return AddShared<Real>::bytes(t, warps); });
+}
+
+}  // namespace
+
+ConvGrid conv_add_grid(ElementType type, const ConvTables& t, int64_t most_bytes) {
+  return type == ElementType::f64 ? add_grid<double>(t, most_bytes) : add_grid<float>(t, most_bytes);
+}
+
+void launch_pyramid_conv_add(
+    ElementType type, bool channels_last, const ConvTables& t, const ConvGrid& grid, const void* q, void* y,
+    const Norm& norm, cudaStream_t stream) {
+  visit_map(type, channels_last, t, y, [&]<typename T, bool CHANNELS_LAST, int VEC>() {
+    const auto kernel = pyramid_conv_add_kernel<T, CHANNELS_LAST, VEC>;
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
+    PSPNET_FAST_LAUNCH(
+        kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.shared_bytes, stream, t, grid,
+        static_cast<const Acc<T>*>(q), static_cast<T*>(y), norm);
+  });
+}
+
+}  // namespace pspnet_fast::cuda

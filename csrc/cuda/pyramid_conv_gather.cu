@@ -1,0 +1,281 @@
+// The gradient of q: the transpose of pyramid_conv_add.cu, for all levels in one pass over the output's gradient.
+//
+// A warp takes a row: it stages a run of 64 columns x 32 channels, multiplies it by U to G[term, channel], and when every
+// warp of the block has its row, the block adds the rows' G to the positions that they read. A block sums one strip; the
+// strips' sums are added in a fixed order by a second kernel, so no atomics. grad is read once, 59 MB in bfloat16 for
+// 16 x 512 x 60 x 60, with 36 multiply-adds for each element; a block of bins 1 2 3 6 and a 3x3 kernel holds 58 KB of
+// positions, 10 KB of U and 5 KB a warp, so that two blocks of 8 warps fit a multiprocessor. All calculated.
+#include "pyramid_conv_run.cuh"
+
+namespace pspnet_fast::cuda {
+namespace {
+
+constexpr int kThreads = kMostWarps * 32;
+constexpr int kUStride = kRunColumns + 4;  // four rows of U are read at once, from different banks
+constexpr int kStep = 4;                   // columns at a time
+constexpr int kLaneChannels = 4;           // a lane owns 4 channels of a quarter of the terms
+constexpr int kMostLaneTerms = 9, kFewLaneTerms = 3;
+
+// A block's shared memory, in this order.
+template <typename T>
+struct GatherShared {
+  using Real = Acc<T>;
+  Real* u;        // [padded_terms, kUStride]
+  Real* rows;     // [warps, row_terms] weight of a row for each row of cells and dy
+  char* warps;   // [warps] what a warp stages of grad, then its G [terms, kRunChannels]
+  Real* sums;     // [positions, kRunChannels] where staged
+
+  __host__ __device__ static int64_t warp_bytes(const ConvTables& t) {
+    const int64_t staged = kRunColumns * kRunChannels * static_cast<int64_t>(sizeof(T));
+    const int64_t terms = int64_t{t.terms} * kRunChannels * static_cast<int64_t>(sizeof(Real));
+    return terms_begin(t) == 0 && staged > terms ? staged : terms_begin(t) + terms;
+  }
+  // Terms come by as many as a warp's lanes own; what the last ones make of rows that nobody wrote is dropped.
+  __host__ __device__ static int padded_terms(const ConvTables& t) {
+    const int at_once = 4 * (t.terms <= 4 * kFewLaneTerms ? kFewLaneTerms : kMostLaneTerms);
+    return (t.terms + at_once - 1) / at_once * at_once;
+  }
+  // G takes the place of what was staged, unless the lanes need that again for more terms.
+  __host__ __device__ static int64_t terms_begin(const ConvTables& t) {
+    return t.terms <= 4 * kMostLaneTerms ? 0 : kRunColumns * kRunChannels * static_cast<int64_t>(sizeof(T));
+  }
+  __host__ __device__ static int64_t row_bytes(const ConvTables& t, int warps) {
+    return (int64_t{warps} * t.row_terms * static_cast<int64_t>(sizeof(Real)) + 15) / 16 * 16;
+  }
+  __host__ __device__ static int64_t bytes(const ConvTables& t, int warps) {
+    return int64_t{padded_terms(t)} * kUStride * static_cast<int64_t>(sizeof(Real)) + row_bytes(t, warps) +
+           warps * warp_bytes(t);
+  }
+  __device__ GatherShared(const ConvTables& t, int count) {
+    u = dynamic_shared<Real>();
+    rows = u + padded_terms(t) * kUStride;
+    warps = reinterpret_cast<char*>(rows) + row_bytes(t, count);
+    sums = reinterpret_cast<Real*>(warps + count * warp_bytes(t));
+  }
+  __device__ Real* terms_of(const ConvTables& t, int warp) const {
+    return reinterpret_cast<Real*>(warps + warp * warp_bytes(t) + terms_begin(t));
+  }
+};
+
+// The run's columns and channels of row `h` as [column, channel], zero beyond the map.
+template <typename T, bool CHANNELS_LAST, int VEC>
+__device__ __forceinline__ void stage_row(const ConvTables& t, const Run& run, int h, const T* grad, T* staged) {
+  const Owned<CHANNELS_LAST> owned;
+  const MapRow<CHANNELS_LAST> row(t, run, owned, h);
+  T* to = staged + owned.column * kRunChannels + owned.channel;
+  const auto move = [&](int i, int j, int64_t offset) {
+    Pack<T, VEC> vector;
+#pragma unroll
+    for (int e = 0; e < VEC; ++e) vector.v[e] = static_cast<T>(0.0f);
+    if (offset >= 0) vector = *reinterpret_cast<const Pack<T, VEC>*>(grad + offset);
+    if constexpr (CHANNELS_LAST) {
+      *reinterpret_cast<Pack<T, VEC>*>(to + i * kRunChannels + j) = vector;
+    } else {
+#pragma unroll
+      for (int e = 0; e < VEC; ++e) to[(j + e) * kRunChannels + i] = vector.v[e];
+    }
+  };
+  constexpr int kLines = 4;  // on their way at once
+#pragma unroll 1
+  for (int first = 0; first < kOwned; first += kLines) row.template visit_lines<VEC, kLines>(first, move);
+}
+
+// G of TERMS terms of this lane from that of `u`: Σ over columns of U · grad.
+template <int TERMS, typename T>
+__device__ __forceinline__ void multiply_row(
+    const Acc<T>* u, const T* staged, Acc<T> (&sum)[TERMS][kLaneChannels]) {
+  using Real = Acc<T>;
+#pragma unroll
+  for (auto& of_term : sum) {
+#pragma unroll
+    for (Real& s : of_term) s = Real(0);
+  }
+  for (int column = 0; column < kRunColumns; column += kStep) {
+    Real g[kStep][kLaneChannels];
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) {
+      const T* from = staged + (column + i) * kRunChannels;
+      constexpr int kVec = sizeof(T) * kLaneChannels <= 16 ? kLaneChannels : kLaneChannels / 2;
+#pragma unroll
+      for (int j = 0; j < kLaneChannels; j += kVec) {
+        const auto part = *reinterpret_cast<const Pack<T, kVec>*>(from + j);
+#pragma unroll
+        for (int e = 0; e < kVec; ++e) g[i][j + e] = static_cast<Real>(part.v[e]);
+      }
+    }
+#pragma unroll
+    for (int term = 0; term < TERMS; ++term) {
+      Real weights[kStep];
+      read_shared(weights, u + term * kUStride + column);
+#pragma unroll
+      for (int i = 0; i < kStep; ++i) {
+#pragma unroll
+        for (int j = 0; j < kLaneChannels; ++j) sum[term][j] += weights[i] * g[i][j];
+      }
+    }
+  }
+}
+
+// The row's G from its staged gradient, TERMS terms a lane at a time.
+template <int TERMS, typename T>
+__device__ __forceinline__ void row_gradient(
+    const ConvTables& t, const Acc<T>* u, const T* staged, Acc<T>* terms) {
+  using Real = Acc<T>;
+  const int lane = static_cast<int>(threadIdx.x % 32), channel = lane % 8 * kLaneChannels;
+  for (int pass = 0; pass < t.terms; pass += 4 * TERMS) {
+    const int first = pass + lane / 8 * TERMS;
+    Real sum[TERMS][kLaneChannels];
+    multiply_row<TERMS>(u + first * kUStride, staged + channel, sum);
+    __syncwarp();  // all have read what G may take the place of
+#pragma unroll
+    for (int term = 0; term < TERMS; ++term) {
+      if (first + term >= t.terms) continue;
+#pragma unroll
+      for (int j = 0; j < kLaneChannels; ++j) terms[(first + term) * kRunChannels + channel + j] = sum[term][j];
+    }
+  }
+}
+
+// What row `h` gives to each row of cells, for each dy: (dy, i) of level after level.
+template <typename Real>
+__device__ __forceinline__ void find_row_weights(const ConvTables& t, int h, Real* weights) {
+  for (int l = 0; l < t.levels; ++l) {
+    const int k = t.bins[l];
+    for (int i = threadIdx.x % 32; i < t.kernel_height * k; i += 32) {
+      const int at = h + i / k - t.kernel_height / 2;
+      const Taps taps = bilinear_taps(at, k, t.height, t.align_corners);
+      weights[t.first_bin[l] * t.kernel_height + i] = static_cast<Real>(weight_of(taps, i % k));
+    }
+  }
+}
+
+// The rows' G added to the positions, in the order of the rows: a warp owns rows of cells, a lane its channel. sum_of(p)
+// is the sum of position p.
+template <typename T, typename Sum>
+__device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared<T>& shared, int rows, const Sum& sum_of) {
+  using Real = Acc<T>;
+  const int lane = static_cast<int>(threadIdx.x % 32), warps = static_cast<int>(blockDim.x / 32);
+  int l = 0;
+  for (int number = static_cast<int>(threadIdx.x / 32); number < t.row_terms; number += warps) {
+    while (l + 1 < t.levels && number >= t.first_bin[l + 1] * t.kernel_height) ++l;
+    const int k = t.bins[l], of_level = number - t.first_bin[l] * t.kernel_height, dy = of_level / k, i = of_level % k;
+    Real weight[kMostWarps];
+    bool any = false;
+#pragma unroll
+    for (int row = 0; row < kMostWarps; ++row) {
+      weight[row] = row < rows ? shared.rows[row * t.row_terms + number] : Real(0);
+      any = any || weight[row] != Real(0);
+    }
+    if (!any) continue;
+    const int first = t.first_bin[l] * t.kernel_width;
+    const int row_stride = static_cast<int>(GatherShared<T>::warp_bytes(t) / sizeof(Real));
+    for (int dx = 0; dx < t.kernel_width; ++dx) {
+      for (int j = 0; j < k; ++j) {
+        Real& sum = sum_of(((t.first_cell[l] + i * k + j) * t.kernel_height + dy) * t.kernel_width + dx);
+        Real total = sum;
+        const Real* terms = shared.terms_of(t, 0) + (first + dx * k + j) * kRunChannels + lane;
+#pragma unroll
+        for (int row = 0; row < kMostWarps; ++row, terms += row_stride) {
+          if (weight[row] != Real(0)) total += weight[row] * *terms;
+        }
+        sum = total;
+      }
+    }
+  }
+}
+
+template <typename T, bool CHANNELS_LAST, int VEC>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv_gather_kernel(
+    const __grid_constant__ ConvTables t, const ConvGrid grid, const T* grad, Acc<T>* parts) {
+  using Real = Acc<T>;
+  const Run run = run_of_block(t, grid);
+  const GatherShared<T> shared(t, grid.warps);
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int64_t channel = run.first_channel + lane;
+  const bool there = channel < t.out_channels;
+  Real* global = parts + (run.part * t.batch + run.image) * t.positions * t.out_channels + channel;
+  const auto staged_sum = [&](int p) -> Real& { return shared.sums[p * kRunChannels + lane]; };
+  const auto global_sum = [&](int p) -> Real& { return global[p * t.out_channels]; };
+
+  for_column_weights(t, run, [&](double weight, int term, int column) {
+    shared.u[term * kUStride + column] = static_cast<Real>(weight);
+  });
+  for (int p = warp; p < t.positions; p += grid.warps) {
+    if (grid.staged) staged_sum(p) = Real(0);
+    if (!grid.staged && there) global_sum(p) = Real(0);
+  }
+  __syncthreads();
+
+  for (int first = run.first_row; first < run.last_row; first += grid.warps) {
+    const int rows = min(grid.warps, run.last_row - first);
+    if (warp < rows) {
+      T* staged = reinterpret_cast<T*>(shared.warps + warp * GatherShared<T>::warp_bytes(t));
+      Real* terms = shared.terms_of(t, warp);
+      stage_row<T, CHANNELS_LAST, VEC>(t, run, first + warp, grad, staged);
+      find_row_weights(t, first + warp, shared.rows + warp * t.row_terms);
+      __syncwarp();
+      if (t.terms <= 4 * kFewLaneTerms) {
+        row_gradient<kFewLaneTerms>(t, shared.u, staged, terms);
+      } else {
+        row_gradient<kMostLaneTerms>(t, shared.u, staged, terms);
+      }
+    }
+    __syncthreads();
+    if (grid.staged) {
+      add_rows(t, shared, rows, staged_sum);
+    } else if (there) {
+      add_rows(t, shared, rows, global_sum);
+    }
+    __syncthreads();
+  }
+  if (!grid.staged || !there) return;
+  for (int p = warp; p < t.positions; p += grid.warps) global_sum(p) = staged_sum(p);
+}
+
+// grad_q = Σ parts, in their order.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    pyramid_conv_sum_kernel(const Acc<T>* parts, T* grad_q, int64_t count, int64_t size) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= size) return;
+  Acc<T> sum = 0;
+#pragma unroll 4
+  for (int64_t part = 0; part < count; ++part) sum += parts[part * size + i];
+  grad_q[i] = static_cast<T>(sum);
+}
+
+template <typename T>
+ConvGrid gather_grid(const ConvTables& t, int64_t most_bytes) {
+  const int64_t position_bytes = int64_t{t.positions} * kRunChannels * static_cast<int64_t>(sizeof(Acc<T>));
+  return cut_image(t, most_bytes, position_bytes, [&](int warps) { return GatherShared<T>::bytes(t, warps); });
+}
+
+}  // namespace
+
+ConvGrid conv_gather_grid(ElementType type, const ConvTables& t, int64_t most_bytes) {
+  ConvGrid grid{};
+  with_element(type, [&](auto element) { grid = gather_grid<decltype(element)>(t, most_bytes); });
+  return grid;
+}
+
+void launch_pyramid_conv_gather(
+    ElementType type, bool channels_last, const ConvTables& t, const ConvGrid& grid, const void* grad, void* parts,
+    void* grad_q, cudaStream_t stream) {
+  visit_map(type, channels_last, t, grad, [&]<typename T, bool CHANNELS_LAST, int VEC>() {
+    const auto kernel = pyramid_conv_gather_kernel<T, CHANNELS_LAST, VEC>;
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
+    PSPNET_FAST_LAUNCH(
+        kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.shared_bytes, stream, t, grid,
+        static_cast<const T*>(grad), static_cast<Acc<T>*>(parts));
+  });
+  with_element(type, [&](auto element) {
+    using T = decltype(element);
+    const int64_t size = t.batch * t.positions * t.out_channels;
+    const auto blocks = static_cast<unsigned>((size + kThreads - 1) / kThreads);
+    PSPNET_FAST_LAUNCH(
+        (pyramid_conv_sum_kernel<T>), blocks, kThreads, 0, stream, static_cast<const Acc<T>*>(parts),
+        static_cast<T*>(grad_q), grid.parts(), size);
+  });
+}
+
+}  // namespace pspnet_fast::cuda
