@@ -189,8 +189,9 @@ ConvGrid conv_add_grid(ElementType type, const ConvTables& t, int64_t most_bytes
 void launch_pyramid_conv_add(
     ElementType type, bool channels_last, const ConvTables& t, const ConvGrid& grid, const void* q, void* y,
     const Norm& norm, cudaStream_t stream) {
-  visit_map(type, channels_last, t, y, [&]<typename T, bool CHANNELS_LAST, int VEC>() {
-    const auto kernel = pyramid_conv_add_kernel<T, CHANNELS_LAST, VEC>;
+  visit_map(type, channels_last, t, y, [&](auto element, auto layout, auto vector) {
+    using T = decltype(element);
+    const auto kernel = pyramid_conv_add_kernel<T, decltype(layout)::value, decltype(vector)::value>;
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
     PSPNET_FAST_LAUNCH(
         kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.shared_bytes, stream, t, grid,

@@ -261,8 +261,9 @@ ConvGrid conv_gather_grid(ElementType type, const ConvTables& t, int64_t most_by
 void launch_pyramid_conv_gather(
     ElementType type, bool channels_last, const ConvTables& t, const ConvGrid& grid, const void* grad, void* parts,
     void* grad_q, cudaStream_t stream) {
-  visit_map(type, channels_last, t, grad, [&]<typename T, bool CHANNELS_LAST, int VEC>() {
-    const auto kernel = pyramid_conv_gather_kernel<T, CHANNELS_LAST, VEC>;
+  visit_map(type, channels_last, t, grad, [&](auto element, auto layout, auto vector) {
+    using T = decltype(element);
+    const auto kernel = pyramid_conv_gather_kernel<T, decltype(layout)::value, decltype(vector)::value>;
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
     PSPNET_FAST_LAUNCH(
         kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.shared_bytes, stream, t, grid,

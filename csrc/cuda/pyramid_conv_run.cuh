@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../geometry.h"
 #include "launch.h"
@@ -140,19 +141,19 @@ inline int vector_length(int64_t line, const void* map, int64_t element_bytes) {
   return length;
 }
 
-// Calls visit.template operator()<T, CHANNELS_LAST, VEC>(): vectors of 16, 8 bytes, or single elements.
+// Calls visit(T{}, whether channels_last, VEC), the last two as constants: vectors of 16, 8 bytes, or single elements.
 template <typename Visit>
 void visit_map(ElementType type, bool channels_last, const ConvTables& t, const void* map, Visit visit) {
   with_element(type, [&](auto element) {
     using T = decltype(element);
     constexpr int kFull = 16 / sizeof(T), kHalf = sizeof(T) == 2 ? 4 : 1;
     const int length = vector_length(channels_last ? t.out_channels : t.width, map, sizeof(T));
-    const auto with_length = [&]<bool CHANNELS_LAST>() {
-      if (length >= kFull) return visit.template operator()<T, CHANNELS_LAST, kFull>();
-      if (length >= kHalf) return visit.template operator()<T, CHANNELS_LAST, kHalf>();
-      return visit.template operator()<T, CHANNELS_LAST, 1>();
+    const auto with_layout = [&](auto layout) {
+      if (length >= kFull) return visit(element, layout, std::integral_constant<int, kFull>{});
+      if (length >= kHalf) return visit(element, layout, std::integral_constant<int, kHalf>{});
+      return visit(element, layout, std::integral_constant<int, 1>{});
     };
-    return channels_last ? with_length.template operator()<true>() : with_length.template operator()<false>();
+    return channels_last ? with_layout(std::true_type{}) : with_layout(std::false_type{});
   });
 }
 

@@ -115,6 +115,27 @@ void test_axis(bool align_corners) {
   }
 }
 
+// The two taps are the pair that the place between nodes says; padding reads nothing.
+void test_taps(bool align_corners) {
+  for (int64_t nodes = 1; nodes <= 20; ++nodes) {
+    for (int64_t out = 1; out <= 70; ++out) {
+      for (int64_t x = -3; x < out + 3; ++x) {
+        const Taps taps = bilinear_taps(x, nodes, out, align_corners);
+        const double sum = taps.first_weight + taps.second_weight;
+        require(0 <= taps.first && taps.first <= taps.second && taps.second < nodes, "taps are nodes", nodes, out, x);
+        require(sum == (x < 0 || x >= out ? 0.0 : 1.0), "weights add up, to nothing in the padding", nodes, out, x);
+        if (sum == 0.0) continue;
+        long double position = align_corners ? (out > 1 ? (long double)(x) * (nodes - 1) / (out - 1) : 0.0L)
+                                             : (x + 0.5L) * nodes / out - 0.5L;
+        position = std::min<long double>(std::max<long double>(position, 0.0L), nodes - 1);
+        const double place = taps.first_weight * taps.first + taps.second_weight * taps.second;
+        require(taps.second_weight >= 0.0 && taps.second_weight < 1.0, "the second is the further one", nodes, out, x);
+        require(std::fabs(place - static_cast<double>(position)) < 1e-12, "place between the taps", nodes, out, x);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -126,6 +147,8 @@ int main() {
   test_partition({140});
   test_cells(true);
   test_cells(false);
+  test_taps(true);
+  test_taps(false);
   test_axis(true);
   test_axis(false);
   std::printf("%d checks passed\n", checks);

@@ -21,6 +21,11 @@ POOL = "tests/ops/test_pyramid_pool.py::test_pyramid_pool"
 POOL_ADD = "tests/ops/test_pyramid_pool_through.py::test_backward_add"
 CONCAT = "tests/ops/test_pyramid_concat.py::test_pyramid_concat"
 CONCAT_SIZES = "tests/ops/test_pyramid_concat.py::test_sizes"
+CONV = "tests/ops/test_pyramid_conv.py::test_pyramid_conv"
+CONV_SIZES = "tests/ops/test_pyramid_conv.py::test_many_channels_and_columns"
+CONV_SHAPES = "tests/ops/test_pyramid_conv.py::test_any_shape_and_options"
+CONV_RELU = "tests/ops/test_pyramid_conv_norm_relu.py::test_pyramid_conv_norm_relu"
+LEVELS = "tests/ops/test_pyramid_levels.py::test_pyramid_levels"
 LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
 ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
 CORRECT = "tests/ops/test_dual_cross_entropy.py::test_correct_pixels"
@@ -81,6 +86,29 @@ def concat(
 ) -> Mutant:
     unit = f"pyramid_concat_{kernel}"
     return Mutant(f"{unit}_{name}", f"{unit}.cu", before, after, shows, tests, variant)
+
+
+def product(name: str, before: str, after: str, shows: str, variant: str = "plain", tests: str = CONV) -> Mutant:
+    """Of the grouped products."""
+    file, unit = "pyramid_product.cuh", "pyramid_product.cu"
+    return Mutant(f"pyramid_product_{name}", file, before, after, shows, tests, variant, unit)
+
+
+def conv(
+    kernel: str, name: str, before: str, after: str, shows: str, variant: str = "plain", tests: str = CONV
+) -> Mutant:
+    unit = f"pyramid_conv_{kernel}"
+    return Mutant(f"{unit}_{name}", f"{unit}.cu", before, after, shows, tests, variant)
+
+
+def run_of(kernel: str, name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    """Of what adding to the image and gathering from it share."""
+    file, unit = "pyramid_conv_run.cuh", f"pyramid_conv_{kernel}.cu"
+    return Mutant(f"pyramid_conv_run_{name}", file, before, after, shows, CONV, variant, unit)
+
+
+def levels(name: str, before: str, after: str, shows: str, tests: str = LEVELS) -> Mutant:
+    return Mutant(f"pyramid_levels_{name}", "pyramid_levels.cu", before, after, shows, tests)
 
 
 def strip(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
@@ -186,6 +214,89 @@ MUTANTS = [
     concat("pixels_bwd", "unwritten_side", "side < 4; ++side", "side < 3; ++side", UNWRITTEN),
     concat("pixels_bwd", "sides_exchanged", "row_parts ? 2 : 0", "row_parts ? 0 : 2", WRONG),
     concat("pixels_bwd", "row_too_many", "h < rows.end; ++h", "h <= rows.end; ++h", BEYOND, "checked"),
+    product(
+        "staged_barrier",
+        "first + kDepth, shared.a, shared.b);\n    __syncthreads();",
+        "first + kDepth, shared.a, shared.b);",
+        ORDER,
+    ),
+    product("read_barrier", "shared.side.b);\n    __syncthreads();\n", "shared.side.b);\n", ORDER),
+    product("result_barrier", "tile.store(shared.result);\n  __syncthreads();", "tile.store(shared.result);", ORDER),
+    product(
+        "offsets_barrier",
+        "place_chunk(p, 0, shared.a, shared.b);\n  __syncthreads();",
+        "place_chunk(p, 0, shared.a, shared.b);",
+        ORDER,
+    ),
+    product("last_chunk", "first < p.k.size; first", "first < p.k.size - kDepth; first", WRONG, tests=CONV_SIZES),
+    product("row_too_many", "return i < axis.size ?", "return i <= axis.size ?", BEYOND, "checked"),
+    product("next_product", "block >= products.of[which + 1]", "block > products.of[which + 1]", WRONG),
+    conv(
+        "add",
+        "staged_barrier",
+        "there ? column[p * t.out_channels] : Real(0);\n    }\n  }\n  __syncthreads();",
+        "there ? column[p * t.out_channels] : Real(0);\n    }\n  }\n",
+        ORDER,
+    ),
+    conv("add", "taps_barrier", "find_row_taps(t, h, taps);\n    __syncwarp();", "find_row_taps(t, h, taps);", ORDER),
+    conv("add", "terms_barrier", "    __syncwarp();\n\n    Real sum", "\n    Real sum", ORDER),
+    conv(
+        "add",
+        "wrong_tap",
+        "tap[i].upper_weight * q_of(upper[i] + at)",
+        "tap[i].upper_weight * q_of(lower[i] + at)",
+        WRONG,
+    ),
+    conv("add", "term_missing", "term < t.terms; ++term", "term < t.terms - 1; ++term", WRONG),
+    conv(
+        "add",
+        "channel_too_many",
+        "const bool there = channel < t.out_channels;",
+        "const bool there = true;",
+        BEYOND,
+        "checked",
+    ),
+    conv("add", "no_epilogue", "if (norm.mean != nullptr) value", "if (false) value", WRONG, tests=CONV_RELU),
+    conv(
+        "gather",
+        "sums_barrier",
+        "add_rows(t, shared, rows, global_sum);\n    }\n    __syncthreads();",
+        "add_rows(t, shared, rows, global_sum);\n    }",
+        ORDER,
+        tests=CONV_SIZES,
+    ),
+    conv(
+        "gather",
+        "rows_barrier",
+        "(t, shared.u, staged, terms);\n      }\n    }\n    __syncthreads();",
+        "(t, shared.u, staged, terms);\n      }\n    }\n",
+        ORDER,
+    ),
+    conv(
+        "gather",
+        "staged_barrier",
+        "shared.rows + warp * t.row_terms);\n      __syncwarp();",
+        "shared.rows + warp * t.row_terms);",
+        ORDER,
+    ),
+    conv("gather", "replaced_barrier", "__syncwarp();  // all have read what G may take the place of", "", ORDER),
+    conv("gather", "missing_strip", "part < count; ++part", "part < count - 1; ++part", WRONG),
+    conv(
+        "gather",
+        "row_missing",
+        "const int rows = min(grid.warps, run.last_row - first);",
+        "const int rows = min(grid.warps, run.last_row - first - 1);",
+        WRONG,
+    ),
+    conv("gather", "element_too_many", "if (i >= size) return;", "if (i > size) return;", BEYOND, "checked"),
+    conv("gather", "unwritten_sums", "if (!grid.staged || !there) return;", "if (true) return;", UNWRITTEN),
+    run_of("add", "column_too_many", "i < lines && j < line ?", "i <= lines && j <= line ?", BEYOND, "checked"),
+    run_of(
+        "gather", "padding", "w < t.width ? w + dx - t.kernel_width / 2 : -1", "w + dx - t.kernel_width / 2 + 1", WRONG
+    ),
+    levels("wrong_bin", "first_bin + cell % k};", "first_bin + cell / k};", WRONG),
+    levels("atom_missing", "i < count; i += step", "i < count - 1; i += step", WRONG),
+    levels("parts_barrier", "      }\n      __syncthreads();\n", "      }\n", ORDER),
     strip("staged_barrier", "    __syncwarp();\n    visit(first, count);", "    visit(first, count);", ORDER),
     strip("corners_barrier", "== nullptr;\n  __syncwarp();", "== nullptr;", ORDER),
     strip("unwritten_node", "min(kOwned, nodes - first_node)", "min(kOwned, nodes - first_node - 1)", UNWRITTEN),
