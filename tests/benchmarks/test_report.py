@@ -255,8 +255,6 @@ def test_commands_exist() -> None:
     for entry in TABLES.values():
         for module, arguments in re.findall(r"python -m (\S+)([^;]*)", entry.command):
             spec = find_spec(module)
-            if spec is None and module == "benchmarks.aux_weight":
-                continue
             assert spec is not None, f"no module {module}"
             assert spec.origin is not None
             source = "".join(path.read_text() for path in Path(spec.origin).parent.glob("*.py"))
