@@ -48,6 +48,7 @@ def fake_case(peers: dict[str, Tensor | Exception], absent: dict[str, str] | Non
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the suite's own test file and hooks over a given case, without its processes."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # in whose processes pytest-benchmark measures nothing
     monkeypatch.setattr(session_module, "measure_ceilings", lambda device: CEILINGS)
     monkeypatch.setattr(session_module.Session, "_peak", lambda self, case, peer: 3_000_000)
 
