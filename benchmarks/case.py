@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Case:
         gradient_bytes: the size of the results that training keeps, beside which extra memory is told; 0 leaves it out.
         page_faults: whether to measure a second time with page faults taken out (see benchmarks/README.md).
         graph: whether, on a GPU, the replay of a CUDA graph is timed beside the call.
+        absent: peers that this installation does not have, and why.
     """
 
     operator: str
@@ -58,6 +59,7 @@ class Case:
     gradient_bytes: int = 0
     page_faults: bool = False
     graph: bool = True
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

@@ -24,6 +24,7 @@ import torch
 from benchmarks.provenance import ROOT, machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
+MOST_ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,28 @@ def synchronize() -> None:
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, Timing]:
-    """Time every variant once a round, after one round that warms up (and compiles).
+    """Median and percentiles of :func:`rounds_in_turn`."""
+    return {name: timing(values) for name, values in rounds_in_turn(variants, rounds, device).items()}
+
+
+def rounds_in_turn(
+    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", seconds: float = 0.0
+) -> dict[str, list[float]]:
+    """Milliseconds of every variant, once a round, after one round that warms up (and compiles).
 
     On a CPU by the clock; on a GPU (``device="cuda"``) by events on its stream, behind a flush of the L2 cache.
+    ``rounds`` are run at least, and more (``MOST_ROUNDS`` at most) until a variant has had ``seconds`` on average.
     """
     stopwatch = _gpu_milliseconds if device == "cuda" else _clock_milliseconds
+    for run in variants.values():
+        stopwatch(run)
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for index in range(rounds + 1):
+    start, done = time.perf_counter(), 0
+    while done < rounds or (done < MOST_ROUNDS and time.perf_counter() - start < seconds * len(variants)):
         for name, run in variants.items():
-            elapsed = stopwatch(run)
-            if index > 0:
-                times[name].append(elapsed)
-    return {name: timing(values) for name, values in times.items()}
+            times[name].append(stopwatch(run))
+        done += 1
+    return times
 
 
 def _clock_milliseconds(run: Callable[[], object]) -> float:
@@ -93,17 +104,18 @@ def timing(milliseconds: list[float]) -> Timing:
     return Timing(median, p20, p80, len(ordered))
 
 
-def peak_bytes(prepare: Callable[[], Callable[[], object]]) -> int:
+def peak_bytes(prepare: Callable[[], Callable[[], object]], device: str | None = None) -> int:
     """The most that a call of ``prepare()`` holds above what was there before it: GPU allocator, or resident set.
 
     The call is made once before, so that compiling, loading of libraries and what they keep for good do not count.
-    On a CPU call it in a process of its own, where no other thread allocates. The mark is read from
-    /proc/self/status, as getrusage's also holds that of the process that started this one.
+    ``device`` ("cpu" or "cuda") is a GPU by default, where torch sees one. On a CPU call it in a process of its own,
+    where no other thread allocates. The mark is read from /proc/self/status, as getrusage's also holds that of the
+    process that started this one.
     """
     run = prepare()
     cold = status_bytes("VmRSS")
     run()
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() if device is None else device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

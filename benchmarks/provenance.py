@@ -20,6 +20,8 @@ from buildtools.sources import csrc_digests
 from pspnet_fast.digest import folder_digest
 
 ROOT = Path(__file__).resolve().parent.parent
+# What benchmarks and report write: a new result does not change the sources that the next one is measured on.
+WRITTEN = ("benchmarks/results", "docs", "README.md")
 CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit")
 
 
@@ -69,8 +71,12 @@ def cpu_model() -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit of this tree, "-dirty" if it was edited; "unknown" where there is no git or no repository."""
-    return _answer("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or "unknown"
+    """The commit of this tree, "-dirty" if sources were edited; "unknown" where there is no git or no repository."""
+    name = _answer("git", "rev-parse", "--short=12", "HEAD")
+    if not name:
+        return "unknown"
+    sources = [".", *(f":(exclude){path}" for path in WRITTEN)]
+    return f"{name}-dirty" if _answer("git", "status", "--porcelain", "-uno", "--", *sources) else name
 
 
 def digests() -> dict[str, str | None]:

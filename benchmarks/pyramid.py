@@ -104,6 +104,7 @@ def pool(
         floor=Floor(bytes=passes * (size + shape[0] * shape[1] * CELLS) * dtype.itemsize, flops=2 * passes * size),
         tolerance=1e-5 if dtype == torch.float32 else 2e-2,
         parts=() if backward else (PLAIN_READ,),
+        page_faults=backward,
     )
 
 
@@ -201,4 +202,5 @@ def head(shape: tuple[int, int, int, int], layout: str, device: str, *, dtype: t
         tolerance=TOLERANCE[dtype],
         compared=levels_together,
         parts=(X_ALONE,),
+        page_faults=True,
     )

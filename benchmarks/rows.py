@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from benchmarks import cross_entropy, network, pyramid
 from benchmarks.case import Call, Case, Results, difference, is_ours
 from benchmarks.ceilings import Ceilings
-from benchmarks.measure import Timing, interleaved, peak_bytes
+from benchmarks.measure import Timing, interleaved, peak_bytes, rounds_in_turn, timing
 
 Row = dict[str, Any]
 NETWORK = ("training_step", "inference")
@@ -43,16 +43,27 @@ def measure_case(case: Case, ceilings: Ceilings, rounds: int) -> Row:
 
     Peak memory is measured here on a GPU alone: on a CPU each peer needs a process of its own (:func:`peak_of`).
     """
-    calls, errors, failures = _agreeing(case)
+    return measured(case, ceilings, rounds)[0]
+
+
+def measured(
+    case: Case, ceilings: Ceilings, rounds: int, *, seconds: float = 0.0, peers: Collection[str] | None = None
+) -> tuple[Row, dict[str, list[float]]]:
+    """The row of a case, and the milliseconds of every round behind it.
+
+    ``rounds`` and ``seconds`` are those of :func:`benchmarks.measure.rounds_in_turn`; ``peers`` are who is measured,
+    all where None.
+    """
+    calls, errors, failures = agreeing(case, peers)
     for part in case.parts:
         calls[part] = case.build(part)
-    milliseconds = interleaved(calls, rounds, case.device)
+    milliseconds = rounds_in_turn(calls, rounds, case.device, seconds)
     row: Row = {
         "case": case.id,
         "operator": case.operator,
         **case.labels,
         "device": case.device,
-        "milliseconds": _as_dicts(milliseconds),
+        "milliseconds": _as_dicts({name: timing(values) for name, values in milliseconds.items()}),
         "difference": errors,
         "failures": failures,
         "floor": {
@@ -66,16 +77,22 @@ def measure_case(case: Case, ceilings: Ceilings, rounds: int) -> Row:
         row["peak_bytes"] = {peer: _peak(calls[peer]) for peer in case.peers if peer in calls}
         if case.graph:
             row["graph_milliseconds"] = _as_dicts(interleaved(_graphs(calls), rounds, "cuda"))
-    return summarised(row)
+    return summarised(row), milliseconds
 
 
-def _agreeing(case: Case) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
-    """The peers that run and agree with the first one; all differences; and what failed."""
+def agreeing(
+    case: Case, peers: Collection[str] | None = None
+) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
+    """The peers that run and agree with the first one; all differences; and what failed.
+
+    ``peers`` are who is wanted, all where None; the first one is always run, as the others are compared with it.
+    """
     calls: dict[str, Call] = {}
     errors: dict[str, float] = {}
     failures: dict[str, str] = {}
     expected: Results | None = None
-    for peer in case.peers:
+    wanted = case.peers if peers is None else [name for name in case.peers if name in peers]
+    for peer in dict.fromkeys((case.peers[0], *wanted)):
         try:
             call = case.build(peer)
             results = case.compared(call())
@@ -86,7 +103,8 @@ def _agreeing(case: Case) -> tuple[dict[str, Call], dict[str, float], dict[str, 
         expected = results if expected is None else expected
         errors[peer] = float(f"{difference(results, expected):.3g}")
         if errors[peer] <= case.tolerance:
-            calls[peer] = call
+            if peer in wanted:
+                calls[peer] = call
         else:
             failures[peer] = f"differs from {case.peers[0]} by {errors[peer]}, allowed {case.tolerance}"
             print(f"{case.id}: {peer} {failures[peer]}", file=sys.stderr, flush=True)
@@ -112,12 +130,12 @@ def _graphs(calls: dict[str, Call]) -> dict[str, Callable[[], object]]:
 def peak_of(case_id: str, peer: str, device: str, *, quick: bool) -> int:
     """Bytes that a peer's call takes on top of its inputs and modules; for a process of its own."""
     (case,) = (case for case in all_cases(device, quick=quick) if case.id == case_id)
-    return peak_bytes(lambda: case.build(peer))
+    return peak_bytes(lambda: case.build(peer), device)
 
 
 def summarised(row: Row) -> Row:
     """The row with what follows from its numbers: our best peer, ratios to it, and the share of the floor reached."""
-    medians = {name: timing["median"] for name, timing in row["milliseconds"].items()}
+    medians = {name: time["median"] for name, time in row["milliseconds"].items()}
     ours = {name: median for name, median in medians.items() if is_ours(name)}
     floor = max(row["floor"]["memory_milliseconds"], row["floor"]["arithmetic_milliseconds"])
     row["ours"] = min(ours, key=lambda name: ours[name]) if ours else None
@@ -140,8 +158,8 @@ def measure_all(cases: Iterable[Case], ceilings: Ceilings, rounds: int | None) -
 
 
 def _peak(call: Call) -> int:
-    return peak_bytes(lambda: call)
+    return peak_bytes(lambda: call, "cuda")
 
 
 def _as_dicts(timings: dict[str, Timing]) -> dict[str, Any]:
-    return {name: asdict(timing) for name, timing in timings.items()}
+    return {name: asdict(value) for name, value in timings.items()}

@@ -51,21 +51,6 @@ inline bool reads_channels_last(const at::Tensor& x) {
   return x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
 }
 
-// grad_x may take the gradient of a packed `grad` in place: one shape, one dtype, dense memory.
-inline void check_addable(const at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
-  check_map("grad_x", grad_x);
-  check_packed(grad, bins);
-  TORCH_CHECK_VALUE(
-      grad_x.size(0) == grad.size(0) && grad_x.size(1) == grad.size(1), "grad_x must be [", grad.size(0), ", ",
-      grad.size(1), ", H, W] for grad ", grad.sizes(), ", not ", grad_x.sizes());
-  TORCH_CHECK_TYPE(
-      grad_x.scalar_type() == grad.scalar_type(), "grad_x is ", grad_x.scalar_type(), " but grad ", grad.scalar_type(),
-      "; convert one");
-  TORCH_CHECK_VALUE(
-      grad_x.is_contiguous() || grad_x.is_contiguous(at::MemoryFormat::ChannelsLast),
-      "grad_x must be contiguous or channels_last to be added to in place, not of strides ", grad_x.strides());
-}
-
 inline at::Tensor empty_map(const at::Tensor& packed, int64_t height, int64_t width, bool channels_last) {
   return at::empty(
       {packed.size(0), packed.size(1), height, width},

@@ -22,9 +22,9 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 KERNELS: dict[str, tuple[str, ...]] = {
     "pyramid_pool": ("cpu", "triton", "cuda"),
     "pyramid_levels": ("cuda",),
-    "pyramid_concat": ("cuda",),
-    "pyramid_conv": ("cpu", "cuda"),
-    "pyramid_conv_norm_relu": ("cpu", "cuda"),
+    "pyramid_concat": ("cpu", "triton", "cuda"),
+    "pyramid_conv": ("cpu", "triton", "cuda"),
+    "pyramid_conv_norm_relu": ("cpu", "triton", "cuda"),
     "upsample_cross_entropy": ("cpu", "triton", "cuda"),
     "dual_cross_entropy": ("cpu", "triton", "cuda"),
     "upsample_argmax": ("cpu", "triton", "cuda"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
 import shlex
@@ -21,12 +20,14 @@ from pspnet_fast import backend
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for benchmarks, which is not installed
-report = importlib.import_module("benchmarks.report")
+pages = importlib.import_module("benchmarks.report.pages")
+report = importlib.import_module("benchmarks.report.__main__")
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Beside the README the project's other pages: their commands must not rot either.
 PAGES = {
-    name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/benchmarks.md")
 }
 
 
@@ -46,87 +47,14 @@ COMMANDS = [
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 
-def test_tables_are_what_was_measured() -> None:
-    assert report.filled(README) == README, "run `python -m benchmarks.report`"
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_tables_are_what_was_measured(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert pages.filled(text, pages.PAGES[page]) == text, "run `python -m benchmarks.report`"
 
 
-def sample_results() -> dict[str, Any]:
-    def timing(median: float) -> dict[str, float]:
-        return {"median": median, "p20": median - 100, "p80": median + 200, "rounds": 5}
-
-    times = {"eager": timing(6000.0), "compile": timing(15000.0), "pspnet_fast": timing(3000.0)}
-    row = {
-        "layers": 50, "batch": 2, "size": 473, "channels_last": False, "bf16": False, "classes": 19,
-        "milliseconds": times, "peak_megabytes": {"eager": 4000.4, "compile": 3500.0, "pspnet_fast": 2000.0},
-    }  # fmt: skip
-    machine = {
-        "device": "A CPU, 2 cores", "threads": 2, "python": "3.11.7", "torch": "2.99.0",
-        "commit": "abc123", "date": "2026-01-02",
-    }  # fmt: skip
-    return {"machine": machine, "rows": [row]}
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    (tmp_path / f"{report.TABLES['training_step'][0]}.json").write_text(json.dumps(sample_results()))
-    return tmp_path
-
-
-def test_report_renders_the_measurements(results: Path) -> None:
-    text = report.filled(README, results)
-    assert "| 19 | stock PyTorch, eager | 6.00 s (5.90 to 6.20) | 2.00 | 4000 MB |" in text
-    assert "| 19 | stock PyTorch, `torch.compile` | 15.0 s (14.9 to 15.2) | 5.00 | 3500 MB |" in text
-    assert "| 19 | **pspnet_fast** | 3.00 s (2.90 to 3.20) | 1.00 | 2000 MB |" in text
-    assert "PSPNet50, 2 crops of 473×473, NCHW, float32" in text
-    assert "A CPU, 2 cores, 2 threads, torch 2.99.0, Python 3.11.7, commit abc123, 2026-01-02." in text
-    assert report.filled(text, results) == text
-
-
-def test_report_renders_operators(tmp_path: Path) -> None:
-    def row(allocator: str, ratio: float) -> dict[str, Any]:
-        times = {"eager": 118.4, "compile": 2215.6, "cpu": 1.414}
-        return {
-            "case": "a", "operator": "dual_cross_entropy", "shape": "2×19 -> 473×473", "layout": "NCHW",
-            "direction": "forward + backward", "allocator": allocator, "ours": "cpu",
-            "milliseconds": {name: {"median": time, "rounds": 9} for name, time in times.items()},
-            "ratio": {"eager": ratio, "compile": 2 * ratio, "cpu": 1.0},
-            "peak_bytes": {"eager": 129_600_000, "compile": 5_000_000, "cpu": 2_345_000},
-        }  # fmt: skip
-
-    rows = [row("default", 83.7), row("no page faults", 50.2)]
-    name = report.TABLES["cross_entropy"][0]
-    (tmp_path / f"{name}.json").write_text(json.dumps({"machine": sample_results()["machine"], "rows": rows}))
-    text = report.filled(README, tmp_path)
-    assert "| 2×19 → 473×473, NCHW | 118 ms | 2216 ms | 1.41 ms | 84× | 50× | 130 : 2.35 MB |" in text
-
-
-def test_a_changed_number_is_noticed(results: Path) -> None:
-    text = report.filled(README, results)
-    assert report.filled(text.replace("6.00 s", "9.00 s"), results) == text
-
-
-def test_unknown_or_missing_markers_are_errors(results: Path) -> None:
-    with pytest.raises(ValueError, match="markers for"):
-        report.filled(README.replace("benchmark:training_step", "benchmark:training_stp"), results)
-    with pytest.raises(ValueError, match="markers for"):
-        report.filled("no markers", results)
-
-
-@pytest.mark.parametrize(("text", "code"), [("current", 0), ("outdated", 1)])
-def test_check_tells_by_its_exit_code(text: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "README.md"
-    page.write_text(README if text == "current" else README.replace("-->\n<!-- /b", "-->\n| made up |\n<!-- /b"))
-    if text == "outdated" and page.read_text() == README:
-        page.write_text(re.sub(r"\d+ MB \|", "1 MB |", README, count=1))
-    monkeypatch.setattr(report, "README", page)
-    monkeypatch.setattr(sys, "argv", ["report", "--check"])
-    before = page.read_text()
-    if code:
-        with pytest.raises(SystemExit, match=r"run `python -m benchmarks\.report`"):
-            report.main()
-    else:
-        report.main()
-    assert page.read_text() == before
+def test_pictures_show_what_was_measured() -> None:
+    assert report.outdated(write=False) == [], "run `python -m benchmarks.report`"
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------

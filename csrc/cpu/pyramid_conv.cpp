@@ -5,53 +5,48 @@
 // of threads.
 #include "../pyramid_conv_checks.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include "pyramid_conv_geometry.h"
-#include "tensors.h"
+#include "pyramid_conv_map.h"
 
 namespace pspnet_fast {
 namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Runs body(scratch, begin, end) over tasks [0, count).
-template <typename Body>
-void for_tasks(int64_t count, const ConvGeometry& geometry, const at::Tensor& like, Body body) {
-  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    at::Tensor scratch = at::empty({geometry.scratch()}, accumulator(like));
-    body(scratch.mutable_data_ptr(), begin, end);
-  });
+int64_t channel_tasks(const ConvShape& shape) { return ceil_div(shape.out_channels, kConvOuts) * shape.levels; }
+
+ConvGeometry geometry_of(
+    const at::Tensor& map, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options) {
+  return {map, reads_channels_last(map), levels.size(1), dense_weight.sizes().slice(2), options.bins, options.align_corners};
 }
 
-// Adds the levels' terms into y, which is dense, and normalises and rectifies it where there is an epilogue.
+// Brings the levels' terms into y, which is dense.
 void add_levels(
     const at::Tensor& y, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options,
     ConvEpilogue epilogue) {
   const bool channels_last = reads_channels_last(y);
-  const ConvGeometry geometry(y, levels, dense_weight, options);
+  ConvGeometry geometry = geometry_of(y, levels, dense_weight, options);
+  geometry.place_weight(dense_weight, options.first_level_channel);
   const ConvShape& shape = geometry.shape;
   const ElementType type = geometry.type;
   const at::Tensor cells = geometry.pack_cells(levels);
-  at::Tensor products = at::empty({geometry.products(channels_last)}, accumulator(y));
+  const at::Tensor products = at::empty({geometry.products(channels_last)}, accumulator(y));
 
-  for_tasks(ceil_div(shape.out_channels, kConvOuts) * shape.levels, geometry, y, [&](void* scratch, int64_t b, int64_t e) {
+  const int64_t scratch = PSPNET_FAST_PER_ISA(conv_products_scratch, shape);
+  for_tasks(channel_tasks(shape), scratch, y, [&](void* own, int64_t begin, int64_t end) {
     PSPNET_FAST_PER_ISA(
         conv_products, type, channels_last, shape, dense_weight.const_data_ptr(), cells.const_data_ptr(),
-        products.mutable_data_ptr(), scratch, b, e);
+        products.mutable_data_ptr(), own, begin, end);
   });
-  const int64_t tasks = shape.batch * (channels_last ? shape.height : shape.out_channels);
-  for_tasks(tasks, geometry, y, [&](void* scratch, int64_t b, int64_t e) {
-    PSPNET_FAST_PER_ISA(
-        conv_add, type, channels_last, shape, products.const_data_ptr(), y.mutable_data_ptr(), epilogue, scratch, b, e);
-  });
+  products_to_map(geometry, channels_last, products, y, epilogue);
 }
 
 // The convolution over x alone, in dense memory.
@@ -68,7 +63,7 @@ at::Tensor pyramid_conv_cpu(
   const at::AutoDispatchBelowAutograd below;
   const ConvOptions options = check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
   const at::Tensor y = convolve_x(x, weight, bias, options.first_x_channel);
-  if (y.numel() != 0) add_levels(y, levels, dense(weight), options, {nullptr, nullptr});
+  if (y.numel() != 0) add_levels(y, levels, dense(weight), options, {ConvWrite::add});
   return y;
 }
 
@@ -83,7 +78,7 @@ at::Tensor pyramid_conv_norm_relu_cpu(
   const at::Tensor summand = (beta.to(acc) - mean.to(acc) * factor).contiguous();
   const at::Tensor y = convolve_x(x, weight, bias, options.first_x_channel);
   if (y.numel() != 0) {
-    add_levels(y, levels, dense(weight), options, {factor.const_data_ptr(), summand.const_data_ptr()});
+    add_levels(y, levels, dense(weight), options, {ConvWrite::norm_relu, factor.const_data_ptr(), summand.const_data_ptr()});
   }
   return y;
 }
@@ -92,34 +87,28 @@ at::Tensor pyramid_conv_norm_relu_cpu(
 void levels_backward(
     const at::Tensor& grad, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options,
     const at::Tensor& grad_levels, const at::Tensor& grad_weight) {
-  const bool channels_last = reads_channels_last(grad);
-  const ConvGeometry geometry(grad, levels, dense_weight, options);
+  ConvGeometry geometry = geometry_of(grad, levels, dense_weight, options);
+  geometry.place_weight(dense_weight, options.first_level_channel);
   const ConvShape& shape = geometry.shape;
   const ElementType type = geometry.type;
-  at::Tensor products = at::empty({geometry.products(/*channels_last=*/false)}, accumulator(grad));
-  const int64_t tasks = PSPNET_FAST_PER_ISA(conv_gather_tasks, type, channels_last, shape);
-  for_tasks(tasks, geometry, grad, [&](void* scratch, int64_t b, int64_t e) {
-    PSPNET_FAST_PER_ISA(
-        conv_gather, type, channels_last, shape, grad.const_data_ptr(), products.mutable_data_ptr(), scratch, b, e);
-  });
+  const at::Tensor products = map_to_products(geometry, reads_channels_last(grad), grad);
 
+  const int64_t scratch = PSPNET_FAST_PER_ISA(conv_products_scratch, shape);
   if (grad_weight.defined()) {
     const at::Tensor cells = geometry.pack_cells_transposed(levels);
-    for_tasks(
-        ceil_div(shape.out_channels, kConvOuts) * shape.levels, geometry, grad, [&](void* scratch, int64_t b, int64_t e) {
-          PSPNET_FAST_PER_ISA(
-              conv_weight_gradient, type, shape, products.const_data_ptr(), cells.const_data_ptr(),
-              grad_weight.mutable_data_ptr(), scratch, b, e);
-        });
+    for_tasks(channel_tasks(shape), scratch, grad, [&](void* own, int64_t begin, int64_t end) {
+      PSPNET_FAST_PER_ISA(
+          conv_weight_gradient, type, shape, products.const_data_ptr(), cells.const_data_ptr(),
+          grad_weight.mutable_data_ptr(), own, begin, end);
+    });
   }
   if (grad_levels.defined()) {
-    for_tasks(
-        ceil_div(shape.level_channels, kConvChannels) * shape.levels, geometry, grad,
-        [&](void* scratch, int64_t b, int64_t e) {
-          PSPNET_FAST_PER_ISA(
-              conv_level_gradient, type, shape, dense_weight.const_data_ptr(), products.const_data_ptr(),
-              grad_levels.mutable_data_ptr(), scratch, b, e);
-        });
+    const int64_t tasks = ceil_div(shape.level_channels, kConvChannels) * shape.levels;
+    for_tasks(tasks, scratch, grad, [&](void* own, int64_t begin, int64_t end) {
+      PSPNET_FAST_PER_ISA(
+          conv_level_gradient, type, shape, dense_weight.const_data_ptr(), products.const_data_ptr(),
+          grad_levels.mutable_data_ptr(), own, begin, end);
+    });
   }
 }
 
@@ -146,7 +135,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
         grad, x, w, at::OptionalIntArrayRef(), {1, 1}, same_padding(weight), {1, 1}, false, {0, 0}, 1, wanted);
   };
 
-  // One gradient after the other, so that the copies of the weight and of x that oneDNN makes do not add up.
+  // One gradient after the other, so that the copies of maps and weight that oneDNN makes do not add up.
   if (mask[0]) {
     const auto format = reads_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
     grad_x = std::get<0>(backward(part, {true, false, false})).contiguous(format);
@@ -154,7 +143,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
   if (mask[2]) {
     grad_weight = at::empty_like(dense(weight));
     // The weight's values have no part in its own gradient: memory that nobody touches stands for them.
-    const at::Tensor of_that_shape = at::empty_like(part);
+    const at::Tensor of_that_shape =
+        at::empty(part.sizes(), part.options().memory_format(grad_weight.suggest_memory_format()));
     grad_weight.narrow(1, options.first_x_channel, x.size(1))
         .copy_(std::get<1>(backward(of_that_shape, {false, true, false})));
   }

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../geometry.h"
-#include "../pyramid_conv_checks.h"
+#include "../pool_checks.h"
 #include "pyramid_conv_kernel.h"
 #include "tensors.h"
 
@@ -17,31 +17,39 @@ struct ConvGeometry {
   const ElementType type;
   ConvShape shape;
 
-  // `y` is the convolution's output or its gradient; `weight` is dense.
-  ConvGeometry(const at::Tensor& y, const at::Tensor& levels, const at::Tensor& weight, const ConvOptions& options)
-      : type(element_type(y)), lanes_(PSPNET_FAST_PER_ISA(conv_lanes, type)) {
+  // `map` is the convolution's output or its gradient, dense, or a run of `out_channels` channels of such a map.
+  ConvGeometry(
+      const at::Tensor& map, bool channels_last, int64_t level_channels, at::IntArrayRef kernel, at::IntArrayRef bins,
+      bool align_corners)
+      : type(element_type(map)), lanes_(PSPNET_FAST_PER_ISA(conv_lanes, type)) {
     shape = {};
-    shape.batch = y.size(0), shape.out_channels = y.size(1), shape.height = y.size(2), shape.width = y.size(3);
-    shape.level_channels = levels.size(1), shape.packed_cells = levels.size(2);
-    shape.kernel_rows = weight.size(2), shape.kernel_columns = weight.size(3);
-    shape.levels = static_cast<int64_t>(options.bins.size());
-    // Strides of a side of 1 say nothing; the last tap's is that of a neighbour in both dense layouts.
-    const bool taps_last = weight.is_contiguous();
-    shape.weight_out = weight.size(1) * shape.taps();
-    shape.weight_channel = taps_last ? shape.taps() : 1;
-    shape.weight_tap = taps_last ? 1 : weight.size(1);
-    shape.weight_level = options.first_level_channel;
+    shape.batch = map.size(0), shape.out_channels = map.size(1), shape.height = map.size(2), shape.width = map.size(3);
+    shape.image_stride = map.stride(0), shape.pixel_stride = channels_last ? map.stride(3) : 1;
+    shape.level_channels = level_channels;
+    shape.kernel_rows = kernel[0], shape.kernel_columns = kernel[1];
+    shape.levels = static_cast<int64_t>(bins.size());
+    shape.packed_cells = packed_cells(bins);
 
-    place_levels(options.bins);
-    fill_row_taps(options);
-    taps_ = at::empty({shape.width * shape.column_pitch + shape.columns * shape.width_pitch}, accumulator(y));
-    type == ElementType::f64 ? fill_column_taps<double>(options) : fill_column_taps<float>(options);
+    place_levels(bins);
+    fill_row_taps(align_corners);
+    taps_ = at::empty({shape.width * shape.column_pitch + shape.columns * shape.width_pitch}, accumulator(map));
+    type == ElementType::f64 ? fill_column_taps<double>(align_corners) : fill_column_taps<float>(align_corners);
     shape.level = levels_.data();
     shape.row_taps = row_taps_.data();
   }
   ConvGeometry(const ConvGeometry&) = delete;  // shape points into the tables
 
-  int64_t scratch() const { return PSPNET_FAST_PER_ISA(conv_scratch, type, shape); }
+  // The weight whose products are taken: dense, its level channels from `first_level_channel` on.
+  void place_weight(const at::Tensor& weight, int64_t first_level_channel) {
+    // Strides of a side of 1 say nothing: they are worked out from the layout.
+    const bool taps_last = weight.is_contiguous();
+    shape.weight_out = weight.size(1) * shape.taps();
+    shape.weight_channel = taps_last ? shape.taps() : 1;
+    shape.weight_tap = taps_last ? 1 : weight.size(1);
+    shape.weight_level = first_level_channel;
+  }
+
+  // Elements that the products take, as conv_products writes them.
   int64_t products(bool channels_last) const {
     return channels_last ? shape.batch * shape.positions * shape.out_pitch : shape.out_channels * shape.taps() * pitches_;
   }
@@ -93,11 +101,11 @@ struct ConvGeometry {
     shape.level_pitch = whole_vectors(shape.level_channels);
   }
 
-  void fill_row_taps(const ConvOptions& options) {
+  void fill_row_taps(bool align_corners) {
     for (int64_t h = 0; h < shape.height; ++h) {
-      for (const int64_t k : options.bins) {
+      for (const ConvLevel& level : levels_) {
         for (int64_t dy = 0; dy < shape.kernel_rows; ++dy) {
-          const Taps taps = bilinear_taps(h + dy - shape.kernel_rows / 2, k, shape.height, options.align_corners);
+          const Taps taps = bilinear_taps(h + dy - shape.kernel_rows / 2, level.k, shape.height, align_corners);
           row_taps_.push_back({taps.first, taps.second, taps.first_weight, taps.second_weight});
         }
       }
@@ -105,7 +113,7 @@ struct ConvGeometry {
   }
 
   template <typename Acc>
-  void fill_column_taps(const ConvOptions& options) {
+  void fill_column_taps(bool align_corners) {
     taps_.zero_();
     Acc* table = taps_.mutable_data_ptr<Acc>();
     Acc* transposed = table + shape.width * shape.column_pitch;
@@ -117,7 +125,7 @@ struct ConvGeometry {
       for (int64_t w = 0; w < shape.width; ++w) {
         for (int64_t dx = 0; dx < shape.kernel_columns; ++dx) {
           const int64_t position = w + dx - shape.kernel_columns / 2;
-          const Taps taps = bilinear_taps(position, level.k, shape.width, options.align_corners);
+          const Taps taps = bilinear_taps(position, level.k, shape.width, align_corners);
           put(w, level.column + dx * level.k + taps.first, taps.first_weight);
           put(w, level.column + dx * level.k + taps.second, taps.second_weight);
         }

@@ -42,15 +42,20 @@ struct ConvShape {
   const void* column_taps;                                   // Acc [width, column_pitch]: u_l(w + dx - pad, j)
   const void* column_taps_t;                                 // Acc [columns, width_pitch]: the same transposed
 
+  // Of y and its gradient, in elements: from image to image, and in channels_last from pixel to pixel.
+  int64_t image_stride, pixel_stride;
   // Of the weight, in elements; `weight_level` is the first input channel of level 0.
   int64_t weight_out, weight_channel, weight_tap, weight_level;
 
   int64_t taps() const { return kernel_rows * kernel_columns; }
 };
 
-// A fixed normalisation and ReLU: y = max(0, factor[o] · y + summand[o]); none where null. Acc [out_pitch].
+// What becomes of y and the interpolated sum s: y + s; s alone; or normalised by fixed statistics and rectified,
+// max(0, factor[o] · (y + s) + summand[o]), Acc [out_pitch].
+enum class ConvWrite { add, store, norm_relu };
 struct ConvEpilogue {
-  const void *factor, *summand;
+  ConvWrite write;
+  const void *factor = nullptr, *summand = nullptr;
 };
 
 // Output channels and level channels that a task takes.
@@ -58,9 +63,9 @@ constexpr int64_t kConvOuts = 8, kConvChannels = 24;
 
 // Lanes of a vector: what pitches are multiples of.
 PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_lanes(ElementType type))
-// Elements of scratch that a thread needs for any of the calls below.
-PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_scratch(ElementType type, const ConvShape& shape))
 
+// ---- Products. Scratch: [conv_products_scratch] a thread. ------------------------------------------------------------
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_products_scratch(const ConvShape& shape))
 // Tasks [begin, end) of blocks of output channels, level by level. `cells` is p: [level_channels, pitch] a level. With
 // channels_last the products go to [batch, positions, out_pitch] instead of Z.
 PSPNET_FAST_DECLARE_PER_ISA(void conv_products(
@@ -75,14 +80,25 @@ PSPNET_FAST_DECLARE_PER_ISA(void conv_level_gradient(
     ElementType type, const ConvShape& shape, const void* weight, const void* products, void* grad_levels, void* scratch,
     int64_t begin, int64_t end))
 
-// Adds the interpolated products into y; tasks are planes b·O (NCHW) or rows b·H (channels_last).
-PSPNET_FAST_DECLARE_PER_ISA(void conv_add(
-    ElementType type, bool channels_last, const ConvShape& shape, const void* products, void* y, ConvEpilogue epilogue,
-    void* scratch, int64_t begin, int64_t end))
-// The gradient of Z from that of y; tasks are planes b·O (NCHW) or blocks of channels of an image (channels_last).
-PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_gather_tasks(ElementType type, bool channels_last, const ConvShape& shape))
-PSPNET_FAST_DECLARE_PER_ISA(void conv_gather(
-    ElementType type, bool channels_last, const ConvShape& shape, const void* grad, void* products, void* scratch,
+// ---- Between products and map. Scratch: [conv_planes_scratch] or [conv_bands_scratch] a thread. -----------------------
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_planes_scratch(const ConvShape& shape))
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_bands_scratch(ElementType type, const ConvShape& shape))
+
+// Brings the interpolated products into y. Tasks are planes b·O in NCHW, rows b·H in channels_last.
+PSPNET_FAST_DECLARE_PER_ISA(void conv_add_planes(
+    ElementType type, const ConvShape& shape, const void* products, void* y, ConvEpilogue epilogue, void* scratch,
     int64_t begin, int64_t end))
+PSPNET_FAST_DECLARE_PER_ISA(void conv_add_bands(
+    ElementType type, const ConvShape& shape, const void* products, void* y, ConvEpilogue epilogue, void* scratch,
+    int64_t begin, int64_t end))
+
+// The gradient of Z from that of y. Tasks are planes b·O in NCHW, blocks of channels b·conv_bands_blocks in channels_last.
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_bands_blocks(ElementType type, const ConvShape& shape))
+PSPNET_FAST_DECLARE_PER_ISA(void conv_gather_planes(
+    ElementType type, const ConvShape& shape, const void* grad, void* products, void* scratch, int64_t begin,
+    int64_t end))
+PSPNET_FAST_DECLARE_PER_ISA(void conv_gather_bands(
+    ElementType type, const ConvShape& shape, const void* grad, void* products, void* scratch, int64_t begin,
+    int64_t end))
 
 }  // namespace pspnet_fast

@@ -145,6 +145,16 @@ void level_gradient(
 
 }  // namespace
 
+int64_t conv_lanes(ElementType type) { return type == ElementType::f64 ? kLanes<double> : kLanes<float>; }
+
+int64_t conv_products_scratch(const ConvShape& s) {
+  int64_t pitch = 0;
+  for (int64_t l = 0; l < s.levels; ++l) pitch = s.level[l].pitch > pitch ? s.level[l].pitch : pitch;
+  const int64_t by_outs = kConvOuts * s.taps() * (pitch + s.level_pitch);
+  const int64_t by_channels = kConvChannels * (pitch + s.out_channels * s.taps());
+  return by_outs > by_channels ? by_outs : by_channels;
+}
+
 void conv_products(
     ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* cells, void* products,
     void* scratch, int64_t begin, int64_t end) {

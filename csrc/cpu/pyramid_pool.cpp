@@ -118,8 +118,8 @@ at::Tensor pyramid_pool_backward_cpu(
   return grad_x;
 }
 
-void pyramid_pool_backward_add_cpu(const at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
-  check_addable(grad_x, grad, bins);
+void pyramid_pool_backward_add_cpu(at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
+  check_accumulator(grad_x, grad, bins);
   if (grad_x.numel() != 0) spread(grad, grad_x, bins, reads_channels_last(grad_x), /*add=*/true);
 }
 

@@ -122,7 +122,8 @@ def _compose_backward(grad: Tensor, height: int, width: int, bins: list[int], ch
 
 
 def _compose_backward_add(grad_x: Tensor, grad: Tensor, bins: list[int]) -> None:
-    grad_x += _compose_backward(grad, *grad_x.shape[-2:], bins, is_channels_last(grad_x))
+    height, width = grad_x.shape[-2:]
+    grad_x += _compose_backward(grad, height, width, bins, is_channels_last(grad_x))
 
 
 def _membership(n: int, k: int, like: Tensor) -> Tensor:

@@ -96,6 +96,7 @@ def atoms_nchw_bwd_kernel(
     column_intervals,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ADD: tl.constexpr,  # to what dx holds, or overwrite it
 ):
     plane = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, ROWS)
@@ -108,8 +109,11 @@ def atoms_nchw_bwd_kernel(
             j = tl.load(column_interval + column, mask=column < width, other=0)
             value = tl.load(atoms + (plane * row_intervals + i) * column_intervals + j, mask=column < width, other=0.0)
             mask = (row[:, None] < rows) & (column[None, :] < width)
-            tile = tl.broadcast_to(value[None, :], [ROWS, COLUMNS]).to(dx.dtype.element_ty)
-            tl.store(stripe + row[:, None] * width + column[None, :], tile, mask=mask)
+            target = stripe + row[:, None] * width + column[None, :]
+            tile = tl.broadcast_to(value[None, :], [ROWS, COLUMNS])
+            if ADD:
+                tile += tl.load(target, mask=mask, other=0.0).to(tile.dtype)
+            tl.store(target, tile.to(dx.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["height", "width", "row_intervals", "column_intervals"])
@@ -125,6 +129,7 @@ def atoms_nhwc_bwd_kernel(
     column_intervals,
     CELLS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    ADD: tl.constexpr,
 ):
     atom = tl.program_id(0).to(tl.int64)
     image = atom // (row_intervals * column_intervals)
@@ -136,9 +141,12 @@ def atoms_nhwc_bwd_kernel(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     corner = dx + ((image * height + top) * width + left) * channels
     value = tl.load(atoms + atom * channels + channel, mask=channel < channels, other=0.0)
-    tile = tl.broadcast_to(value[None, :], [CELLS, CHANNELS]).to(dx.dtype.element_ty)
     for first in range(0, rows * columns, CELLS):
         cell = first + tl.arange(0, CELLS)
         offset = ((cell // columns).to(tl.int64) * width + cell % columns) * channels
         mask = (cell < rows * columns)[:, None] & (channel < channels)[None, :]
-        tl.store(corner + offset[:, None] + channel[None, :], tile, mask=mask)
+        target = corner + offset[:, None] + channel[None, :]
+        tile = tl.broadcast_to(value[None, :], [CELLS, CHANNELS])
+        if ADD:
+            tile += tl.load(target, mask=mask, other=0.0).to(tile.dtype)
+        tl.store(target, tile.to(dx.dtype.element_ty), mask=mask)

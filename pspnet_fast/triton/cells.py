@@ -67,7 +67,7 @@ def cut_axis(nodes: int, n: int, align_corners: bool, dtype: torch.dtype, device
     slot = (torch.arange(n, device="cpu") - edge[cell]) * nodes + cell
     longest = int(counts.max())
     slot_t = torch.zeros(longest * nodes, dtype=torch.float64, device="cpu").index_copy_(0, slot, t)
-    tile, strips = _cut_strips(edge.tolist())
+    tile, strips = cut_strips(edge.tolist())
 
     def table(values: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
         host = values.to(dtype)
@@ -99,7 +99,7 @@ def bilinear_taps(nodes: int, n: int, align_corners: bool) -> tuple[Tensor, Tens
     return cell, position - cell
 
 
-def _cut_strips(edge: list[int]) -> tuple[int, list[int]]:
+def cut_strips(edge: list[int]) -> tuple[int, list[int]]:
     """The height of a tile that wastes least on these cells, and the edges of the strips it cuts them into."""
 
     def strips(tile: int) -> list[int]:

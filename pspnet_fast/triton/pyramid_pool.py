@@ -156,9 +156,21 @@ def pyramid_pool_backward(grad: Tensor, height: int, width: int, bins: Sequence[
     format_ = torch.channels_last if channels_last else torch.contiguous_format
     shape = (batch, channels, height, width)
     dx = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=format_)
-    if dx.numel() == 0:
-        return dx
+    if dx.numel() > 0:
+        _spread(grad, dx, bins, add=False)
+    return dx
 
+
+def pyramid_pool_backward_add(grad_x: Tensor, grad: Tensor, bins: Sequence[int]) -> None:
+    """Add the gradient by x of ``grad [B, C, Σk²]`` to ``grad_x [B, C, H, W]``, which is NCHW or channels_last."""
+    if grad_x.numel() > 0:
+        _spread(grad.contiguous(), grad_x, bins, add=True)
+
+
+def _spread(grad: Tensor, dx: Tensor, bins: Sequence[int], *, add: bool) -> None:
+    """Write the gradient by x to ``dx``, or add it to what is there."""
+    batch, channels, height, width = dx.shape
+    channels_last = is_channels_last(dx)
     cut = partition(height, width, tuple(bins), grad.device)
     atoms = _scratch(grad, cut, batch, channels)
     with torch.cuda.device_of(grad):
@@ -170,14 +182,13 @@ def pyramid_pool_backward(grad: Tensor, height: int, width: int, bins: Sequence[
         if channels_last:
             grid, tiles = _nhwc_launch(cut, batch, channels)
             atoms_nhwc_bwd_kernel[grid](
-                atoms, dx, cut.row_edge, cut.column_edge, height, width, channels, *_counts(cut), **tiles
+                atoms, dx, cut.row_edge, cut.column_edge, height, width, channels, *_counts(cut), ADD=add, **tiles
             )
         else:
             grid, tiles = _nchw_launch(cut, batch * channels, width)
             atoms_nchw_bwd_kernel[grid](
-                atoms, dx, cut.row_edge, cut.column_interval, height, width, *_counts(cut), **tiles
+                atoms, dx, cut.row_edge, cut.column_interval, height, width, *_counts(cut), ADD=add, **tiles
             )
-    return dx
 
 
 def _scratch(like: Tensor, cut: Partition, batch: int, channels: int) -> Tensor:

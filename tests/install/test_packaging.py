@@ -75,7 +75,7 @@ def test_sdist_has_every_source(sdist: Path) -> None:
         "buildtools": ("*.py",),
         "pspnet_fast": ("*.py", "*.yaml"),
         "tests": ("*.py", "*.cpp"),
-        "docs": ("*.py", "*.svg"),
+        "docs": ("*.py", "*.svg", "*.md"),
         "benchmarks": ("*.py", "*.md", "*.json"),
     }.items():
         wanted |= {path.relative_to(ROOT).as_posix() for pattern in patterns for path in (ROOT / folder).rglob(pattern)}

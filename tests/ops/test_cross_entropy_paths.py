@@ -201,7 +201,7 @@ def available_memory() -> int:
 
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_other_instruction_sets(isa: str) -> None:
-    """The same file and the pool's, in a process whose kernels are those of an older processor."""
+    """The same file and the pyramid's, in a process whose kernels are those of an older processor."""
     if EXTENSION.cpu is not None:
         pytest.skip(f"the extension is not loaded: {EXTENSION.cpu}")
     here = Path(__file__).parent
@@ -215,7 +215,7 @@ def test_other_instruction_sets(isa: str) -> None:
         check=True,
     )
     assert chosen_isa.stdout.strip() in (isa, "portable")
-    files = [here / "test_cross_entropy_paths.py", here / "test_pyramid_pool.py", here / "test_upsample_argmax.py"]
+    files = [here / "test_cross_entropy_paths.py", here / "test_upsample_argmax.py", *here.glob("test_pyramid_*.py")]
     chosen = "cpu and not any_ and not compile and not instruction_sets and not 2_31 and not reference"
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)],

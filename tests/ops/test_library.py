@@ -15,7 +15,7 @@ from pspnet_fast.extension import EXTENSION
 from pspnet_fast.ops._cross_entropy import ALL, VALID
 from pspnet_fast.ops._library import NAMESPACE, SCHEMAS, overload
 
-TRITON = [f"{name}_triton" for name in SCHEMAS if not name.startswith(("pyramid_concat", "pyramid_conv"))]
+TRITON = [f"{name}_triton" for name in SCHEMAS if name != "pyramid_levels"]
 BINS = [1, 2, 3]
 # Labels, a gradient in place, and what is made for inference (the public functions take another road to a gradient).
 WITHOUT_GRADIENT = ("upsample_argmax", "pyramid_pool_backward_add", "pyramid_levels", "pyramid_conv_norm_relu")

@@ -21,6 +21,7 @@ from running import INTERPRETED
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+from pspnet_fast.triton import pyramid_concat, pyramid_conv
 from pspnet_fast.triton.cells import bilinear_taps, cut_axis
 from pspnet_fast.triton.partition import LONGEST, partition, partition_axis
 
@@ -33,27 +34,47 @@ KERNELS = {
         "atoms_nchw_bwd_kernel",
         "atoms_nhwc_bwd_kernel",
     ),
+    "pyramid_concat": ("pyramid_concat_fwd_kernel", "pyramid_concat_bwd_kernel"),
+    "pyramid_conv_forward": ("level_products_fwd_kernel", "pyramid_conv_fwd_kernel"),
+    "pyramid_conv_backward": (
+        "column_sums_bwd_kernel",
+        "row_sums_bwd_kernel",
+        "weight_bwd_kernel",
+        "levels_bwd_kernel",
+    ),
     "cross_entropy_forward": ("cross_entropy_fwd_kernel",),
     "cross_entropy_backward": ("cross_entropy_bwd_kernel",),
     "upsample_argmax": ("upsample_argmax_kernel",),
 }
-# Compile-time arguments: the tiles, and of the cross-entropy, a training step's without options and then with all.
-TILES = {"ROWS": 8, "COLUMNS": 32, "INTERVALS": 16, "CELLS": 32, "CHANNELS": 32, "ATOMS": 16, "CLASSES": 8}
-EVERYTHING = TILES | {"SMOOTHING": True, "PIXEL_WEIGHTS": True, "PARITY": 1, "LOWEST": -3e38}
-PLAIN = TILES | {"SMOOTHING": False, "PIXEL_WEIGHTS": False, "PARITY": 0, "LOWEST": -3e38} | dict.fromkeys(
-    ("main_pixel_weight", "aux_pixel_weight", "class_table", "main_loss", "aux_loss", "correct")
+# Compile-time arguments: the tiles, and a training step's options; then everything that a kernel can be asked for.
+TILES = {
+    "ROWS": 8, "COLUMNS": 32, "INTERVALS": 16, "CELLS": 32, "CHANNELS": 32, "ATOMS": 16, "CLASSES": 8, "SIDE": 16,
+    "KERNEL_HEIGHT": 3, "KERNEL_WIDTH": 3, "EPS": 1e-5, "LOWEST": -3e38,
+}  # fmt: skip
+EVERYTHING = TILES | {"SMOOTHING": True, "PIXEL_WEIGHTS": True, "PARITY": 1, "ADD": True}
+PLAIN = TILES | {"SMOOTHING": False, "PIXEL_WEIGHTS": False, "PARITY": 0, "ADD": False} | dict.fromkeys(
+    (
+        "main_pixel_weight", "aux_pixel_weight", "class_table", "main_loss", "aux_loss", "correct",
+        "mean", "var", "gamma", "beta",
+    )
+)  # fmt: skip
+OPTIONAL = (
+    "cross_entropy_fwd_kernel", "cross_entropy_bwd_kernel", "atoms_nchw_bwd_kernel", "atoms_nhwc_bwd_kernel",
+    "pyramid_conv_fwd_kernel",
 )  # fmt: skip
 BUILDS = [(module, name, False) for module, names in KERNELS.items() for name in names]
-BUILDS += [(module, name, True) for module, name, _ in BUILDS if module.startswith("cross_entropy")]
+BUILDS += [(module, name, True) for module, name, _ in BUILDS if name in OPTIONAL]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 # Arguments by type, where it is not a number.
-MAPS = ("x", "y", "grad", "dx", "main", "aux", "logits")
+MAPS = ("x", "y", "grad", "dx", "main", "aux", "logits", "levels", "weight", "grad_levels", "grad_weight")
 SUMS = (
     "atoms", "row_t", "column_t", "column_slot_t", "class_table", "main_pixel_weight", "aux_pixel_weight",
     "softmax", "partial", "main_loss", "aux_loss", "main_grad", "aux_grad",
+    "products", "sums", "row_taps", "column_taps", "mean", "var", "gamma", "beta",
 )  # fmt: skip
 INT32 = (
     "row_edge", "column_edge", "column_interval", "cell_table", "row_cell", "strip_edge", "column_cell", "column_slot",
-    "softmax_label", "correct",
+    "softmax_label", "correct", "level_table", "line_table", "line_span", "tap_table",
 )  # fmt: skip
 INT64 = ("target", "labels", "bad_label")
 
@@ -123,7 +144,7 @@ def test_tiles_fit_the_cells(nodes: int, n: int, tile: int) -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 @pytest.mark.parametrize("target", [("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64)], ids=lambda t: str(t[1]))
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("module", "name", "everything"), BUILDS)
 def test_compiles_ahead_of_time(
     module: str, name: str, everything: bool, dtype: str, target: tuple[str, Any, int]
@@ -133,13 +154,14 @@ def test_compiles_ahead_of_time(
     from triton.compiler import ASTSource
 
     kernel = getattr(importlib.import_module(f"pspnet_fast.triton.{module}"), name)
-    constants = EVERYTHING if everything else PLAIN
+    constants, num_warps = launch_options(name, dtype, target[0]) if module.startswith("pyramid_con") else ({}, 1)
+    constants = (EVERYTHING if everything else PLAIN) | constants
     given = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
     signature = {
         argument: "constexpr" if argument in given else argument_type(argument, dtype) for argument in kernel.arg_names
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=given)
-    compiled = triton.compile(source, target=GPUTarget(*target), options={"num_warps": 1})
+    compiled = triton.compile(source, target=GPUTarget(*target), options={"num_warps": num_warps})
     if target[0] == "hip":
         assert len(compiled.asm["hsaco"]) > 0
         assert "atomic" not in compiled.asm["amdgcn"]  # the order of every sum is fixed
@@ -148,6 +170,23 @@ def test_compiles_ahead_of_time(
     assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
     if dtype != "fp64":
         assert stack_bytes(compiled.asm["cubin"]) == 0  # no register is spilled
+
+
+def launch_options(name: str, dtype: str, target: str) -> tuple[dict[str, Any], int]:
+    """The tiles that a kernel is launched with at PSPNet's sizes in channels_last, and its number of warps."""
+    if name.startswith("pyramid_concat"):
+        columns, channels = pyramid_concat.NHWC_TILE if "fwd" in name else pyramid_concat.NHWC_GRAD_TILE
+        return {"COLUMNS": columns, "CHANNELS": channels}, 4
+    tiles = pyramid_conv.tiles_for(DTYPES[dtype], hip=target == "hip")
+    short = name == "levels_bwd_kernel"
+    side = min(tiles.side, 32) if short else tiles.side
+    options = {
+        "POSITIONS": side, "OUTPUTS": side, "CHANNELS": side, "DEPTH": tiles.depth, "PRECISION": tiles.precision,
+        "TAPS": side, "LINES": min(side, 32), "ROWS": tiles.depth, "COLUMNS": tiles.depth,
+    }  # fmt: skip
+    if name == "pyramid_conv_fwd_kernel":
+        options |= {"ROWS": pyramid_conv.ROWS, "COLUMNS": pyramid_conv.COLUMNS, "TAPS": pyramid_conv.TAPS}
+    return options, 4 if short else tiles.num_warps
 
 
 def argument_type(argument: str, dtype: str) -> str:

@@ -1,0 +1,74 @@
+// The concatenated map of a pyramid on CPU tensors. A level is interpolated by the kernels of the convolution over a
+// pyramid, of which upsampling is the case of a 1x1 kernel without a product: straight into its channels of the result,
+// and backward straight from its channels of the gradient.
+#include "../concat_checks.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/library.h>
+
+#include "pyramid_conv_map.h"
+
+namespace pspnet_fast {
+namespace {
+
+// Calls body(level's channels of the map, its first packed cell, its geometry) for each level.
+template <typename Body>
+void for_each_level(
+    const at::Tensor& map, bool channels_last, int64_t first_channel, int64_t width, at::IntArrayRef bins,
+    bool align_corners, Body body) {
+  int64_t cell = 0;
+  for (size_t l = 0; l < bins.size(); ++l) {
+    const at::Tensor part = map.narrow(1, first_channel + static_cast<int64_t>(l) * width, width);
+    const ConvGeometry geometry(part, channels_last, width, {1, 1}, bins.slice(l, 1), align_corners);
+    body(part, cell, geometry);
+    cell += bins[l] * bins[l];
+  }
+}
+
+at::Tensor pyramid_concat_cpu(
+    const at::Tensor& x, const at::Tensor& levels, at::IntArrayRef bins, bool align_corners, bool x_first) {
+  const at::AutoDispatchBelowAutograd below;
+  check_concat(x, levels, bins);
+  const bool channels_last = reads_channels_last(x);
+  const int64_t width = levels.size(1), of_levels = width * static_cast<int64_t>(bins.size());
+  const at::Tensor y = at::empty(
+      {x.size(0), x.size(1) + of_levels, x.size(2), x.size(3)},
+      x.options().memory_format(channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+  y.narrow(1, x_first ? 0 : of_levels, x.size(1)).copy_(x);
+  if (x.size(0) == 0 || width == 0) return y;
+  for_each_level(
+      y, channels_last, x_first ? x.size(1) : 0, width, bins, align_corners,
+      [&](const at::Tensor& part, int64_t cell, const ConvGeometry& geometry) {
+        const at::Tensor level = levels.narrow(2, cell, geometry.shape.packed_cells);
+        const at::Tensor products = channels_last ? geometry.pack_cells_transposed(level) : geometry.pack_cells(level);
+        products_to_map(geometry, channels_last, products, part, {ConvWrite::store});
+      });
+  return y;
+}
+
+at::Tensor pyramid_concat_backward_cpu(
+    const at::Tensor& upstream, int64_t channels, at::IntArrayRef bins, bool align_corners, bool x_first) {
+  const at::AutoDispatchBelowAutograd below;
+  const int64_t width = check_concat_grad(upstream, channels, bins);
+  const bool channels_last = reads_channels_last(upstream);
+  const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
+  const at::Tensor grad_levels = at::empty({grad.size(0), width, packed_cells(bins)}, grad.options());
+  if (grad_levels.numel() == 0) return grad_levels;
+  for_each_level(
+      grad, channels_last, x_first ? channels : 0, width, bins, align_corners,
+      [&](const at::Tensor& part, int64_t cell, const ConvGeometry& geometry) {
+        const at::Tensor products = map_to_products(geometry, channels_last, part);
+        const int64_t cells = geometry.shape.packed_cells, pitch = geometry.shape.level->pitch;
+        grad_levels.narrow(2, cell, cells).copy_(products.as_strided({part.size(0), width, cells}, {cells, pitch, 1}));
+      });
+  return grad_levels;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(pspnet_fast, CPU, m) {
+  m.impl("pyramid_concat", pyramid_concat_cpu);
+  m.impl("pyramid_concat_backward", pyramid_concat_backward_cpu);
+}
+
+}  // namespace pspnet_fast

@@ -1,0 +1,136 @@
+// Between the products of a pyramid's levels and a channels_last map, by blocks of channels: rows interpolated from the
+// products, then all levels' columns in one small product; and backward the transpose. Compiled once per instruction set.
+#include "intrinsics.h"
+#include "pyramid_conv_kernel.h"
+
+namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
+namespace {
+
+#include "lanes.h"
+
+#include "elements.h"
+#include "pyramid_conv_rows.h"
+#include "small_product.h"
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <typename Acc>
+constexpr int64_t kBlock = kTileVectors * kLanes<Acc>;
+
+// A task is a row of an image. Scratch: R [columns, kBlock], a row of pixels [width, kBlock].
+template <typename T, typename Acc>
+void add_bands(
+    const ConvShape& s, const Acc* products, T* y, ConvEpilogue epilogue, Acc* scratch, int64_t begin, int64_t end) {
+  constexpr int64_t block = kBlock<Acc>;
+  Acc* rows = scratch;
+  Acc* sums = rows + s.columns * block;
+  for (int64_t band = begin; band < end; ++band) {
+    const int64_t b = band / s.height, h = band % s.height;
+    for (int64_t out = 0; out < s.out_channels; out += block) {
+      const int64_t lanes = smaller(block, s.out_pitch - out), outs = smaller(block, s.out_channels - out);
+      const Acc* own = products + b * s.positions * s.out_pitch + out;
+      fill(rows, s.columns * block, Acc(0));
+      for_each_row_tap<Acc>(s, h, [&](int64_t column, int64_t n, int64_t first, int64_t second, Acc u, Acc v) {
+        if (u == 0 && v == 0) return;
+        for (int64_t i = 0; i < n; ++i) {
+          const Acc *upper = own + (first + i) * s.out_pitch, *lower = own + (second + i) * s.out_pitch;
+          Acc* __restrict__ row = rows + (column + i) * block;
+          for (int64_t o = 0; o < lanes; ++o) row[o] += u * upper[o] + v * lower[o];
+        }
+      });
+      const Acc* taps = static_cast<const Acc*>(s.column_taps);
+      product(
+          [&](int64_t w) { return taps + w * s.column_pitch; }, s.width, contiguous(s.columns),
+          static_cast<const Acc*>(rows), block, lanes / kLanes<Acc>, sums, block);
+
+      T* pixel = y + b * s.image_stride + h * s.width * s.pixel_stride + out;
+      for (int64_t w = 0; w < s.width; ++w, pixel += s.pixel_stride) {
+        bring<1>(pixel, sums + w * block, outs, epilogue, out);
+      }
+    }
+  }
+}
+
+// A task is a block of channels of an image. Scratch: positions [positions, kBlock], the gradient of R [columns, kBlock],
+// a row of pixels [width, kBlock].
+template <typename T, typename Acc>
+void gather_bands(const ConvShape& s, const T* grad, Acc* products, Acc* scratch, int64_t begin, int64_t end) {
+  constexpr int64_t block = kBlock<Acc>;
+  const int64_t blocks = (s.out_channels + block - 1) / block;
+  Acc* own = scratch;
+  Acc* rows = own + s.positions * block;
+  Acc* copy = rows + s.columns * block;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t b = task / blocks, out = task % blocks * block;
+    const int64_t outs = smaller(block, s.out_channels - out), lanes = smaller(block, s.out_pitch - out);
+    fill(own, s.positions * block, Acc(0));
+    if (outs < block) fill(copy, s.width * block, Acc(0));
+    for (int64_t h = 0; h < s.height; ++h) {
+      const T* pixels = grad + b * s.image_stride + h * s.width * s.pixel_stride + out;
+      const Acc* numbers = copy;
+      int64_t pitch = block;
+      if constexpr (__is_same(T, Acc)) {
+        if (outs == block) numbers = pixels, pitch = s.pixel_stride;
+      }
+      if (numbers == copy) {
+        for (int64_t w = 0; w < s.width; ++w) {
+          for (int64_t o = 0; o < outs; ++o) copy[w * block + o] = load(pixels[w * s.pixel_stride + o]);
+        }
+      }
+      const Acc* taps = static_cast<const Acc*>(s.column_taps_t);
+      product(
+          [&](int64_t column) { return taps + column * s.width_pitch; }, s.columns, contiguous(s.width), numbers, pitch,
+          lanes / kLanes<Acc>, rows, block);
+      for_each_row_tap<Acc>(s, h, [&](int64_t column, int64_t n, int64_t first, int64_t second, Acc u, Acc v) {
+        if (u == 0 && v == 0) return;
+        for (int64_t i = 0; i < n; ++i) {
+          const Acc* row = rows + (column + i) * block;
+          Acc *upper = own + (first + i) * block, *lower = own + (second + i) * block;
+          for (int64_t o = 0; o < lanes; ++o) upper[o] += u * row[o];
+          for (int64_t o = 0; o < lanes; ++o) lower[o] += v * row[o];
+        }
+      });
+    }
+    for (int64_t o = 0; o < outs; ++o) {
+      for_each_run(s, b, out + o, [&](int64_t to, int64_t position, int64_t n) {
+        for (int64_t i = 0; i < n; ++i) products[to + i] = own[(position + i) * block + o];
+      });
+    }
+  }
+}
+
+int64_t block_of(ElementType type) { return type == ElementType::f64 ? kBlock<double> : kBlock<float>; }
+
+}  // namespace
+
+void conv_add_bands(
+    ElementType type, const ConvShape& shape, const void* products, void* y, ConvEpilogue epilogue, void* scratch,
+    int64_t begin, int64_t end) {
+  dispatch(type, [&](auto* element) {
+    using T = Element<decltype(element)>;
+    using Acc = typename AccOf<T>::type;
+    add_bands(
+        shape, static_cast<const Acc*>(products), static_cast<T*>(y), epilogue, static_cast<Acc*>(scratch), begin, end);
+  });
+}
+
+int64_t conv_bands_blocks(ElementType type, const ConvShape& s) {
+  return (s.out_channels + block_of(type) - 1) / block_of(type);
+}
+
+void conv_gather_bands(
+    ElementType type, const ConvShape& shape, const void* grad, void* products, void* scratch, int64_t begin,
+    int64_t end) {
+  dispatch(type, [&](auto* element) {
+    using T = Element<decltype(element)>;
+    using Acc = typename AccOf<T>::type;
+    gather_bands(
+        shape, static_cast<const T*>(grad), static_cast<Acc*>(products), static_cast<Acc*>(scratch), begin, end);
+  });
+}
+
+int64_t conv_bands_scratch(ElementType type, const ConvShape& s) {
+  return (s.positions + s.columns + s.width) * block_of(type);
+}
+
+}  // namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE

@@ -1,0 +1,51 @@
+// What the layouts of a convolution over a pyramid share between products and map: taps of rows, runs of cells, and how
+// sums are brought into y. Included by kernel files inside their namespace (see isa.h), behind elements.h.
+
+// Calls body(column, position, first, second, weights) for what row h reads: entries [column, column + n) of R are the
+// sum over taps of weighted entries [first, first + n) and [second, second + n) of a channel's positions.
+template <typename Acc, typename Body>
+inline void for_each_row_tap(const ConvShape& s, int64_t h, Body body) {
+  for (int64_t l = 0; l < s.levels; ++l) {
+    const ConvLevel& level = s.level[l];
+    const int64_t n = s.kernel_columns * level.k;
+    for (int64_t dy = 0; dy < s.kernel_rows; ++dy) {
+      const RowTap& tap = s.row_taps[(h * s.levels + l) * s.kernel_rows + dy];
+      const int64_t row = level.position + dy * level.k * n;
+      body(level.column, n, row + tap.first * n, row + tap.second * n, Acc(tap.first_weight), Acc(tap.second_weight));
+    }
+  }
+}
+
+// Calls body(place in Z, position, count) for every run of cells of image b and channel o that is contiguous in both.
+template <typename Body>
+inline void for_each_run(const ConvShape& s, int64_t b, int64_t o, Body body) {
+  for (int64_t l = 0; l < s.levels; ++l) {
+    const ConvLevel& level = s.level[l];
+    const int64_t k = level.k;
+    for (int64_t t = 0; t < s.taps(); ++t) {
+      const int64_t dy = t / s.kernel_columns, dx = t % s.kernel_columns;
+      const int64_t from = level.products + (o * s.taps() + t) * level.pitch + b * k * k;
+      for (int64_t i = 0; i < k; ++i) {
+        body(from + i * k, level.position + ((dy * k + i) * s.kernel_columns + dx) * k, k);
+      }
+    }
+  }
+}
+
+// y[i] from y[i] and sum[i], for channels of their own factors (kFactors = 1) or one channel (0).
+template <int64_t kFactors, typename T, typename Acc>
+inline void bring(
+    T* __restrict__ y, const Acc* __restrict__ sum, int64_t n, const ConvEpilogue& epilogue, int64_t channel) {
+  if (epilogue.write == ConvWrite::add) {
+    for (int64_t i = 0; i < n; ++i) store(y + i, load(y[i]) + sum[i]);
+  } else if (epilogue.write == ConvWrite::store) {
+    for (int64_t i = 0; i < n; ++i) store(y + i, sum[i]);
+  } else {
+    const Acc* __restrict__ factor = static_cast<const Acc*>(epilogue.factor) + channel;
+    const Acc* __restrict__ summand = static_cast<const Acc*>(epilogue.summand) + channel;
+    for (int64_t i = 0; i < n; ++i) {
+      const Acc v = (load(y[i]) + sum[i]) * factor[kFactors * i] + summand[kFactors * i];
+      store(y + i, v < 0 ? Acc(0) : v);  // a NaN stays
+    }
+  }
+}

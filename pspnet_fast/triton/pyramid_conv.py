@@ -1,0 +1,216 @@
+"""The pyramid's terms of a convolution in Triton: everything but the convolution over x itself, which others do best.
+
+Forward adds them into that convolution's output, in its own layout, with or without normalisation and ReLU behind it;
+backward reads the output's gradient once for all levels. Between the kernels (pyramid_conv_forward.py and
+pyramid_conv_backward.py) travel small tensors in the accumulation dtype: float64 for float64, else float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from pspnet_fast.reference import NormStatistics
+from pspnet_fast.triton.pyramid_conv_backward import (
+    column_sums_bwd_kernel,
+    levels_bwd_kernel,
+    row_sums_bwd_kernel,
+    weight_bwd_kernel,
+)
+from pspnet_fast.triton.pyramid_conv_forward import level_products_fwd_kernel, pyramid_conv_fwd_kernel
+from pspnet_fast.triton.pyramid_taps import PyramidTaps, pyramid_taps
+
+# The tile that is added to: rows, one after the other, and columns; and the taps that are summed at a time.
+ROWS, COLUMNS, TAPS = 4, 64, 16
+# Sums along columns that are kept at a time, in bytes: few enough to stay in a GPU's second-level cache.
+SUMS_BYTES = 32 * 2**20
+
+
+class Tiles(NamedTuple):
+    """Of the matrix products: sides along the result, along the sum, and how they are computed."""
+
+    side: int
+    depth: int
+    num_warps: int
+    precision: str
+
+
+class Problem(NamedTuple):
+    """What the launches of one call share."""
+
+    taps: PyramidTaps
+    tiles: Tiles
+    scratch: torch.dtype
+    kernel: dict[str, int]
+    bins: tuple[int, ...]
+    first_channel: int  # of the levels, in the weight
+
+    @property
+    def cells(self) -> int:
+        return sum(k * k for k in self.bins)
+
+    @property
+    def kernel_taps(self) -> int:
+        return self.kernel["KERNEL_HEIGHT"] * self.kernel["KERNEL_WIDTH"]
+
+    def empty_products(self, batch: int, outputs: int, device: torch.device) -> Tensor:
+        """For the products of levels and weight, or their gradient: ``[B, cells, kh·kw, O]``."""
+        return torch.empty(batch, self.cells, self.kernel_taps, outputs, dtype=self.scratch, device=device)
+
+    def position_blocks(self, batch: int, positions: int) -> int:
+        return sum(triton.cdiv(batch * k * k, positions) for k in self.bins)
+
+
+def pyramid_conv_add(
+    y: Tensor,
+    levels: Tensor,
+    weight: Tensor,
+    bins: Sequence[int],
+    align_corners: bool,
+    x_first: bool,
+    norm: NormStatistics | None = None,
+) -> None:
+    """Add the levels' terms of the convolution to its output, in place.
+
+    Args:
+        y: ``[B, O, H, W]``, the convolution over x, with any strides.
+        levels: ``[B, Ck, Σk²]`` of y's dtype, with any strides.
+        weight: ``[O, C + L·Ck, kh, kw]`` of y's dtype, with any strides.
+        bins, align_corners, x_first: as for :func:`pspnet_fast.pyramid_conv`.
+        norm: if given, y becomes ``relu(batch_norm(y + terms))``.
+    """
+    if y.numel() == 0:
+        return
+    problem = _problem(y, levels, weight, bins, align_corners, x_first)
+    taps, tiles = problem.taps, problem.tiles
+    batch, outputs, height, width = y.shape
+    products = problem.empty_products(batch, outputs, y.device)
+    tap_count = taps.column_taps.shape[1]
+    columns = _tile(width, COLUMNS)
+    blocks = triton.cdiv(outputs, tiles.side) * triton.cdiv(width, columns) * triton.cdiv(height, ROWS)
+    statistics = (None,) * 4 if norm is None else tuple(t.contiguous() for t in norm[:4])
+    with torch.cuda.device_of(y):
+        _launch_products(problem, levels, weight, products)
+        pyramid_conv_fwd_kernel[blocks, batch](
+            products, y, *statistics, taps.level, taps.tap, taps.row_cell, taps.row_t, taps.column_taps,
+            problem.cells, tap_count, outputs, height, width, *y.stride(),
+            EPS=0.0 if norm is None else norm.eps, ROWS=ROWS, COLUMNS=columns, OUTPUTS=tiles.side,
+            TAPS=TAPS, PRECISION=tiles.precision, num_warps=tiles.num_warps, **problem.kernel,
+        )  # fmt: skip
+
+
+def pyramid_conv_levels_backward(
+    grad: Tensor,
+    levels: Tensor,
+    weight: Tensor,
+    bins: Sequence[int],
+    align_corners: bool,
+    x_first: bool,
+    grad_levels: Tensor,
+    grad_weight: Tensor,
+) -> None:
+    """Write the gradients by the levels and by their part of the weight.
+
+    Args:
+        grad: ``[B, O, H, W]``, with any strides.
+        levels, weight, bins, align_corners, x_first: as for :func:`pyramid_conv_add`.
+        grad_levels: ``[B, Ck, Σk²]``, contiguous; empty if it is not wanted.
+        grad_weight: of weight's shape, with any strides; x's channels are left alone. Empty if it is not wanted.
+    """
+    if grad_levels.numel() == 0 and grad_weight.numel() == 0:
+        return
+    problem = _problem(grad, levels, weight, bins, align_corners, x_first)
+    taps, tiles = problem.taps, problem.tiles
+    batch, level_channels = levels.shape[:2]
+    outputs = weight.shape[0]
+    shared = taps.level, batch, level_channels, len(bins), problem.cells, outputs, problem.first_channel
+    options = {**problem.kernel, "DEPTH": tiles.depth, "PRECISION": tiles.precision}
+    with torch.cuda.device_of(grad):
+        products = _product_gradients(problem, grad)
+        if grad_weight.numel() > 0:
+            side = tiles.side
+            blocks = triton.cdiv(outputs, side) * triton.cdiv(level_channels, side) * problem.kernel_taps
+            weight_bwd_kernel[blocks, len(bins)](
+                products, levels, grad_weight, *shared, *levels.stride(), *grad_weight.stride(),
+                OUTPUTS=side, CHANNELS=side, num_warps=tiles.num_warps, **options,
+            )  # fmt: skip
+        if grad_levels.numel() > 0:
+            side = min(tiles.side, 32)  # long sums for a small result: many programs
+            blocks = triton.cdiv(level_channels, side), problem.position_blocks(batch, side)
+            levels_bwd_kernel[blocks](
+                products, weight, grad_levels, *shared, *weight.stride(), POSITIONS=side, CHANNELS=side, **options
+            )  # fmt: skip
+
+
+def _problem(
+    y: Tensor, levels: Tensor, weight: Tensor, bins: Sequence[int], align_corners: bool, x_first: bool
+) -> Problem:
+    scratch = torch.float64 if y.dtype == torch.float64 else torch.float32
+    kernel = (weight.shape[2], weight.shape[3])
+    return Problem(
+        taps=pyramid_taps(y.shape[2], y.shape[3], tuple(bins), kernel, align_corners, scratch, y.device),
+        tiles=tiles_for(y.dtype, hip=torch.version.hip is not None),
+        scratch=scratch,
+        kernel={"KERNEL_HEIGHT": kernel[0], "KERNEL_WIDTH": kernel[1]},
+        bins=tuple(bins),
+        first_channel=weight.shape[1] - len(bins) * levels.shape[1] if x_first else 0,
+    )
+
+
+def tiles_for(dtype: torch.dtype, hip: bool) -> Tiles:
+    """The tiles for maps of ``dtype``, on AMD's GPUs (``hip``) or NVIDIA's."""
+    if dtype == torch.float64:
+        return Tiles(32, 16, 4, "ieee")
+    # Float16 and bfloat16 are TF32 numbers, and of the float32 between them TF32 keeps more bits than either.
+    if dtype == torch.float32 or hip:
+        return Tiles(64, 16, 8, "ieee")
+    return Tiles(64, 32, 8, "tf32")
+
+
+def _tile(count: int, limit: int) -> int:
+    """A side of a matrix product's tile, for ``count`` elements."""
+    return min(limit, max(16, triton.next_power_of_2(count)))
+
+
+def _launch_products(problem: Problem, levels: Tensor, weight: Tensor, products: Tensor) -> None:
+    tiles = problem.tiles
+    batch, cells, kernel_taps, outputs = products.shape
+    level_channels = levels.shape[1]
+    grid = triton.cdiv(outputs, tiles.side) * kernel_taps, problem.position_blocks(batch, tiles.side)
+    level_products_fwd_kernel[grid](
+        levels, weight, products, problem.taps.level,
+        batch, level_channels, len(problem.bins), cells, outputs, problem.first_channel,
+        *levels.stride(), *weight.stride(),
+        POSITIONS=tiles.side, OUTPUTS=tiles.side, DEPTH=tiles.depth, PRECISION=tiles.precision, **problem.kernel,
+        num_warps=tiles.num_warps,
+    )  # fmt: skip
+
+
+def _product_gradients(problem: Problem, grad: Tensor) -> Tensor:
+    """The gradient of the products ``[B, cells, kh·kw, O]``: some images at a time, columns first."""
+    taps, tiles = problem.taps, problem.tiles
+    batch, outputs, height, width = grad.shape
+    tap_count, row_tap_count = taps.column_taps.shape[1], taps.row_taps.shape[1]
+    products = problem.empty_products(batch, outputs, grad.device)
+    row_bytes = tap_count * outputs * products.element_size()
+    images = max(1, min(batch, SUMS_BYTES // max(1, height * row_bytes)))
+    sums = products.new_empty(images, height, tap_count, outputs)
+    output_blocks = triton.cdiv(outputs, tiles.side)
+    options = {"OUTPUTS": tiles.side, "PRECISION": tiles.precision, "num_warps": tiles.num_warps}
+    for first in range(0, batch, images):
+        part = grad[first : first + images]
+        column_sums_bwd_kernel[height * output_blocks, part.shape[0]](
+            part, sums, taps.column_taps, tap_count, outputs, height, width, *grad.stride(),
+            COLUMNS=_tile(width, tiles.depth), TAPS=_tile(tap_count, tiles.side), **options,
+        )  # fmt: skip
+        row_sums_bwd_kernel[tap_count * output_blocks, part.shape[0]](
+            sums, products[first:], taps.level, taps.tap, taps.row_taps,
+            problem.cells, tap_count, row_tap_count, outputs, height,
+            LINES=_tile(problem.kernel["KERNEL_HEIGHT"] * taps.side, tiles.side), ROWS=_tile(height, tiles.depth),
+            **problem.kernel, **options,
+        )  # fmt: skip
+    return products

@@ -1,0 +1,169 @@
+"""Kernels of the pyramid's terms in a convolution's output: small products, and their interpolation into the output.
+
+    q[b, cell, (dy, dx), o] = Σ_c weight[o, c, dy, dx] · levels[b, c, cell]        all levels in one launch
+    r[(level, dx, j), o]    = Σ_dy q[b, (i, j), (dy, dx), o], rows interpolated    for a row of an image, in registers
+    y[b, o, h, w]          += Σ column_taps[w, (level, dx, j)] · r[(level, dx, j), o]
+
+A program of the second kernel keeps to a few rows, which read the same products: they come from the first-level cache.
+"""
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pspnet_fast.triton.bilinear import interpolate
+
+
+@triton.jit
+def find_level(level_table, block, batch, POSITIONS: tl.constexpr):
+    """The level that a block of positions (image, cell) lies in, its side, and the block's number in the level."""
+    level = tl.zeros([], dtype=tl.int32)
+    side = tl.load(level_table)
+    blocks = tl.cdiv(batch * side * side, POSITIONS)
+    while block >= blocks:
+        block -= blocks
+        level += 1
+        side = tl.load(level_table + level)
+        blocks = tl.cdiv(batch * side * side, POSITIONS)
+    return level, side, block
+
+
+@triton.jit(do_not_specialize=["batch", "level_count", "cells", "first_channel"])
+def level_products_fwd_kernel(
+    levels,  # [B, Ck, cells], by its strides
+    weight,  # [O, C + L·Ck, kh, kw], by its strides
+    products,  # [B, cells, kh·kw, O]
+    level_table,  # the tables, see PyramidTaps
+    batch,
+    level_channels,
+    level_count,
+    cells,
+    outputs,
+    first_channel,
+    level_stride_b,
+    level_stride_c,
+    level_stride_cell,
+    weight_stride_o,
+    weight_stride_c,
+    weight_stride_h,
+    weight_stride_w,
+    KERNEL_HEIGHT: tl.constexpr,
+    KERNEL_WIDTH: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # Neighbouring programs differ in the tap: where the taps of a weight lie side by side, they share its cache lines.
+    taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
+    tap = tl.program_id(0) % taps
+    output = (tl.program_id(0) // taps) * OUTPUTS + tl.arange(0, OUTPUTS)
+    level, side, block = find_level(level_table, tl.program_id(1), batch, POSITIONS)
+    position = block * POSITIONS + tl.arange(0, POSITIONS)
+    known = position < batch * side * side
+    image = (position // (side * side)).to(tl.int64)
+    cell = tl.load(level_table + level_count + level) + position % (side * side)
+
+    dtype = products.dtype.element_ty
+    total = tl.zeros([POSITIONS, OUTPUTS], dtype=dtype)
+    source = levels + image * level_stride_b + cell * level_stride_cell
+    matrix = weight + (tap // KERNEL_WIDTH) * weight_stride_h + (tap % KERNEL_WIDTH) * weight_stride_w
+    matrix += output.to(tl.int64) * weight_stride_o
+    for start in range(0, level_channels, DEPTH):
+        channel = start + tl.arange(0, DEPTH)
+        inside = channel < level_channels
+        a_at = source[:, None] + channel.to(tl.int64)[None, :] * level_stride_c
+        b_at = (
+            matrix[None, :] + (first_channel + level * level_channels + channel).to(tl.int64)[:, None] * weight_stride_c
+        )
+        a = tl.load(a_at, mask=known[:, None] & inside[None, :], other=0.0)
+        b = tl.load(b_at, mask=inside[:, None] & (output < outputs)[None, :], other=0.0)
+        total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=dtype)
+    target = products + ((image * cells + cell) * taps + tap)[:, None] * outputs + output[None, :]
+    tl.store(target, total, mask=known[:, None] & (output < outputs)[None, :])
+
+
+@triton.jit(do_not_specialize=["cells", "tap_count", "height"])
+def pyramid_conv_fwd_kernel(
+    products,  # [B, cells, kh·kw, O]
+    y,  # [B, O, H, W], by its strides: added to
+    mean,  # [O], of the normalisation behind the convolution, or None where there is none
+    var,
+    gamma,
+    beta,
+    level_table,
+    tap_table,
+    row_cell,
+    row_t,
+    column_taps,
+    cells,
+    tap_count,
+    outputs,
+    height,
+    width,
+    stride_b,
+    stride_o,
+    stride_h,
+    stride_w,
+    EPS: tl.constexpr,
+    KERNEL_HEIGHT: tl.constexpr,
+    KERNEL_WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    TAPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # 1. Some rows of an image, a block of columns, a block of channels.
+    output_blocks, column_blocks = tl.cdiv(outputs, OUTPUTS), tl.cdiv(width, COLUMNS)
+    output = (tl.program_id(0) % output_blocks) * OUTPUTS + tl.arange(0, OUTPUTS)
+    block = tl.program_id(0) // output_blocks
+    column = (block % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    first = (block // column_blocks) * ROWS
+    image = tl.program_id(1).to(tl.int64)
+    inside = (column < width)[:, None] & (output < outputs)[None, :]
+
+    dtype = products.dtype.element_ty
+    taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
+    image_products = products + image * cells * taps * outputs + output[None, :]
+    target = y + image * stride_b + first.to(tl.int64) * stride_h
+    target += column.to(tl.int64)[:, None] * stride_w + output.to(tl.int64)[None, :] * stride_o
+    for row in range(first, tl.minimum(first + ROWS, height)):
+        total = tl.zeros([COLUMNS, OUTPUTS], dtype=dtype)
+        for start in range(0, tap_count, TAPS):
+            # 2. Rows interpolated: what each tap (level, dx, j) of the columns finds in this row.
+            tap = start + tl.arange(0, TAPS)
+            known = tap < tap_count
+            level = tl.load(tap_table + tap, mask=known, other=0)
+            cell = tl.load(tap_table + tap_count + tap, mask=known, other=0)
+            kx = tl.load(tap_table + 2 * tap_count + tap, mask=known, other=0)
+            side = tl.load(level_table + level)
+            mask = known[:, None] & (output < outputs)[None, :]
+            r = tl.zeros([TAPS, OUTPUTS], dtype=dtype)
+            for ky in range(KERNEL_HEIGHT):
+                source = row + ky - KERNEL_HEIGHT // 2
+                if (source >= 0) & (source < height):
+                    i = tl.load(row_cell + level * height + source)
+                    t = tl.load(row_t + level * height + source)[:, None]
+                    upper = image_products + (((cell + i * side) * taps + ky * KERNEL_WIDTH + kx) * outputs)[:, None]
+                    lower = upper + ((tl.minimum(i + 1, side - 1) - i) * side * taps * outputs)[:, None]
+                    above, below = tl.load(upper, mask=mask, other=0.0), tl.load(lower, mask=mask, other=0.0)
+                    r += interpolate(above, below, t)
+            # 3. Columns, all levels in one product.
+            weights = column_taps + column[:, None] * tap_count + tap[None, :]
+            u = tl.load(weights, mask=(column < width)[:, None] & known[None, :], other=0.0)
+            total = tl.dot(u, r, total, input_precision=PRECISION, out_dtype=dtype)
+
+        # 4. Into the output, which is read once and written once.
+        total += tl.load(target, mask=inside, other=0.0).to(dtype)
+        if mean is not None:
+            exists = output < outputs
+            variance = tl.load(var + output, mask=exists, other=1.0).to(dtype)
+            scale = tl.load(gamma + output, mask=exists, other=0.0).to(dtype) / tl.sqrt(variance + EPS)
+            centred = total - tl.load(mean + output, mask=exists, other=0.0).to(dtype)[None, :]
+            total = centred * scale[None, :] + tl.load(beta + output, mask=exists, other=0.0).to(dtype)[None, :]
+            total = tl.where(total < 0, 0.0, total)  # NaN stays
+        tl.store(target, total.to(y.dtype.element_ty), mask=inside)
+        target += stride_h

@@ -1,0 +1,120 @@
+"""The index tables of the kernels on upsampled levels, for all levels of a pyramid at once.
+
+A *line* is a row of cells of one level: ``Σk`` lines, in packed order. Interpolation weights come in two forms: sparse,
+a cell and its weight ``t`` for every position (see cells.py), and dense, a matrix that a whole axis is multiplied by.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from pspnet_fast.ops._interpolation import tap_matrix
+from pspnet_fast.triton.cells import bilinear_taps, cut_strips
+
+
+@dataclass(frozen=True)
+class PyramidTaps:
+    """The tables of one map size, bins and kernel, on one device; integers are int32.
+
+    Attributes:
+        side: the largest of ``bins``.
+        level: ``[2, L]``, every level's side and its first packed cell.
+        line: ``[3, Σk]``, every line's level, its row in the level, and the first line of the level.
+        line_span: ``[2, Σk]``, the first row of the map that reads the line, and one past the last.
+        tap: ``[4, Σ kw·k]``, for every column of ``column_taps`` its level, and the first cell of its column of cells
+            (both as in ``level``), its tap, and its first entry in a row of ``row_taps``.
+        row_cell, row_t: ``[L, H]``, the cell that every row reads at every level, and its weight of the next cell.
+        column_cell, column_t: ``[L, W]``.
+        row_taps: ``[H, Σ kh·k]``, what the taps of every output row read: (level, tap, cell), see ``tap_matrix``.
+        column_taps: ``[W, Σ kw·k]``.
+        tile, strip_edge: height of a tile, and ``[strips + 1]``, the first row of every strip: rows that lie between
+            the same two lines at every level, at most ``tile``.
+    """
+
+    side: int
+    level: Tensor
+    line: Tensor
+    line_span: Tensor
+    tap: Tensor
+    row_cell: Tensor
+    row_t: Tensor
+    column_cell: Tensor
+    column_t: Tensor
+    row_taps: Tensor
+    column_taps: Tensor
+    tile: int
+    strip_edge: Tensor
+
+    @property
+    def strips(self) -> int:
+        return self.strip_edge.shape[0] - 1
+
+
+@functools.lru_cache(maxsize=64)
+def pyramid_taps(
+    height: int,
+    width: int,
+    bins: tuple[int, ...],
+    kernel: tuple[int, int],
+    align_corners: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PyramidTaps:
+    """The tables for maps of ``height x width``, weights in ``dtype``; made once, copied without synchronisation."""
+
+    def table(values: object, dtype: torch.dtype = torch.int32) -> Tensor:
+        host = torch.as_tensor(values, dtype=dtype, device="cpu")
+        host = host.pin_memory() if device.type == "cuda" else host
+        return host.to(device, non_blocking=True)
+
+    (row_cell, row_t), (column_cell, column_t) = (
+        map(torch.stack, zip(*(bilinear_taps(k, n, align_corners) for k in bins), strict=True)) for n in (height, width)
+    )
+    row_taps, column_taps = (
+        torch.cat([_host_taps(n, k, align_corners, taps).flatten(1) for k in bins], dim=1)
+        for n, taps in zip((height, width), kernel, strict=True)
+    )
+    changes = (row_cell.diff(dim=1) != 0).any(dim=0).nonzero().flatten() + 1
+    tile, strips = cut_strips([0, *changes.tolist(), height])
+
+    first_cell, first_line = ([0, *accumulate(sizes)] for sizes in ((k * k for k in bins), bins))
+    lines = [(level, i, first_line[level]) for level, k in enumerate(bins) for i in range(k)]
+    taps = [
+        (level, first_cell[level] + j, tap, kernel[0] * first_line[level])
+        for level, k in enumerate(bins)
+        for tap in range(kernel[1])
+        for j in range(k)
+    ]
+    return PyramidTaps(
+        side=max(bins),
+        level=table([bins, first_cell[:-1]]),
+        line=table(list(zip(*lines, strict=True))),
+        line_span=table(_line_spans(height, bins, align_corners)),
+        tap=table(list(zip(*taps, strict=True))),
+        row_cell=table(row_cell),
+        row_t=table(row_t, dtype),
+        column_cell=table(column_cell),
+        column_t=table(column_t, dtype),
+        row_taps=table(row_taps, dtype),
+        column_taps=table(column_taps, dtype),
+        tile=tile,
+        strip_edge=table(strips),
+    )
+
+
+def _host_taps(n: int, k: int, align_corners: bool, taps: int) -> Tensor:
+    return tap_matrix(n, k, align_corners, taps, torch.float64, torch.device("cpu"))
+
+
+def _line_spans(height: int, bins: tuple[int, ...], align_corners: bool) -> Tensor:
+    """``[2, Σk]``: of every line the rows of the map between the first and the last that it has a weight in."""
+    reads = torch.cat([_host_taps(height, k, align_corners, 1).squeeze(1) for k in bins], dim=1).mT > 0
+    rows = torch.arange(height, device="cpu")
+    begin = torch.where(reads, rows, height).amin(dim=1)
+    end = torch.where(reads, rows + 1, 0).amax(dim=1)
+    return torch.stack([torch.minimum(begin, end), end])

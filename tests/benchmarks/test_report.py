@@ -1,0 +1,273 @@
+"""Tables are what the results say: renderers, markers, pages, and the commands that the pages name."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_samples import (
+    MACHINE,
+    WHERE,
+    agreement_row,
+    end_to_end_row,
+    operator_row,
+    scaling_row,
+    timings,
+    training_step_row,
+    write,
+)
+
+from benchmarks import end_to_end, operators, scaling
+from benchmarks.report import __main__ as report
+from benchmarks.report.pages import PAGES, TABLES, filled, rendered
+from benchmarks.scaling import AXES, result_name
+
+PAGE = "# A page\n\n<!-- benchmark:training_step -->\n<!-- /benchmark -->\n\nThe end.\n"
+LOSSES = "operators_cpu_dual_cross_entropy_upsample_argmax"
+
+
+def table(folder: Path, name: str) -> str:
+    return rendered(TABLES[name], folder)
+
+
+def test_training_step(tmp_path: Path) -> None:
+    write(tmp_path, TABLES["training_step"].files[0], training_step_row())
+    text = table(tmp_path, "training_step")
+    assert "| 19 | stock PyTorch, eager | 6.00 s (5.40 to 7.20) | 2.00 | 4000 MB |" in text
+    assert "| 19 | stock PyTorch, `torch.compile` | 15.0 s (13.5 to 18.0) | 5.00 | 3500 MB |" in text
+    assert "| 19 | **pspnet_fast** | 3.00 s (2.70 to 3.60) | 1.00 | 2000 MB |" in text
+    assert "PSPNet50, 2 crops of 473×473, NCHW, float32: forward, both losses, backward; 5 rounds" in text
+    assert f"\n{WHERE}\n\nReproduced by `python -m benchmarks.training_step`.\n" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "operator"), [("cross_entropy", "dual_cross_entropy"), ("upsample_argmax", "upsample_argmax")]
+)
+def test_losses_with_and_without_page_faults(tmp_path: Path, name: str, operator: str) -> None:
+    kept = operator_row(operator, allocator="no page faults", milliseconds=timings(eager=50.2, compile=2000, ours=1.0))
+    write(tmp_path, LOSSES, operator_row(operator), kept, operator_row("another"))
+    text = table(tmp_path, name)
+    assert "| 2x19 → 473x473, NCHW | 118 ms | 2216 ms | 1.41 ms | 84× | 50× | 130 : 2.35 MB |" in text
+    assert text.count("| 2x19") == 1
+
+
+def test_pyramid_pool(tmp_path: Path) -> None:
+    forward = timings(eager=30.0, compile=24.0, ours=8.0)
+    forward["x.sum()"] = timings(x=7.5)["x"]
+    write(
+        tmp_path,
+        "operators_cpu_pyramid_pool",
+        operator_row("pyramid_pool", shape="2x8x9x9", direction="forward", milliseconds=forward),
+        operator_row(
+            "pyramid_pool", shape="2x8x9x9", layout="channels_last", milliseconds=timings(eager=30.0, ours=20)
+        ),
+    )
+    text = table(tmp_path, "pyramid_pool")
+    assert "| 2x8x9x9, NCHW | forward | 30 ms | 24 ms | 8 ms | 3.00× | 7.5 ms |" in text
+    assert "| 2x8x9x9, channels_last | forward + backward | 30 ms | – | 20 ms | 1.50× | – |" in text
+
+
+def test_psp_head(tmp_path: Path) -> None:
+    times = timings(eager=5900.0, compile=5000.0, ours=2500.0)
+    times["convolution of x alone"] = timings(x=2300.0)["x"]
+    memory = {"eager": 4 * 10**8, "compile": 3 * 10**8, "pspnet_fast cpu": 15 * 10**7, "pspnet_fast triton": 1}
+    row = operator_row("psp_head", shape="2x8x9x9", dtype="bfloat16", milliseconds=times, peak_bytes=memory)
+    write(tmp_path, "operators_cpu_psp_head", row)
+    expected = "| 2x8x9x9, NCHW, bfloat16 | 5900 ms | 5000 ms | 2500 ms | 2.00× | 92 % of ours | 300 : 150 MB (2.00×) |"
+    assert expected in table(tmp_path, "psp_head")
+
+
+def test_network(tmp_path: Path) -> None:
+    rows = [
+        operator_row(name, shape="PSPNet50", milliseconds=timings(eager=800.0, ours=400.0))
+        for name in ("inference", "training_step")
+    ]
+    write(tmp_path, "operators_cpu_training_step_inference", *rows)
+    lines = [line for line in table(tmp_path, "network").splitlines() if "PSPNet50" in line]
+    assert lines == [
+        f"| {name} | PSPNet50, NCHW | 800 ms | – | 400 ms | 2.00× | 35 % | 5 : 2.35 MB (2.13×) |"
+        for name in ("training step", "inference")
+    ]
+
+
+def test_a_failed_peer_has_no_number_but_its_reason(tmp_path: Path) -> None:
+    broken = operator_row("psp_head", failures={"compile": "differs from eager by 2.0, allowed 0.01"})
+    del broken["milliseconds"]["compile"], broken["peak_bytes"]["compile"]
+    whole = {"case": "b", "operator": "psp_head", "shape": "1x1", "layout": "NCHW", "failures": {"all": "no memory"}}
+    write(tmp_path, "operators_cpu_psp_head", broken, whole)
+    text = table(tmp_path, "psp_head")
+    assert "| 118 ms | – | 1.41 ms | 84× |" in text
+    assert "Failed: psp_head, 2x19 → 473x473, NCHW, compile: differs from eager by 2.0, allowed 0.01" in text
+    assert "Failed: psp_head, 1x1, NCHW, all: no memory" in text
+
+
+def test_floors_over_all_operators(tmp_path: Path) -> None:
+    memory_bound = operator_row("pyramid_pool")
+    memory_bound["floor"] |= {"memory_milliseconds": 0.75}
+    write(tmp_path, LOSSES, operator_row("dual_cross_entropy"), operator_row("x", allocator="no page faults"))
+    write(tmp_path, "operators_cpu_pyramid_pool", memory_bound)
+    text = table(tmp_path, "floors")
+    assert "| 2x19 → 473x473, NCHW | 0.5 ms | 0.1 GFLOP | 0.42 % | 0.02 % | 35 % |" in text
+    assert "| 2x19 → 473x473, NCHW | 0.75 ms | 5 MB |" in text
+    assert "- `pyramid_pool`: copy 40 GB/s, matrix products 200 GFLOP/s in float32 and 800 in bfloat16" in text
+    assert "`x`" not in text
+
+
+def test_end_to_end(tmp_path: Path) -> None:
+    row = end_to_end_row()
+    write(tmp_path, TABLES["end_to_end"].files[0], row)
+    text = table(tmp_path, "end_to_end")
+    assert (
+        "| PSPNet50 | training | stock PyTorch, eager | 0.588 | 3400 ms (3060 to 4080) | 1240 MB | 12 | 39 |\n"
+        "| PSPNet50 | training | stock PyTorch, `torch.compile` | 0.606 | 3300 ms (2970 to 3960) | – | – | – |\n"
+        "| PSPNet50 | training | **pspnet_fast** | 0.833 | 2400 ms (2160 to 2880) | 1010 MB | 15 | – |"
+    ) in text
+    assert "a line through the peaks at 2 and 4 images" in text
+    assert "tried" not in text
+
+    row["largest_tried"] = {"8": {"eager": {"fits": 11, "fails": 12}, "pspnet_fast": {"fits": 18, "fails": None}}}
+    row["largest_batch"]["24"]["eager"] = 0
+    write(tmp_path, TABLES["end_to_end"].files[0], row)
+    text = table(tmp_path, "end_to_end")
+    assert "| 12 (11 fits, 12 fails) | none |" in text
+    assert "| 15 (18 fits) | – |" in text
+    assert "in brackets what was tried" in text
+
+
+def test_scaling(tmp_path: Path) -> None:
+    large = scaling_row(1000)
+    large["skipped"] = {"eager": "needs about 7 GB, and 4 GB are available"}
+    del large["milliseconds"]["eager"], large["peak_bytes"]["eager"]
+    write(tmp_path, "scaling_cpu_threads", scaling_row(1, axis="threads"))
+    write(tmp_path, "scaling_cpu_classes", scaling_row(19), large)
+    text = table(tmp_path, "scaling")
+    assert (
+        "| `dual_cross_entropy` | 19 | 2x19 → 473x473, NCHW | 133 ms | 1.9 ms | 70× | 190 MB | 1.9 MB |\n"
+        "| `dual_cross_entropy` | 1000 | 2x1000 → 473x473, NCHW | – | 100 ms | – | – | 100 MB |"
+    ) in text
+    assert "Not run: `dual_cross_entropy` at classes 1000, eager: needs about 7 GB, and 4 GB are available." in text
+    assert text.index("(scaling_cpu_classes.svg)") < text.index("(scaling_cpu_threads.svg)")
+
+
+def test_agreement_with_and_without_miou(tmp_path: Path) -> None:
+    write(tmp_path, "agreement_camvid", agreement_row("torch.float64", miou=False), agreement_row())
+    text = table(tmp_path, "agreement")
+    assert "| float64 | 3 | 0.5 | 0.25 | – | – | – |" in text
+    assert "| float32 | 3 | 0.5 | 0.25 | 20.00 | 21.01 | 19.00 |" in text
+    assert "mIoU is in percent, of 25 validation images after the last step" in text
+    write(tmp_path, "agreement_camvid", agreement_row(miou=False))
+    assert "percent" not in table(tmp_path, "agreement")
+
+
+def test_aux_weight(tmp_path: Path) -> None:
+    def spread(mean: float) -> dict[str, float]:
+        return {"mean": mean, "min": mean - 0.01, "max": mean + 0.02}
+
+    names = {"final_miou": 0.25, "final_miou_difference": 0.015, "mean_loss": 1.5, "mean_loss_difference": -0.125}
+    config = {"model": {"layers": 18}, "run": {"max_steps": 450}, "optim": {"batch_size": 8}, "data": {"crop": 97}}
+    summary = {"seeds": [0, 1, 2], "weights": [{"weight": 0.4, **{key: spread(mean) for key, mean in names.items()}}]}
+    results = {"machine": MACHINE, "data": "camvid", "config": config, "runs": [], "summary": summary}
+    (tmp_path / "aux_weight_camvid.json").write_text(json.dumps(results))
+    text = table(tmp_path, "aux_weight")
+    assert (
+        "| 0.4 | 25.00 (24.00 to 27.00) | +1.50 (+0.50 to +3.50) | 1.500 (1.490 to 1.520) | -0.125 (-0.135 to -0.105) |"
+    ) in text
+    assert "450 steps of 8 crops of 97×97; mean (least to most) of 3 seeds" in text
+
+
+def test_gpu(tmp_path: Path) -> None:
+    machine = {**MACHINE, "device": "NVIDIA Test", "driver": "1.2", "cuda": "13.0", "triton": "3.9"}
+    times = {"pspnet_fast cuda": {"median": 0.5, "rounds": 30}, "pspnet_fast triton": {"median": 0.75, "rounds": 30},
+             "eager": {"median": 9.0, "rounds": 30}}  # fmt: skip
+    row = operator_row("dual_cross_entropy", ours="pspnet_fast cuda", milliseconds=times, peak_bytes={})
+    row |= {"graph_milliseconds": {"pspnet_fast cuda": {"median": 0.25}}, "floor_reached": {"pspnet_fast cuda": 0.5}}
+    roads = {"plain": {"miou": 0.25, "images_per_second": 90.4}, "fused": {"miou": 0.26, "images_per_second": 120.0}}
+    train = {"roads": roads, "float64": {"largest_difference": {"fused": 2e-12}}}
+    tests = {"cuda": {"passed": 9, "failed": 0, "skipped": 1}}
+    result = {"machine": machine, "rows": [row], "tests": tests, "sections": {"train": train}}
+    (tmp_path / "gpu_nvidia_test.json").write_text(json.dumps(result))
+    text = table(tmp_path, "gpu")
+    assert "| 2x19 → 473x473, NCHW | 9 ms | – | 0.5 ms | 18× | 0.25 ms | 50 % | – |" in text
+    assert "cuda 9 passed, 0 failed" in text
+    assert "2.0e-12 at most; plain 0.250 mIoU at 90 images a second; fused 0.260" in text
+
+
+# ---- pages ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_measured_says_how_to(tmp_path: Path) -> None:
+    for name, entry in TABLES.items():
+        assert table(tmp_path, name) == f"Not measured yet: `{entry.command}`, then `python -m benchmarks.report`.\n"
+
+
+def test_a_changed_number_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path, TABLES["training_step"].files[0], training_step_row())
+    text = filled(PAGE, ["training_step"], tmp_path)
+    assert filled(text, ["training_step"], tmp_path) == text
+    assert text.startswith("# A page\n")
+    assert text.endswith("\n\nThe end.\n")
+    assert filled(text.replace("6.00 s", "9.00 s"), ["training_step"], tmp_path) == text
+
+
+@pytest.mark.parametrize("page", [PAGE.replace("training_step", "training_stp"), "no markers", PAGE + PAGE])
+def test_unknown_missing_or_repeated_markers_are_errors(page: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the page has markers for"):
+        filled(page, ["training_step"], tmp_path)
+
+
+def test_what_is_outdated_is_told_and_written(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    write(tmp_path, TABLES["training_step"].files[0], training_step_row())
+    write(tmp_path, "scaling_cpu_classes", scaling_row(2), scaling_row(19))
+    where: dict[str, Any] = {"pages": {page: ("training_step",)}, "pictures": tmp_path, "results": tmp_path}
+    assert report.outdated(write=False, **where) == ["page.md", "scaling_cpu_classes.svg"]
+    assert page.read_text() == PAGE
+    report.outdated(write=True, **where)
+    assert "6.00 s" in page.read_text()
+    assert report.outdated(write=False, **where) == []
+    write(tmp_path, "scaling_cpu_classes", scaling_row(2), scaling_row(60))
+    assert report.outdated(write=False, **where) == ["scaling_cpu_classes.svg"]
+
+
+def test_check_tells_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(report, "outdated", lambda *, write: [])
+    report.main(["--check"])
+    assert "up to date" in capsys.readouterr().out
+    monkeypatch.setattr(report, "outdated", lambda *, write: [f"README.md, write={write}"])
+    with pytest.raises(SystemExit, match=r"README\.md, write=False: .* run `python -m benchmarks\.report`"):
+        report.main(["--check"])
+
+
+def test_every_table_is_on_the_page_of_all() -> None:
+    assert all(set(names) <= set(TABLES) for names in PAGES.values())
+    assert any(set(names) == set(TABLES) for names in PAGES.values())
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_commands_exist() -> None:
+    for entry in TABLES.values():
+        for module, arguments in re.findall(r"python -m (\S+)([^;]*)", entry.command):
+            spec = find_spec(module)
+            assert spec is not None, f"no module {module}"
+            assert spec.origin is not None
+            source = "".join(path.read_text() for path in Path(spec.origin).parent.glob("*.py"))
+            for option in re.findall(r"--[\w-]+", arguments):
+                assert f'"{option}"' in source, f"{module} has no {option}"
+
+
+def test_commands_write_the_files_that_the_tables_read() -> None:
+    for entry in TABLES.values():
+        if only := re.search(r"^python -m benchmarks.operators --only (\S+) --save$", entry.command):
+            names = operators.parse(["--only", only.group(1), "--device", "cpu"]).only
+            assert entry.files == ("_".join(["operators_cpu", *names]),)
+    for device in ("cpu", "cuda"):
+        assert end_to_end.result_name(end_to_end.parse(["--device", device])) in TABLES["end_to_end"].files
+        assert all(Path(result_name(device, axis)).match(TABLES["scaling"].files[0]) for axis in AXES)
+    assert scaling.parse([]).axes == list(AXES)
