@@ -13,7 +13,10 @@ from torch import Tensor
 
 import pspnet_fast
 from benchmarks.case import LAYOUTS, blocky_labels
+from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
+from pspnet_fast.ops.pyramid_levels import pyramid_levels
 from pspnet_fast.ops.pyramid_pool import pyramid_pool_through
+from pspnet_fast.reference import NormStatistics
 
 DONE = "every case was called"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -49,6 +52,11 @@ def pyramid(device: str, dtype: torch.dtype, layout: str) -> None:
         merged.backward(torch.ones_like(merged))
     weight = drawn(8, MAP[1] + 4 * 6, 3, 3, device=device, dtype=dtype)
     pspnet_fast.pyramid_conv(x, levels, weight).sum().backward()
+    pspnet_fast.pyramid_conv(x, levels, weight[..., 1:2, 1:2]).sum().backward()
+    with torch.no_grad():
+        norm = NormStatistics(*torch.rand(4, 8, device=device), 1e-5)
+        pyramid_levels(x, [weight[:, : MAP[1], :1, :1]] * 4, [norm] * 4)
+        pyramid_conv_norm_relu(x, levels, weight, norm)
 
 
 def cross_entropy(device: str, dtype: torch.dtype, layout: str) -> None:

@@ -56,7 +56,7 @@ template <int VEC, bool ALONG_DEPTH>
 struct Place {
   int row, depth;
 
-  __device__ explicit Place(int i) {
+  __device__ __forceinline__ explicit Place(int i) {
     const int number = static_cast<int>(threadIdx.x) + i * kProductThreads;
     constexpr int kLine = (ALONG_DEPTH ? kDepth : kTile) / VEC;
     row = ALONG_DEPTH ? number / kLine : number % kLine * VEC;
@@ -96,7 +96,7 @@ struct InPlace {
   static constexpr int kVec = 16 / sizeof(T);
 
   // All threads of the block call it together.
-  __device__ static void fetch(T (&values)[kPerThread], const Side& side, const Offsets& offsets) {
+  __device__ __forceinline__ static void fetch(T (&values)[kPerThread], const Side& side, const Offsets& offsets) {
     const T* data = static_cast<const T*>(side.data);
     switch (side.reading) {
       case Reading::along_depth: return fetch_as<T, 1, true>(values, data, offsets);
@@ -105,7 +105,7 @@ struct InPlace {
       case Reading::packs_along_rows: return fetch_as<T, kVec, false>(values, data, offsets);
     }
   }
-  __device__ static void put(T* to, const T (&values)[kPerThread], Reading reading) {
+  __device__ __forceinline__ static void put(T* to, const T (&values)[kPerThread], Reading reading) {
     switch (reading) {
       case Reading::along_depth: return put_as<T, 1, true>(to, values);
       case Reading::along_rows: return put_as<T, 1, false>(to, values);
@@ -130,7 +130,7 @@ struct TensorTile {
   __device__ static int row() { return threadIdx.x / 32 % 4 * 16; }
   __device__ static int column() { return threadIdx.x / 128 * 32; }
 
-  __device__ void add(const T* a, const T* b) {
+  __device__ __forceinline__ void add(const T* a, const T* b) {
     constexpr int kStride = kSideStride<T>;
     Operand<nvcuda::wmma::matrix_a, nvcuda::wmma::row_major> left;
     Operand<nvcuda::wmma::matrix_b, nvcuda::wmma::col_major> right;
@@ -144,7 +144,7 @@ struct TensorTile {
       }
     }
   }
-  __device__ void store(float* result) const {
+  __device__ __forceinline__ void store(float* result) const {
     for (int i = 0; i < 2; ++i) {
       float* to = result + row() * kResultStride + column() + 16 * i;
       nvcuda::wmma::store_matrix_sync(to, sum[i], kResultStride, nvcuda::wmma::mem_row_major);
@@ -161,7 +161,7 @@ struct ScalarTile {
   __device__ static int row(int i) { return threadIdx.x / 16 + 16 * i; }
   __device__ static int column(int j) { return threadIdx.x % 16 + 16 * j; }
 
-  __device__ void add(const T* a, const T* b) {
+  __device__ __forceinline__ void add(const T* a, const T* b) {
 #pragma unroll 4
     for (int k = 0; k < kDepth; ++k) {
       Real left[4], right[4];
@@ -177,7 +177,7 @@ struct ScalarTile {
       }
     }
   }
-  __device__ void store(Real* result) const {
+  __device__ __forceinline__ void store(Real* result) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -206,7 +206,7 @@ __device__ __forceinline__ void place_chunk(const Product& p, int first, Offsets
 
 // `B` says how the side b is read.
 template <typename T, typename Out, typename B>
-__device__ void product_tile(const Product& p, int block, const B& source) {
+__device__ __forceinline__ void product_tile(const Product& p, int block, const B& source) {
   __shared__ ProductShared<T> shared;
   const int columns = (p.n.size + kTile - 1) / kTile;  // blocks in turn share rows of a, the larger side
   const int first_row = block / columns * kTile, first_column = block % columns * kTile;

@@ -22,6 +22,9 @@ from torch import Tensor
 
 import pspnet_fast
 from pspnet_fast import reference
+from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
+from pspnet_fast.ops.pyramid_levels import pyramid_levels
+from pspnet_fast.reference import NormStatistics
 
 AUX_WEIGHT = 0.4
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -49,6 +52,35 @@ def test_pyramid_conv(backend: str, channels_last: bool, dtype: torch.dtype) -> 
     weight = random(512, 4096, 3, 3, dtype=dtype) / 192  # results of about unit size, as after initialisation
     fused, definition = as_tuple(pspnet_fast.pyramid_conv), as_tuple(reference.pyramid_conv)
     check_exact_by_image(fused, definition, [x, levels], [weight])
+
+
+@DTYPE
+@LAYOUT
+def test_pyramid_in_evaluation_mode(backend: str, channels_last: bool, dtype: torch.dtype) -> None:
+    """Levels, then the convolution over them, each against the definition on the same input."""
+    x = random(2, 2048, 64, 128, dtype=dtype, channels_last=channels_last)
+    projections = [random(512, 2048, 1, 1, dtype=dtype) / 45 for _ in range(4)]
+    weight = random(512, 4096, 3, 3, dtype=dtype) / 192
+    mean, root, gamma, beta = random(4, 512)
+    norm = NormStatistics(mean, root.square() + 0.5, gamma, beta, 1e-5)  # in float32, beside whatever maps
+
+    def norm_in(to: torch.dtype) -> NormStatistics:
+        return NormStatistics(*(t.to(to) for t in norm[:4]), norm.eps)
+
+    with torch.no_grad():
+        levels = pyramid_levels(x, projections, [norm] * 4)
+        stock, exact = (
+            reference.pyramid_levels(x.to(to), [p.to(to) for p in projections], [norm_in(to)] * 4)
+            for to in (dtype, torch.float64)
+        )
+        assert_as_exact_as_stock(levels, stock, exact, dtype, "levels")
+
+        y = pyramid_conv_norm_relu(x, levels, weight, norm)
+        stock, exact = (
+            reference.pyramid_conv_norm_relu(*(t.to(to) for t in (x, levels, weight)), norm_in(to))
+            for to in (dtype, torch.float64)
+        )
+        assert_as_exact_as_stock(y, stock, exact, dtype, "y")
 
 
 @DTYPE

@@ -10,6 +10,9 @@ from real_sizes import DEVICE, blocky_labels, random, require_kernel
 from torch import Tensor
 
 import pspnet_fast
+from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
+from pspnet_fast.ops.pyramid_levels import pyramid_levels
+from pspnet_fast.reference import NormStatistics
 
 Call = Callable[[], list[Tensor]]
 
@@ -29,6 +32,8 @@ def make_call(operator: str, inputs: dict[str, Tensor]) -> Call:
             return graded(pspnet_fast.pyramid_concat(x, levels), "x", "levels")
         if operator == "pyramid_conv":
             return graded(pspnet_fast.pyramid_conv(x, levels, weight), "x", "levels", "weight")
+        if operator in ("pyramid_levels", "pyramid_conv_norm_relu"):
+            return [inference(operator, x, levels, weight)]
         if operator == "upsample_cross_entropy":
             return graded(pspnet_fast.upsample_cross_entropy(main, target, label_smoothing=0.1), "main")
         if operator == "dual_cross_entropy":
@@ -36,6 +41,16 @@ def make_call(operator: str, inputs: dict[str, Tensor]) -> Call:
         return [pspnet_fast.upsample_argmax(main, target.shape[-2:])]
 
     return call
+
+
+@torch.no_grad()
+def inference(operator: str, x: Tensor, levels: Tensor, weight: Tensor) -> Tensor:
+    """The operators of evaluation mode, with statistics and projections that are parts of ``weight``."""
+    mean, root, gamma, beta = weight[:, :4, 1, 1].T
+    norm = NormStatistics(mean, root.square() + 0.5, gamma, beta, 1e-5)
+    if operator == "pyramid_levels":
+        return pyramid_levels(x, [weight[:, : x.shape[1], i : i + 1, :1] for i in (0, 1, 2, 0)], [norm] * 4)
+    return pyramid_conv_norm_relu(x, levels, weight, norm)
 
 
 @pytest.fixture
@@ -52,7 +67,7 @@ def inputs() -> dict[str, Tensor]:
 
 @pytest.fixture(
     params=[
-        "pyramid_pool", "pyramid_concat", "pyramid_conv",
+        "pyramid_pool", "pyramid_concat", "pyramid_conv", "pyramid_levels", "pyramid_conv_norm_relu",
         "upsample_cross_entropy", "dual_cross_entropy", "upsample_argmax",
     ]
 )  # fmt: skip
