@@ -1,7 +1,8 @@
 """What does the auxiliary loss bring? The same network trained with several weights λ of it, over several seeds.
 
     python -m benchmarks.aux_weight                              street scenes drawn here, no data needed
-    python -m benchmarks.aux_weight --root CAMVID                on CamVid
+    python -m benchmarks.aux_weight --root CAMVID --save         keep the result, and draw docs/aux_weight.svg
+    python -m benchmarks.aux_weight --plot                       draw it again from the result kept
 
 The claim (Zhao et al. 2017, sections 3.3 and 5.1.2): an auxiliary loss on layer3, added with λ = 0.4, helps to learn
 the deep network. The runs of a seed differ in λ alone: initial weights, crops, their order and dropout are the same, so
@@ -22,7 +23,9 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from benchmarks.measure import ROOT, write_json
+from benchmarks.aux_weight_plot import draw
+from benchmarks.aux_weight_report import sentences, summary, table
+from benchmarks.measure import RESULTS, ROOT, write_json
 from benchmarks.provenance import machine
 from pspnet_fast.data import write_scenes
 from pspnet_fast.engine import TrainConfig, evaluate, load_config
@@ -31,6 +34,7 @@ from pspnet_fast.engine.distributed import join_world
 from pspnet_fast.engine.evaluate import eval_loader
 from pspnet_fast.engine.train import Trainer, chosen_backend, open_split
 
+PICTURES = {name: ROOT / "docs" / f"aux_weight{end}.svg" for name, end in (("camvid", ""), ("scenes", "_scenes"))}
 POINTS = 100  # of a loss curve; each is the mean over as many steps as it takes
 
 
@@ -135,20 +139,42 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def content(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept: machine, configuration, curves of each run, and the summary."""
+    config = rows[-1]["setting"]
+    sections = {key: dict(config[key]) for key in ("data", "model", "optim", "eval", "run", "validation")}
+    # Of one machine, of one run, or (how often it validates) set by the trainer.
+    for name in ("data.root", "run.folder", "run.seed", "run.validate_every", "optim.aux_weight"):
+        section, key = name.split(".")
+        del sections[section][key]
+    runs = [{key: value for key, value in row.items() if key not in ("machine", "setting")} for row in rows]
+    return {
+        "machine": rows[-1]["machine"],
+        "data": config["data"]["name"],
+        "config": sections,
+        "runs": runs,
+        "summary": summary(runs, options.loss_levels, options.miou_levels),
+    }
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="CamVid's folder; by default street scenes are drawn")
     parser.add_argument("--weights", type=numbers, default=[0.0, 0.2, 0.4, 0.7, 1.0], help="λ, 0 among them")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=360)
     parser.add_argument("--size", type=int, default=97, help="of the crops")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--layers", type=int, default=18)
     parser.add_argument("--amp", choices=("none", "bf16", "fp16"), default="bf16")
     parser.add_argument("--workers", type=int, default=1, help="processes that read images")
     parser.add_argument("--validations", type=int, default=8, help="how often, about, mIoU is measured in a run")
-    parser.add_argument("--val-every", type=int, default=6, help="on each such image of the split; all at the end")
+    parser.add_argument("--val-every", type=int, default=10, help="on each such image of the split; all at the end")
+    parser.add_argument("--loss-levels", type=numbers, default=[], help="main losses whose first step is counted")
+    parser.add_argument("--miou-levels", type=numbers, default=[], help="mIoU, 0 to 1, likewise")
     parser.add_argument("--out", type=Path, help="state of the runs; runs/aux_weight_DATA by default")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results and the picture in docs")
+    parser.add_argument("--plot", action="store_true", help="train nothing; draw and tell what --save has kept")
     options = parser.parse_args(arguments)
     for name in ("seeds", "steps", "validations", "val_every"):
         if getattr(options, name) < 1:
@@ -165,11 +191,26 @@ def numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
+def tell(results: dict[str, Any], *, picture: bool) -> None:
+    """Print what came out, and draw it."""
+    print(table(results))
+    print(sentences(results))
+    if picture:
+        print(draw(results, PICTURES[results["data"]]))
+
+
 def main() -> None:
     options = parse()
+    if options.plot:
+        for path in sorted(RESULTS.glob("aux_weight_*.json")):
+            tell(json.loads(path.read_text(encoding="utf-8")), picture=True)
+        return
     if options.scenes:
         options.root = write_scenes(options.out / "scenes", train=200, val=60, size=(180, 240))
-    run_all(options)
+    results = content(options, run_all(options))
+    if options.save:
+        print(write_json(RESULTS / f"aux_weight_{results['data']}.json", results))
+    tell(results, picture=options.save)
 
 
 if __name__ == "__main__":
