@@ -34,7 +34,7 @@ from pspnet_fast.engine.distributed import join_world
 from pspnet_fast.engine.evaluate import eval_loader
 from pspnet_fast.engine.train import Trainer, chosen_backend, open_split
 
-PICTURE = ROOT / "docs" / "aux_weight.svg"
+PICTURES = {name: ROOT / "docs" / f"aux_weight{end}.svg" for name, end in (("camvid", ""), ("scenes", "_scenes"))}
 POINTS = 100  # of a loss curve; each is the mean over as many steps as it takes
 
 
@@ -143,8 +143,10 @@ def content(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> dict
     """What is kept: machine, configuration, curves of each run, and the summary."""
     config = rows[-1]["setting"]
     sections = {key: dict(config[key]) for key in ("data", "model", "optim", "eval", "run", "validation")}
-    for section, key in (("data", "root"), ("run", "folder"), ("run", "seed"), ("optim", "aux_weight")):
-        del sections[section][key]  # of one machine, or of one run
+    # Of one machine, of one run, or (how often it validates) set by the trainer.
+    for name in ("data.root", "run.folder", "run.seed", "run.validate_every", "optim.aux_weight"):
+        section, key = name.split(".")
+        del sections[section][key]
     runs = [{key: value for key, value in row.items() if key not in ("machine", "setting")} for row in rows]
     return {
         "machine": rows[-1]["machine"],
@@ -171,8 +173,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--loss-levels", type=numbers, default=[], help="main losses whose first step is counted")
     parser.add_argument("--miou-levels", type=numbers, default=[], help="mIoU, 0 to 1, likewise")
     parser.add_argument("--out", type=Path, help="state of the runs; runs/aux_weight_DATA by default")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results and docs/aux_weight.svg")
-    parser.add_argument("--plot", action="store_true", help="only draw and tell what --save has kept")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results and the picture in docs")
+    parser.add_argument("--plot", action="store_true", help="train nothing; draw and tell what --save has kept")
     options = parser.parse_args(arguments)
     for name in ("seeds", "steps", "validations", "val_every"):
         if getattr(options, name) < 1:
@@ -189,21 +191,26 @@ def numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
-def main() -> None:
-    options = parse()
-    path = RESULTS / f"aux_weight_{'scenes' if options.scenes else 'camvid'}.json"
-    if options.plot:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        if options.scenes:
-            options.root = write_scenes(options.out / "scenes", train=200, val=60, size=(180, 240))
-        results = content(options, run_all(options))
+def tell(results: dict[str, Any], *, picture: bool) -> None:
+    """Print what came out, and draw it."""
     print(table(results))
     print(sentences(results))
+    if picture:
+        print(draw(results, PICTURES[results["data"]]))
+
+
+def main() -> None:
+    options = parse()
+    if options.plot:
+        for path in sorted(RESULTS.glob("aux_weight_*.json")):
+            tell(json.loads(path.read_text(encoding="utf-8")), picture=True)
+        return
+    if options.scenes:
+        options.root = write_scenes(options.out / "scenes", train=200, val=60, size=(180, 240))
+    results = content(options, run_all(options))
     if options.save:
-        print(write_json(path, results))
-    if options.save or options.plot:
-        print(draw(results, PICTURE))
+        print(write_json(RESULTS / f"aux_weight_{results['data']}.json", results))
+    tell(results, picture=options.save)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def draw(results: Mapping[str, Any], path: Path) -> Path:
         every = results["config"]["validation"]["every"]
         seeds = len(results["summary"]["seeds"])
         loss.set(xlabel="step", ylabel="main loss (running mean)", xlim=(0, steps))
-        part = "" if every == 1 else f", every {every}th image"
+        part = "" if every == 1 else f", one image in {every}"
         miou.set(xlabel="step", ylabel=f"val mIoU in %{part}", xlim=(0, steps))
         final.set(xlabel="λ", ylabel="val mIoU in % at the end, all images", xticks=weights)
         for axes in (loss, miou, final):
@@ -68,4 +68,4 @@ def ends(axes: Axes, results: Mapping[str, Any], colors: Mapping[float, Any]) ->
     means = [100 * row["final_miou"]["mean"] for row in rows]
     axes.plot(weights, means, color=WITHOUT, linewidth=1.4, zorder=2)
     axes.scatter(weights, means, c=[colors[weight] for weight in weights], s=60, zorder=3)
-    axes.annotate("thin: one line a seed; thick: their mean", (0.03, 0.03), xycoords="axes fraction", color="#5b6675")
+    axes.set_title("thin: one line a seed; thick: their mean", fontsize="medium", color="#5b6675")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -25,8 +26,9 @@ def summary(
     """
     weights, seeds = sorted({run["weight"] for run in runs}), sorted({run["seed"] for run in runs})
     found = {(run["weight"], run["seed"]): measured(run) for run in runs}
-    loss_levels = sorted({*loss_levels, round(max(min(v for _, v in run["loss"]) for run in found.values()), 4)})
-    miou_levels = sorted({*miou_levels, round(min(max(v for _, v in run["miou"]) for run in found.values()), 4)})
+    # Rounded away from the goal, so that the run that sets the level reaches it too.
+    common_loss = math.ceil(1e3 * max(min(v for _, v in run["loss"]) for run in found.values())) / 1e3
+    common_miou = math.floor(1e3 * min(max(v for _, v in run["miou"]) for run in found.values())) / 1e3
 
     rows = []
     for weight in weights:
@@ -35,12 +37,13 @@ def summary(
         for key in ("final_miou", "final_loss", "mean_loss"):
             row[key] = spread([run[key] for run in mine])
             row[f"{key}_difference"] = spread([a[key] - b[key] for a, b in zip(mine, plain, strict=True)])
-        row["steps_to_loss"] = {
-            f"{level:g}": [reached(run["loss"], level, -1) for run in mine] for level in loss_levels
-        }
-        row["steps_to_miou"] = {
-            f"{level:g}": [reached(run["miou"], level, +1) for run in mine] for level in miou_levels
-        }
+        for key, levels, sign in (
+            ("loss", sorted({*loss_levels, common_loss}), -1),
+            ("miou", sorted({*miou_levels, common_miou}), +1),
+        ):
+            row[f"steps_to_{key}"] = {
+                f"{level:g}": [reached(run[key], level, sign) for run in mine] for level in levels
+            }
         rows.append(row)
     return {"seeds": seeds, "weights": rows}
 
@@ -122,14 +125,14 @@ def sentences(results: Mapping[str, Any]) -> str:
     rows = {row["weight"]: row for row in found["weights"]}
     plain, others = rows[0.0], [row for weight, row in rows.items() if weight > 0]
     n = len(found["seeds"])
+    optim, data = config["optim"], config["data"]
     words = [
-        f"{results['data']}, {n} seed{'s' * (n > 1)}, {config['run']['max_steps']} steps of "
-        f"{config['optim']['batch_size']} crops of {config['data']['crop']}, ResNet-{config['model']['layers']} from "
-        "random weights. Each run is compared with λ=0 from the same weights, on the same crops and with the same "
-        "dropout.",
-        f"mIoU {verdict(others, 'final_miou_difference', 'higher', 'lower')}; "
+        f"{results['data']}, {n} seed{'s' * (n > 1)}, {config['run']['max_steps']} steps of {optim['batch_size']} "
+        f"crops of {data['crop']}, ResNet-{config['model']['layers']} from random weights. Each run is compared with "
+        "λ=0 from the same weights, on the same crops, with the same dropout.",
+        f"mIoU {verdict(others, 'final_miou_difference')}; "
         f"λ=0 alone goes from {100 * plain['final_miou']['min']:.2f} to {100 * plain['final_miou']['max']:.2f} points.",
-        f"The main loss, averaged over the whole run, {verdict(others, 'mean_loss_difference', 'higher', 'lower')}.",
+        f"The main loss, averaged over the whole run, {verdict(others, 'mean_loss_difference')}.",
     ]
     for row in others:
         words.append(
@@ -144,11 +147,13 @@ def sentences(results: Mapping[str, Any]) -> str:
     return "\n".join(words)
 
 
-def verdict(rows: Sequence[Mapping[str, Any]], key: str, more: str, less: str) -> str:
-    """'is higher in every seed with λ=0.2, 0.4; of no one sign with λ=1'."""
+def verdict(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    """'is higher in every seed with λ=0.2, 0.4; not of one sign over the seeds with λ=1'."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         low, high = row[key]["min"], row[key]["max"]
-        kind = f"{more} in every seed" if low > 0 else f"{less} in every seed" if high < 0 else "of no one sign"
+        kind = "higher in every seed" if low > 0 else "lower in every seed"
+        if low <= 0 <= high:
+            kind = "not of one sign over the seeds"
         groups.setdefault(kind, []).append(f"{row['weight']:g}")
-    return "is " + ", ".join(f"{kind} with λ={', '.join(weights)}" for kind, weights in groups.items())
+    return "is " + "; ".join(f"{kind} with λ={', '.join(weights)}" for kind, weights in groups.items())

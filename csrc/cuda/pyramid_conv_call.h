@@ -15,8 +15,8 @@ struct Call {
   const at::Tensor &x, &weight;
   at::Tensor levels;  // [B, Ck, Σk²], contiguous
   ElementType type;
-  ConvTables t{};
-  int64_t width, first_level_channel, first_x_channel;  // `width` channels a level
+  ConvTables t = {};
+  int64_t width = 0, first_level_channel = 0, first_x_channel = 0;  // `width` channels a level
 
   at::Tensor x_part(const at::Tensor& of) const { return of.narrow(1, first_x_channel, x.size(1)); }
   int32_t taps() const { return t.kernel_height * t.kernel_width; }
