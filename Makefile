@@ -26,11 +26,11 @@ test: test-cpp test-native test-triton test-cuda-on-cpu
 
 # Back ends that must not be skipped: PSPNET_FAST_EXPECT_BACKENDS=cpu make test
 test-native: setup
-	$(BIN)/python -m pytest tests --ignore=tests/cuda_on_cpu
+	$(BIN)/python -m pytest -n auto tests --ignore=tests/cuda_on_cpu
 
 # Triton reads its variable when it is imported, so its interpreter needs a process of its own.
 test-triton: setup
-	TRITON_INTERPRET=1 PSPNET_FAST_EXPECT_BACKENDS=triton $(BIN)/python -m pytest tests/ops -k triton
+	TRITON_INTERPRET=1 PSPNET_FAST_EXPECT_BACKENDS=triton $(BIN)/python -m pytest -n auto tests/ops -k triton
 
 # The CUDA kernels, compiled for the CPU: what a GPU would punish is found, and the operators' tests pass over them.
 test-cuda-on-cpu: setup
