@@ -61,6 +61,7 @@ def check(tensors: Sequence[Tensor], norm: NormStatistics, **options: Any) -> No
 def test_pyramid_conv_norm_relu(
     backend: Backend, align_corners: bool, x_first: bool, layout: str, dtype: torch.dtype
 ) -> None:
+    backend.require(dtype, {} if align_corners and x_first else {"align_corners": align_corners, "x_first": x_first})
     tensors = draw((7, 10), layout=layout, dtype=dtype, device=backend.device)
     norm = draw_norm(4, dtype, backend.device)
     check(tensors, norm, align_corners=align_corners, x_first=x_first)
@@ -69,6 +70,7 @@ def test_pyramid_conv_norm_relu(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_statistics_in_float32(backend: Backend, dtype: torch.dtype) -> None:
     """What a network in half precision keeps them in, and what it hands over under autocast."""
+    backend.require(dtype)
     check(draw((5, 6), dtype=dtype, device=backend.device), draw_norm(4, torch.float32, backend.device))
 
 
@@ -77,6 +79,7 @@ def test_statistics_in_float32(backend: Backend, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize(("out_channels", "width"), [(40, 72), (44, 68), (33, 67)])
 def test_sizes_of_vectors(backend: Backend, out_channels: int, width: int, layout: str, dtype: torch.dtype) -> None:
+    backend.require(dtype)
     tensors = draw((11, width), out_channels=out_channels, layout=layout, dtype=dtype, device=backend.device)
     check(tensors, draw_norm(out_channels, dtype, backend.device))
 
@@ -167,6 +170,7 @@ def test_export(backend: Backend) -> None:
 
 
 def test_autocast_lowers_as_a_convolution_does(backend: Backend) -> None:
+    backend.require(torch.bfloat16)
     tensors, norm = draw((7, 9), device=backend.device), draw_norm(4, device=backend.device)
     with torch.autocast(backend.device.type, dtype=torch.bfloat16):
         y = call(pyramid_conv_norm_relu, tensors, [norm])
