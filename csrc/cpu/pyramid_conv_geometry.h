@@ -24,7 +24,9 @@ struct ConvGeometry {
       : type(element_type(map)), lanes_(PSPNET_FAST_PER_ISA(conv_lanes, type)) {
     shape = {};
     shape.batch = map.size(0), shape.out_channels = map.size(1), shape.height = map.size(2), shape.width = map.size(3);
-    shape.image_stride = map.stride(0), shape.pixel_stride = channels_last ? map.stride(3) : 1;
+    // The stride of a side of 1 says nothing: along a single column the next pixel is in the next row.
+    shape.image_stride = map.stride(0);
+    shape.pixel_stride = channels_last ? map.stride(shape.width > 1 ? 3 : 2) : 1;
     shape.level_channels = level_channels;
     shape.kernel_rows = kernel[0], shape.kernel_columns = kernel[1];
     shape.levels = static_cast<int64_t>(bins.size());

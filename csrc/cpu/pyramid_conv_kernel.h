@@ -51,7 +51,7 @@ struct ConvShape {
 };
 
 // What becomes of y and the interpolated sum s: y + s; s alone; or normalised by fixed statistics and rectified,
-// max(0, factor[o] · (y + s) + summand[o]), Acc [out_pitch].
+// max(0, factor[o] · (y + s) + summand[o]), Acc [out_channels].
 enum class ConvWrite { add, store, norm_relu };
 struct ConvEpilogue {
   ConvWrite write;

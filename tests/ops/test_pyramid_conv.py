@@ -153,6 +153,15 @@ def test_writes_every_element(backend: Backend, layout: str) -> None:
     check_writes_everything(pyramid_conv, draw((5, 7), layout=layout, device=backend.device))
 
 
+def test_a_side_of_one_may_have_any_stride(backend: Backend) -> None:
+    inputs = draw((5, 1), layout="channels_last", device=backend.device)
+    plain = random(2, 4, 5, 1, layout="channels_last", device=backend.device)
+    odd = plain.as_strided(plain.shape, (*plain.stride()[:3], 999))
+    assert odd.is_contiguous(memory_format=torch.channels_last)
+    results = (differentiate(pyramid_conv, inputs, [upstream])[1] for upstream in (odd, plain))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_inputs_are_left_alone(backend: Backend, layout: str) -> None:
     inputs = draw((5, 7), layout=layout, device=backend.device)
