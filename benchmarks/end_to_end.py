@@ -153,7 +153,7 @@ def worker(options: argparse.Namespace) -> int | bool:
     (mode,), (peer,), (layers,) = options.modes, options.variants, options.layers
     config = setting(options, layers, options.batch)
     if options.peak:
-        return peak_bytes(lambda: build(mode, peer, config))
+        return peak_bytes(lambda: build(mode, peer, config), options.device)
     torch.cuda.set_per_process_memory_fraction(options.try_memory * 1e9 / torch.cuda.mem_get_info()[1])
     try:
         call = build(mode, peer, config)

@@ -202,7 +202,7 @@ def peak_of(options: argparse.Namespace) -> int:
     candidates = points(options.device, axis, quick=options.quick, threads=torch.get_num_threads())
     (point,) = (point for point in candidates if point.id == options.peak)
     with on_threads(point.threads):
-        return peak_bytes(lambda: point.case.build(options.peer))
+        return peak_bytes(lambda: point.case.build(options.peer), options.device)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
