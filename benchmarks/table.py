@@ -11,7 +11,7 @@ LABELS = ("shape", "dtype", "layout", "direction", "logits", "compiled")
 def ceilings_text(ceilings: Mapping[str, float]) -> str:
     """What the machine reaches, in one line."""
     return (
-        f"copy {ceilings['copy']:.1f} GB/s, read {ceilings['read']:.1f} GB/s, matrix products "
+        f"copy {ceilings['copy']:.1f} GB/s, read {ceilings['read']:.1f} GB/s, arithmetic "
         f"{ceilings['float32'] / 1e3:.4g} TFLOP/s in float32 and {ceilings['bfloat16'] / 1e3:.4g} in bfloat16"
     )
 

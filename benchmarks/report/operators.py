@@ -180,7 +180,7 @@ def floors(files: Sequence[Results]) -> str:
             names = dict.fromkeys(f"`{row['operator']}`" for row in rows)
             machines.append(f"- {' and '.join(names)}: {_rates(rates)}; {machine_line(results['machine'])}")
     text = (
-        "The floor is the longer of the bytes over the copy bandwidth and the FLOP over the rate of matrix products, "
+        "The floor is the longer of the bytes over the copy bandwidth and the FLOP over the rate of arithmetic, "
         "both measured in the same run:"
     )
     return region(table({**columns, "**ours**": "r"}, lines), text, "\n".join(machines))
@@ -191,14 +191,14 @@ def _floor_cells(row: Row) -> list[str]:
     memory, arithmetic = floor["memory_milliseconds"], floor["arithmetic_milliseconds"]
     kind = f"{short(floor['bytes'] / 1e6)} MB" if memory > arithmetic else f"{short(floor['flops'] / 1e9)} GFLOP"
     shares = (reached.get(name) for name in (EAGER, COMPILE, row["ours"]))
-    cells = (NOTHING if share is None else f"{100 * share:.2g} %" for share in shares)
+    cells = (NOTHING if share is None else f"{100 * share:.{2 if share < 0.995 else 3}g} %" for share in shares)
     name = f"`{row['operator']}`, {row['direction']}"
     return [name, shape(row), milliseconds(max(memory, arithmetic)), kind, *cells]
 
 
 def _rates(rates: Mapping[str, float]) -> str:
     return (
-        f"copy {short(rates['copy'])} GB/s, matrix products {short(rates['float32'])} GFLOP/s in float32 and "
+        f"copy {short(rates['copy'])} GB/s, arithmetic {short(rates['float32'])} GFLOP/s in float32 and "
         f"{short(rates['bfloat16'])} in bfloat16"
     )
 

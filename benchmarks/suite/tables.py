@@ -16,8 +16,8 @@ LEGEND = (
     "a project's own name: its installed package.",
     "Medians and 20th to 80th percentiles of rounds in which all peers of a table took their turn; x ours: of medians, "
     "to the fastest pspnet_fast.",
-    "Peak: memory beyond inputs and weights. Floor: the longer of bytes over copy bandwidth and FLOP over the rate of "
-    "matrix products (which a convolution may pass, by Winograd's method).",
+    "Peak: memory beyond inputs and weights. Floor: the longer of bytes over copy bandwidth and FLOP over the better "
+    "rate of a matrix product and a convolution.",
     "No page faults: the same in a process whose C library keeps its memory. Graph: replayed as a CUDA graph.",
 )
 

@@ -122,7 +122,7 @@ def test_floors_over_all_operators(tmp_path: Path) -> None:
     text = table(tmp_path, "floors")
     assert "| 2x19 → 473x473, NCHW | 0.5 ms | 0.1 GFLOP | 0.42 % | 0.02 % | 35 % |" in text
     assert "| 2x19 → 473x473, NCHW | 0.75 ms | 5 MB |" in text
-    assert "- `pyramid_pool`: copy 40 GB/s, matrix products 200 GFLOP/s in float32 and 800 in bfloat16" in text
+    assert "- `pyramid_pool`: copy 40 GB/s, arithmetic 200 GFLOP/s in float32 and 800 in bfloat16" in text
     assert "`x`" not in text
 
 
