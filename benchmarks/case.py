@@ -14,6 +14,7 @@ from benchmarks.ceilings import Floor
 from pspnet_fast.backend import KERNELS, unavailable, use_backend
 
 EAGER, COMPILE, MAX_AUTOTUNE, OURS = "eager", "compile", "compile max-autotune", "pspnet_fast"
+OURS_COMPILED = "pspnet_fast+compile"  # of the whole network: what surrounds the fused operators, compiled
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 Results = tuple[Tensor, ...]
@@ -21,8 +22,8 @@ Call = Callable[[], Results]
 
 
 def is_ours(peer: str) -> bool:
-    """Whether a peer is this package, on any back end: "pspnet_fast", "pspnet_fast cuda", …"""
-    return peer.split()[0] == OURS
+    """Whether a peer is this package: "pspnet_fast", on a back end ("pspnet_fast cuda"), or compiled."""
+    return peer.startswith(OURS)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def backend_of(peer: str) -> AbstractContextManager[None]:
 
 def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
     """``function`` as a peer runs it: compiled for the very shapes, or as it is."""
-    if peer == COMPILE:
+    if peer in (COMPILE, OURS_COMPILED):
         return torch.compile(function, dynamic=False)
     if peer == MAX_AUTOTUNE:
         return torch.compile(function, dynamic=False, mode="max-autotune")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.provenance import cpu_model, machine
+from benchmarks.store import ResultFile
 from benchmarks.suite.cases import group_name, peer_id, peers_and_absent, suite_cases
 from benchmarks.suite.recording import replayed_clock
 from benchmarks.suite.session import Plan, Session
@@ -28,11 +29,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--device", choices=("cpu", "cuda"), help="where to measure; the GPU by default, where torch sees one"
     )
+    group.addoption(
+        "--save",
+        action="store_true",
+        help="keep every case in benchmarks/results/suite_{cpu,gpu}.json as it is measured, beside what this machine "
+        "measured before on the same sources (so that -k can divide a run)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_columns = config.option.benchmark_columns or COLUMNS
     config.stash[LOAD] = os.getloadavg()[0]
+    if config.getoption("save", False) and quick(config):
+        raise pytest.UsageError("--save: what --quick measures is not to be quoted; leave one of them out")
     if config.option.benchmark_json is not None:  # pytest-benchmark would fail for want of it when all is measured
         config.option.benchmark_json.parent.mkdir(parents=True, exist_ok=True)
 
@@ -47,6 +56,11 @@ def machine_of(config: pytest.Config) -> dict[str, Any]:
     device = {"device": cpu_model()} if device_of(config) == "cpu" else {}
     load: float = config.stash[LOAD]
     return {**machine(), **device, "load": round(load, 2), "cores": os.cpu_count()}
+
+
+def result_name(device: str) -> str:
+    """The file of ``--save`` in results/ without its suffix."""
+    return f"suite_{'gpu' if device == 'cuda' else 'cpu'}"
 
 
 def quick(config: pytest.Config) -> bool:
@@ -86,7 +100,10 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
         rounds=option.benchmark_min_rounds,
         seconds=min(seconds, QUICK_SECONDS) if quick(request.config) else seconds,
     )
-    session = request.config.stash[SESSION] = Session(plan, wanted)
+    file = None
+    if request.config.getoption("save", False):
+        file = ResultFile(result_name(plan.device), lambda row: row["case"], resume=True)
+    session = request.config.stash[SESSION] = Session(plan, wanted, file)
     yield session
     session.close()
 

@@ -6,9 +6,10 @@
     python -m benchmarks.end_to_end --resume                  only what the results do not have yet
     python -m benchmarks.end_to_end --quick                   a tiny network, in two minutes; nothing is saved
 
-About 14 minutes on two cores, of which torch.compile takes half. Stock eager, torch.compile and this package run in
-turn. Each one's memory is measured at two batch sizes, a process each; a line through both gives the largest batch,
-with weights, gradients, SGD's momentum, images and labels counted. On a GPU that batch and its neighbours are tried.
+About 25 minutes on two cores, of which torch.compile takes half. Stock operators and this package, eager and compiled,
+run in turn. Each one's memory is measured at two batch sizes, a process each; a line through both gives the largest
+batch, with weights, gradients, SGD's momentum, images and labels counted. On a GPU that batch and its neighbours are
+tried.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.case import COMPILE, EAGER, LAYOUTS, OURS, Call
+from benchmarks.case import COMPILE, EAGER, LAYOUTS, OURS, OURS_COMPILED, Call
 from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.measure import in_fresh_process, peak_bytes
 from benchmarks.memory import Line, largest_tried
@@ -35,7 +36,7 @@ from benchmarks.table import ceilings_text, row_text
 from tests.plain_pspnet import PlainPSPNet
 
 MODULE = "benchmarks.end_to_end"
-PEERS = (EAGER, COMPILE, OURS)
+PEERS = (EAGER, COMPILE, OURS, OURS_COMPILED)
 MODES = ("training", "inference")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LEAST = {"training": 2, "inference": 1}  # batch normalisation over the 1x1 level cannot train on one image

@@ -16,6 +16,7 @@ from benchmarks.case import (
     LAYOUTS,
     MAX_AUTOTUNE,
     OURS,
+    OURS_COMPILED,
     Call,
     Case,
     Results,
@@ -98,13 +99,13 @@ def training_step(peer: str, setting: Setting) -> Call:
 def inference(peer: str, setting: Setting) -> Call:
     """Makes the labels of images at their full size."""
     net = network(peer, setting).eval()
-    call = compiled(net, peer)
+    labels_of = compiled(net.predict if is_ours(peer) else lambda x: net(x).argmax(dim=1), peer)
     x = normal(setting.batch, 3, *setting.size, device=setting.device, layout=setting.layout)
 
     @torch.inference_mode()
     def predict() -> Results:
         with as_training(setting.device, setting.dtype):
-            return (net.predict(x) if is_ours(peer) else call(x).argmax(dim=1),)  # type: ignore[operator]
+            return (labels_of(x),)
 
     return predict
 
@@ -142,7 +143,7 @@ def _case(operator: str, direction: str, setting: Setting, autotuned: bool) -> C
             **({"compiled": "max-autotune"} if autotuned else {}),
         },
         device=setting.device,
-        peers=(OURS, MAX_AUTOTUNE) if autotuned else (EAGER, COMPILE, OURS),
+        peers=(OURS, MAX_AUTOTUNE) if autotuned else (EAGER, COMPILE, OURS, OURS_COMPILED),
         build=lambda peer: (training_step if operator == "training_step" else inference)(peer, setting),
         floor=Floor(0, network_flops(setting, training=operator == "training_step"), dtype_name(setting.dtype)),
         # Dropout is drawn anew by torch.compile, and random weights leave many pixels undecided in half precision.

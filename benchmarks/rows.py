@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks import cross_entropy, network, pyramid
-from benchmarks.case import Call, Case, Results, difference, is_ours
+from benchmarks.case import OURS_COMPILED, Call, Case, Results, difference, is_ours
 from benchmarks.ceilings import Ceilings
 from benchmarks.measure import Timing, interleaved, peak_bytes, rounds_in_turn, timing
 
@@ -134,9 +134,12 @@ def peak_of(case_id: str, peer: str, device: str, *, quick: bool) -> int:
 
 
 def summarised(row: Row) -> Row:
-    """The row with what follows from its numbers: our best peer, ratios to it, and the share of the floor reached."""
+    """The row with what follows from its numbers: our best back end, ratios to it, and the share of the floor reached.
+
+    What is compiled around our operators is told beside it, and is not what others are compared with.
+    """
     medians = {name: time["median"] for name, time in row["milliseconds"].items()}
-    ours = {name: median for name, median in medians.items() if is_ours(name)}
+    ours = {name: median for name, median in medians.items() if is_ours(name) and name != OURS_COMPILED}
     floor = max(row["floor"]["memory_milliseconds"], row["floor"]["arithmetic_milliseconds"])
     row["ours"] = min(ours, key=lambda name: ours[name]) if ours else None
     row["ratio"] = {name: round(median / ours[row["ours"]], 3) for name, median in medians.items()} if ours else {}

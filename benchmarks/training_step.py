@@ -1,4 +1,6 @@
-"""PSPNet50's training step: fused, stock eager and torch.compile; time interleaved, peak memory in fresh processes.
+"""PSPNet50's training step: stock and fused, each eager and under torch.compile.
+
+Times are interleaved, peak memory is measured in fresh processes.
 
 python -m benchmarks.training_step                     the table of the README (about 15 minutes on two cores)
 python -m benchmarks.training_step --size 97 --rounds 1 --no-save      a look
@@ -12,10 +14,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.case import COMPILE, EAGER, OURS, OURS_COMPILED
 from benchmarks.measure import as_row, in_fresh_process, interleaved, peak_bytes, save
 from benchmarks.network import Setting, training_step
 
-VARIANTS = ("eager", "compile", "pspnet_fast")
+VARIANTS = (EAGER, COMPILE, OURS, OURS_COMPILED)
 
 
 def setting(options: argparse.Namespace, classes: int) -> Setting:
@@ -72,10 +75,10 @@ def main() -> None:
     for classes in options.classes:
         row = measure(options, classes)
         rows.append(row)
-        ours = row["milliseconds"].get("pspnet_fast", {"median": float("nan")})["median"]
+        ours = row["milliseconds"].get(OURS, {"median": float("nan")})["median"]
         for name, timing in row["milliseconds"].items():
             print(
-                f"{classes:>4} classes  {name:<12} {timing['median']:>9.1f} ms "
+                f"{classes:>4} classes  {name:<20} {timing['median']:>9.1f} ms "
                 f"({timing['p20']:.1f} to {timing['p80']:.1f})  {timing['median'] / ours:5.2f}x  "
                 f"peak {row['peak_megabytes'][name]:>8.1f} MB  loss {row['loss'][name]:.6f}",
                 flush=True,

@@ -2,6 +2,7 @@
 
     python -m benchmarks.report              rewrite what stands between the markers, draw what has changed
     python -m benchmarks.report --check      only say whether all is up to date (exit code 1: it is not)
+    python -m benchmarks.report --measure    measure README's tables on this machine first, and print them
 
 A table stands between ``<!-- benchmark:NAME -->`` and ``<!-- /benchmark -->`` (pages.py says which files fill it). A
 picture has the name of its result file.
@@ -10,13 +11,15 @@ picture has the name of its result file.
 from __future__ import annotations
 
 import argparse
+import shlex
+import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.measure import RESULTS
+from benchmarks.measure import RESULTS, ROOT
 from benchmarks.report import plots
-from benchmarks.report.pages import BENCHMARKS, PAGES, TABLES, filled, load
+from benchmarks.report.pages import BENCHMARKS, PAGES, README, TABLES, filled, load, rendered
 
 
 def outdated(
@@ -43,10 +46,29 @@ def outdated(
     return names
 
 
+def measure(names: Sequence[str]) -> None:
+    """Run the commands that measure these tables anew, each once.
+
+    Raises:
+        SystemExit: one of them failed; what those before it measured is kept.
+    """
+    for command in dict.fromkeys(TABLES[name].command for name in names):
+        print(f"$ {command}", flush=True)
+        program, *arguments = shlex.split(command)
+        assert program == "python"
+        if code := subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode:
+            sys.exit(f"`{command}` ended with exit code {code}; the pages are as they were")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if something differs")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--check", action="store_true", help="change nothing; exit with 1 if something differs")
+    instead.add_argument("--measure", action="store_true", help="README's tables, in about 25 minutes on two cores")
     options = parser.parse_args(arguments)
+    if options.measure:
+        measure(PAGES[README])
+        print("\n".join(rendered(TABLES[name]) for name in PAGES[README]))
     names = outdated(write=not options.check)
     if not names:
         print("pages and pictures are up to date")

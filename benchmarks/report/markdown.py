@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.case import COMPILE, EAGER, OURS, is_ours
+from benchmarks.case import COMPILE, EAGER, OURS, OURS_COMPILED, is_ours
 
 Results = Mapping[str, Any]  # a file of results/: "machine", "rows", and its "name" without suffix
 Row = Mapping[str, Any]
 
-TITLES = {EAGER: "stock PyTorch, eager", COMPILE: "stock PyTorch, `torch.compile`", OURS: "**pspnet_fast**"}
+TITLES = {
+    EAGER: "stock PyTorch, eager",
+    COMPILE: "stock PyTorch, `torch.compile`",
+    OURS: "**pspnet_fast**",
+    OURS_COMPILED: "**pspnet_fast**, `torch.compile`",
+}
 NOTHING = "–"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.case import COMPILE, EAGER, OURS
+from benchmarks.case import COMPILE, EAGER, OURS, OURS_COMPILED
 from benchmarks.pyramid import PLAIN_READ, X_ALONE
 from benchmarks.report.markdown import (
     NOTHING,
@@ -147,6 +147,7 @@ def network(files: Sequence[Results]) -> str:
         "": "l",
         "network": "l",
         **TIMES,
+        "**ours**, compiled": "r",
         "ours, of the floor's speed": "r",
         "peak memory, the better : ours": "r",
     }
@@ -155,6 +156,7 @@ def network(files: Sequence[Results]) -> str:
             row["operator"].replace("_", " "),
             shape(row),
             *time_cells(row),
+            milliseconds(medians(row).get(OURS_COMPILED)),
             reached_cell(row),
             memory_cell(row),
         ]
@@ -162,8 +164,8 @@ def network(files: Sequence[Results]) -> str:
     ]
     text = (
         f"Training: forward, both losses, backward. Inference: labels at full size. Medians of {rounds(rows)} rounds, "
-        "the variants in turn. The floor is the arithmetic of the convolutions alone.\n"
-        + machine_line(results["machine"])
+        "the variants in turn. Compiled: `torch.compile` of this package's network. The floor is the arithmetic of the "
+        "convolutions alone.\n" + machine_line(results["machine"])
     )
     return region(table(columns, lines), *failures(rows), text)
 

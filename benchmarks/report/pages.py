@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import RESULTS, ROOT
-from benchmarks.report import curves, network, operators
+from benchmarks.report import curves, network, operators, projects
 from benchmarks.report.markdown import Results, region
 
 README, BENCHMARKS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
@@ -48,6 +48,7 @@ TABLES: dict[str, Table] = {
     "pyramid_pool": operators_table("pyramid_pool", operators.pyramid_pool),
     "psp_head": operators_table("psp_head", operators.psp_head),
     "network": operators_table(NETWORK, operators.network),
+    "suite": Table(("suite_cpu", "suite_gpu"), "pytest benchmarks/ --save", projects.suite),
     "floors": Table(
         tuple(f"operators_cpu_{only.replace(',', '_')}" for only in EACH),
         f"for only in {' '.join(EACH)}; do python -m benchmarks.operators --only $only --save; done",

@@ -16,6 +16,7 @@ from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.measure import in_fresh_process, peak_bytes
 from benchmarks.operators import NO_PAGE_FAULTS
 from benchmarks.rows import Row, agreeing, measured
+from benchmarks.store import ResultFile
 from benchmarks.suite.cases import case_of
 
 
@@ -59,10 +60,16 @@ class Outcome:
 
 
 class Session:
-    """The outcomes of a run; ``wanted`` are the selected peers of each case, by its id."""
+    """The outcomes of a run.
 
-    def __init__(self, plan: Plan, wanted: Mapping[str, Sequence[str]]) -> None:
-        self.plan, self.wanted = plan, wanted
+    Args:
+        plan: how it measures.
+        wanted: the selected peers of each case, by its id.
+        file: where rows that were timed are kept besides.
+    """
+
+    def __init__(self, plan: Plan, wanted: Mapping[str, Sequence[str]], file: ResultFile | None = None) -> None:
+        self.plan, self.wanted, self.file = plan, wanted, file
         self.outcomes: dict[str, Outcome] = {}
         self.best: dict[str, float] = {}
 
@@ -87,6 +94,8 @@ class Session:
             except Exception as error:  # told by every peer's test, and not tried again for each
                 message = f"{type(error).__name__}: {error}"[:500]
                 self.outcomes[case.id] = Outcome({**named(case), "failures": {"all": message}})
+            if timed and self.file is not None:
+                self.file.add(self.outcomes[case.id].row)
             torch.compiler.reset()
             if case.device == "cuda":
                 torch.cuda.empty_cache()
@@ -126,7 +135,8 @@ class Session:
 
 def named(case: Case) -> Row:
     """What a row says of its case."""
-    return {"operator": case.operator, **case.labels, "device": case.device, "absent": dict(case.absent)}
+    absent = dict(case.absent)
+    return {"case": case.id, "operator": case.operator, **case.labels, "device": case.device, "absent": absent}
 
 
 def peak_of(case_id: str, peer: str, *, quick: bool) -> int:

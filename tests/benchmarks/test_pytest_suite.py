@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import conftest as benchmarks_conftest
+from benchmarks import measure
 from benchmarks.case import Case
 from benchmarks.ceilings import Ceilings, Floor
 from benchmarks.suite import session as session_module
@@ -151,6 +153,26 @@ def test_json_holds_real_rounds_and_every_number_of_the_table(run: Run, pytester
         assert told["ratio"]["pspnet_fast cpu"] == pytest.approx(told["times_ours"], rel=1e-3, abs=1e-3)
         assert (told["peak_bytes"], told["ceilings"]["copy"], told["difference"]) == (3_000_000, 100.0, 0.0)
         assert told["floor_reached"] == pytest.approx(0.01 / told["milliseconds"]["median"], rel=1e-2)
+
+
+def test_save_keeps_what_is_measured_part_by_part(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    first, second = fake_case(RIGHT), replace(fake_case(RIGHT), operator="pyramid_conv")
+    run(first, "--save").assert_outcomes(passed=3)
+    run(second, "--save").assert_outcomes(passed=3)
+    stored = json.loads((tmp_path / "suite_cpu.json").read_text())
+    assert [row["case"] for row in stored["rows"]] == [first.id, second.id]
+    assert set(stored["rows"][0]["milliseconds"]) == set(RIGHT)
+    assert stored["rows"][0]["peak_bytes"] == dict.fromkeys(RIGHT, 3_000_000)
+    assert {"device", "commit", "digest"} <= set(stored["machine"])
+    run(first, "--save", "--benchmark-disable").assert_outcomes(passed=3)  # nothing was timed: nothing is replaced
+    assert json.loads((tmp_path / "suite_cpu.json").read_text()) == stored
+
+
+def test_quick_measurements_are_not_saved(run: Run) -> None:
+    result = run(fake_case(RIGHT), "--save", "--quick")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--save: what --quick measures is not to be quoted*"])
 
 
 def test_runs_are_saved_and_compared(run: Run) -> None:

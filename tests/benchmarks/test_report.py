@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from report_samples import (
     write,
 )
 
+from benchmarks import conftest as suite_conftest
 from benchmarks import end_to_end, operators, scaling
 from benchmarks.report import __main__ as report
-from benchmarks.report.pages import PAGES, TABLES, filled, rendered
+from benchmarks.report.pages import PAGES, README, TABLES, filled, rendered
 from benchmarks.scaling import AXES, result_name
 
 PAGE = "# A page\n\n<!-- benchmark:training_step -->\n<!-- /benchmark -->\n\nThe end.\n"
@@ -92,15 +94,38 @@ def test_psp_head(tmp_path: Path) -> None:
 
 def test_network(tmp_path: Path) -> None:
     rows = [
-        operator_row(name, shape="PSPNet50", milliseconds=timings(eager=800.0, ours=400.0))
+        operator_row(
+            name,
+            shape="PSPNet50",
+            milliseconds=timings(eager=800.0, ours=400.0) | {"pspnet_fast+compile": timings(x=300.0)["x"]},
+        )
         for name in ("inference", "training_step")
     ]
     write(tmp_path, "operators_cpu_training_step_inference", *rows)
     lines = [line for line in table(tmp_path, "network").splitlines() if "PSPNet50" in line]
     assert lines == [
-        f"| {name} | PSPNet50, NCHW | 800 ms | – | 400 ms | 2.00× | 35 % | 5 : 2.35 MB (2.13×) |"
+        f"| {name} | PSPNet50, NCHW | 800 ms | – | 400 ms | 2.00× | 300 ms | 35 % | 5 : 2.35 MB (2.13×) |"
         for name in ("training step", "inference")
     ]
+
+
+def test_suite(tmp_path: Path) -> None:
+    times = timings(eager=800.0, compile=900.0, ours=400.0) | {"transformers": timings(x=2000.0)["x"]}
+    kept = {"milliseconds": timings(eager=600.0, ours=200.0)}
+    told = {"configuration": "ADE20K 473", "arrangement": "transformers", "ratio": {"transformers": 5.0}}
+    row = operator_row("dual_cross_entropy", milliseconds=times, without_page_faults=kept, **told)
+    other = operator_row("psp_head", dtype="bfloat16", shape="2x8x9x9", **told, absent={"smp": "not installed"})
+    failed = {"case": "c", "operator": "psp_head", "shape": "1x1", "layout": "NCHW", "failures": {"all": "no memory"}}
+    write(tmp_path, "suite_cpu", row, other, failed)
+    text = table(tmp_path, "suite")
+    assert (
+        "| `dual_cross_entropy` | ADE20K 473, 2x19 → 473x473 | transformers | 800 ms | 900 ms | 400 ms | 2.00× | 3.00× "
+        "| 2000 ms (5.00×) | 5 : 2.35 MB (2.13×) | 35 % |"
+    ) in text
+    assert "| `psp_head` | ADE20K 473, 2x8x9x9 | transformers, bfloat16 | 118 ms | 2216 ms |" in text
+    assert "| 84× | – | – | 5 : 2.35 MB (2.13×) | 35 % |" in text
+    assert "Not installed: smp." in text
+    assert "Failed: psp_head, 1x1, NCHW, all: no memory" in text
 
 
 def test_a_failed_peer_has_no_number_but_its_reason(tmp_path: Path) -> None:
@@ -252,6 +277,26 @@ def test_check_tells_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: p
         report.main(["--check"])
 
 
+def test_measure_runs_the_commands_of_readmes_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, returncode=len(ran) - 1)
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    monkeypatch.setattr(report, "outdated", lambda *, write: [])
+    with pytest.raises(SystemExit, match="upsample_argmax --save` ended with exit code 1"):
+        report.main(["--measure"])
+    assert [command[1:3] for command in ran] == [["-m", "benchmarks.training_step"], ["-m", "benchmarks.operators"]]
+    monkeypatch.setattr(report, "measure", lambda names: None)
+    report.main(["--measure"])
+    printed = capsys.readouterr().out
+    assert all(rendered(TABLES[name]) in printed for name in PAGES[README])
+
+
 def test_every_table_is_on_the_page_of_all() -> None:
     assert all(set(names) <= set(TABLES) for names in PAGES.values())
     assert any(set(names) == set(TABLES) for names in PAGES.values())
@@ -279,4 +324,5 @@ def test_commands_write_the_files_that_the_tables_read() -> None:
     for device in ("cpu", "cuda"):
         assert end_to_end.result_name(end_to_end.parse(["--device", device])) in TABLES["end_to_end"].files
         assert all(Path(result_name(device, axis)).match(TABLES["scaling"].files[0]) for axis in AXES)
+        assert suite_conftest.result_name(device) in TABLES["suite"].files
     assert scaling.parse([]).axes == list(AXES)
