@@ -33,6 +33,7 @@ NO_PAGE_FAULTS = {
     ":glibc.malloc.mmap_max=0"
 }
 MODULE = "benchmarks.operators"
+SECONDS = 2.0  # of each variant at least: what takes milliseconds gets as many rounds as even out a busy moment
 
 
 def worker(options: argparse.Namespace) -> None:
@@ -42,7 +43,8 @@ def worker(options: argparse.Namespace) -> None:
     cases = all_cases(options.device, quick=options.quick, only=options.only)
     if options.worker == "no page faults":
         cases = [case for case in cases if case.page_faults]
-    for row in measure_all(cases, ceilings, options.rounds):
+    seconds = 0.0 if options.quick or options.rounds else SECONDS
+    for row in measure_all(cases, ceilings, options.rounds, seconds):
         print(json.dumps(row), flush=True)
 
 
@@ -99,7 +101,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only", type=lambda text: [name for name in text.split(",") if name], default=[], help="operators, by commas"
     )
-    parser.add_argument("--rounds", type=int, help="instead of 9 (an operator) or 3 (a network); more on a GPU")
+    parser.add_argument("--rounds", type=int, help="instead of 9 or more (3 of a network); more on a GPU")
     parser.add_argument("--quick", action="store_true", help="small shapes: does it work?")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/operators_{cpu,gpu}.json")

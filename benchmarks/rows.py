@@ -38,12 +38,12 @@ def rounds_of(case: Case, asked: int | None) -> int:
     return asked or (few if case.operator in NETWORK else many)
 
 
-def measure_case(case: Case, ceilings: Ceilings, rounds: int) -> Row:
+def measure_case(case: Case, ceilings: Ceilings, rounds: int, seconds: float = 0.0) -> Row:
     """The row of a case; a peer that fails or disagrees is told in ``failures`` and not timed.
 
     Peak memory is measured here on a GPU alone: on a CPU each peer needs a process of its own (:func:`peak_of`).
     """
-    return measured(case, ceilings, rounds)[0]
+    return measured(case, ceilings, rounds, seconds=seconds)[0]
 
 
 def measured(
@@ -147,11 +147,15 @@ def summarised(row: Row) -> Row:
     return row
 
 
-def measure_all(cases: Iterable[Case], ceilings: Ceilings, rounds: int | None) -> Iterator[Row]:
-    """Rows of the cases, one after the other; a case that fails as a whole gives a row that says so."""
+def measure_all(cases: Iterable[Case], ceilings: Ceilings, rounds: int | None, seconds: float = 0.0) -> Iterator[Row]:
+    """Rows of the cases, one after the other; a case that fails as a whole gives a row that says so.
+
+    Args:
+        rounds, seconds: as :func:`measured` takes them; None rounds are those of :func:`rounds_of`.
+    """
     for case in cases:
         try:
-            yield measure_case(case, ceilings, rounds_of(case, rounds))
+            yield measure_case(case, ceilings, rounds_of(case, rounds), seconds)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"[:500]
             yield {"case": case.id, "operator": case.operator, **case.labels, "failures": {"all": message}}

@@ -98,9 +98,10 @@ def peaks(row: Row) -> dict[str, float]:
     }
 
 
-def rounds(rows: Iterable[Row]) -> int:
-    """How many rounds the first row that was timed took."""
-    return next((timing["rounds"] for row in rows for timing in row.get("milliseconds", {}).values()), 0)
+def rounds(rows: Iterable[Row]) -> str:
+    """How many rounds the rows took: "5", or "9 to 42"."""
+    counts = {timing["rounds"] for row in rows for timing in row.get("milliseconds", {}).values()} or {0}
+    return " to ".join(map(str, sorted({min(counts), max(counts)})))
 
 
 def failures(rows: Iterable[Row]) -> list[str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.case import EAGER, OURS
 from benchmarks.report.curves import MEANING, axis_of
-from benchmarks.report.markdown import Results, medians, peaks
+from benchmarks.report.markdown import Results, Row, peaks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,10 @@ STYLE = {
 
 
 def scaling(results: Results) -> Figure:
-    """Time above, memory below, a column an operator; both axes logarithmic, so that a straight line is a power."""
+    """Time above (with its 20th to 80th percentile), memory below, a column an operator.
+
+    Both axes are logarithmic, so that a straight line is a power.
+    """
     from matplotlib import pyplot
 
     axis, rows = axis_of(results), results["rows"]
@@ -45,26 +48,54 @@ def scaling(results: Results) -> Figure:
     )
     for column, operator in zip(axes.T, operators, strict=True):
         own = [row for row in rows if row["operator"] == operator]
-        _over_axis(column[0], own, lambda row: medians(row))
-        _over_axis(column[1], own, lambda row: {peer: size / 1e6 for peer, size in peaks(row).items()})
+        for peer in (EAGER, OURS):
+            _over_axis(column[0], peer, [(row["value"], _spread(row, peer)) for row in own])
+            _over_axis(column[1], peer, [(row["value"], _peak(row, peer)) for row in own])
+        for axes_of_one in column:
+            _logarithmic(axes_of_one)
         column[0].set_title(operator)
         column[1].set_xlabel(MEANING[axis])
         column[1].set_xticks(list(dict.fromkeys(row["value"] for row in rows)))
         column[1].xaxis.set_major_formatter("{x:.0f}")
-        column[1].minorticks_off()
     axes[0, 0].set_ylabel("time, ms")
     axes[1, 0].set_ylabel("peak memory, MB")
     axes[0, 0].legend()
     return figure
 
 
-def _over_axis(axes: Axes, rows: Sequence[Mapping[str, Any]], values: Callable[[Any], Mapping[str, float]]) -> None:
-    """A line for each variant through the points where it was measured."""
+def _spread(row: Row, peer: str) -> tuple[float, ...] | None:
+    """Median, 20th and 80th percentile of a variant's milliseconds."""
+    time = row.get("milliseconds", {}).get(row.get("ours") if peer == OURS else peer)
+    return None if time is None else (time["median"], time["p20"], time["p80"])
+
+
+def _peak(row: Row, peer: str) -> tuple[float, ...] | None:
+    size = peaks(row).get(peer)
+    return None if size is None else (size / 1e6,)
+
+
+def _over_axis(axes: Axes, peer: str, points: Sequence[tuple[float, tuple[float, ...] | None]]) -> None:
+    """A line through the points that were measured, in a band between the percentiles where there are some."""
+    measured = [(value, *numbers) for value, numbers in points if numbers is not None and numbers[0] > 0]
+    if not measured:
+        return
+    values, middle, *band = zip(*measured, strict=True)
+    axes.plot(values, middle, "o-", color=COLORS[peer], label=NAMES[peer], markersize=4)
+    if band:
+        axes.fill_between(values, *band, color=COLORS[peer], alpha=0.25, linewidth=0)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Both axes logarithmic, with more numbers the fewer decades there are."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axes.set(xscale="log", yscale="log")
-    for peer in (EAGER, OURS):
-        points = [(row["value"], values(row)[peer]) for row in rows if values(row).get(peer)]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=COLORS[peer], label=NAMES[peer], markersize=4)
+    least, most = axes.get_ylim()
+    subs = (1,) if most > 1e3 * least else (1, 2, 5) if most > 10 * least else (1, 1.5, 2, 3, 5, 7)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def agreement(results: Results) -> Figure:

@@ -45,9 +45,9 @@ def _suite(results: Results) -> str:
         for row in rows
     ]
     text = (
-        "Forward and backward, `upsample_argmax` forward alone; medians of at least "
-        f"{min(rounds([row]) for row in rows)} rounds, the variants in turn. Eager is the project's arrangement in "
-        "stock operators. Without page faults: the better / ours in a process that keeps its memory. "
+        f"Forward and backward, `upsample_argmax` forward alone; medians of {rounds(rows)} rounds, the variants in "
+        "turn. Eager is the project's arrangement in stock operators. Without page faults: the better / ours in a "
+        "process that keeps its memory. "
         f"Its package: the time of the project's own code, and how many times ours it is.{_absent(rows)}\n"
     )
     return region(table(columns, lines), *failures(results["rows"]), text + machine_line(results["machine"]))

@@ -28,6 +28,7 @@ def lines(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
 def test_scaling_has_time_and_memory_of_each_operator(tmp_path: Path) -> None:
     rows = [scaling_row(n, axis="batch", operator=op) for op in ("dual_cross_entropy", "psp_head") for n in (1, 2, 4)]
     del rows[-1]["milliseconds"]["eager"], rows[-1]["peak_bytes"]["eager"]  # it did not fit
+    rows.append({"axis": "batch", "value": 8, "operator": "psp_head", "milliseconds": {}, "failures": {}})  # nor any
     figure = plots.scaling(results_of(tmp_path, "scaling_cpu_batch", *rows))
     time, _, memory, heads_memory = figure.axes[0], *figure.axes[1:]
     assert [axes.get_title() for axes in figure.axes[:2]] == ["dual_cross_entropy", "psp_head"]
@@ -35,6 +36,7 @@ def test_scaling_has_time_and_memory_of_each_operator(tmp_path: Path) -> None:
         "eager": ([1, 2, 4], [7.0, 14.0, 28.0]),
         "pspnet_fast": ([1, 2, 4], pytest.approx([0.1, 0.2, 0.4])),
     }
+    assert len(time.collections) == 2  # the percentiles
     assert lines(memory)["eager"] == ([1, 2, 4], [10.0, 20.0, 40.0])
     assert lines(heads_memory)["eager"] == ([1, 2], [10.0, 20.0])
     assert (time.get_xscale(), memory.get_yscale()) == ("log", "log")
