@@ -81,7 +81,7 @@ def _end_to_end(results: Results) -> str:
         for peer, time in row["milliseconds"].items()
     ]
     row = rows[0]
-    batches = " and ".join(map(str, row["memory_batches"]))
+    batches = " or ".join(dict.fromkeys(" and ".join(map(str, row["memory_batches"])) for row in rows))
     precision = "bfloat16 autocast" if row["dtype"] == "bfloat16" else row["dtype"]
     text = (
         f"{row['batch']} crops of {row['size']}×{row['size']}, {row['classes']} classes, {row['layout']}, {precision}; "
