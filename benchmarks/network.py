@@ -54,15 +54,18 @@ def cases(device: str, *, quick: bool) -> list[Case]:
         small = Setting(18, 19, 2, (57, 57), "channels_last", torch.float32, device)
         return [training_case(small), inference_case(small)]
     if device == "cpu":
-        train = Setting(50, 150, 2, (473, 473), "NCHW", torch.float32, device)
+        city, ade = (Setting(50, classes, 2, (473, 473), "NCHW", torch.float32, device) for classes in (19, 150))
         infer = Setting(50, 19, 1, (1024, 2048), "channels_last", torch.float32, device)
-    else:
-        train = Setting(50, 150, 16, (473, 473), "channels_last", torch.bfloat16, device)
-        infer = Setting(50, 19, 1, (1024, 2048), "channels_last", torch.bfloat16, device)
-    measured = [training_case(train), inference_case(infer)]
-    if device == "cuda":  # last and by themselves, as the search takes minutes
-        measured += [training_case(train, autotuned=True), inference_case(infer, autotuned=True)]
-    return measured
+        return [training_case(city), training_case(ade), inference_case(infer)]
+    train = Setting(50, 150, 16, (473, 473), "channels_last", torch.bfloat16, device)
+    infer = Setting(50, 19, 1, (1024, 2048), "channels_last", torch.bfloat16, device)
+    # The autotuned ones last and by themselves, as the search takes minutes.
+    return [
+        training_case(train),
+        inference_case(infer),
+        training_case(train, autotuned=True),
+        inference_case(infer, autotuned=True),
+    ]
 
 
 def network(peer: str, setting: Setting) -> nn.Module:

@@ -1,6 +1,6 @@
 """Every operator against stock PyTorch and torch.compile, with the floor, on this machine.
 
-    python -m benchmarks.operators                                       the tables (about half an hour on two cores)
+    python -m benchmarks.operators                                       the tables (about 45 minutes on two cores)
     python -m benchmarks.operators --only dual_cross_entropy --rounds 5
     python -m benchmarks.operators --quick                               small shapes, in some minutes
     python -m benchmarks.operators --save                                also into benchmarks/results/
@@ -101,7 +101,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--only", type=lambda text: [name for name in text.split(",") if name], default=[], help="operators, by commas"
     )
-    parser.add_argument("--rounds", type=int, help="instead of 9 or more (3 of a network); more on a GPU")
+    parser.add_argument("--rounds", type=int, help="instead of 9 or more (5 of a network); more on a GPU")
     parser.add_argument("--quick", action="store_true", help="small shapes: does it work?")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/operators_{cpu,gpu}.json")

@@ -34,7 +34,7 @@ def all_cases(device: str, *, quick: bool = False, only: Iterable[str] = ()) -> 
 
 def rounds_of(case: Case, asked: int | None) -> int:
     """Rounds to measure: as asked, else few of a whole network and more of one operator."""
-    few, many = (3, 9) if case.device == "cpu" else (10, 30)
+    few, many = (5, 9) if case.device == "cpu" else (10, 30)
     return asked or (few if case.operator in NETWORK else many)
 
 

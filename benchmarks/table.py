@@ -46,7 +46,7 @@ def _peer_text(name: str, row: Mapping[str, Any]) -> str:
         text += f"  {row['ratio'][name]:>7.2f} x ours"
     text += f"  {100 * row['floor_reached'].get(name, 0):>5.1f} % of the floor"
     if (peak := row.get("peak_bytes", {}).get(name)) is not None:
-        text += f"  peak {peak / 2**20:.1f} MB"
+        text += f"  peak {peak / 1e6:.1f} MB"
         if row["gradient_bytes"]:
             text += f" ({peak / row['gradient_bytes']:.2f} x the gradients)"
     return text

@@ -1,10 +1,9 @@
-"""Tables of the whole network: what training_step.py and end_to_end.py saved."""
+"""Tables of the whole network, a line for each variant: what operators.py and end_to_end.py saved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.case import OURS
 from benchmarks.report.markdown import (
     NOTHING,
     TITLES,
@@ -20,41 +19,37 @@ from benchmarks.report.markdown import (
     short,
     table,
 )
+from benchmarks.report.operators import measured_rows
 
 SPREAD = "time, median (20th to 80th percentile)"
 
 
 def training_step(files: Sequence[Results]) -> str:
-    """A row for each number of classes and variant."""
+    """A line for each number of classes and variant."""
     (results,) = files
-    columns = {"classes": "r", "one training step with": "l", SPREAD: "r", "time / ours": "r", "peak memory": "r"}
+    rows = measured_rows(results, "training_step")
+    columns = {"": "l", "one training step with": "l", SPREAD: "r", "time / ours": "r", "peak memory": "r"}
     lines = []
-    for row in results["rows"]:
-        ours = row["milliseconds"][OURS]["median"]
+    for row in rows:
+        _, classes = row["shape"].rsplit(", ", 1)
         for name, time in row["milliseconds"].items():
             spread = f"{seconds(time['p20'])} to {seconds(time['p80'])}"
             lines.append(
                 [
-                    str(row["classes"]),
-                    TITLES.get(name, name),
+                    classes,
+                    TITLES[name],
                     f"{seconds(time['median'])} s ({spread})",
-                    f"{time['median'] / ours:.2f}",
-                    f"{row['peak_megabytes'][name]:.0f} MB",
+                    f"{row['ratio'][name]:.2f}",
+                    megabytes(row["peak_bytes"].get(name)),
                 ]
             )
-    return region(table(columns, lines), _training_conditions(results))
-
-
-def _training_conditions(results: Results) -> str:
-    """What was run, where, and on which sources."""
-    row = results["rows"][0]
-    layout = "channels_last" if row["channels_last"] else "NCHW"
-    precision = "bfloat16 autocast" if row["bf16"] else "float32"
-    return (
-        f"PSPNet{row['layers']}, {row['batch']} crops of {row['size']}×{row['size']}, {layout}, {precision}: forward, "
-        f"both losses, backward; {rounds([row])} rounds, the variants in turn. Peak memory is what a step takes on top "
-        "of network, images and labels, in a process of its own.\n" + machine_line(results["machine"])
+    network, _ = rows[0]["shape"].rsplit(", ", 1)
+    text = (
+        f"{network}, {rows[0]['layout']}, {rows[0]['dtype']}: forward, both losses, backward; {rounds(rows)} rounds, "
+        "the variants in turn. Peak memory is what a step takes on top of network, images and labels, in a process of "
+        "its own.\n" + machine_line(results["machine"])
     )
+    return region(table(columns, lines), *failures(rows), text)
 
 
 def end_to_end(files: Sequence[Results]) -> str:

@@ -40,9 +40,7 @@ LOSSES, NETWORK = "dual_cross_entropy,upsample_argmax", "training_step,inference
 EACH = (LOSSES, "pyramid_pool", "psp_head", NETWORK)
 
 TABLES: dict[str, Table] = {
-    "training_step": Table(
-        ("training_step_cpu_r50_473_nchw_fp32",), "python -m benchmarks.training_step", network.training_step
-    ),
+    "training_step": operators_table(NETWORK, network.training_step),
     "cross_entropy": operators_table(LOSSES, operators.cross_entropy),
     "upsample_argmax": operators_table(LOSSES, operators.upsample_argmax),
     "pyramid_pool": operators_table("pyramid_pool", operators.pyramid_pool),
