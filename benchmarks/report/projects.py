@@ -48,7 +48,7 @@ def _suite(results: Results) -> str:
         f"Forward and backward, `upsample_argmax` forward alone; medians of {rounds(rows)} rounds, the variants in "
         "turn. Eager is the project's arrangement in stock operators. Without page faults: the better / ours in a "
         "process that keeps its memory. "
-        f"Its package: the time of the project's own code, and how many times ours it is.{_absent(rows)}\n"
+        f"Its package: the time of the project's own code, and how many times ours it is.{_packages(rows)}\n"
     )
     return region(table(columns, lines), *failures(results["rows"]), text + machine_line(results["machine"]))
 
@@ -65,7 +65,9 @@ def _package_cell(row: Row) -> str:
     return f"{milliseconds(row['milliseconds'][found]['median'])} ({times(row['ratio'].get(found))})"
 
 
-def _absent(rows: Sequence[Row]) -> str:
-    """Which packages were not there."""
-    names = dict.fromkeys(name for row in rows for name in row.get("absent", {}))
-    return f" Not installed: {', '.join(names)}." if names else ""
+def _packages(rows: Sequence[Row]) -> str:
+    """Which packages were there, in which version, and which were not."""
+    found = {name: version for row in rows for name, version in row.get("versions", {}).items()}
+    absent = dict.fromkeys(name for row in rows for name in row.get("absent", {}))
+    text = f" Measured: {', '.join(f'{name} {version}' for name, version in found.items())}." if found else ""
+    return text + (f" Not installed: {', '.join(absent)}." if absent else "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -22,6 +23,11 @@ def absence(project: str) -> str | None:
     if importlib.util.find_spec(module) is None:
         return f"not installed: pip install {distribution}"
     return None
+
+
+def versions(peers: Iterable[str]) -> dict[str, str]:
+    """Of the peers that are packages, the version that is installed."""
+    return {peer: importlib.metadata.version(PACKAGES[peer][1]) for peer in peers if peer in PACKAGES}
 
 
 def peers_of(project: str) -> tuple[tuple[str, ...], Mapping[str, str]]:

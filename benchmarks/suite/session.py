@@ -18,6 +18,7 @@ from benchmarks.operators import NO_PAGE_FAULTS
 from benchmarks.rows import Row, agreeing, measured
 from benchmarks.store import ResultFile
 from benchmarks.suite.cases import case_of
+from benchmarks.suite.packages import versions
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Session:
         ceilings = self._ceilings()
         row, rounds = measured(case, ceilings, plan.rounds, seconds=plan.seconds, peers=self.wanted[case.id])
         row |= {"ceilings": ceilings.as_dict(), "tolerance": case.tolerance, "absent": dict(case.absent)}
+        row["versions"] = versions(rounds)
         if case.device == "cpu":
             row["peak_bytes"] = {peer: self._peak(case, peer) for peer in rounds}
             if case.page_faults and rounds:

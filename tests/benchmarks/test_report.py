@@ -116,6 +116,7 @@ def test_suite(tmp_path: Path) -> None:
     kept = {"milliseconds": timings(eager=600.0, ours=200.0)}
     told = {"configuration": "ADE20K 473", "arrangement": "transformers", "ratio": {"transformers": 5.0}}
     row = operator_row("dual_cross_entropy", milliseconds=times, without_page_faults=kept, **told)
+    row["versions"] = {"transformers": "5.24.0"}
     other = operator_row("psp_head", dtype="bfloat16", shape="2x8x9x9", **told, absent={"smp": "not installed"})
     failed = {"case": "c", "operator": "psp_head", "shape": "1x1", "layout": "NCHW", "failures": {"all": "no memory"}}
     write(tmp_path, "suite_cpu", row, other, failed)
@@ -126,7 +127,7 @@ def test_suite(tmp_path: Path) -> None:
     ) in text
     assert "| `psp_head` | ADE20K 473, 2x8x9x9 | transformers, bfloat16 | 118 ms | 2216 ms |" in text
     assert "| 84× | – | – | 5 : 2.35 MB (2.13×) | 35 % |" in text
-    assert "Not installed: smp." in text
+    assert "Measured: transformers 5.24.0. Not installed: smp." in text
     assert "Failed: psp_head, 1x1, NCHW, all: no memory" in text
 
 
