@@ -6,7 +6,7 @@
     python -m benchmarks.end_to_end --resume                  only what the results do not have yet
     python -m benchmarks.end_to_end --quick                   a tiny network, in two minutes; nothing is saved
 
-About 25 minutes on two cores, of which torch.compile takes half. Stock operators and this package, eager and compiled,
+About 16 minutes on two cores, of which torch.compile takes half. Stock operators and this package, eager and compiled,
 run in turn. Each one's memory is measured at two batch sizes, a process each; a line through both gives the largest
 batch, with weights, gradients, SGD's momentum, images and labels counted. On a GPU that batch and its neighbours are
 tried.

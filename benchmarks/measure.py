@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +172,3 @@ def write_json(path: Path, content: object) -> Path:
 def save(name: str, rows: list[dict[str, Any]]) -> Path:
     """Write rows with the machine they were measured on to ``results/name.json``."""
     return write_json(RESULTS / f"{name}.json", {"machine": machine(), "rows": rows})
-
-
-def as_row(timings: Mapping[str, Timing], **labels: Any) -> dict[str, Any]:
-    """One result row: labels, and each variant's timing."""
-    return {**labels, "milliseconds": {name: asdict(value) for name, value in timings.items()}}

@@ -1,6 +1,6 @@
 """Every operator against stock PyTorch and torch.compile, with the floor, on this machine.
 
-    python -m benchmarks.operators                                       the tables (about 45 minutes on two cores)
+    python -m benchmarks.operators                                       the tables (about half an hour on two cores)
     python -m benchmarks.operators --only dual_cross_entropy --rounds 5
     python -m benchmarks.operators --quick                               small shapes, in some minutes
     python -m benchmarks.operators --save                                also into benchmarks/results/

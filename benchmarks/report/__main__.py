@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--check", action="store_true", help="change nothing; exit with 1 if something differs")
-    instead.add_argument("--measure", action="store_true", help="README's tables, in about 25 minutes on two cores")
+    instead.add_argument("--measure", action="store_true", help="README's tables, in about 20 minutes on two cores")
     options = parser.parse_args(arguments)
     if options.measure:
         measure(PAGES[README])
