@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import use_backend
-from pspnet_fast.data import SegmentationDataset, eval_transform, open_dataset, train_transform
 
+from .class_weights import training_class_weights
 from .clock import Clock, planned_steps
-from .config import DataConfig, TrainConfig
+from .config import TrainConfig
 from .config_io import dump_config
+from .datasets import open_split
 from .distributed import World, join_world
 from .errors import ConfigError, DivergedError
 from .evaluate import eval_loader, evaluate_loader
-from .frequencies import training_class_weights
 from .inference import autocast, predict_labels
 from .logging import RunLog, draw_losses, peak_memory
 from .metrics import Metrics
@@ -70,37 +70,6 @@ def train(config: TrainConfig, *, resume: bool = False, name: str | None = None)
 def chosen_backend(name: str) -> AbstractContextManager[object]:
     """The operators of ``run.backend``; "auto" leaves what :func:`pspnet_fast.use_backend` or the environment chose."""
     return nullcontext() if name == "auto" else use_backend(name)
-
-
-def open_split(data: DataConfig, split: str, *, training: bool = False) -> SegmentationDataset:
-    """The training or validation images of a configuration, with their transform."""
-    if data.root is None:
-        raise ConfigError("data.root is not set: say where the data set lies, with --root DIR or data.root=DIR")
-    if training:
-        transform = train_transform(
-            data.crop,
-            scale=data.scale,
-            rotate=data.rotate,
-            blur=data.blur,
-            flip=data.flip,
-            mean=data.mean,
-            std=data.std,
-        )
-    else:
-        transform = eval_transform(data.mean, data.std)
-    try:
-        return open_dataset(
-            data.name,
-            data.root,
-            split,
-            transform=transform,
-            list_file=data.train_list if training else data.val_list,
-            classes=data.classes,
-        )
-    except ValueError as error:
-        if type(error) is ValueError:  # an argument, not the files
-            raise ConfigError(f"data: {error}") from error
-        raise
 
 
 class Trainer:

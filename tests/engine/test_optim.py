@@ -11,8 +11,8 @@ from torch import nn
 from pspnet_fast import PSPNet
 from pspnet_fast.data import open_dataset
 from pspnet_fast.engine import ConfigError, OptimConfig
+from pspnet_fast.engine.class_weights import label_counts, median_frequency_weights, training_class_weights
 from pspnet_fast.engine.distributed import World
-from pspnet_fast.engine.frequencies import label_counts, median_frequency_weights, training_class_weights
 from pspnet_fast.engine.optim import AveragedWeights, PolySchedule, build_sgd, parameter_groups
 
 WORLD = World(torch.device("cpu"))
