@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from pspnet_fast.engine import ConfigError, TrainConfig, config_from_dict, dump_config, load_config
 from pspnet_fast.engine.distributed import join_world
-from pspnet_fast.engine.logging import peak_memory
 from pspnet_fast.engine.train import Trainer, chosen_backend
+from pspnet_fast.machine import peak_memory
 
 PLAIN, FUSED, CONTROL = "plain", "fused", "control"
 # One unit in the last place of a float32 is 6e-8 of its value: what any other order of summation changes too.

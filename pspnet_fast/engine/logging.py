@@ -6,8 +6,6 @@ import csv
 import datetime
 import os
 import platform
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,7 @@ from tqdm import tqdm
 
 import pspnet_fast
 from pspnet_fast.backend import active_backend
+from pspnet_fast.machine import describe_machine, git_commit
 
 Row = Mapping[str, Any]
 LINE_SECONDS = 30.0  # between two progress lines where there is no terminal for a bar
@@ -126,35 +125,20 @@ class RunLog:
 
 
 def versions(device: torch.device, step: int) -> dict[str, Any]:
-    """What the numbers of a run depend on beside its configuration."""
+    """What the numbers of a run depend on besides its configuration."""
     return {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "from_step": step,
         "command": " ".join(sys.argv),
         "pspnet_fast": pspnet_fast.__version__,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "backend": active_backend(),
-        "python": platform.python_version(),
         "platform": platform.platform(),
-        "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "threads": torch.get_num_threads(),
+        **describe_machine(device),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch held on a GPU, or that this process occupied."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux, where getrusage's figure also holds that of the process that started this one
-        mark = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(mark.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def draw_losses(table: Path, picture: Path) -> None:
@@ -198,24 +182,3 @@ def _step(row: Mapping[str, str | None]) -> float:
 
 def _short(value: Any) -> Any:
     return f"{value:.8g}" if isinstance(value, float) else value
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "CPU"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "CPU"
-
-
-def _git_commit() -> str | None:
-    """The commit of this source tree, marked if it has changes; ``None`` for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

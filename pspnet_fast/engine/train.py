@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import use_backend
+from pspnet_fast.machine import peak_memory
 
 from .class_weights import training_class_weights
 from .clock import Clock, planned_steps
@@ -23,7 +24,7 @@ from .distributed import World, join_world
 from .errors import ConfigError, DivergedError
 from .evaluate import eval_loader, evaluate_loader
 from .inference import autocast, predict_labels
-from .logging import RunLog, draw_losses, peak_memory
+from .logging import RunLog, draw_losses
 from .metrics import Metrics
 from .pictures import panel
 from .sampling import StepSampler, train_loader
