@@ -1,23 +1,25 @@
-"""Read, override, check and write a :class:`~pspnet_fast.engine.config.TrainConfig`.
+"""Read, override and write a :class:`~pspnet_fast.engine.config.TrainConfig`.
 
 A configuration is YAML with the sections data, model, optim, eval and run. What a file leaves out keeps its default;
-what the dataclasses do not know is an error that names the file and the nearest known keys.
+an unknown key or a value of the wrong type or range is an error that names the file, the key and the remedy.
 """
 
 from __future__ import annotations
 
-import difflib
-import types
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from difflib import SequenceMatcher, get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from .config import TrainConfig
 from .errors import ConfigError
+
+SECTIONS: dict[str, Any] = {name: info.annotation for name, info in TrainConfig.model_fields.items()}
+KEYS = [f"{section}.{key}" for section, kind in SECTIONS.items() for key in kind.model_fields]
 
 
 def ready_configs() -> dict[str, Path]:
@@ -33,7 +35,8 @@ def find_config(name: str | Path) -> Path:
         return path
     if str(name) in ready:
         return ready[str(name)]
-    hint = _nearest(str(name), ready)
+    near = get_close_matches(str(name), ready, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(f"no configuration {str(name)!r}: it is neither a file nor one of {', '.join(ready)}{hint}")
 
 
@@ -45,34 +48,43 @@ def load_config(name: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
     """
     path = find_config(name)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    tree = _parse_yaml(text, str(path))
     return config_from_dict(tree if tree is not None else {}, overrides, source=str(path))
 
 
 def config_from_dict(tree: Any, overrides: Iterable[str] = (), *, source: str = "configuration") -> TrainConfig:
     """Build and check a configuration from nested mappings (see :meth:`TrainConfig.to_dict`) and overrides."""
-    config = TrainConfig()
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{source}: holds {type(tree).__name__}, not the sections {', '.join(_sections())}")
+        raise ConfigError(f"{source}: holds {type(tree).__name__}, not the sections {', '.join(SECTIONS)}")
+    merged: dict[Any, Any] = {}
     for section, options in tree.items():
-        if section not in _sections():
-            raise ConfigError(f"{source}: unknown section {section!r}{_nearest(str(section), _sections())}")
+        if section not in SECTIONS:
+            raise ConfigError(f"{source}: unknown section {section!r}{_nearest_section(str(section))}")
         if options is not None and not isinstance(options, Mapping):
             raise ConfigError(f"{source}: section {section!r} must hold options, not {options!r}")
-        for key, value in (options or {}).items():
-            _set(config, f"{section}.{key}", value, source)
-    for text in overrides:
-        key, equals, raw = text.partition("=")
-        if not equals:
-            raise ConfigError(f"override {text!r} must look like optim.lr=0.02")
-        try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {text!r}: the value is not YAML: {error}") from error
-        _set(config, key.strip(), value, "override")
-    return config.check()
+        merged[section] = dict(options or {})
+    changes = dict(map(parse_override, overrides))
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        merged.setdefault(section, {})[name] = value
+    try:
+        return TrainConfig.model_validate(merged).check()
+    except ValidationError as error:
+        raise ConfigError(_explain(error, merged, source, changes)) from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``optim.lr=0.02`` as its key and value; :class:`ConfigError` for another form or an unknown key."""
+    key, equals, raw = text.partition("=")
+    key = key.strip()
+    if not equals:
+        raise ConfigError(f"override {text!r} must look like optim.lr=0.02")
+    if key not in KEYS:
+        raise ConfigError(f"override: unknown key {key!r}{_nearest_keys(key)}")
+    return key, _parse_yaml(raw, f"override {text!r}")
 
 
 def dump_config(config: TrainConfig, path: str | Path) -> None:
@@ -90,86 +102,70 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _set(config: TrainConfig, key: str, value: Any, source: str) -> None:
-    known = _known_keys()
-    if key not in known:
-        raise ConfigError(f"{source}: unknown key {key!r}{_nearest(key, known)}")
-    section, name = key.split(".", 1)
-    setattr(getattr(config, section), name, _coerce(value, known[key], key, source))
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML without code and without a key that hides an earlier one of its name."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value!r} is given twice; merge the two", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
-def _sections() -> list[str]:
-    return [item.name for item in fields(TrainConfig)]
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    # PyYAML lets its constructors' own errors through, for an impossible date for instance.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from error
 
 
-def _known_keys() -> dict[str, Any]:
-    """Type of each option by its dotted key."""
-    return {
-        f"{section}.{key}": hint
-        for section, kind in get_type_hints(TrainConfig).items()
-        if is_dataclass(kind)
-        for key, hint in get_type_hints(kind).items()
-    }
+def _explain(error: ValidationError, tree: Mapping[Any, Any], source: str, overrides: Mapping[str, Any]) -> str:
+    """A line for each key that pydantic refuses."""
+    expected: dict[str, list[str]] = {}  # the alternatives of a union are separate errors of one key
+    lines = []
+    for item in error.errors():
+        key = ".".join(map(str, item["loc"][:2]))
+        if item["type"] in ("extra_forbidden", "invalid_key"):
+            lines.append(f"{source}: unknown key {key!r}{_nearest_keys(key)}")
+        elif "." not in key:  # a rule about several options of a section, which names them
+            lines.append(f"{source}: {item['msg'].removeprefix('Value error, ')}")
+        else:
+            expected.setdefault(key, []).append(_requirement(item["msg"]))
+    for key, texts in expected.items():
+        section, name = key.split(".", 1)
+        alternatives = " or ".join(dict.fromkeys(texts))
+        origin = "override" if key in overrides else source
+        lines.append(f"{origin}: {key} = {tree[section][name]!r} does not fit: it must {alternatives}")
+    return "\n".join(lines)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    leaf = name.rsplit(".", 1)[-1]
-    by_leaf = {key.rsplit(".", 1)[-1]: key for key in known}
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
-    near += [by_leaf[match] for match in difflib.get_close_matches(leaf, by_leaf, n=3, cutoff=0.6)]
-    near = list(dict.fromkeys(near))
-    return f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"
+def _requirement(message: str) -> str:
+    """pydantic's "Input should be a valid tuple" as "be a valid list"."""
+    if message == "Field required":  # an entry of a tuple
+        return "have more entries"
+    return message.partition(" should ")[2].replace("tuple", "list").replace(" after validation", "")
 
 
-def _coerce(value: Any, kind: Any, key: str, source: str) -> Any:
-    """``value`` as the annotated type, or a :class:`ConfigError`; numbers are never made from booleans."""
-    if get_origin(kind) in (Union, types.UnionType):
-        for member in get_args(kind):
-            try:
-                return _coerce(value, member, key, source)
-            except ConfigError:
-                continue
-    elif get_origin(kind) is Literal:
-        if value in get_args(kind) and not isinstance(value, bool):
-            return value
-    elif get_origin(kind) is tuple:
-        members = get_args(kind)
-        if isinstance(value, (list, tuple)):
-            if members[-1] is Ellipsis:
-                return tuple(_coerce(item, members[0], key, source) for item in value)
-            if len(members) == len(value):
-                return tuple(_coerce(item, member, key, source) for item, member in zip(value, members, strict=True))
-    elif kind is float:
-        number = _number(value)
-        if number is not None:
-            return number
-    elif kind is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif isinstance(value, kind):
-        return value
-    raise ConfigError(f"{source}: {key} = {value!r} does not fit: it must be {_describe(kind)}")
+def _nearest_section(name: str) -> str:
+    near = get_close_matches(name, SECTIONS, n=1)
+    return f"; did you mean {near[0]}?" if near else _nearest_keys(name)
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 (without a point) as text
-        try:
-            return float(value)
-        except ValueError:
-            return None
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _describe(kind: Any) -> str:
-    if kind is type(None):
-        return "null"
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(_describe(member) for member in get_args(kind))
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    if get_origin(kind) is tuple:
-        members = get_args(kind)
-        count = "" if members[-1] is Ellipsis else f"{len(members)} "
-        return f"a list of {count}{members[0].__name__}"
-    return {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}[kind.__name__]
+def _nearest_keys(wrong: str) -> str:
+    """The keys whose name resembles that of ``wrong``: in its own section first, else in every section that has it."""
+    section, _, name = wrong.rpartition(".")
+    scores = {}
+    for key in KEYS:
+        known_section, known_name = key.split(".")
+        alike = SequenceMatcher(None, name, known_name).ratio()
+        if alike >= 0.6:
+            scores[key] = alike + SequenceMatcher(None, section, known_section).ratio()
+    if scores:
+        return f"; did you mean {' or '.join(key for key in scores if scores[key] == max(scores.values()))}?"
+    return f"; known: {', '.join(key for key in KEYS if key.startswith(f'{section}.')) or ', '.join(SECTIONS)}"

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) in int64, on the device of the predictions.
+    """Counts of (true class, predicted class) by torchmetrics, on the device of the predictions.
 
     Integer counts are exact (a float32 histogram stops at 2^24 pixels a class) and the same in every run.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu", ignore_index: int = 255) -> None:
-        self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        metric = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False)
+        self.metric = metric.to(device)
+
+    @property
+    def counts(self) -> Tensor:
+        """int64 [classes, classes], true classes in rows."""
+        return self.metric.confmat
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add the pixels of ``prediction`` and ``target`` (integers, one shape) but those labelled ``ignore_index``."""
@@ -26,11 +33,26 @@ class ConfusionMatrix:
             raise ValueError(
                 f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
             )
-        n = self.num_classes
-        prediction, target = prediction.flatten().long(), target.flatten().long()
-        # Ignored pixels get a cell of their own: a mask would make the CPU wait for its length.
-        cell = torch.where(target == self.ignore_index, n * n, target * n + prediction)
-        self.counts += torch.bincount(cell, minlength=n * n + 1)[: n * n].view(n, n)
+        # int64, because uint8 labels would compare equal to an ignore_index of -1 or -100 that wraps around.
+        with _bincount_allowed():
+            self.metric.update(prediction.long(), target.long())
+
+
+@contextmanager
+def _bincount_allowed() -> Iterator[None]:
+    """Without deterministic mode, in which torchmetrics counts through a tensor of classes² values for each pixel.
+
+    Counting integers with ``torch.bincount`` gives the same result in every order.
+    """
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,28 @@ def test_counts_beyond_float32() -> None:
     assert matrix.counts[1, 1] == 2**24 + 1
 
 
+@pytest.mark.parametrize("ignore_index", [-1, -100])
+def test_uint8_labels_do_not_wrap_around_to_a_negative_ignore_index(ignore_index: int) -> None:
+    label = ignore_index % 256
+    matrix = ConfusionMatrix(256, ignore_index=ignore_index)
+    matrix.update(torch.tensor([label], dtype=torch.uint8), torch.tensor([label], dtype=torch.uint8))
+    assert matrix.counts[label, label] == 1
+
+
+def test_deterministic_mode_needs_no_memory_for_each_pixel_and_class() -> None:
+    matrix, labels = ConfusionMatrix(150), torch.randint(0, 150, (20, 30))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            matrix.update(labels, labels)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert max(event.cpu_memory_usage for event in profile.events()) < 100 * labels.nbytes
+    assert matrix.counts.sum() == labels.numel()
+
+
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"\(4,\).*\(2, 2\)"):
         ConfusionMatrix(2).update(torch.zeros(4), torch.zeros(2, 2))

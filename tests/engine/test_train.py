@@ -270,5 +270,5 @@ def test_image_that_cannot_be_read(make_config: MakeConfig, scenes: Path, tmp_pa
 
 
 def test_config_is_checked_first() -> None:
-    with pytest.raises(ConfigError, match="how long to train"):
+    with pytest.raises(ConfigError, match="the run has no length"):
         train(TrainConfig())
