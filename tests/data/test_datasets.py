@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pspnet_fast.data import DATASETS, DatasetError, DatasetInfo, open_dataset
-from pspnet_fast.data.info import voc_colormap
+from pspnet_fast.data.classes import voc_colormap
 
 HEIGHT, WIDTH = 6, 8
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from pspnet_fast.data.info import DatasetError
+from pspnet_fast.data.classes import DatasetError
 from pspnet_fast.data.scenes.draw import VERSION, draw_scene
 
 MARKER = "scenes.json"

@@ -1,0 +1,157 @@
+"""Checks of a whole data set: the header of every file before a run, every label on request."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pspnet_fast.data.classes import DatasetError
+from pspnet_fast.data.dataset import SegmentationDataset
+from pspnet_fast.data.reading import Header, read_header
+
+Watch = Callable[[Iterable[Any]], Iterable[Any]]
+"""Shows how far an iteration is, as tqdm does."""
+
+
+@dataclass
+class Report:
+    """What `check_dataset` found.
+
+    Args:
+        sizes: images by (width, height) as displayed.
+        modes: files by kind, as in "image: JPEG RGB".
+        pixels: int64 [256], pixels by train id over all labels; 255 are those that do not count.
+        labels: int64 [256], labels that hold the train id.
+        problems: one message a sample that cannot be used.
+    """
+
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    pixels: Tensor = field(default_factory=lambda: torch.zeros(256, dtype=torch.int64))
+    labels: Tensor = field(default_factory=lambda: torch.zeros(256, dtype=torch.int64))
+    problems: list[str] = field(default_factory=list)
+
+
+def check_headers(dataset: SegmentationDataset, *, threads: int = 8) -> None:
+    """Read the header of every file: whether it is there, is a picture of a kind that can be used, and of which size.
+
+    Truncated pixels and wrong label values do not show in a header: `check_dataset` finds those.
+
+    Raises:
+        DatasetError: lists the samples that cannot be used.
+    """
+    Image.init()  # registers all formats before the threads do so at once
+    with ThreadPoolExecutor(threads) as pool:
+        results = pool.map(lambda index: _survey_headers(dataset, index)[1], range(len(dataset)))
+        problems = [problem for problem in results if problem is not None]
+    if problems:
+        raise DatasetError(list_problems(problems, f"of {len(dataset)} samples of {dataset.info.name} cannot be used"))
+
+
+def check_dataset(
+    dataset: SegmentationDataset, *, images: bool = False, workers: int = 0, watch: Watch = iter
+) -> Report:
+    """Read every header and every label, and with `images` every image.
+
+    Args:
+        workers: loader processes; 0 reads in this one.
+        watch: wraps the iteration over the samples, to show progress.
+    """
+    loader = DataLoader(_Survey(dataset, images), batch_size=None, num_workers=workers, collate_fn=_unchanged)
+    report = Report()
+    for headers, counts, problem in watch(loader):
+        for kind, header in headers.items():
+            report.modes[f"{kind}: {header.format} {header.mode}"] += 1
+        if "image" in headers:
+            report.sizes[headers["image"].size] += 1
+        if problem is not None:
+            report.problems.append(problem)
+        else:
+            report.pixels += counts
+            report.labels += counts > 0
+    return report
+
+
+def count_pixels(dataset: SegmentationDataset, *, workers: int = 0, rank: int = 0, ranks: int = 1) -> Tensor:
+    """Pixels of each train id over the labels, int64 [256]; entry 255 counts those that are left out.
+
+    Args:
+        workers: loader processes; 0 reads in this one.
+        rank, ranks: which share of the samples to read; the shares' counts add up.
+
+    Raises:
+        DatasetError: a label that cannot be read.
+    """
+    share = _Counts(dataset, range(rank, len(dataset), ranks))
+    # Its own generator: otherwise starting the loader would draw from the stream that dropout uses.
+    loader = DataLoader(share, batch_size=None, num_workers=workers, generator=torch.Generator())
+    return sum(loader, torch.zeros(256, dtype=torch.int64))
+
+
+def list_problems(problems: Sequence[str], what: str, limit: int = 10) -> str:
+    """A count with `what` it counts, and the first of the problems, a line each."""
+    lines = [f"{len(problems)} {what}:", *problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"... and {len(problems) - limit} more")
+    return "\n".join(lines)
+
+
+def _survey_headers(dataset: SegmentationDataset, index: int) -> tuple[dict[str, Header], str | None]:
+    """The headers of a sample's files by kind, and what makes the sample unusable."""
+    sample, headers = dataset.samples[index], {}
+    try:
+        headers["image"] = read_header(sample.image, dataset.reading)
+        if sample.label is not None:
+            headers["label"] = read_header(sample.label, dataset.reading, label=True)
+            if headers["label"].size != headers["image"].size:
+                dataset.read(index)  # raises, unless metadata behind the pixels turns one of the two
+    except DatasetError as error:
+        return headers, str(error)
+    return headers, None
+
+
+class _Survey(Dataset[Any]):
+    """Headers, pixels of each train id, and problem of each sample."""
+
+    def __init__(self, dataset: SegmentationDataset, images: bool) -> None:
+        self.dataset, self.images = dataset, images
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Header], Tensor, str | None]:
+        counts = torch.zeros(256, dtype=torch.int64)
+        headers, problem = _survey_headers(self.dataset, index)
+        if problem is None:
+            try:
+                label = self.dataset.read(index)[1] if self.images else self.dataset.read_label(index)
+                counts = counts if label is None else torch.bincount(label.flatten(), minlength=256)
+            except DatasetError as error:
+                problem = str(error)
+        return headers, counts, problem
+
+
+class _Counts(Dataset[Tensor]):
+    """Pixels of each train id in the labels of some samples; images are not read."""
+
+    def __init__(self, dataset: SegmentationDataset, share: Sequence[int]) -> None:
+        self.dataset, self.share = dataset, share
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def __getitem__(self, position: int) -> Tensor:
+        label = self.dataset.read_label(self.share[position])
+        return torch.bincount(torch.zeros(0, dtype=torch.uint8) if label is None else label.flatten(), minlength=256)
+
+
+def _unchanged(sample: Any) -> Any:
+    return sample
