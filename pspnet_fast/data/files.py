@@ -47,7 +47,7 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):  # a link may point at itself
             yield folder / entry.name
             continue
         target = os.path.realpath(entry.path)

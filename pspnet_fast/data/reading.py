@@ -24,8 +24,8 @@ _COLOR_MODES = ("1", "L", "P", "RGB", "LA", "La", "PA", "RGBA", "RGBa", "CMYK", 
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _DEPTHS = (8, 10, 12, 14, 16)  # bits of a sample that scanners, cameras and detectors deliver
 
-# Indices survive these alone. A TIFF may still hold JPEG data.
-_LOSSLESS_FORMATS = ("PNG", "TIFF", "BMP", "PPM", "GIF", "TGA")
+# Indices survive these alone: a GIF renumbers its colours, and a TIFF may hold JPEG data.
+_LOSSLESS_FORMATS = ("PNG", "TIFF", "BMP", "PPM", "TGA")
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")
 
 # Pillow stretches grey of 2 and 4 bits to 0 .. 255, which is right for images and wrong for indices.
@@ -215,7 +215,7 @@ def _check_label(path: Path, picture: Any) -> None:
     if picture.format not in _LOSSLESS_FORMATS or compression in _LOSSY_TIFF:
         kind = picture.format if compression == "raw" else f"{picture.format} with {compression} compression"
         raise DatasetError(
-            f"{path}: a label map in {kind}, whose compression changes class indices; make the label anew as PNG"
+            f"{path}: a label map in {kind}, which does not keep class indices; make the label anew as PNG"
         )
     tags = _check_bands(path, picture)
     if picture.mode not in ("L", "P", "1", *_DEEP_MODES) or picture.mode == "F":
@@ -265,7 +265,8 @@ def _to_8_bits(
         value_range = (0, 2**depth - 1)
 
     low, high = value_range
-    scaled = (values.astype(np.float32 if sixteen_bits else np.float64) - low) * (255 / (high - low))
+    scaled: np.ndarray = values.astype(np.float32) if sixteen_bits else values.astype(np.float64)
+    scaled = (scaled - low) * (255 / (high - low))
     return np.rint(scaled).clip(0, 255).astype(np.uint8)
 
 

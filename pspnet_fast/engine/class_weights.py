@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from pspnet_fast.data import SegmentationDataset, read_label
+from pspnet_fast.data import SegmentationDataset, count_pixels
 
 from .config import OptimConfig
 from .distributed import World
@@ -51,26 +48,5 @@ def median_frequency_weights(counts: Tensor, power: float = 1.0) -> Tensor:
 
 def label_counts(dataset: SegmentationDataset, world: World, workers: int = 0) -> Tensor:
     """Labelled pixels of each class over the data set, int64 [C]; the processes share the reading."""
-    loader = DataLoader(_Histograms(dataset, world), batch_size=None, num_workers=workers, generator=torch.Generator())
-    counts = torch.zeros(dataset.info.num_classes, dtype=torch.int64)
-    for histogram in loader:
-        counts += histogram
-    return world.sum(counts)  # CPU tensors: gloo
-
-
-class _Histograms(Dataset[Tensor]):
-    """The label counts of this process's share of the samples; images are not read."""
-
-    def __init__(self, dataset: SegmentationDataset, world: World) -> None:
-        self.samples = dataset.samples[world.rank :: world.size]
-        self.table: Any = dataset.table
-        self.classes = dataset.info.num_classes
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Tensor:
-        path = self.samples[index].label
-        if path is None:
-            return torch.zeros(self.classes, dtype=torch.int64)
-        return torch.bincount(read_label(path, self.table).flatten(), minlength=256)[: self.classes]
+    counts = count_pixels(dataset, workers=workers, rank=world.rank, ranks=world.size)
+    return world.sum(counts[: dataset.info.num_classes])  # CPU tensors: gloo

@@ -61,6 +61,8 @@ class DataConfig(Section):
     flip: Fraction = 0.5  # probability
     mean: Triple[NonNegative] = (0.485, 0.456, 0.406)  # of pixel values from 0 to 1
     std: Triple[Positive] = (0.229, 0.224, 0.225)
+    value_range: Pair[Real] | None = None  # (black, white) of images with more than 8 bits a sample
+    max_pixels: Count | None = None  # of a picture file; none = Pillow's limit
     workers: CountOrZero = 4  # loader processes for each training process
 
     @model_validator(mode="after")
@@ -72,6 +74,8 @@ class DataConfig(Section):
             )
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"data.scale = {list(self.scale)}: the first factor must not exceed the second")
+        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+            raise ValueError(f"data.value_range = {list(self.value_range)}: the first value must be below the second")
         if self.blur and min(self.crop if isinstance(self.crop, tuple) else (self.crop,)) < 3:
             raise ValueError(f"data.crop = {self.crop}: blurred crops need at least 3 pixels a side; set data.blur=0")
         return self

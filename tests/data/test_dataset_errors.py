@@ -189,6 +189,46 @@ def test_list_lines(root: Path, text: str, message: str) -> None:
         open_dataset("list", root, "train", list_file=root / "list.txt", classes=2)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_list_files_in_any_encoding(root: Path, encoding: str, newline: str) -> None:
+    for kind in ("images", "labels"):
+        (root / f"{kind}/train/b.png").rename(root / f"{kind}/train/Straße.png")
+    text = newline.join([f"images/train/{name}.png labels/train/{name}.png" for name in ("a", "Straße")])
+    (root / "list.txt").write_bytes(text.encode(encoding))
+    dataset = open_dataset("list", root, "train", list_file=root / "list.txt", classes=2)
+    assert [sample.image.stem for sample in dataset.samples] == ["a", "Straße"]
+
+
+def test_names_read_as_latin_1_say_so_when_missing(root: Path) -> None:
+    (root / "list.txt").write_bytes("images/train/ä.png labels/train/a.png".encode("cp437"))
+    with pytest.raises(DatasetError, match=r"not found, named by .*list.txt:1 \(the file is not UTF-8"):
+        open_dataset("list", root, "train", list_file=root / "list.txt", classes=2)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\xff\xfea", b"\0", b"\x89PNG\r\n\x1a\n\0\0", bytes(range(256))])
+def test_list_files_that_are_no_text(root: Path, content: bytes) -> None:
+    (root / "list.txt").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"list.txt"):
+        open_dataset("list", root, "train", list_file=root / "list.txt", classes=2)
+
+
+def test_list_file_that_cannot_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "list.txt").write_text("x")
+    monkeypatch.setattr(Path, "read_bytes", lambda self: exec("raise PermissionError(13, 'Permission denied')"))
+    with pytest.raises(DatasetError, match=r"list.txt: cannot be read \(Permission denied\)"):
+        open_dataset("list", root, "train", list_file=root / "list.txt", classes=2)
+
+
+def test_home_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    (root / "list.txt").write_text("images/train/a.png labels/train/a.png")
+    assert len(open_dataset("camvid", f"~/{root.name}", "train")) == 2
+    assert len(open_dataset("list", root, "train", list_file=f"~/{root.name}/list.txt", classes=2)) == 1
+    with pytest.raises(DatasetError, match=r"~nobody_at_all.*write the folder in full"):
+        open_dataset("camvid", "~nobody_at_all/camvid", "train")
+
+
 def test_list_file_belongs_to_list(root: Path) -> None:
     with pytest.raises(ValueError, match="classes= belongs to data set 'list', not to 'camvid'"):
         open_dataset("camvid", root, "train", classes=3)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pspnet_fast.data import DATASETS, DatasetError, DatasetInfo, open_dataset
+from pspnet_fast.data import DATASETS, DatasetError, DatasetInfo, files, open_dataset
 from pspnet_fast.data.classes import voc_colormap
+from pspnet_fast.data.files import walk_files
 
 HEIGHT, WIDTH = 6, 8
 
@@ -205,3 +206,35 @@ def test_transform_is_called(tmp_path: Path) -> None:
     plain = open_dataset("camvid", make_camvid(tmp_path), "val")
     flipped = open_dataset("camvid", tmp_path, "val", transform=flip)
     torch.testing.assert_close(flipped[0], flip(*plain[0]))
+
+
+def test_linked_folders_are_walked(tmp_path: Path) -> None:
+    root, elsewhere = make_cityscapes(tmp_path / "a"), tmp_path / "disk2"
+    for kind in ("leftImg8bit", "gtFine"):
+        (elsewhere / kind).mkdir(parents=True)
+        (root / kind / "train" / "bonn").rename(elsewhere / kind / "bonn")
+        (root / kind / "train" / "bonn").symlink_to(elsewhere / kind / "bonn")
+    assert len(open_dataset("cityscapes", root, "train")) == 2
+
+
+@pytest.mark.parametrize("target", ["images/train", "images", ".", "images/train/loop"])
+def test_links_in_a_circle_end(tmp_path: Path, target: str) -> None:
+    root = make_camvid(tmp_path)
+    (root / "images/train/loop").symlink_to(root / target)
+    names = [path.relative_to(root).as_posix() for path in walk_files(root / "images/train")]
+    assert [name for name in names if "loop" not in name] == ["images/train/00.png", "images/train/01.png"]
+    assert all(name.count("loop") <= 1 for name in names)
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints/00-checkpoint.png", "._00.png", ".Trash/x/y.png", "c/.x/z.png"])
+def test_hidden_files_are_no_samples(tmp_path: Path, hidden: str) -> None:
+    root = make_camvid(tmp_path / ".cache")  # above the data set, a dot means nothing
+    save_image(root / "images/train" / hidden)
+    assert len(open_dataset("camvid", root, "train")) == 2
+
+
+def test_folders_that_cannot_be_listed_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_camvid(tmp_path)
+    monkeypatch.setattr(files.os, "scandir", lambda _: exec("raise PermissionError(13, 'Permission denied')"))
+    with pytest.raises(DatasetError, match=r"train: the folder cannot be listed \(Permission denied\)"):
+        open_dataset("camvid", root, "train")

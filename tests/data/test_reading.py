@@ -1,0 +1,318 @@
+"""Picture files: bit depths, bands, orientation and label formats; what cannot be read rightly is refused."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from pspnet_fast.data import DatasetError, ReadOptions, Sample, SegmentationDataset, read_header, read_image, read_label
+from pspnet_fast.data.classes import DatasetInfo, label_table, voc_colormap
+
+INFO = DatasetInfo("two", ("a", "b"), voc_colormap(2))
+TABLE = label_table({0: 0, 1: 1}, (255,))
+
+
+def save_tiff(path: Path, samples: np.ndarray, order: str = "<", **tags: int | tuple[int, ...]) -> Path:
+    """A baseline TIFF of one strip; tags by number, as in `t262=2`; [H, W] or [H, W, bands] of any type."""
+    samples = samples.astype(samples.dtype.newbyteorder(order))
+    height, width, bands = (*samples.shape, 1)[:3]
+    kinds = {"u": 1, "i": 2, "f": 3}
+    entries: dict[int, tuple[int, ...]] = {
+        256: (width,), 257: (height,), 258: (8 * samples.itemsize,) * bands, 259: (1,), 262: (1 if bands == 1 else 2,),
+        273: (0,), 277: (bands,), 278: (height,), 279: (samples.nbytes,), 339: (kinds[samples.dtype.kind],) * bands,
+    }  # fmt: skip
+    entries |= {int(name[1:]): value if isinstance(value, tuple) else (value,) for name, value in tags.items()}
+    start = 8 + 2 + 12 * len(entries) + 4
+    extra, table = b"", b""
+    for tag, values in sorted(entries.items()):
+        packed = struct.pack(f"{order}{len(values)}H", *values) if tag != 273 else b""
+        field = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(f"{order}I", start + len(extra))
+        extra += packed if len(packed) > 4 else b""
+        table += struct.pack(f"{order}HHI", tag, 4 if tag == 273 else 3, len(values)) + field
+    table = table.replace(struct.pack(f"{order}HHI", 273, 4, 1) + b"\0" * 4,
+                          struct.pack(f"{order}HHII", 273, 4, 1, start + len(extra)))  # fmt: skip
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
+    path.write_bytes(header + struct.pack(f"{order}H", len(entries)) + table + b"\0" * 4 + extra + samples.tobytes())
+    return path
+
+
+def save_pgm(path: Path, samples: np.ndarray, largest: int) -> Path:
+    height, width = samples.shape
+    data = samples.astype(">u2" if largest > 255 else "u1").tobytes()
+    path.write_bytes(f"P5 {width} {height} {largest}\n".encode() + data)
+    return path
+
+
+def save(path: Path, samples: np.ndarray, **options: object) -> Path:
+    Image.fromarray(samples).save(path, **options)
+    return path
+
+
+RAMP = np.linspace(0, 1, 24).reshape(4, 6)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["png", "tiff little-endian", "tiff big-endian"])
+def test_16_bit_grey_is_scaled_by_what_it_holds(tmp_path: Path, kind: str, bits: int) -> None:
+    samples = np.rint(RAMP * (2**bits - 1)).astype(np.uint16)
+    if kind == "png":
+        path = save(tmp_path / "a.png", samples)
+    else:
+        path = save_tiff(tmp_path / "a.tif", samples, ">" if "big" in kind else "<")
+    image = read_image(path)
+    np.testing.assert_allclose(image.numpy(), np.broadcast_to(255 * RAMP, (3, 4, 6)), rtol=0, atol=0.55)
+    assert image.max() == 255
+
+
+@pytest.mark.parametrize("largest", [255, 1000, 65535])
+def test_grey_with_a_stated_maximum(tmp_path: Path, largest: int) -> None:
+    """The file says what white is, however dark the picture."""
+    path = save_pgm(tmp_path / "a.pgm", np.rint(RAMP * largest / 2), largest)
+    np.testing.assert_allclose(read_image(path)[0].numpy(), 255 * RAMP / 2, rtol=0, atol=1.1)
+
+
+@pytest.mark.parametrize(
+    ("samples", "mode", "found"),
+    [
+        (RAMP.astype(np.float32), "F", "0 .. 1"),
+        ((RAMP * 4000).astype(np.int32), "I", "0 .. 4000"),
+        (np.rint(RAMP * 2000 - 1000).astype(np.int16), "I", "-1000 .. 1000"),
+    ],
+)
+def test_unknown_range_is_refused_unless_given(tmp_path: Path, samples: np.ndarray, mode: str, found: str) -> None:
+    path = save_tiff(tmp_path / "a.tif", samples)
+    message = rf"a.tif: mode {mode} with values {found}; .*data.value_range=\[.*--value-range"
+    for read in (read_image, read_header):
+        with pytest.raises(DatasetError, match=message):
+            read(path)
+
+    low, high = float(samples.min()), float(samples.max())
+    image = read_image(path, ReadOptions(value_range=(low, high)))
+    np.testing.assert_allclose(image[1].numpy(), 255 * RAMP, rtol=0, atol=1.1)
+    assert read_header(path, ReadOptions(value_range=(low, high))).size == (6, 4)
+
+
+def test_range_is_clipped_and_holds_for_16_bits(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.array([[0, 100, 150, 200, 60000]], np.uint16))
+    assert read_image(path, ReadOptions(value_range=(100, 200)))[0].tolist() == [[0, 0, 128, 255, 255]]
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path = save_tiff(tmp_path / "a.tif", np.array([[0.0, np.nan]], np.float32))
+    with pytest.raises(DatasetError, match="not finite"):
+        read_image(path, ReadOptions(value_range=(0, 1)))
+
+
+def test_16_bit_colours(tmp_path: Path) -> None:
+    samples = np.stack([np.rint(RAMP * 65535)] * 3, -1).astype(np.uint16)
+    image = read_image(save_tiff(tmp_path / "full.tif", samples))
+    np.testing.assert_allclose(image[2].numpy(), 255 * RAMP, rtol=0, atol=1.1)
+    with pytest.raises(DatasetError, match="at most 12 bits would be read almost black"):
+        read_image(save_tiff(tmp_path / "dark.tif", samples // 16))
+
+
+BANDS = np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("bands", "tags", "message"),
+    [
+        (4, {"t338": 0}, r"4 bands: red, green, blue, and 1 not declared as alpha \(ExtraSamples: 0\)"),
+        (4, {}, r"4 bands: red, green, blue, and 1 not declared as alpha \(ExtraSamples: missing\)"),
+        (5, {"t338": (2, 0)}, r"5 bands: red, green, blue, and 2 not declared as alpha"),
+        (5, {"t262": 5, "t338": 0}, r"5 bands: cyan, magenta, yellow, black, and 1 not declared"),
+        (2, {"t262": 1, "t338": 0}, r"2 bands: grey, and 1 not declared as alpha"),
+    ],
+)
+def test_bands_that_are_no_colour_are_refused(tmp_path: Path, bands: int, tags: dict, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_image(save_tiff(tmp_path / "a.tif", BANDS[..., :bands], **tags))
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    for path in (
+        save_tiff(tmp_path / "a.tif", BANDS[..., :4], t338=2),
+        save(tmp_path / "a.png", BANDS[..., :4]),
+    ):
+        np.testing.assert_array_equal(read_image(path).permute(1, 2, 0).numpy(), BANDS[..., :3])
+    for mode in ("LA", "PA"):
+        grey = Image.fromarray(BANDS[..., :2], "LA")
+        path = tmp_path / f"{mode}.png"
+        (grey if mode == "LA" else grey.convert("RGBA").quantize(8, method=2)).save(path)
+        assert read_image(path).shape == (3, 2, 3)
+    np.testing.assert_array_equal(read_image(tmp_path / "LA.png")[2].numpy(), BANDS[..., 0])
+
+
+def test_print_colours_are_converted(tmp_path: Path) -> None:
+    ink = np.zeros((2, 3, 4), np.uint8)
+    ink[..., 0] = 255  # cyan alone
+    Image.fromarray(ink, "CMYK").save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[:, 0, 0].tolist() == [0, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("samples", "tags", "message"),
+    [
+        (np.zeros((2, 3), np.uint16), {"t262": 0}, "in which 0 is white"),
+        (np.zeros((2, 3), np.int8), {}, "signed 8-bit values"),
+        (np.zeros((2, 3, 3), np.int8), {"t262": 8}, "LAB cannot be read as RGB|corrupt or no picture"),
+    ],
+)
+def test_values_with_another_meaning_are_refused(tmp_path: Path, samples: np.ndarray, tags: dict, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_image(save_tiff(tmp_path / "a.tif", samples, **tags))
+
+
+def upright() -> np.ndarray:
+    """A picture of smooth colours in which no two pixels are equal and no turn is a symmetry."""
+    y, x = np.mgrid[0:16, 0:24]
+    return np.stack([10 * x, 12 * y, 60 + 3 * x + 5 * y], -1).astype(np.uint8)
+
+
+TO_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_images_are_turned_as_displayed(tmp_path: Path, suffix: str, orientation: int) -> None:
+    stored = Image.fromarray(np.ascontiguousarray(TO_STORED[orientation](upright())))
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"a{suffix}"
+    stored.save(path, exif=exif, **({"quality": 95} if suffix == ".jpg" else {"lossless": True}))
+
+    image = read_image(path).permute(1, 2, 0).numpy()
+    assert image.shape == (16, 24, 3)
+    assert np.abs(image.astype(int) - upright()).max() <= (16 if suffix == ".jpg" else 0)
+    header = read_header(path)
+    assert (header.size, header.stored_size, header.orientation) == ((24, 16), stored.size, orientation)
+
+    # A label of the displayed picture fits; one of the stored rows is refused where its size tells.
+    fits = save(tmp_path / "fits.png", np.ones((16, 24), np.uint8))
+    assert SegmentationDataset(INFO, [Sample(path, fits)], TABLE)[0][1].shape == (16, 24)
+    if orientation >= 5:
+        lies = save(tmp_path / "lies.png", np.ones((24, 16), np.uint8))
+        with pytest.raises(DatasetError, match=rf"lies.png: label is 16x24.*24x16.*EXIF orientation {orientation}"):
+            SegmentationDataset(INFO, [Sample(path, lies)], TABLE)[0]
+
+
+def test_unreadable_metadata_is_no_orientation(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(upright()).save(path, exif=b"Exif\0\0garbage")
+    assert read_image(path).shape == (3, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.jpg", {"quality": 100}),
+        ("a.webp", {"lossless": False}),
+        ("a.webp", {"lossless": True}),  # of colours: no indices either
+        ("a.jp2", {}),
+        ("a.tif", {"compression": "jpeg"}),
+        ("a.avif", {}),
+        ("a.gif", {}),  # renumbers its colours
+    ],
+)
+@pytest.mark.parametrize("value", [0, 1])
+def test_lossy_labels_are_refused_whatever_they_hold(tmp_path: Path, name: str, options: dict, value: int) -> None:
+    path = tmp_path / name
+    try:
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(path, **options)
+    except (KeyError, OSError, ValueError) as error:
+        pytest.skip(f"this Pillow does not write {name}: {error}")
+    renamed = path.rename(path.with_suffix(".png"))  # the content decides
+    for read in (lambda: read_label(renamed, TABLE), lambda: read_header(renamed, label=True)):
+        with pytest.raises(DatasetError, match=r"a.png: a label map in .*make the label anew as PNG"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tga", "a.pgm", "a.tif"])
+def test_lossless_labels(tmp_path: Path, name: str) -> None:
+    pixels = np.array([[0, 1, 255], [1, 1, 0]], np.uint8)
+    options = {"compression": "tiff_lzw"} if name == "a.tif" else {}
+    assert read_label(save(tmp_path / name, pixels, **options), TABLE).tolist() == pixels.tolist()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_labels_of_few_bits_are_not_stretched(tmp_path: Path, bits: int) -> None:
+    """Pillow reads grey of 2 bits as 0, 85, 170, 255: right for pictures."""
+    from zlib import compress, crc32
+
+    values = np.array([[0, 1, 1, 0, 1, 0, 0, 1]])
+    packed = np.packbits(((values[..., None] >> np.arange(bits)[::-1]) & 1).astype(np.uint8).ravel()).tobytes()
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 1, bits, 0, 0, 0, 0))
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", compress(b"\0" + packed)) + chunk(b"IEND", b""))
+    assert read_label(path, TABLE).tolist() == values.tolist()
+
+
+def test_labels_that_are_scaled_or_inverted_are_refused(tmp_path: Path) -> None:
+    pixels = np.array([[0, 1]], np.uint8)
+    with pytest.raises(DatasetError, match="scaled or inverted"):
+        read_label(save_pgm(tmp_path / "a.pgm", pixels, 1), TABLE)  # else: 0, 255
+    with pytest.raises(DatasetError, match="scaled or inverted"):
+        read_label(save_tiff(tmp_path / "a.tif", 255 * pixels, t262=0), TABLE)
+    with pytest.raises(DatasetError, match="label has mode F"):
+        read_label(save_tiff(tmp_path / "f.tif", pixels.astype(np.float32)), TABLE)
+
+
+def test_large_pictures_name_the_limit_and_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png", np.zeros((20, 30), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    message = r"600 pixels\) exceeds limit of 400 pixels.*data.max_pixels.*--max-pixels"
+    for read in (read_image, read_header, lambda path: read_label(path, TABLE)):
+        with pytest.raises(DatasetError, match=message):
+            read(path)
+    assert read_image(path, ReadOptions(max_pixels=600)).shape == (3, 20, 30)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x89PNG\r\n\x1a\n", b"II*\0\x08\0\0\0", b"P5 3 4"])
+def test_files_that_are_no_pictures(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    for read in (read_image, read_header, lambda path: read_label(path, TABLE)):
+        with pytest.raises(DatasetError, match=rf"{re.escape(str(path))}: corrupt or no picture"):
+            read(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
+def test_random_byte_changes_give_a_picture_or_an_error(tmp_path: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    intact = save(tmp_path / f"a{suffix}", rng.integers(0, 2, (9, 7), np.uint8)).read_bytes()
+    path = tmp_path / f"b{suffix}"
+    for _ in range(40):
+        content = bytearray(intact)
+        for position in rng.integers(0, len(content), rng.integers(1, 4)):
+            content[position] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(1, len(content) + 1)] if rng.random() < 0.2 else content)
+        for read in (read_image, read_header, lambda path: read_label(path, TABLE)):
+            with suppress(DatasetError):
+                read(path)
+
+
+def test_tiff_helper_writes_what_pillow_reads(tmp_path: Path) -> None:
+    with Image.open(save_tiff(tmp_path / "a.tif", BANDS[..., :3], ">")) as picture:
+        assert isinstance(picture, TiffImagePlugin.TiffImageFile)
+        np.testing.assert_array_equal(np.asarray(picture), BANDS[..., :3])
