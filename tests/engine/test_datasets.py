@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
         (
             {"name": "voc", "{key}": "{root}/list.txt"},
             ConfigError,
-            "data.{key} = {root}/list.txt is for data.name=list",
+            "data.{key} = {root}/list.txt is for",
         ),
         ({"name": "voc", "classes": 2}, ConfigError, "data.classes = 2 is for data.name=list"),
     ],

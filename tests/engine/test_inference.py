@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import weakref
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pspnet_fast.engine import ConfigError, EvalConfig, predict_labels, predict_probabilities
-from pspnet_fast.engine.inference import autocast, windows
+from pspnet_fast.engine.inference import autocast, label_strips, windows
 
 
 class Positional(nn.Module):
@@ -106,6 +110,62 @@ def test_base_size_is_the_long_side(images: Tensor) -> None:
     assert {shape[-2:] for shape in model.calls} == {(10, 10)}
     expected = sliding(model, F.interpolate(images, (round(10.5), 17), mode="bilinear"), (10, 10), 2 / 3)
     torch.testing.assert_close(found, F.interpolate(expected, (21, 34), mode="bilinear"))
+
+
+STRIPS = [
+    EvalConfig(crop=16),
+    EvalConfig(crop=(16, 24), flip=True, batch_size=3),
+    EvalConfig(crop=16, scales=(0.5, 1.0, 1.75)),
+    EvalConfig(crop=(40, 9), scales=(1.3,), stride=1.0),
+]
+
+
+@pytest.mark.parametrize("options", STRIPS)
+def test_strips_are_the_whole(images: Tensor, options: EvalConfig) -> None:
+    """Strips of labels, normalised strip by strip from 8-bit rows, are the arg-max of the probabilities."""
+    model, mean = Positional(), 117.0
+    pixels = (images * 50 + mean).clamp(0, 255).to(torch.uint8)
+    normalised = (pixels - mean) / 50
+    strips = list(label_strips(model, pixels, options, lambda rows: (rows - mean) / 50))
+    assert len(strips) == math.ceil(21 / (options.crop if isinstance(options.crop, int) else options.crop[0]))
+    torch.testing.assert_close(torch.cat(strips, 1), predict_probabilities(model, normalised, options).argmax(1))
+
+
+@pytest.mark.parametrize("options", STRIPS)
+def test_memory_follows_the_window(options: EvalConfig) -> None:
+    def peak(height: int) -> int:
+        pixels = torch.randint(0, 256, (1, 3, height, 50), dtype=torch.uint8)
+        model = Positional()
+        with LiveBytes(pixels) as live:
+            rows = sum(strip.shape[1] for strip in label_strips(model, pixels, options, Tensor.float))
+        assert rows == height
+        return live.peak
+
+    assert peak(1200) < 1.1 * peak(300)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Peak size of the tensors that operators have made and that are still alive; those ``given`` do not count."""
+
+    def __init__(self, given: Tensor) -> None:
+        super().__init__()
+        self.holders = {given.untyped_storage().data_ptr(): 1}  # tensors by the address of their memory
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                address, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+                self.now += 0 if self.holders.get(address) else size
+                self.holders[address] = self.holders.get(address, 0) + 1
+                weakref.finalize(tensor, self.release, address, size)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def release(self, address: int, size: int) -> None:
+        self.holders[address] -= 1
+        self.now -= 0 if self.holders[address] else size
 
 
 @pytest.mark.parametrize(("length", "crop", "stride"), [(5, 5, 4), (6, 5, 4), (21, 9, 6), (100, 7, 5), (21, 9, 9)])
