@@ -120,6 +120,7 @@ def evaluate(
 
 
 app.command()(framed(data_commands.predict))
+app.command()(framed(data_commands.check))
 app.command()(framed(data_commands.scenes))
 
 

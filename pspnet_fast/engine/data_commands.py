@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from pspnet_fast.data import DATASETS, DatasetError, write_scenes
+from pspnet_fast.data import DATASETS, DatasetError, SegmentationDataset, write_scenes
+from pspnet_fast.data.check import Report, check_dataset, list_problems
+from pspnet_fast.data.classes import IGNORE
 
-from .console import Amp, Backend, Crop, Device, Flip, Foreign, Scales, inference_changes, load_for_inference
+from .config_io import config_from_dict, load_config
+from .console import (
+    Amp,
+    Backend,
+    Crop,
+    Data,
+    Device,
+    Flip,
+    Foreign,
+    Overrides,
+    Root,
+    Scales,
+    as_overrides,
+    inference_changes,
+    load_for_inference,
+)
+from .datasets import open_split, read_options
 from .distributed import join_world
 from .errors import ConfigError
 from .models import load_trained
 from .predict import predict_paths
 from .train import chosen_backend
+from .watch import watched
 
 
 def predict(
@@ -26,22 +49,90 @@ def predict(
     scales: Scales = None,
     flip: Flip = None,
     crop: Crop = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files in --out that predict did not write; never an input.")
+    ] = False,
+    value_range: Annotated[
+        str | None, typer.Option(help="Black and white of pictures with more than 8 bits a sample, as in 0,1.")
+    ] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Largest picture to read.", min=1)] = None,
     config: Foreign = None,
     device: Device = None,
     backend: Backend = None,
     amp: Amp = None,
 ) -> None:
     """Write a label map, a colour map and an overlay of each picture."""
-    trained, options = load_for_inference(
-        checkpoint, config, inference_changes(scales, flip, crop, device, backend, amp)
-    )
+    changes = inference_changes(scales, flip, crop, device, backend, amp)
+    changes += [] if value_range is None else [f"data.value_range=[{value_range}]"]
+    changes += [] if max_pixels is None else [f"data.max_pixels={max_pixels}"]
+    trained, options = load_for_inference(checkpoint, config, changes)
     if trained is None:
         info = DATASETS[options.data.name].info if options.data.name in DATASETS else None
         trained = load_trained(checkpoint, config=options, info=info)
     with join_world(options.run.device) as world, chosen_backend(options.run.backend):
         trained.model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        written = predict_paths(trained, images, out, options.eval, amp=options.run.amp, progress=True)
-    Console().print(f"{len(written)} pictures: {out}/labels, {out}/colors, {out}/overlay", soft_wrap=True)
+        written = predict_paths(
+            trained,
+            images,
+            out,
+            options.eval,
+            amp=options.run.amp,
+            progress=True,
+            overwrite=overwrite,
+            reading=read_options(options.data),
+            world=world,
+        )
+    if world.is_main:
+        Console().print(f"{len(written)} pictures: {out}/labels, {out}/colors, {out}/overlay", soft_wrap=True)
+
+
+def check(
+    overrides: Overrides = None,
+    data: Data = None,
+    root: Root = None,
+    split: Annotated[str | None, typer.Option(help="One split; those of training and validation by default.")] = None,
+    images: Annotated[bool, typer.Option("--images", help="Read every image too, not only its header.")] = False,
+    config: Annotated[str | None, typer.Option(help="A YAML file that names the data set.")] = None,
+) -> None:
+    """Read every label of a data set: files that cannot be used, sizes, and pixels of each class."""
+    changes = list(overrides or []) + as_overrides({"data.name": data, "data.root": root})
+    tree = {"run": {"max_steps": 1}}  # a configuration needs a length; nothing is trained
+    options = (config_from_dict(tree, changes) if config is None else load_config(config, changes)).data
+    splits = [options.train_split, options.val_split] if split is None else [split]
+    problems, count = [], 0
+    for name in splits:
+        dataset = open_split(options, name, training=split is None and name == options.train_split)
+        report = check_dataset(
+            dataset,
+            images=images,
+            workers=min(options.workers, os.cpu_count() or 1),
+            watch=partial(watched, name=f"check {name}", total=len(dataset)),
+        )
+        Console().print(_class_table(dataset, report, f"{dataset.info.name} {name}, {len(dataset)} images"))
+        sizes = Counter({f"{width}x{height}": n for (width, height), n in report.sizes.items()})
+        for what, counts in (("sizes", sizes), ("files", report.modes)):
+            found = [
+                f"{key if isinstance(key, str) else '{}x{}'.format(*key)} ({n})" for key, n in counts.most_common()
+            ]
+            more = f", and {len(found) - 8} more" if len(found) > 8 else ""
+            Console().print(f"{what}: {', '.join(found[:8])}{more}", soft_wrap=True, markup=False, highlight=False)
+        problems += report.problems
+        count += len(dataset)
+    if problems:
+        raise DatasetError(list_problems(problems, f"of {count} samples cannot be used", limit=50))
+
+
+def _class_table(dataset: SegmentationDataset, report: Report, title: str) -> Table:
+    table = Table(title=title)
+    for column in ("class", "pixels", "share", "labels"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    total = max(1, int(report.pixels.sum()))
+    names = [*enumerate(dataset.info.classes), (IGNORE, "left out (255)")]
+    for index, name in names:
+        pixels = int(report.pixels[index])
+        style = "yellow" if pixels == 0 and index != IGNORE else None
+        table.add_row(name, f"{pixels}", f"{100 * pixels / total:.2f} %", f"{int(report.labels[index])}", style=style)
+    return table
 
 
 def scenes(

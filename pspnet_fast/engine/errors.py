@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 
 class UserError(Exception):
     """Base of the errors that the command line shows as one framed message (exit code 2)."""
@@ -21,3 +23,9 @@ class InferenceError(UserError):
 
 class DivergedError(UserError):
     """The training loss became infinite or not-a-number."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on a CPU torch raises a plain RuntimeError then."""
+    signs = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Cannot allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in signs)

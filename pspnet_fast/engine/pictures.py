@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pspnet_fast.data import DatasetInfo
@@ -12,14 +14,15 @@ from pspnet_fast.data import DatasetInfo
 
 def colorize(labels: Tensor, info: DatasetInfo) -> Tensor:
     """uint8 [H, W, 3] in the data set's palette from integer ``labels`` [H, W]; what is no class becomes black."""
-    table = torch.zeros(256, 3, dtype=torch.uint8)
-    table[: info.num_classes] = torch.tensor(info.palette, dtype=torch.uint8)
-    return table[labels.long().cpu()]
+    table = np.zeros((256, 3), np.uint8)
+    table[: info.num_classes] = info.palette
+    return torch.from_numpy(table[labels.cpu().numpy()])
 
 
 def overlay(image: Tensor, colors: Tensor, opacity: float = 0.5) -> Tensor:
     """Blend uint8 ``image`` [3, H, W] and ``colors`` [H, W, 3] into uint8 [H, W, 3]."""
-    return torch.lerp(image.permute(1, 2, 0).cpu().float(), colors.float(), opacity).round().to(torch.uint8)
+    below = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    return torch.from_numpy(np.array(Image.blend(below, Image.fromarray(colors.numpy()), opacity)))
 
 
 def panel(

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pspnet_fast.data import eval_transform, read_image
+from pspnet_fast.data import IMAGE_SUFFIXES, DatasetError, ReadOptions, eval_transform, read_image
+from pspnet_fast.data.check import list_problems
+from pspnet_fast.data.files import expand, walk_files
 
 from .config import Amp, EvalConfig
-from .errors import InferenceError
-from .inference import autocast, predict_labels
+from .datasets import read_options
+from .distributed import World
+from .errors import InferenceError, is_out_of_memory
+from .inference import autocast, label_strips
 from .models import TrainedModel
+from .outputs import OutputFolder, read_manifest
 from .pictures import colorize, overlay
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+from .watch import watched
 
 
 @dataclass(frozen=True)
@@ -31,19 +37,27 @@ class Written:
     overlay: Path
 
 
+class IncompleteError(InferenceError):
+    """Some pictures could not be predicted; ``written`` are the files of the others."""
+
+    def __init__(self, message: str, written: list[Written]) -> None:
+        super().__init__(message)
+        self.written = written
+
+
 def find_images(paths: Sequence[str | Path]) -> list[tuple[Path, Path]]:
     """Each picture with the name, without suffix, that its results get; folders are searched to any depth.
+
+    What an earlier prediction wrote into one of the folders is not taken for a picture, unless ``paths`` names it.
 
     Raises:
         InferenceError: a path that does not exist, a folder without pictures, two pictures of one name.
     """
     found: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    for path in map(expand, paths):
         if not path.exists():
             raise InferenceError(f"{path}: no such picture or folder")
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not files:
-            raise InferenceError(f"{path}: holds no pictures ({', '.join(SUFFIXES)})")
+        files = _pictures(path) if path.is_dir() else [path]
         for file in files:
             name = (file.relative_to(path) if path.is_dir() else Path(file.name)).with_suffix("")
             if name in found and found[name] != file:
@@ -54,6 +68,17 @@ def find_images(paths: Sequence[str | Path]) -> list[tuple[Path, Path]]:
     return [(file, name) for name, file in found.items()]
 
 
+def _pictures(folder: Path) -> list[Path]:
+    files = [file for file in walk_files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+    above = {parent for file in files for parent in file.parents if parent.is_relative_to(folder)}
+    predictions = {parent / name for parent in above for name in read_manifest(parent)}
+    pictures = [file for file in files if file not in predictions]
+    if not pictures:
+        besides = f" besides {len(files)} predictions" if files else ""
+        raise InferenceError(f"{folder}: holds no pictures{besides} ({', '.join(IMAGE_SUFFIXES)})")
+    return pictures
+
+
 def predict_paths(
     trained: TrainedModel,
     paths: Sequence[str | Path],
@@ -62,44 +87,103 @@ def predict_paths(
     *,
     amp: Amp = "none",
     progress: bool = False,
+    overwrite: bool = False,
+    reading: ReadOptions | None = None,
+    world: World | None = None,
 ) -> list[Written]:
-    """Predict pictures and write ``out/{labels,colors,overlay}/NAME.png``.
+    """Predict pictures and write ``out/{labels,colors,overlay}/NAME.png``, which lie as the picture is displayed.
 
     Args:
         trained: on the device to use.
         options: scales, mirroring and window; those of the training configuration by default.
+        overwrite: replace files in ``out`` that no prediction wrote; an input is never replaced.
+        reading: how the pictures are read; as in training by default.
+        world: the processes that share the pictures; each returns the files of all.
 
     Raises:
-        InferenceError: see :func:`find_images`.
-        DatasetError: a file that is not a picture.
+        InferenceError: see :func:`find_images` and :meth:`OutputFolder.prepare`; nothing has been written.
+        IncompleteError: some pictures could not be read or predicted; the others are written.
     """
-    images: Iterable[tuple[Path, Path]] = find_images(paths)
-    if progress:
-        from tqdm import tqdm
+    world = world or World(next(trained.model.parameters()).device)
+    folder = OutputFolder(expand(out), overwrite=overwrite)
+    jobs = _plan(paths, folder, world)
+    reading = reading or read_options(trained.config.data)
+    written: dict[int, Written] = {}
+    problems: dict[int, str] = {}
 
-        images = tqdm(images, desc="predict", unit="image", disable=None)
-    data = trained.config.data
+    share = range(world.rank, len(jobs), world.size)
+    for index in watched(share, "predict", len(jobs), count=lambda _: world.size, enabled=progress and world.is_main):
+        files = jobs[index]
+        try:
+            image = read_image(files.image, reading)
+            labels = _labels(trained, image, options or trained.config.eval, amp)
+        except DatasetError as error:
+            problems[index] = str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).split("\n", 1)[0]
+            problems[index] = f"{files.image}: not enough memory ({reason}); predict it through a window, with --crop"
+        else:
+            _write(trained, folder, files, image, labels)
+            written[index] = files
+
+    written = {index: files for part in world.gather(written) for index, files in part.items()}
+    problems = {index: problem for part in world.gather(problems) for index, problem in part.items()}
+    results = [written[index] for index in sorted(written)]
+    if problems:
+        what = f"of {len(jobs)} pictures could not be predicted; {len(results)} are in {folder.folder}"
+        raise IncompleteError(list_problems([problems[index] for index in sorted(problems)], what), results)
+    return results
+
+
+def _plan(paths: Sequence[str | Path], folder: OutputFolder, world: World) -> list[Written]:
+    """The pictures and their files, checked by one process before any of them writes."""
+    jobs, problem = [], None
+    if world.is_main:
+        try:
+            for path, name in find_images(paths):
+                places = [
+                    folder.folder / kind / name.with_name(f"{name.name}.png")
+                    for kind in ("labels", "colors", "overlay")
+                ]
+                jobs.append(Written(path, *places))
+            files = [file for job in jobs for file in (job.labels, job.colors, job.overlay)]
+            folder.prepare(files, [job.image for job in jobs])
+        except (InferenceError, DatasetError) as error:
+            problem = str(error)
+    jobs, problem = world.agree((jobs, problem))
+    if problem is not None:
+        raise InferenceError(problem)
+    return jobs
+
+
+def _labels(trained: TrainedModel, image: Tensor, options: EvalConfig, amp: Amp) -> Tensor:
+    """uint8 [H, W] of an image uint8 [3, H, W]; normalised strip by strip, so that a large image has no float copy."""
+    data, device = trained.config.data, next(trained.model.parameters()).device
     transform = eval_transform(data.mean, data.std)
-    device = next(trained.model.parameters()).device
-    written = []
-    for path, name in images:
-        image = read_image(path)
-        normalised, _ = transform(image, torch.zeros(image.shape[1:], dtype=torch.uint8))
-        batch = normalised[None].to(device, memory_format=torch.channels_last)
-        with autocast(device, amp):
-            labels = predict_labels(trained.model, batch, options or trained.config.eval)[0]
-        written.append(_write(trained, path, image, labels.to(torch.uint8).cpu(), Path(out), name))
-    return written
+
+    def prepare(rows: Tensor) -> Tensor:
+        normalised, _ = transform(rows[0], torch.zeros(rows.shape[2:], dtype=torch.uint8))
+        return normalised[None].to(device, memory_format=torch.channels_last)
+
+    with autocast(device, amp):
+        strips = [
+            strip[0].to("cpu", torch.uint8) for strip in label_strips(trained.model, image[None], options, prepare)
+        ]
+    return torch.cat(strips)
 
 
-def _write(trained: TrainedModel, path: Path, image: Tensor, labels: Tensor, out: Path, name: Path) -> Written:
-    places = [out / kind / name.with_name(f"{name.name}.png") for kind in ("labels", "colors", "overlay")]
-    files = Written(path, *places)
-    for file in (files.labels, files.colors, files.overlay):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(labels.numpy()).save(files.labels)
+def _write(trained: TrainedModel, folder: OutputFolder, files: Written, image: Tensor, labels: Tensor) -> None:
     paletted = Image.fromarray(labels.numpy())
     paletted.putpalette([channel for color in trained.info.palette for channel in color])
-    paletted.save(files.colors)
-    Image.fromarray(overlay(image, colorize(labels, trained.info)).numpy()).save(files.overlay)
-    return files
+    mixed = overlay(image, colorize(labels, trained.info))
+    pictures = (
+        (files.labels, Image.fromarray(labels.numpy())),
+        (files.colors, paletted),
+        (files.overlay, Image.fromarray(np.asarray(mixed))),
+    )
+    for file, picture in pictures:
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        folder.write(file, content.getvalue())

@@ -105,6 +105,44 @@ def test_predict(run: Path, scenes: Path, tmp_path: Path) -> None:
     assert np.abs(overlay - (picture + colors) / 2).max() <= 0.5
 
 
+def test_predict_options(run: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 35 * 40, dtype=np.float32).reshape(35, 40)).save(tmp_path / "a.tif")
+    (tmp_path / "b.png").write_text("no picture")
+    predict = ("predict", tmp_path / "a.tif", "-c", run / "best.pt", "-o", tmp_path / "out")
+    assert "--value-range 0,1" in call(*predict, code=2).output
+    call(*predict, "--value-range", "0,1", "--crop", 33, "--max-pixels", 1400)
+    assert Image.open(tmp_path / "out/labels/a.png").size == (40, 35)
+    (tmp_path / "out/labels/a.png").write_text("mine")
+    call(*predict, "--value-range", "0,1", code=2)
+    call(*predict, "--value-range", "0,1", "--overwrite")
+
+    output = call(*predict, tmp_path / "b.png", "--value-range", "0,1", code=2).output
+    assert "1 of 2 pictures could not be predicted; 1 are in" in output
+    assert "Traceback" not in output
+
+
+def test_check(scenes: Path, tmp_path: Path) -> None:
+    output = call("check", "--data", "scenes", "--root", scenes, "data.workers=0", "--images").output
+    for part in (
+        "scenes train, 8 images",
+        "scenes val, 3 images",
+        "sizes: 96x64 (8)",
+        "image: JPEG RGB (8)",
+        "bicyclist",
+    ):
+        assert part in output
+    folder = tmp_path / "damaged"
+    shutil.copytree(scenes, folder)
+    labels = folder / "labels/train"
+    Image.fromarray(np.full((64, 96), 12, np.uint8)).save(labels / "00001.png")
+    Image.fromarray(np.zeros((96, 64), np.uint8)).save(labels / "00002.png")
+    output = call("check", "--data", "scenes", "--root", folder, "data.workers=2", code=2).output
+    assert "2 of 11 samples cannot be used" in output
+    assert "00001.png: label value 12" in output
+    assert "00002.png: label is 64x96 but its image" in output
+    assert "8 images" not in call("check", "--data", "scenes", "--root", folder, "--split", "val").output
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -122,6 +160,10 @@ def test_predict(run: Path, scenes: Path, tmp_path: Path) -> None:
         (("predict", "{tmp}/empty", "-c", "{run}/best.pt"), ["{tmp}/empty", "no pictures"]),
         (("predict", "{tmp}/text.jpg", "-c", "{run}/best.pt", "-o", "{tmp}/out"), ["{tmp}/text.jpg"]),
         (("predict", "{tmp}/a.jpg", "{tmp}/a.png", "-c", "{run}/best.pt"), ["a.jpg", "a.png", "two folders"]),
+        (("predict", "{scenes}/images", "-c", "{run}/best.pt", "-o", "{scenes}"), ["00000.png and 10 more"]),
+        (("predict", "{tmp}/text.jpg", "-c", "{run}/best.pt", "-o", "{tmp}/a.jpg"), ["{tmp}/a.jpg: cannot be written"]),
+        (("check",), ["data.root is not set"]),
+        (("check", "--data", "list", "--root", "{tmp}"), ["data.train_list is not set"]),
         (("scenes", "{run}"), ["{run}", "folder"]),
         (("scenes", "{tmp}/new", "--train", "0"), ["train=0"]),
     ],

@@ -1,0 +1,309 @@
+"""Predictions on disk: what they may replace, which pictures they take, and what happens when one fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pspnet_fast.data import DATASETS, ReadOptions
+from pspnet_fast.engine import EvalConfig, InferenceError, TrainedModel, build_model, config_from_dict, predict_paths
+from pspnet_fast.engine import predict as predict_module
+from pspnet_fast.engine.distributed import World
+from pspnet_fast.engine.outputs import MANIFEST, OutputFolder
+from pspnet_fast.engine.predict import IncompleteError, find_images
+
+KINDS = ("labels", "colors", "overlay")
+
+
+@pytest.fixture(scope="module")
+def trained() -> TrainedModel:
+    torch.manual_seed(0)
+    config = config_from_dict({"model": {"layers": 18}, "run": {"max_steps": 1}})
+    return TrainedModel(build_model(config.model, 11).eval(), config, DATASETS["scenes"].info, None)
+
+
+def save(path: Path, size: tuple[int, int] = (9, 13), seed: int = 0, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def parts(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.name.endswith(".part")]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """CamVid's layout: two pictures and their label maps."""
+    for name in ("a", "b"):
+        save(tmp_path / f"set/images/val/{name}.png")
+        Image.fromarray(np.zeros((9, 13), np.uint8)).save(_made(tmp_path / f"set/labels/val/{name}.png"))
+    return tmp_path / "set"
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_label_maps_of_a_data_set_are_kept(trained: TrainedModel, dataset: Path) -> None:
+    before = content(dataset)
+    with pytest.raises(InferenceError, match=r"labels/val/a.png and 1 more: exists and was not written by predict"):
+        predict_paths(trained, [dataset / "images"], dataset)
+    assert content(dataset) == before
+
+    predict_paths(trained, [dataset / "images"], dataset, overwrite=True)
+    assert content(dataset).items() >= {name: data for name, data in before.items() if "images" in name}.items()
+    assert content(dataset)["labels/val/a.png"] != before["labels/val/a.png"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["same path", "symbolic link", "hard link", "linked folder"])
+def test_inputs_are_never_replaced(trained: TrainedModel, tmp_path: Path, kind: str, overwrite: bool) -> None:
+    out = tmp_path / "out"
+    if kind == "same path":
+        picture = save(out / "labels" / "a.png")
+    else:
+        picture = save(tmp_path / "in" / "a.png")
+        if kind == "linked folder":
+            out.mkdir()
+            (out / "labels").symlink_to(picture.parent)
+        elif kind == "symbolic link":
+            _made(out / "labels" / "a.png").symlink_to(picture)
+        else:
+            _made(out / "labels" / "a.png").hardlink_to(picture)
+    before = content(tmp_path)
+    for paths in ([picture], [picture.parent]):
+        with pytest.raises(InferenceError, match=r"labels/a.png would replace the input .*a.png: choose another --out"):
+            predict_paths(trained, paths, out, overwrite=overwrite)
+    assert content(tmp_path) == before
+
+
+def test_own_files_are_replaced_and_edited_ones_kept(trained: TrainedModel, tmp_path: Path) -> None:
+    picture, out = save(tmp_path / "a.jpg"), tmp_path / "out"
+    (first,) = predict_paths(trained, [picture], out)
+    save(picture, seed=1)
+    predict_paths(trained, [picture], out)  # its own
+    assert parts(out) == []
+
+    edited = np.array(Image.open(first.labels))
+    edited[0, 0] = 10 - edited[0, 0]  # a correction by hand
+    Image.fromarray(edited).save(first.labels)
+    before = content(out)
+    with pytest.raises(InferenceError, match=r"labels/a.png: exists and was not written by predict, or was changed"):
+        predict_paths(trained, [picture], out)
+    assert content(out) == before
+    predict_paths(trained, [picture], out, overwrite=True)
+    assert content(out) != before
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe garbage", b"[1]\n{}\nnull\n", b'{"file": "labels/a.png"}\n'])
+def test_a_damaged_manifest_owns_nothing(trained: TrainedModel, tmp_path: Path, damage: bytes) -> None:
+    picture, out = save(tmp_path / "a.jpg"), tmp_path / "out"
+    predict_paths(trained, [picture], out)
+    (out / MANIFEST).write_bytes(damage)
+    with pytest.raises(InferenceError, match="not written by predict"):
+        predict_paths(trained, [picture], out)
+
+
+@pytest.mark.parametrize("out", ["in/predictions", "in", "in/x/y"])
+def test_predictions_are_not_predicted_again(trained: TrainedModel, tmp_path: Path, out: str) -> None:
+    save(tmp_path / "in/a.png")
+    save(tmp_path / "in/x/b.png")
+    for _ in range(3):
+        written = predict_paths(trained, [tmp_path / "in"], tmp_path / out)
+        assert [file.image.name for file in written] == ["a.png", "b.png"]
+    predict_paths(trained, [tmp_path / "in"], tmp_path / "elsewhere")
+    assert len(list((tmp_path / "elsewhere/labels").rglob("*.png"))) == 2
+    with pytest.raises(InferenceError, match=r"holds no pictures besides 6 predictions"):
+        find_images([tmp_path / "elsewhere"])
+    assert find_images([tmp_path / "elsewhere/overlay/a.png"])  # named, hence meant
+
+
+def test_hidden_and_linked_pictures(tmp_path: Path) -> None:
+    save(tmp_path / "in/a.png")
+    save(tmp_path / "in/.ipynb_checkpoints/a-checkpoint.png")
+    save(tmp_path / "in/._a.png")
+    save(tmp_path / "more/b.png")
+    (tmp_path / "in/more").symlink_to(tmp_path / "more")
+    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
+    assert [name.as_posix() for _, name in find_images([tmp_path / "in"])] == ["a", "more/b"]
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_results_lie_as_the_picture_is_displayed(trained: TrainedModel, tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture = save(tmp_path / "a.png", (9, 13), exif=exif)
+    displayed = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
+    with Image.open(picture) as stored:
+        turned = stored.transpose(displayed[orientation])
+    turned.save(tmp_path / "turned.png", exif=b"")
+    shown, upright = predict_paths(trained, [picture, tmp_path / "turned.png"], tmp_path / "out")
+    for kind in KINDS:
+        assert getattr(shown, kind).read_bytes() == getattr(upright, kind).read_bytes()
+    assert Image.open(shown.overlay).size == turned.size
+
+
+def test_one_bad_picture_does_not_end_the_others(trained: TrainedModel, tmp_path: Path) -> None:
+    for name in ("a.png", "c.png", "e.png"):
+        save(tmp_path / "in" / name)
+    (tmp_path / "in/b.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:60])
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "in/d.tif")
+    with pytest.raises(IncompleteError) as error:
+        predict_paths(trained, [tmp_path / "in"], tmp_path / "out")
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"2 of 5 pictures could not be predicted; 3 are in {tmp_path / 'out'}:"
+    assert "b.png: corrupt or no picture" in lines[1]
+    assert "d.tif: mode F with values 0 .. 0" in lines[2]
+    assert [file.image.name for file in error.value.written] == ["a.png", "c.png", "e.png"]
+    assert all(file.overlay.is_file() for file in error.value.written)
+
+    reading = ReadOptions(value_range=(0, 1))
+    assert len(predict_paths(trained, [tmp_path / "in/d.tif"], tmp_path / "out", reading=reading)) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("much"), torch.OutOfMemoryError("much"), RuntimeError("DefaultCPUAllocator: not enough memory")],
+)
+def test_a_picture_too_large_for_memory(
+    trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    labels: Callable[..., Any] = predict_module._labels
+
+    def too_large(trained: TrainedModel, image: torch.Tensor, *rest: object) -> torch.Tensor:
+        if image.shape[1] > 20:
+            raise error
+        return labels(trained, image, *rest)
+
+    monkeypatch.setattr(predict_module, "_labels", too_large)
+    paths = [save(tmp_path / "large.png", (21, 8)), save(tmp_path / "small.png")]
+    with pytest.raises(IncompleteError, match=r"large.png: not enough memory.*--crop") as raised:
+        predict_paths(trained, paths, tmp_path / "out")
+    assert len(raised.value.written) == 1
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "labels is a file", "a target is a folder", "/proc/x"])
+def test_outputs_are_checked_first(
+    trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(predict_module, "_labels", lambda *_: pytest.fail("worked before the check"))
+    picture, out = save(tmp_path / "a.png"), tmp_path / "out"
+    if place == "/proc/x":
+        out = Path(place)
+    elif place == "labels is a file":
+        _made(out / "labels").write_text("x")
+    elif place == "a target is a folder":
+        (out / "overlay/a.png").mkdir(parents=True)
+    else:
+        out.write_text("x")
+        out = out / "below" if place == "below a file" else out
+    with pytest.raises(InferenceError, match=rf"{out}.*(cannot be written|is a folder)"):
+        predict_paths(trained, [picture], out)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("step", ["write", "replace"])
+def test_a_full_disk_leaves_no_part(
+    trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int
+) -> None:
+    picture, out = save(tmp_path / "a.png"), tmp_path / "out"
+    predict_paths(trained, [picture], out)
+    before = content(out)
+
+    def fail(path: Path, *_: object) -> None:
+        if step == "write":
+            with open(path, "wb") as file:
+                file.write(b"half")
+        raise OSError(code, os.strerror(code))
+
+    save(picture, seed=1)
+    monkeypatch.setattr(*((Path, "write_bytes") if step == "write" else (os, "replace")), fail)
+    with pytest.raises(InferenceError, match=rf"labels/a.png: cannot be written \({os.strerror(code)}\); free space"):
+        predict_paths(trained, [picture], out)
+    assert parts(out) == []
+    assert content(out) == before
+
+    monkeypatch.undo()
+    predict_paths(trained, [picture], out)  # still its own
+
+
+def test_a_crash_between_manifest_and_file_owns_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = OutputFolder(tmp_path)
+    folder.write(tmp_path / "a.png", b"first")
+    monkeypatch.setattr(os, "replace", lambda *_: exec("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        folder.write(tmp_path / "a.png", b"second")
+    assert parts(tmp_path) == []
+    monkeypatch.undo()
+    OutputFolder(tmp_path).prepare([tmp_path / "a.png"], [])
+    (tmp_path / "a.png").write_bytes(b"third")
+    with pytest.raises(InferenceError, match="changed since"):
+        OutputFolder(tmp_path).prepare([tmp_path / "a.png"], [])
+
+
+@dataclasses.dataclass(frozen=True)
+class Thread(World):
+    """A rank that is a thread; the ranks exchange values over a shared list."""
+
+    barrier: Any = None
+    box: Any = None
+
+    def gather(self, value: Any) -> list[Any]:
+        self.box[self.rank] = value
+        self.barrier.wait()
+        values = list(self.box)
+        self.barrier.wait()
+        return values
+
+    def agree(self, value: Any) -> Any:
+        return self.gather(value)[0]
+
+
+def test_ranks_share_the_pictures(trained: TrainedModel, tmp_path: Path) -> None:
+    for index in range(5):
+        save(tmp_path / f"in/{index}.png", seed=index)
+    (tmp_path / "in/3.png").write_text("no picture")
+    barrier, box = threading.Barrier(2), [None, None]
+    results: dict[int, IncompleteError] = {}
+
+    def run(rank: int) -> None:
+        world = Thread(torch.device("cpu"), rank, 2, barrier, box)
+        with pytest.raises(IncompleteError) as error:
+            predict_paths(trained, [tmp_path / "in"], tmp_path / "out", world=world)
+        results[rank] = error.value
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    names = ["0.png", "1.png", "2.png", "4.png"]
+    assert [[file.image.name for file in results[rank].written] for rank in range(2)] == [names, names]
+    assert sorted(path.name for path in (tmp_path / "out/labels").iterdir()) == names
+    OutputFolder(tmp_path / "out").prepare(list((tmp_path / "out/labels").iterdir()), [])  # all in one manifest
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 40), (40, 1)])
+def test_tiny_pictures(trained: TrainedModel, tmp_path: Path, size: tuple[int, int]) -> None:
+    picture = save(tmp_path / "a.png", size)
+    for options in (EvalConfig(), EvalConfig(crop=9, flip=True, scales=(0.5, 1.0))):
+        (files,) = predict_paths(trained, [picture], tmp_path / "out", options)
+        assert np.array(Image.open(files.labels)).shape == size
