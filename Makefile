@@ -1,11 +1,12 @@
-# make demo   set up, then train, evaluate and picture a small PSPNet, beside stock PyTorch
+# make demo   set up, then train, evaluate and picture a small PSPNet, compared with stock PyTorch
 # make test   set up, then pass the tests
 # make lint   ruff and mypy
+# make gpu    on a machine with a GPU: build, tests, sanitizer, benchmarks, training
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: setup demo test test-native test-triton test-cuda-on-cpu test-cpp lint clean
+.PHONY: setup demo test test-native test-triton test-cuda-on-cpu test-cpp lint gpu clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +48,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu:
+	$(BIN)/python -m benchmarks.gpu --out runs/gpu
 
 clean:
 	rm -rf build dist demo *.egg-info pspnet_fast/_C.*.so pspnet_fast/_build_info.json

@@ -1,189 +1,187 @@
-"""What does the auxiliary loss bring? The same network trained with several weights λ of it, over several seeds.
+"""What does the auxiliary loss do? The same network trained with several weights λ of it, over several seeds.
 
-    python -m benchmarks.aux_weight                              street scenes drawn here, no data needed
-    python -m benchmarks.aux_weight --root CAMVID --save         keep the result, and draw docs/aux_weight.svg
-    python -m benchmarks.aux_weight --plot                       draw it again from the result kept
+    python -m benchmarks.aux_weight                                  drawn street scenes, no data needed
+    python -m benchmarks.aux_weight --root CAMVID --save             keep the result for docs/benchmarks.md
+    python -m benchmarks.aux_weight optim.batch_size=4 data.crop=65  any option of the training
 
-The claim (Zhao et al. 2017, sections 3.3 and 5.1.2): an auxiliary loss on layer3, added with λ = 0.4, helps to learn
+The claim (Zhao et al. 2017, sections 3.3 and 5.1.2): an auxiliary loss on layer3, added with λ = 0.4, helps to train
 the deep network. The runs of a seed differ in λ alone: initial weights, crops, their order and dropout are the same, so
-that what is compared is pairs. Runs go seed by seed; each leaves its result in a file of its own when it ends, and a
-command that was stopped goes on from its last checkpoint.
+that pairs are compared. Each run is an ordinary training (:func:`pspnet_fast.engine.train`) in a folder of its own; a
+command that was stopped goes on from its last checkpoint, and finished runs are read.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
-import shutil
-import time
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Subset
-
-from benchmarks.aux_weight_plot import draw
-from benchmarks.aux_weight_report import sentences, summary, table
-from benchmarks.measure import RESULTS, ROOT, write_json
-from benchmarks.provenance import machine
+from benchmarks.results import RESULTS, ROOT, machine, write_json
 from pspnet_fast.data import write_scenes
-from pspnet_fast.engine import TrainConfig, evaluate, load_config
+from pspnet_fast.engine import TrainConfig, load_config, train
 from pspnet_fast.engine.config_io import changed_keys
-from pspnet_fast.engine.distributed import join_world
-from pspnet_fast.engine.evaluate import eval_loader
-from pspnet_fast.engine.train import Trainer, chosen_backend, open_split
 
-PICTURES = {name: ROOT / "docs" / f"aux_weight{end}.svg" for name, end in (("camvid", ""), ("scenes", "_scenes"))}
 POINTS = 100  # of a loss curve; each is the mean over as many steps as it takes
+SMOOTH = 5  # points of a loss curve whose mean counts as the loss reached
+LAST = 0.1  # of a run, over which its final main loss is averaged
+SEPARATE = ("data.root", "run.folder", "run.seed", "optim.aux_weight")  # options of one machine or one run
+Run = Mapping[str, Any]
+Curve = Sequence[Sequence[float]]  # of (step, value)
 
 
-def configuration(options: argparse.Namespace, weight: float, seed: int, folder: Path) -> TrainConfig:
+def configuration(options: argparse.Namespace, weight: float, seed: int) -> TrainConfig:
     """The training of one run: camvid_r18's recipe, its schedule over a number of steps."""
-    tree = {
-        "data.name": "scenes" if options.scenes else "camvid",
-        "data.root": options.root,
-        "data.crop": options.size,
-        "data.workers": options.workers,
-        "model.layers": options.layers,
-        "optim.aux_weight": weight,
-        "optim.batch_size": options.batch,
+    settings = {
+        "data.name": "camvid" if options.root else "scenes",
+        "data.root": options.root or options.out / "scenes",
+        "data.crop": 97,
         "optim.schedule_by": "steps",
         "run.max_minutes": "null",
-        "run.max_steps": options.steps,
-        "run.seed": seed,
-        "run.folder": folder,
-        "run.amp": options.amp,
+        "run.max_steps": 360,
+        "run.validate_every": 2,
         "run.pictures": 0,
     }
-    return load_config("camvid_r18", [f"{key}={value}" for key, value in tree.items()])
+    own = {"optim.aux_weight": weight, "run.seed": seed, "run.folder": options.out / f"seed{seed}_weight{weight:g}"}
+    words = [*(f"{key}={value}" for key, value in settings.items()), *options.overrides]
+    return load_config("camvid_r18", [*words, *(f"{key}={value}" for key, value in own.items())])
 
 
-class MeasuredTrainer(Trainer):
-    """Validates on every ``every``-th image of the split while it trains, about ``validations`` times."""
+def trained(config: TrainConfig) -> dict[str, Any]:
+    """Train, go on, or read what was trained; the curves, and the metrics of the last weights.
 
-    def watch(self, every: int, validations: int) -> None:
-        config = self.config
-        subset = Subset(self.val_loader.dataset, range(0, len(self.val_loader.dataset), every))  # type: ignore[arg-type]
-        self.val_loader = eval_loader(subset, config.eval, workers=config.data.workers, world=self.world)
-        epochs = (config.run.max_steps or 1) / self.steps_per_epoch
-        config.run.validate_every = max(1, round(epochs / validations))
-
-
-def trained(config: TrainConfig, every: int, validations: int) -> dict[str, Any]:
-    """Train, or go on; the curves, and the metrics of the last weights over the whole validation split."""
-    started, folder = time.monotonic(), Path(config.run.folder or "")
-    with join_world("auto") as world, chosen_backend(config.run.backend):
-        trainer = MeasuredTrainer(config, folder, world, resume=True, started=started)
-        try:
-            trainer.watch(every, validations)
-            result = trainer.run()
-        finally:
-            trainer.log.close()
-        val_set = open_split(config.data, config.data.val_split)
-        # The last weights, whichever were the best: choosing on the images that are then counted would flatter.
-        metrics = evaluate(
-            trainer.state.model, val_set, config.eval, amp=config.run.amp, workers=config.data.workers, world=world
-        )
-    return {
-        "main_loss": loss_curve(folder / "losses.csv", config.run.max_steps or 1),
-        "subset_miou": [[int(row["step"]), float(row["miou"])] for row in read_table(folder / "metrics.csv")],
-        "miou": round(metrics.miou, 6),
-        "accuracy": round(metrics.accuracy, 6),
-        "iou": {name: row["iou"] for name, row in metrics.to_dict()["classes"].items()},
-        "minutes": round(result.minutes, 2),
-    }
-
-
-def loss_curve(path: Path, steps: int) -> list[list[float]]:
-    """[last step, mean main loss] of consecutive blocks of steps, at most :data:`POINTS` of them."""
-    rows = read_table(path)
-    block = -(-steps // POINTS)
-    parts = [rows[first : first + block] for first in range(0, len(rows), block)]
-    return [
-        [int(part[-1]["step"]), round(sum(float(row["main_loss"]) for row in part) / len(part), 5)] for part in parts
-    ]
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of all runs, seed by seed; those that are in the folder already are read from there.
+    The last weights, whichever were the best: a choice by the images that are then counted would be biased.
 
     Raises:
         ValueError: the folder holds a run of another setting.
     """
-    rows = []
-    for seed in range(options.seeds):
-        for weight in options.weights:
-            name = f"seed{seed}_weight{weight:g}"
-            folder, done = options.out / name, options.out / f"{name}.json"
-            config = configuration(options, weight, seed, folder)
-            setting = {**config.to_dict(), "validation": {"every": options.val_every, "times": options.validations}}
-            if done.is_file():
-                row = json.loads(done.read_text(encoding="utf-8"))
-                if changes := changed_keys(row["setting"], setting):
-                    raise ValueError(f"{done} is of another setting ({'; '.join(changes)}): choose another --out")
-            else:
-                found = trained(config, options.val_every, options.validations)
-                row = {"weight": weight, "seed": seed, **found, "machine": machine(), "setting": setting}
-                write_json(done, row)
-                shutil.rmtree(folder)  # its checkpoints are of no further use
-            rows.append(row)
-            print(f"{name}: mIoU {100 * row['miou']:.2f}, main loss {row['main_loss'][-1][1]:.4f}, "
-                  f"{row['minutes']:.1f} minutes", flush=True)  # fmt: skip
-    return rows
-
-
-def content(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is kept: machine, configuration, curves of each run, and the summary."""
-    config = rows[-1]["setting"]
-    sections = {key: dict(config[key]) for key in ("data", "model", "optim", "eval", "run", "validation")}
-    # Of one machine, of one run, or (how often it validates) set by the trainer.
-    for name in ("data.root", "run.folder", "run.seed", "run.validate_every", "optim.aux_weight"):
-        section, key = name.split(".")
-        del sections[section][key]
-    runs = [{key: value for key, value in row.items() if key not in ("machine", "setting")} for row in rows]
+    folder = Path(config.run.folder or "")
+    if (folder / "config.yaml").is_file():
+        kept = load_config(folder / "config.yaml")
+        if changes := changed_keys(kept.to_dict(), config.to_dict()):
+            raise ValueError(f"{folder} is of another setting ({'; '.join(changes)}): choose another --out")
+    curve, validations = read_table(folder / "losses.csv"), read_table(folder / "metrics.csv")
+    if not validations or int(validations[-1]["step"]) < (config.run.max_steps or 0):
+        train(config, resume=True)
+        curve, validations = read_table(folder / "losses.csv"), read_table(folder / "metrics.csv")
+    last = validations[-1]
     return {
-        "machine": rows[-1]["machine"],
-        "data": config["data"]["name"],
-        "config": sections,
-        "runs": runs,
-        "summary": summary(runs, options.loss_levels, options.miou_levels),
+        "main_loss": thinned([(int(row["step"]), float(row["main_loss"])) for row in curve]),
+        "subset_miou": [[int(row["step"]), float(row["miou"])] for row in validations],
+        "miou": float(last["miou"]),
+        "accuracy": float(last["accuracy"]),
+        "iou": {name.removeprefix("iou_"): float(value) for name, value in last.items() if name.startswith("iou_")},
+        "minutes": round(float(last["minutes"]), 2),
     }
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="CamVid's folder; by default street scenes are drawn")
-    parser.add_argument("--weights", type=numbers, default=[0.0, 0.2, 0.4, 0.7, 1.0], help="λ, 0 among them")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--steps", type=int, default=360)
-    parser.add_argument("--size", type=int, default=97, help="of the crops")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--layers", type=int, default=18)
-    parser.add_argument("--amp", choices=("none", "bf16", "fp16"), default="bf16")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read images")
-    parser.add_argument("--validations", type=int, default=8, help="how often, about, mIoU is measured in a run")
-    parser.add_argument("--val-every", type=int, default=10, help="on each such image of the split; all at the end")
-    parser.add_argument("--loss-levels", type=numbers, default=[], help="main losses whose first step is counted")
-    parser.add_argument("--miou-levels", type=numbers, default=[], help="mIoU, 0 to 1, likewise")
-    parser.add_argument("--out", type=Path, help="state of the runs; runs/aux_weight_DATA by default")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results and the picture in docs")
-    parser.add_argument("--plot", action="store_true", help="train nothing; draw and tell what --save has kept")
-    options = parser.parse_args(arguments)
-    for name in ("seeds", "steps", "validations", "val_every"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
-    if 0 not in options.weights or len(set(options.weights)) < 2 or min(options.weights) < 0:
-        parser.error(f"--weights {options.weights} needs 0, to compare with, and at least one positive weight")
-    options.scenes = options.root is None
-    options.out = options.out or ROOT / "runs" / f"aux_weight_{'scenes' if options.scenes else 'camvid'}"
-    return options
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header; none where it does not exist."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def thinned(curve: Curve) -> list[list[float]]:
+    """[last step, mean value] of consecutive blocks, at most :data:`POINTS` of them."""
+    block = -(-len(curve) // POINTS)
+    parts = [curve[first : first + block] for first in range(0, len(curve), block)]
+    return [[part[-1][0], round(statistics.fmean(value for _, value in part), 5)] for part in parts]
+
+
+def run_all(options: argparse.Namespace) -> dict[str, Any]:
+    """All runs, seed by seed: machine, configuration, curves of each run, and the summary."""
+    runs = []
+    for seed in range(options.seeds):
+        for weight in options.weights:
+            config = configuration(options, weight, seed)
+            runs.append({"weight": weight, "seed": seed, **trained(config)})
+            print(f"{Path(str(config.run.folder)).name}: mIoU {100 * runs[-1]['miou']:.2f}, "
+                  f"main loss {runs[-1]['main_loss'][-1][1]:.4f}", flush=True)  # fmt: skip
+    tree = config.to_dict()
+    for name in SEPARATE:
+        section, key = name.split(".")
+        del tree[section][key]
+    return {"machine": machine(), "data": config.data.name, "config": tree, "runs": runs, "summary": summary(runs)}
+
+
+# ---- summary ---------------------------------------------------------------------------------------------------------
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """Means and spreads over the seeds for each λ, and differences to λ = 0, seed by seed.
+
+    Every seed has every λ, 0 among them. "mean_loss" is the mean over the run: convergence without a chosen level.
+    """
+    weights, seeds = sorted({run["weight"] for run in runs}), sorted({run["seed"] for run in runs})
+    found = {(run["weight"], run["seed"]): measured(run) for run in runs}
+    rows = []
+    for weight in weights:
+        mine, plain = ([found[w, seed] for seed in seeds] for w in (weight, 0.0))
+        row: dict[str, Any] = {"weight": weight}
+        for key in ("final_miou", "final_loss", "mean_loss"):
+            row[key] = spread([run[key] for run in mine])
+            row[f"{key}_difference"] = spread([a[key] - b[key] for a, b in zip(mine, plain, strict=True)])
+        rows.append(row)
+    return {"seeds": seeds, "weights": rows}
+
+
+def measured(run: Run) -> dict[str, float]:
+    """The numbers of one run that are compared."""
+    losses = [value for _, value in run["main_loss"]]
+    last = losses[-max(1, round(LAST * len(losses))) :]
+    return {
+        "final_miou": run["miou"],
+        "final_loss": statistics.fmean(last),
+        "mean_loss": statistics.fmean(losses),
+    }
+
+
+def smooth(curve: Curve) -> list[tuple[float, float]]:
+    """The mean over the last :data:`SMOOTH` points, from the first point that has as many (all of a shorter curve)."""
+    width = min(SMOOTH, len(curve))
+    return [
+        (curve[end - 1][0], statistics.fmean(value for _, value in curve[end - width : end]))
+        for end in range(width, len(curve) + 1)
+    ]
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """The values, one a seed, their mean, extremes, and standard deviation (None of a single one)."""
+    deviation = round(statistics.stdev(values), 6) if len(values) > 1 else None
+    low, mean, high = (round(number, 6) for number in (min(values), statistics.fmean(values), max(values)))
+    return {"mean": mean, "std": deviation, "min": low, "max": high, "values": [round(value, 6) for value in values]}
+
+
+def verdict(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    """'is higher in every seed with λ=0.2, 0.4; not of one sign over the seeds with λ=1'."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        low, high = row[key]["min"], row[key]["max"]
+        kind = "higher in every seed" if low > 0 else "lower in every seed"
+        if low <= 0 <= high:
+            kind = "not of one sign over the seeds"
+        groups.setdefault(kind, []).append(f"{row['weight']:g}")
+    return "is " + "; ".join(f"{kind} with λ={', '.join(weights)}" for kind, weights in groups.items())
+
+
+def sentences(results: Mapping[str, Any]) -> str:
+    """What the runs say of the claim, and how little so few seeds can say."""
+    others = [row for row in results["summary"]["weights"] if row["weight"] > 0]
+    n = len(results["summary"]["seeds"])
+    tried = f", and {len(others)} weights were tried" if len(others) > 1 else ""
+    return (
+        f"mIoU {verdict(others, 'final_miou_difference')}.\n"
+        f"The main loss, averaged over the whole run, {verdict(others, 'mean_loss_difference')}.\n"
+        f"One sign in all of {n} seeds has, for a weight without any effect, a chance of 1 in {2 ** (n - 1)}{tried}; "
+        "and training this short says nothing of a long one."
+    )
+
+
+# ---- command ---------------------------------------------------------------------------------------------------------
 
 
 def numbers(text: str) -> list[float]:
@@ -191,26 +189,33 @@ def numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
-def tell(results: dict[str, Any], *, picture: bool) -> None:
-    """Print what came out, and draw it."""
-    print(table(results))
-    print(sentences(results))
-    if picture:
-        print(draw(results, PICTURES[results["data"]]))
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="options of the training, as in run.max_steps=100")
+    parser.add_argument("--root", type=Path, help="CamVid's folder; by default street scenes are drawn")
+    parser.add_argument("--weights", type=numbers, default=[0.0, 0.2, 0.4, 0.7, 1.0], help="λ, 0 among them")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--out", type=Path, help="folder of the runs; runs/aux_weight_DATA by default")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds {options.seeds} must be at least 1")
+    if 0 not in options.weights or len(set(options.weights)) < 2 or min(options.weights) < 0:
+        parser.error(f"--weights {options.weights} needs 0, to compare with, and at least one positive weight")
+    options.out = options.out or ROOT / "runs" / f"aux_weight_{'camvid' if options.root else 'scenes'}"
+    return options
 
 
-def main() -> None:
-    options = parse()
-    if options.plot:
-        for path in sorted(RESULTS.glob("aux_weight_*.json")):
-            tell(json.loads(path.read_text(encoding="utf-8")), picture=True)
-        return
-    if options.scenes:
-        options.root = write_scenes(options.out / "scenes", train=200, val=60, size=(180, 240))
-    results = content(options, run_all(options))
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    if options.root is None:
+        write_scenes(options.out / "scenes", train=200, val=60, size=(180, 240))
+    results = run_all(options)
     if options.save:
         print(write_json(RESULTS / f"aux_weight_{results['data']}.json", results))
-    tell(results, picture=options.save)
+    from benchmarks.renderers import aux_weight  # (reads no other results)
+
+    print(aux_weight([{**results, "name": "aux_weight"}]), sentences(results), sep="\n\n")
 
 
 if __name__ == "__main__":

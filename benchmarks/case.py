@@ -1,51 +1,110 @@
-"""A benchmark case: one operator at one shape, the peers that compute it, and the floor that none can pass."""
+"""A benchmark case: one operator at one shape, the peers that compute it, and the least work that it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.ceilings import Floor
-from pspnet_fast.backend import KERNELS, unavailable, use_backend
+from benchmarks.memory import Batches
 
-EAGER, COMPILE, MAX_AUTOTUNE, OURS = "eager", "compile", "compile max-autotune", "pspnet_fast"
-OURS_COMPILED = "pspnet_fast+compile"  # of the whole network: what surrounds the fused operators, compiled
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-
 Results = tuple[Tensor, ...]
 Call = Callable[[], Results]
 
 
-def is_ours(peer: str) -> bool:
-    """Whether a peer is this package: "pspnet_fast", on a back end ("pspnet_fast cuda"), or compiled."""
-    return peer.startswith(OURS)
+@dataclass(frozen=True)
+class Rates:
+    """What the machine reaches: gigabytes a second (a copy's read and written bytes both count), GFLOP a second."""
+
+    copy: float
+    read: float
+    float32: float
+    bfloat16: float
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least that any implementation must do: every input read once, every result written once, the arithmetic.
+
+    Attributes:
+        bytes: to and from memory.
+        flops: two for each multiply-add; a lone multiplication, addition or comparison takes the slot of one.
+        rate: the dtype whose rate bounds the arithmetic, "float32" or "bfloat16".
+    """
+
+    bytes: int
+    flops: int
+    rate: str = "float32"
+
+    def milliseconds(self, rates: Rates) -> dict[str, float]:
+        """The times of both at the machine's rates; the longer one is the floor."""
+        memory, arithmetic = self.bytes / rates.copy / 1e6, self.flops / getattr(rates, self.rate) / 1e6
+        return {
+            "memory_milliseconds": float(f"{memory:.4g}"),
+            "arithmetic_milliseconds": float(f"{arithmetic:.4g}"),
+        }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a case runs, and in what: the dtype of maps and logits (a half precision: as autocast gives them)."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    layout: str = "NCHW"
+
+    @property
+    def dtype_name(self) -> str:
+        """ "float32" rather than "torch.float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def labels(self, shape: str, direction: str = "forward + backward") -> dict[str, Any]:
+        """What every case tells of itself."""
+        return {"shape": shape, "dtype": self.dtype_name, "layout": self.layout, "direction": direction}
+
+    def normal(self, *shape: int, seed: int = 0) -> Tensor:
+        """Standard normal values, the same for every peer; 4-D ones in the layout."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        x = torch.randn(*shape, generator=generator, device=self.device).to(self.dtype)
+        return x.contiguous(memory_format=LAYOUTS[self.layout]) if x.dim() == 4 else x
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Autocast for a half precision, as a training loop has it; nothing for float32."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device, self.dtype)
+
+
+def unchanged(results: Results) -> Results:
+    return results
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured together.
+    """What is measured together. Everything in it can be pickled, as peak memory is measured in new processes.
 
     Attributes:
-        operator: the name that ``--only`` selects by.
-        labels: what tells this case from the operator's others, for the table and the result row.
+        operator: what is computed.
+        labels: what distinguishes this case from the operator's others, for its names and its row.
         device: "cpu" or "cuda".
         peers: who computes it; all others are compared with the first.
-        build: makes a peer ready (inputs, modules; every peer gets the same values) and returns the call to be timed,
+        build: prepares a peer (inputs, modules; every peer gets the same values) and returns the call to be timed,
             which returns everything that the peers must agree on. Also takes the names in ``parts``.
         floor: the least work.
         tolerance: the largest relative difference (Euclidean norm) from the first peer's results, or for labels the
             largest share of pixels that differ.
         compared: makes what is compared from what a call returns, outside the timing.
-        parts: shares of the work, or plain memory traffic, timed in the same rounds to judge by; no peers.
-        gradient_bytes: the size of the results that training keeps, beside which extra memory is told; 0 leaves it out.
-        page_faults: whether to measure a second time with page faults taken out (see benchmarks/README.md).
-        graph: whether, on a GPU, the replay of a CUDA graph is timed beside the call.
-        absent: peers that this installation does not have, and why.
+        parts: shares of the work, or plain memory traffic, timed in the same rounds for comparison; no peers.
+        gradient_bytes: the size of the gradients that training keeps.
+        page_faults: whether a second measurement takes page faults out (see benchmarks/README.md).
+        graph: whether, on a GPU, the replay of a CUDA graph is timed too.
+        skipped: peers that are not run here, and why.
+        needed_bytes: about what a peer takes; it is not run where less memory is available.
+        threads: how many torch uses, where that is part of the case.
+        batches: for whole networks, how the memory grows with the batch.
     """
 
     operator: str
@@ -55,53 +114,34 @@ class Case:
     build: Callable[[str], Call]
     floor: Floor
     tolerance: float
-    compared: Callable[[Results], Results] = lambda results: results
+    compared: Callable[[Results], Results] = unchanged
     parts: tuple[str, ...] = ()
     gradient_bytes: int = 0
     page_faults: bool = False
     graph: bool = True
-    absent: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    needed_bytes: Mapping[str, int] = field(default_factory=dict)
+    threads: int | None = None
+    batches: Batches[Case] | None = None
+
+    @property
+    def name(self) -> str:
+        """The operator and its labels, for headings."""
+        return ", ".join([self.operator, *map(str, self.labels.values())])
 
     @property
     def id(self) -> str:
-        """Names the case on a command line and in results."""
+        """The case in result files and on command lines, without blanks."""
         words = "/".join([self.operator, *map(str, self.labels.values()), self.device])
-        return words.replace(" -> ", "-").replace(" + ", "+").replace(", ", ",").replace(" ", "-")
+        for old, new in ((" -> ", "-"), (" + ", "+"), (", ", ","), (" ", "-")):
+            words = words.replace(old, new)
+        return words
 
 
-def our_peers(operators: Sequence[str], device: str) -> tuple[str, ...]:
-    """This package on every back end that has a kernel for one of the operators here; "pspnet_fast" where none has."""
-    backends = [
-        name
-        for name in ("cpu", "cuda", "triton")
-        if any(name in KERNELS[op] and unavailable(op, name, device) is None for op in operators)
-    ]
-    return tuple(f"{OURS} {name}" for name in backends) or (OURS,)
-
-
-def backend_of(peer: str) -> AbstractContextManager[None]:
-    """The back end that a peer of this package runs on; "auto" where its name says none, and for the others."""
-    return use_backend(peer.split()[1] if is_ours(peer) and " " in peer else "auto")
-
-
-def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
-    """``function`` as a peer runs it: compiled for the very shapes, or as it is."""
-    if peer in (COMPILE, OURS_COMPILED):
-        return torch.compile(function, dynamic=False)
-    if peer == MAX_AUTOTUNE:
-        return torch.compile(function, dynamic=False, mode="max-autotune")
-    return function
-
-
-def differentiated(loss: Callable[[], Tensor], leaves: Sequence[Tensor], upstream: Tensor | None = None) -> Results:
-    """The result of ``loss()`` and its gradients."""
-    result = loss()
+def differentiated(function: Callable[[], Tensor], leaves: Sequence[Tensor], upstream: Tensor | None = None) -> Results:
+    """The result of ``function()`` and its gradients."""
+    result = function()
     return result.detach(), *torch.autograd.grad(result, leaves, upstream)
-
-
-def as_training(device: str, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Autocast for a half precision, as a training loop has it; nothing for float32."""
-    return torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
 
 def difference(actual: Results, expected: Results) -> float:
@@ -131,18 +171,6 @@ def blocky_labels(batch: int, height: int, width: int, classes: int, device: str
     labels = spread(torch.randint(classes, shape, generator=generator), 40)
     holes = spread(torch.rand(batch, height // 16 + 1, width // 16 + 1, generator=generator) < 0.1, 16)
     return labels.masked_fill(holes, 255).to(device)
-
-
-def normal(*shape: int, device: str, dtype: torch.dtype = torch.float32, layout: str = "NCHW", seed: int = 0) -> Tensor:
-    """Standard normal values, the same for every peer."""
-    generator = torch.Generator(device).manual_seed(seed)
-    x = torch.randn(*shape, generator=generator, device=device).to(dtype)
-    return x.contiguous(memory_format=LAYOUTS[layout]) if x.dim() == 4 else x
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """ "float32" rather than "torch.float32"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def dimensions(*sizes: int) -> str:

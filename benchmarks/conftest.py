@@ -1,24 +1,30 @@
-"""Options, session and closing tables of `pytest benchmarks/` (see README.md beside this file)."""
+"""Options, session and closing tables of `pytest benchmarks/` (see README.md in this folder).
+
+pytest-benchmark times one test after the other. On a machine that others use, whose clock moves, peers timed minutes
+apart are not compared with each other but with two states of the machine. So all peers of a case are timed in turn,
+round after round (:func:`benchmarks.measure.interleaved`), and each test then lets pytest-benchmark "time" its peer
+with a clock that replays the rounds of that peer. Statistics, tables, storage, ``--benchmark-json`` and
+``--benchmark-compare`` are pytest-benchmark's own and hold real rounds; what it has no column for (percentiles, ratios,
+memory, floor) is in ``extra_info``.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.provenance import cpu_model, machine
-from benchmarks.store import ResultFile
-from benchmarks.suite.cases import group_name, peer_id, peers_and_absent, suite_cases
-from benchmarks.suite.recording import replayed_clock
-from benchmarks.suite.session import Plan, Session
-from benchmarks.suite.tables import summary
+from benchmarks.cases import TABLES, cases_of
+from benchmarks.clock import replayed_clock
+from benchmarks.results import RESULTS, machine
+from benchmarks.session import Plan, Session
+from benchmarks.tables import summary
 
-# Beside the tables below, what pytest-benchmark compares runs by.
-COLUMNS = ["median", "iqr", "min", "rounds"]
-QUICK_SECONDS = 0.3  # of each peer's rounds, at most, with --quick
+COLUMNS = ["median", "iqr", "min", "rounds"]  # besides the tables below, what pytest-benchmark compares runs by
+QUICK_SECONDS = 0.1  # of each peer's rounds, at most, with --quick
 SESSION = pytest.StashKey[Session]()
 LOAD = pytest.StashKey[float]()
 
@@ -26,21 +32,28 @@ LOAD = pytest.StashKey[float]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pspnet_fast")
     group.addoption("--quick", action="store_true", help="small shapes: within five minutes on two cores")
-    group.addoption(
-        "--device", choices=("cpu", "cuda"), help="where to measure; the GPU by default, where torch sees one"
-    )
+    group.addoption("--device", choices=("cpu", "cuda"), help="by default the GPU, where torch sees one")
     group.addoption(
         "--save",
-        action="store_true",
-        help="keep every case in benchmarks/results/suite_{cpu,gpu}.json as it is measured, beside what this machine "
-        "measured before on the same sources (so that -k can divide a run)",
+        type=Path,
+        nargs="?",
+        const=RESULTS,
+        metavar="FOLDER",
+        help="keep every case in TABLE_{cpu,gpu}.json as it is measured (by default in benchmarks/results)",
     )
+    group.addoption(
+        "--resume", action="store_true", help="with --save: skip what this machine measured on these sources"
+    )
+    group.addoption(
+        "--network", default="", help='of the table end_to_end: "layers=50 size=713 classes=150 batch=4 ..."'
+    )
+    group.addoption("--memory", default="8,24,80", help="in GB, by commas: what the largest batches are computed for")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_columns = config.option.benchmark_columns or COLUMNS
     config.stash[LOAD] = os.getloadavg()[0]
-    if config.getoption("save", False) and quick(config):
+    if config.getoption("save", None) and config.getoption("quick"):
         raise pytest.UsageError("--save: what --quick measures is not to be quoted; leave one of them out")
     if config.option.benchmark_json is not None:  # pytest-benchmark would fail for want of it when all is measured
         config.option.benchmark_json.parent.mkdir(parents=True, exist_ok=True)
@@ -51,41 +64,32 @@ def device_of(config: pytest.Config) -> str:
     return config.getoption("device", None) or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def machine_of(config: pytest.Config) -> dict[str, Any]:
-    """What every result file of this project says of its origin, and how busy the machine was before the run."""
-    device = {"device": cpu_model()} if device_of(config) == "cpu" else {}
-    load: float = config.stash[LOAD]
-    return {**machine(), **device, "load": round(load, 2), "cores": os.cpu_count()}
-
-
-def result_name(device: str) -> str:
-    """The file of ``--save`` in results/ without its suffix."""
-    return f"suite_{'gpu' if device == 'cuda' else 'cpu'}"
-
-
-def quick(config: pytest.Config) -> bool:
-    return bool(config.getoption("quick", False))
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for every peer of every case, in groups by operator, shape and arrangement."""
+    """A test for every peer of every case of a table, in groups by case."""
     if "peer" not in metafunc.fixturenames:
         return
+    config, table = metafunc.config, metafunc.function.__name__.removeprefix("test_")
+    assert table in TABLES, f"no table {table}"
+    options = {"options": config.getoption("network")} if table == "end_to_end" else {}
+    try:
+        cases = cases_of(table, device_of(config), quick=config.getoption("quick"), **options)
+    except ValueError as error:
+        raise pytest.UsageError(f"--network: {error}") from error
     parameters = [
         pytest.param(
             case,
             peer,
-            id=peer_id(case, peer),
-            marks=pytest.mark.benchmark(group=group_name(case), timer=replayed_clock),
+            id=f"{case.id.rpartition('/')[0]}/{peer}".replace("/", "-").replace(" ", "_"),
+            marks=pytest.mark.benchmark(group=case.name, timer=replayed_clock),
         )
-        for case in suite_cases(device_of(metafunc.config), quick=quick(metafunc.config))
-        for peer in peers_and_absent(case)
+        for case in cases
+        for peer in dict.fromkeys((*case.peers, *case.skipped))
     ]
     metafunc.parametrize(("case", "peer"), parameters)
 
 
 @pytest.fixture(scope="session")
-def session(request: pytest.FixtureRequest) -> Iterator[Session]:
+def session(request: pytest.FixtureRequest) -> Session:
     """Measures the peers that were selected on the command line, and no others."""
     wanted: dict[str, list[str]] = {}
     for item in request.session.items:
@@ -93,31 +97,28 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
         if "peer" in parameters:
             wanted.setdefault(parameters["case"].id, []).append(parameters["peer"])
     option = request.config.option
-    seconds = float(option.benchmark_max_time)
+    seconds, quick = float(option.benchmark_max_time), bool(option.quick)
     plan = Plan(
         device_of(request.config),
-        quick(request.config),
         rounds=option.benchmark_min_rounds,
-        seconds=min(seconds, QUICK_SECONDS) if quick(request.config) else seconds,
+        seconds=min(seconds, QUICK_SECONDS) if quick else seconds,
+        quick=quick,
+        memories=tuple(float(word) for word in option.memory.split(",")),
     )
-    file = None
-    if request.config.getoption("save", False):
-        file = ResultFile(result_name(plan.device), lambda row: row["case"], resume=True)
-    session = request.config.stash[SESSION] = Session(plan, wanted, file)
-    yield session
-    session.close()
+    request.config.stash[SESSION] = Session(plan, wanted, option.save)
+    return request.config.stash[SESSION]
 
 
 @pytest.hookimpl(trylast=True)  # behind pytest-benchmark's own tables
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     session = config.stash.get(SESSION, None)
     rows = [] if session is None else [outcome.row for outcome in session.outcomes.values()]
-    lines = list(summary(rows, machine_of(config)))
+    lines = list(summary(rows, machine(device_of(config)), config.stash[LOAD], os.cpu_count() or 1)) if rows else []
     if lines:
-        terminalreporter.section("pspnet_fast beside its peers")
+        terminalreporter.section("pspnet_fast compared with its peers")
     for line in lines:
         terminalreporter.write_line(line, red="FAILED: " in line)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    output_json["machine"] = machine_of(config)
+    output_json["machine"] = {**machine(device_of(config)), "load": config.stash[LOAD], "cores": os.cpu_count()}

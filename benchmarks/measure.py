@@ -1,4 +1,4 @@
-"""How everything here is measured: interleaved rounds in one process, and peak memory in fresh ones.
+"""How everything here is measured: interleaved rounds in one process, and peak memory in new ones.
 
 Machines are shared and their clocks move, so a variant is never timed in a block of its own: each round runs every
 variant once, and what is quoted is the ratio of medians.
@@ -8,47 +8,35 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 
-from benchmarks.provenance import ROOT, machine
+from benchmarks.case import Rates
+from pspnet_fast.machine import status_bytes
 
-RESULTS = Path(__file__).resolve().parent / "results"
+T = TypeVar("T")
 MOST_ROUNDS = 100
+# The C library then keeps what is freed and never maps it anew: pages are faulted in once, and not in every call.
+NO_PAGE_FAULTS = {
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
+    ":glibc.malloc.mmap_max=0"
+}
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one variant over the rounds."""
-
-    median: float
-    p20: float
-    p80: float
-    rounds: int
+# ---- time ------------------------------------------------------------------------------------------------------------
 
 
-def synchronize() -> None:
-    """Wait for the GPU, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, Timing]:
-    """Median and percentiles of :func:`rounds_in_turn`."""
-    return {name: timing(values) for name, values in rounds_in_turn(variants, rounds, device).items()}
-
-
-def rounds_in_turn(
+def interleaved(
     variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", seconds: float = 0.0
 ) -> dict[str, list[float]]:
     """Milliseconds of every variant, once a round, after one round that warms up (and compiles).
@@ -69,10 +57,8 @@ def rounds_in_turn(
 
 
 def _clock_milliseconds(run: Callable[[], object]) -> float:
-    synchronize()
     start = time.perf_counter()
     run()
-    synchronize()
     return (time.perf_counter() - start) * 1e3
 
 
@@ -95,34 +81,40 @@ def _flush_buffer() -> torch.Tensor:
     return torch.empty(max(size, 256 << 20), dtype=torch.uint8, device="cuda")
 
 
-def timing(milliseconds: list[float]) -> Timing:
-    """Median, 20th and 80th percentile, to four significant digits."""
+def timing(milliseconds: list[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile, to four significant digits, and the number of rounds."""
     ordered = sorted(milliseconds)
     last = len(ordered) - 1
-    values = (statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)])
-    median, p20, p80 = (float(f"{value:.4g}") for value in values)
-    return Timing(median, p20, p80, len(ordered))
+    values = {
+        "median": statistics.median(ordered),
+        "p20": ordered[round(0.2 * last)],
+        "p80": ordered[round(0.8 * last)],
+    }
+    return {**{name: float(f"{value:.4g}") for name, value in values.items()}, "rounds": len(ordered)}
 
 
-def peak_bytes(prepare: Callable[[], Callable[[], object]], device: str | None = None) -> int:
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(prepare: Callable[[], Callable[[], object]], device: str) -> int:
     """The most that a call of ``prepare()`` holds above what was there before it: GPU allocator, or resident set.
 
     The call is made once before, so that compiling, loading of libraries and what they keep for good do not count.
-    ``device`` ("cpu" or "cuda") is a GPU by default, where torch sees one. On a CPU call it in a process of its own,
-    where no other thread allocates. The mark is read from /proc/self/status, as getrusage's also holds that of the
-    process that started this one.
+    On a CPU call this in a new process, where no other thread allocates.
     """
     run = prepare()
     cold = status_bytes("VmRSS")
     run()
-    if torch.cuda.is_available() if device is None else device == "cuda":
+    if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    _return_free_memory()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc: return what the warm-up freed, or the second call would reuse it without a trace
+        trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew from what is resident
     except OSError:  # a sandbox without it: the first call, and what it keeps, count too
@@ -132,43 +124,84 @@ def peak_bytes(prepare: Callable[[], Callable[[], object]], device: str | None =
     return status_bytes("VmHWM") - before
 
 
-def _return_free_memory() -> None:
-    """Have the C library give back what the warm-up freed, or a second call would take it without a trace."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc's alone
-        trim(0)
+# ---- processes -------------------------------------------------------------------------------------------------------
 
 
-def status_bytes(field: str) -> int:
-    """A field of /proc/self/status that is given in kB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux")
+def in_new_process(
+    function: Callable[..., T], *arguments: Any, environment: Mapping[str, str] | None = None, preload: str = ""
+) -> T:
+    """Call ``function`` in a process of its own.
+
+    It is forked from a server that has imported ``preload`` and run nothing; with an ``environment``, which a program
+    reads as it starts, it is started from nothing.
+    """
+    context = multiprocessing.get_context("spawn" if environment else "forkserver")
+    if not environment and preload:
+        context.set_forkserver_preload([preload, "torch._inductor.compile_fx"])
+    with _environment(environment or {}), ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
-def in_fresh_process(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Any:
-    """Run ``python -m module arguments`` and parse the last line it prints as JSON."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **(environment or {})},
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def write_json(path: Path, content: object) -> Path:
-    """Write ``content``, replacing an older file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+@contextmanager
+def on_threads(count: int | None) -> Iterator[None]:
+    """Run torch's operators and this package's on ``count`` threads; None leaves them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def save(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write rows with the machine they were measured on to ``results/name.json``."""
-    return write_json(RESULTS / f"{name}.json", {"machine": machine(), "rows": rows})
+# ---- rates -----------------------------------------------------------------------------------------------------------
+
+
+def measure_rates(device: str, *, quick: bool = False, rounds: int = 9) -> Rates:
+    """Copy and read 256 MB (2 GB on a GPU), and do arithmetic both ways that torch has. ``quick``: a fiftieth of that.
+
+    A dtype's rate is the better of a large matrix product and a 3×3 convolution: different libraries compute them, and
+    on CPUs that one of them does not know it reaches half of what the machine can do.
+    """
+    elements = (1 << 29 if device == "cuda" else 1 << 26) // (50 if quick else 1)
+    source = torch.randn(elements, device=device)
+    target = torch.empty_like(source)
+    runs: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source), "read": source.sum}
+    work: dict[str, float] = {"copy": 2 * source.nbytes, "read": source.nbytes}
+    for dtype in (torch.float32, torch.bfloat16):
+        for name, (run, flops) in _arithmetic(dtype, device, quick=quick).items():
+            runs[name], work[name] = run, flops
+
+    # The 20th percentile: another process's disturbance must not lower what the machine can do.
+    times = {name: timing(values)["p20"] for name, values in interleaved(runs, rounds, device).items()}
+    rates = {name: round(work[name] / times[name] / 1e6, 1) for name in runs}
+    best = {dtype: max(rate for name, rate in rates.items() if dtype in name) for dtype in ("float32", "bfloat16")}
+    return Rates(rates["copy"], rates["read"], **best)
+
+
+def _arithmetic(dtype: torch.dtype, device: str, *, quick: bool) -> dict[str, tuple[Callable[[], object], int]]:
+    """A product of square matrices and a convolution, each with its FLOP."""
+    gpu = device == "cuda"
+    size = (8192 if gpu else 1536) // (4 if quick else 1)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    batch, channels, side = (16 if gpu else 1, 512, 64) if not quick else (1, 128, 32)
+    x = torch.randn(batch, channels, side, side, device=device).to(dtype, memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
+    convolution = functools.partial(F.conv2d, x, weight, padding=1)
+    return {
+        f"{dtype} product": (functools.partial(torch.matmul, a, b), 2 * size**3),
+        f"{dtype} convolution": (convolution, 2 * batch * side**2 * 9 * channels**2),
+    }

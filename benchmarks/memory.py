@@ -5,15 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
+CaseT = TypeVar("CaseT")
+
+
+@dataclass(frozen=True)
+class Batches(Generic[CaseT]):
+    """How a whole network's memory is measured over the batch.
+
+    Attributes:
+        at: makes the case at another batch.
+        sizes: the two batches whose peak memory is measured.
+        least: the smallest batch that can be run.
+        weights_bytes: what lies in memory besides a call: parameters, running statistics, in training SGD's momentum.
+        momentum_bytes: the momentum's part of it; 0 in inference.
+        image_bytes: what lies in memory for each image: the image, in training its labels.
+    """
+
+    at: Callable[[int], CaseT]
+    sizes: tuple[int, int]
+    least: int
+    weights_bytes: int
+    momentum_bytes: int
+    image_bytes: int
+
+    def line(self, peaks: dict[str, int]) -> Line:
+        """All memory over the batch, from a call's peaks at both sizes."""
+        line = Line.through({int(batch): size for batch, size in peaks.items()})
+        return Line(line.fixed + self.weights_bytes, line.each + self.image_bytes)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Bytes that a call takes, as a line over its batch: ``fixed + batch · each``."""
+    """Bytes as a line over the batch: ``fixed + batch · each``."""
 
     fixed: float
     each: float
@@ -40,16 +68,16 @@ class Line:
 
 
 def available_bytes(device: str) -> int:
-    """What can still be taken: of the GPU's memory, or of the machine's and its container's."""
+    """What can still be allocated: of the GPU's memory, or of the machine's and its container's."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    return min(available, _container_bytes(_CGROUP) or available)
+    return min(available, _container_bytes(CGROUP) or available)
 
 
 def _container_bytes(group: Path) -> int | None:
-    """What a container's limit leaves (cgroup v2), the cache that it would give up included; None without a limit."""
+    """What a container's limit leaves (cgroup v2), the cache that it would free included; None without a limit."""
     try:
         limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text())

@@ -2,70 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import pspnet_fast
-from benchmarks.case import (
-    COMPILE,
-    EAGER,
-    LAYOUTS,
-    MAX_AUTOTUNE,
-    OURS,
-    OURS_COMPILED,
-    Call,
-    Case,
-    Results,
-    as_training,
-    blocky_labels,
-    compiled,
-    dimensions,
-    dtype_name,
-    is_ours,
-    normal,
-)
-from benchmarks.ceilings import Floor
+from benchmarks.case import LAYOUTS, Call, Case, Floor, Place, Results, blocky_labels, dimensions
+from benchmarks.losses import AUX_WEIGHT
+from benchmarks.memory import Batches
+from benchmarks.peers import COMPILE, EAGER, MAX_AUTOTUNE, OURS, OURS_COMPILED, compiled, is_ours
+from benchmarks.pyramid import BINS, CELLS
 from tests.plain_pspnet import PlainPSPNet
 
-AUX_WEIGHT = 0.4
-CELLS, COLUMNS = 1 + 4 + 9 + 36, 3 * (1 + 2 + 3 + 6)
+OPERATORS = {"training": "training_step", "inference": "inference"}
+COLUMNS = 3 * sum(BINS)
+LEAST = {"training": 2, "inference": 1}  # batch normalisation over the 1x1 level cannot train on one image
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run: the network, its input, layout and precision (bfloat16: autocast)."""
+    """What is run: the network, its images, layout and precision (bfloat16: autocast)."""
 
     layers: int
     classes: int
     batch: int
     size: tuple[int, int]
-    layout: str
-    dtype: torch.dtype
-    device: str
+    place: Place
 
-
-def cases(device: str, *, quick: bool) -> list[Case]:
-    """The network's cases for a device."""
-    if quick:
-        small = Setting(18, 19, 2, (57, 57), "channels_last", torch.float32, device)
-        return [training_case(small), inference_case(small)]
-    if device == "cpu":
-        city, ade = (Setting(50, classes, 2, (473, 473), "NCHW", torch.float32, device) for classes in (19, 150))
-        infer = Setting(50, 19, 1, (1024, 2048), "channels_last", torch.float32, device)
-        return [training_case(city), training_case(ade), inference_case(infer)]
-    train = Setting(50, 150, 16, (473, 473), "channels_last", torch.bfloat16, device)
-    infer = Setting(50, 19, 1, (1024, 2048), "channels_last", torch.bfloat16, device)
-    # The autotuned ones last and by themselves, as the search takes minutes.
-    return [
-        training_case(train),
-        inference_case(infer),
-        training_case(train, autotuned=True),
-        inference_case(infer, autotuned=True),
-    ]
+    @property
+    def shape(self) -> str:
+        return f"PSPNet{self.layers}, {dimensions(self.batch, 3, *self.size)}, {self.classes} classes"
 
 
 def network(peer: str, setting: Setting) -> nn.Module:
@@ -76,19 +47,20 @@ def network(peer: str, setting: Setting) -> nn.Module:
         weights = net.state_dict()
         net = pspnet_fast.PSPNet(layers=setting.layers, classes=setting.classes, pretrained=False)
         net.load_state_dict(weights)
-    return net.to(setting.device, memory_format=LAYOUTS[setting.layout])  # type: ignore[call-overload]
+    return net.to(setting.place.device, memory_format=LAYOUTS[setting.place.layout])  # type: ignore[call-overload]
 
 
-def training_step(peer: str, setting: Setting) -> Call:
-    """Makes one training step: forward, both losses, backward; returns the loss. The optimizer is nobody's work."""
+def build_training(setting: Setting, peer: str) -> Call:
+    """A training step: forward, both losses, backward; returns the loss. The optimizer is the same for all."""
     net = network(peer, setting).train()
     call = compiled(net, peer)
-    x = normal(setting.batch, 3, *setting.size, device=setting.device, layout=setting.layout)
-    y = blocky_labels(setting.batch, *setting.size, setting.classes, setting.device)
+    images = replace(setting.place, dtype=torch.float32)
+    x = images.normal(setting.batch, 3, *setting.size)
+    y = blocky_labels(setting.batch, *setting.size, setting.classes, setting.place.device)
 
     def step() -> Results:
         torch.manual_seed(0)  # the same dropout for all that draw it alike
-        with as_training(setting.device, setting.dtype):
+        with setting.place.autocast():
             _, main, aux = call(x, y)
             loss = main + AUX_WEIGHT * aux
         loss.backward()
@@ -99,22 +71,27 @@ def training_step(peer: str, setting: Setting) -> Call:
     return step
 
 
-def inference(peer: str, setting: Setting) -> Call:
-    """Makes the labels of images at their full size."""
+def build_inference(setting: Setting, peer: str) -> Call:
+    """The labels of images at their full size."""
     net = network(peer, setting).eval()
     labels_of = compiled(net.predict if is_ours(peer) else lambda x: net(x).argmax(dim=1), peer)
-    x = normal(setting.batch, 3, *setting.size, device=setting.device, layout=setting.layout)
+    images = replace(setting.place, dtype=torch.float32)
+    x = images.normal(setting.batch, 3, *setting.size)
 
     @torch.inference_mode()
     def predict() -> Results:
-        with as_training(setting.device, setting.dtype):
+        with setting.place.autocast():
             return (labels_of(x),)
 
     return predict
 
 
-def network_flops(setting: Setting, *, training: bool) -> int:
+BUILD: dict[str, Callable[[Setting, str], Call]] = {"training": build_training, "inference": build_inference}
+
+
+def network_flops(setting: Setting, mode: str) -> int:
     """The stock network's convolutions and products, with the head's convolution split as this package has it."""
+    training = mode == "training"
     with torch.device("meta"):
         net = PlainPSPNet(layers=setting.layers, classes=setting.classes).train(training)
         x = torch.zeros(setting.batch, 3, *setting.size)
@@ -133,33 +110,48 @@ def network_flops(setting: Setting, *, training: bool) -> int:
     return counter.get_total_flops() - (3 if training else 1) * 2 * (upsampled - instead)
 
 
-def _case(operator: str, direction: str, setting: Setting, autotuned: bool) -> Case:
-    """A case whose floor is arithmetic alone: what must pass through memory depends on the caches."""
+def case(setting: Setting, mode: str, *, autotuned: bool = False, labels: dict[str, Any] | None = None) -> Case:
+    """A training step, or inference; ``autotuned``: compared with torch.compile's longest search, and that alone.
+
+    The floor is arithmetic alone: what must pass through memory depends on the caches.
+    """
+    place, training = setting.place, mode == "training"
+    direction = "forward + backward" if training else "forward"
+    extra = {"compiled": "max-autotune"} if autotuned else {}
     return Case(
-        operator=operator,
-        labels={
-            "shape": f"PSPNet{setting.layers}, {dimensions(setting.batch, 3, *setting.size)}, "
-            f"{setting.classes} classes",
-            "dtype": dtype_name(setting.dtype),
-            "layout": setting.layout,
-            "direction": direction,
-            **({"compiled": "max-autotune"} if autotuned else {}),
-        },
-        device=setting.device,
+        operator=OPERATORS[mode],
+        labels={**(labels or {}), **place.labels(setting.shape, direction), **extra},
+        device=place.device,
         peers=(OURS, MAX_AUTOTUNE) if autotuned else (EAGER, COMPILE, OURS, OURS_COMPILED),
-        build=lambda peer: (training_step if operator == "training_step" else inference)(peer, setting),
-        floor=Floor(0, network_flops(setting, training=operator == "training_step"), dtype_name(setting.dtype)),
+        build=functools.partial(BUILD[mode], setting),
+        floor=Floor(0, network_flops(setting, mode), place.dtype_name),
         # Dropout is drawn anew by torch.compile, and random weights leave many pixels undecided in half precision.
-        tolerance=0.05 if operator == "training_step" else 0.2 if setting.dtype == torch.bfloat16 else 1e-3,
+        tolerance=0.05 if training else 0.2 if place.dtype == torch.bfloat16 else 1e-3,
         graph=False,
     )
 
 
-def training_case(setting: Setting, *, autotuned: bool = False) -> Case:
-    """One training step; ``autotuned``: beside torch.compile's longest search for fast kernels, and that alone."""
-    return _case("training_step", "forward + backward", setting, autotuned)
+def end_to_end(setting: Setting, mode: str, second_batch: int) -> Case:
+    """The same with its memory over the batch, measured at the setting's batch and at ``second_batch``.
+
+    Gradients are the call's own, as they are created and freed in it.
+    """
+
+    with torch.device("meta"):
+        net = PlainPSPNet(layers=setting.layers, classes=setting.classes)
+    parameters, statistics = (sum(t.nbytes for t in tensors) for tensors in (net.parameters(), net.buffers()))
+    momentum, labels = (parameters, 8) if mode == "training" else (0, 0)
+    batches = Batches(
+        at=functools.partial(at_batch, setting, mode),
+        sizes=(setting.batch, second_batch),
+        least=LEAST[mode],
+        weights_bytes=parameters + statistics + momentum,
+        momentum_bytes=momentum,
+        image_bytes=(3 * 4 + labels) * setting.size[0] * setting.size[1],
+    )
+    facts = {"mode": mode, "layers": setting.layers, "classes": setting.classes, "size": setting.size[0]}
+    return replace(case(setting, mode, labels={**facts, "batch": setting.batch}), batches=batches)
 
 
-def inference_case(setting: Setting, *, autotuned: bool = False) -> Case:
-    """From images to labels."""
-    return _case("inference", "forward", setting, autotuned)
+def at_batch(setting: Setting, mode: str, batch: int) -> Case:
+    return case(replace(setting, batch=batch), mode)

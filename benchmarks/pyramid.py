@@ -1,206 +1,290 @@
-"""Cases of the pyramid: pooling alone, and the head from pooling to the ReLU behind the 3x3 convolution."""
+"""Cases of the pyramid: its operators alone, and the head from pooling to the ReLU behind its convolution.
+
+Whoever does not build the concatenation must still give the function of the project that does: the order of its
+channels, its upsampling, its kernel, and what is normalised.
+"""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pspnet_fast
-from benchmarks.case import (
+from benchmarks.case import LAYOUTS, Call, Case, Floor, Place, Results, differentiated, dimensions
+from benchmarks.peers import (
     COMPILE,
     EAGER,
-    LAYOUTS,
-    Call,
-    Case,
-    Results,
-    as_training,
+    MMSEG,
+    SEMSEG,
+    SMP,
+    SmpHead,
     backend_of,
     compiled,
-    differentiated,
-    dimensions,
-    dtype_name,
     is_ours,
-    normal,
     our_peers,
+    package_peers,
 )
-from benchmarks.ceilings import Floor
 from pspnet_fast import reference
-from pspnet_fast.nn import PyramidPooling
-from tests.plain_pspnet import PlainPyramid
 
 BINS = (1, 2, 3, 6)
 CELLS = sum(k * k for k in BINS)
 PLAIN_READ, X_ALONE = "x.sum()", "convolution of x alone"
-# Of gradients behind a ReLU: where a value rounds to the other side of zero, its gradient comes or goes as a whole.
-TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1e-1}
+Shape = tuple[int, int, int, int]  # of the backbone's map: batch, channels, height, width
+# Behind a ReLU: where a value rounds to the other side of zero, its gradient comes or goes as a whole.
+HEAD_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1e-1}
+POOL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
-def cases(device: str, *, quick: bool) -> list[Case]:
-    """The pyramid's cases for a device."""
-    if quick:
-        shape = (2, 64, 13, 17)
-        return [
-            pool(shape, "NCHW", device),
-            pool(shape, "NCHW", device, backward=True),
-            head((2, 64, 12, 12), "channels_last", device),
-        ]
-    square, city = (2, 2048, 60, 60), (2, 2048, 64, 128)
-    if device == "cpu":
-        pools = [
-            pool(shape, layout, device, backward=backward)
-            for shape in (square, city)
-            for layout in LAYOUTS
-            for backward in (False, True)
-        ]
-        heads = [head(square, layout, device) for layout in LAYOUTS]
-        return [*pools, *heads, head(square, "channels_last", device, dtype=torch.bfloat16)]
-    large = (16, 2048, 60, 60)
-    return [
-        *(pool(large, "channels_last", device, dtype=torch.bfloat16, backward=backward) for backward in (False, True)),
-        *(pool(large, "NCHW", device, backward=backward) for backward in (False, True)),
-        head(large, "channels_last", device, dtype=torch.bfloat16),
-    ]
+@dataclass(frozen=True)
+class HeadArrangement:
+    """A project's head.
+
+    Attributes:
+        words: the function, for the table.
+        align_corners: of the levels' upsampling.
+        x_first: whether the map comes before its levels in the concatenation.
+        kernel: side of the convolution behind it.
+        narrowed: how many times narrower the map is than the backbone's last one.
+        normalised_1x1: whether the 1x1 level has batch normalisation; a bias where not.
+    """
+
+    words: str
+    align_corners: bool = True
+    x_first: bool = True
+    kernel: int = 3
+    narrowed: int = 1
+    normalised_1x1: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the operators."""
+        return {"bins": BINS, "align_corners": self.align_corners, "x_first": self.x_first}
 
 
-def pool(
-    shape: tuple[int, int, int, int],
-    layout: str,
-    device: str,
-    *,
-    dtype: torch.dtype = torch.float32,
-    backward: bool = False,
-) -> Case:
-    """Pooling to every level of ``x``, and with ``backward`` the gradient of x too."""
+ARRANGEMENTS = {
+    SEMSEG: HeadArrangement("align_corners, x first, 3x3 convolution"),
+    MMSEG: HeadArrangement("no align_corners, x first, 3x3 convolution", align_corners=False),
+    SMP: HeadArrangement(
+        "align_corners, x last, 1x1 convolution, no normalisation of the 1x1 level",
+        x_first=False,
+        kernel=1,
+        narrowed=4,
+        normalised_1x1=False,
+    ),
+}
 
-    def build(peer: str) -> Call:
-        x = normal(*shape, device=device, dtype=dtype, layout=layout).requires_grad_(backward)
-        upstream = normal(*shape[:2], CELLS, device=device, dtype=dtype, seed=1)
-        stock = compiled(reference.pyramid_pool, peer)
 
-        def pooled() -> Tensor:
-            if not is_ours(peer):
-                return stock(x, BINS)
-            with backend_of(peer):
-                return pspnet_fast.pyramid_pool(x, BINS)
+# ---- pooling ---------------------------------------------------------------------------------------------------------
 
-        if peer == PLAIN_READ:
-            return lambda: (x.sum(),)
-        return (lambda: differentiated(pooled, [x], upstream)) if backward else (lambda: (pooled(),))
 
-    size = shape[0] * shape[1] * shape[2] * shape[3]
+def build_pool(shape: Shape, place: Place, backward: bool, peer: str) -> Call:
+    """Every level of the map, and with ``backward`` the gradient of the map."""
+    x = place.normal(*shape).requires_grad_(backward)
+    upstream = place.normal(*shape[:2], CELLS, seed=1)
+    function = pspnet_fast.pyramid_pool if is_ours(peer) else compiled(reference.pyramid_pool, peer)
+
+    def pooled() -> Results:
+        with backend_of(peer):
+            return differentiated(lambda: function(x, BINS), [x], upstream) if backward else (function(x, BINS),)
+
+    return (lambda: (x.sum(),)) if peer == PLAIN_READ else pooled
+
+
+def pool(shape: Shape, place: Place, *, backward: bool = True, labels: Mapping[str, Any] | None = None) -> Case:
+    """Pooling to every level: the same function in every project."""
+    size, cells = shape[0] * shape[1] * shape[2] * shape[3], shape[0] * shape[1] * CELLS
     passes = 2 if backward else 1  # one read of x; one write of its gradient
+    direction = "forward + backward" if backward else "forward"
     return Case(
         operator="pyramid_pool",
-        labels={
-            "shape": dimensions(*shape),
-            "dtype": dtype_name(dtype),
-            "layout": layout,
-            "direction": "forward + backward" if backward else "forward",
-        },
-        device=device,
-        peers=(EAGER, COMPILE, *our_peers(["pyramid_pool"], device)),
-        build=build,
-        floor=Floor(bytes=passes * (size + shape[0] * shape[1] * CELLS) * dtype.itemsize, flops=2 * passes * size),
-        tolerance=1e-5 if dtype == torch.float32 else 2e-2,
+        labels=labels or place.labels(dimensions(*shape), direction),
+        device=place.device,
+        peers=(EAGER, COMPILE, *our_peers(["pyramid_pool"], place.device)),
+        build=functools.partial(build_pool, shape, place, backward),
+        floor=Floor(bytes=passes * (size + cells) * place.dtype.itemsize, flops=2 * passes * size),
+        tolerance=POOL_TOLERANCE[place.dtype],
         parts=() if backward else (PLAIN_READ,),
         page_faults=backward,
     )
 
 
-class StockHead(nn.Module):
-    """Pyramid, concatenation, 3x3 convolution, batch normalisation, ReLU in stock operators."""
+# ---- concatenation, and the convolution of it ------------------------------------------------------------------------
 
-    def __init__(self, channels: int) -> None:
+
+def build_merging(operator: str, shape: Shape, place: Place, arrangement: HeadArrangement, peer: str) -> Call:
+    """An operator of the map and its levels, and of a weight where it has one, with all gradients."""
+    batch, channels, *size = shape
+    leaves = [place.normal(*shape), place.normal(batch, channels // len(BINS), CELLS, seed=1)]
+    out = 2 * channels
+    if operator == "pyramid_conv":
+        out, kernel = channels // 4, arrangement.kernel
+        # Scaled as in a network, so that results are about 1.
+        weight = place.normal(out, 2 * channels, kernel, kernel, seed=2) / (2 * channels) ** 0.5
+        leaves.append(weight.contiguous(memory_format=LAYOUTS[place.layout]))
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    upstream = place.normal(batch, out, *size, seed=3)
+    function = getattr(pspnet_fast if is_ours(peer) else reference, operator)
+    call = compiled(functools.partial(function, **arrangement.options), peer)
+
+    def step() -> Results:
+        with backend_of(peer):
+            return differentiated(lambda: call(*leaves), leaves, upstream)
+
+    return step
+
+
+def merging(operator: str, shape: Shape, place: Place, project: str, labels: Mapping[str, Any] | None = None) -> Case:
+    """``pyramid_concat``, or ``pyramid_conv`` of the same concatenation, as a project arranges it."""
+    batch, channels, height, width = shape
+    if operator == "pyramid_conv":
+        floor = head_floor(shape, channels // 4, ARRANGEMENTS[project].kernel, place, with_levels=False)
+    else:
+        elements = batch * channels * height * width
+        # The result and its gradient have twice the channels; interpolating takes a multiply-add an element, each way.
+        floor = Floor(bytes=6 * elements * place.dtype.itemsize, flops=2 * 2 * elements)
+    return Case(
+        operator=operator,
+        labels=labels or place.labels(dimensions(*shape)),
+        device=place.device,
+        peers=(EAGER, COMPILE, *our_peers([operator], place.device)),
+        build=functools.partial(build_merging, operator, shape, place, ARRANGEMENTS[project]),
+        floor=floor,
+        tolerance=TOLERANCE[place.dtype],
+    )
+
+
+# ---- the head --------------------------------------------------------------------------------------------------------
+
+
+class StockHead(nn.Module):
+    """A project's head in stock operators: pool, convolve, upsample each level; concatenate; convolve."""
+
+    def __init__(self, channels: int, out_channels: int, arrangement: HeadArrangement) -> None:
         super().__init__()
-        width = channels // 4
-        self.ppm = PlainPyramid(channels, width, BINS)
-        self.conv = nn.Conv2d(2 * channels, width, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
+        self.arrangement = arrangement
+        width = channels // len(BINS)
+        self.levels = nn.ModuleList()
+        for k in BINS:
+            normalised = k != 1 or arrangement.normalised_1x1
+            layers = [nn.AdaptiveAvgPool2d(k), nn.Conv2d(channels, width, 1, bias=not normalised)]
+            layers += [nn.BatchNorm2d(width)] if normalised else []
+            self.levels.append(nn.Sequential(*layers, nn.ReLU(inplace=True)))
+        kernel = arrangement.kernel
+        self.conv = nn.Conv2d(2 * channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(self.ppm(x))))
+        ups = [
+            F.interpolate(level(x), x.shape[-2:], mode="bilinear", align_corners=self.arrangement.align_corners)
+            for level in self.levels
+        ]
+        merged = torch.cat([x, *ups] if self.arrangement.x_first else [*ups, x], dim=1)
+        return F.relu(self.bn(self.conv(merged)))
 
 
 class FusedHead(StockHead):
     """The same on this package's operators."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.ppm = PyramidPooling(channels, channels // 4, BINS)  # type: ignore[assignment]
-
     def forward(self, x: Tensor) -> Tensor:
-        x, levels = self.ppm.forward_levels(x)  # type: ignore[operator]
-        return F.relu(self.bn(pspnet_fast.pyramid_conv(x, levels, self.conv.weight, bins=BINS)))
+        pooled = pspnet_fast.pyramid_pool(x, BINS).split([k * k for k in BINS], dim=2)
+        levels = [
+            level[1:](cells.unflatten(2, (k, k))).flatten(2)  # type: ignore[index]
+            for level, cells, k in zip(self.levels, pooled, BINS, strict=True)
+        ]
+        y = pspnet_fast.pyramid_conv(x, torch.cat(levels, dim=2), self.conv.weight, **self.arrangement.options)
+        return F.relu(self.bn(y))
 
 
-def convolution_alone(channels: int) -> nn.Module:
-    """What no arrangement can avoid: the convolution over x, with its normalisation and ReLU."""
-    width = channels // 4
-    return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+def head_of(peer: str, channels: int, out_channels: int, project: str) -> nn.Module:
+    """A peer's head; all have the same weights. Also the convolution of x alone, which nobody can leave out."""
+    torch.manual_seed(0)
+    stock = StockHead(channels, out_channels, ARRANGEMENTS[project])
+    if peer == X_ALONE:
+        conv = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+    if is_ours(peer):
+        fused = FusedHead(channels, out_channels, ARRANGEMENTS[project])
+        fused.load_state_dict(stock.state_dict())
+        return fused
+    return SmpHead(channels, out_channels, stock.state_dict()) if peer == SMP else stock
 
 
-def levels_together(results: Results) -> Results:
-    """The gradients of the levels' twelve parameters as one, to be compared by.
+def build_head(shape: Shape, out_channels: int, place: Place, project: str, peer: str) -> Call:
+    """A training step of the head: the result, and the gradients of the map and of every parameter."""
+    batch, channels, *size = shape
+    net = head_of(peer, channels, out_channels, project)
+    net = net.to(place.device, memory_format=LAYOUTS[place.layout]).train()  # type: ignore[call-overload]
+    call = compiled(net, peer)
+    x = place.normal(*shape).requires_grad_()  # under autocast the backbone's map comes in the half precision
+    upstream = place.normal(batch, out_channels, *size, seed=1)
+    leaves = [x, *net.parameters()]
 
-    Over a batch of two the 1x1 level's normalisation answers ±1 whatever it is given, so that nothing but rounding is
-    left of its weight's gradient.
+    def step() -> Results:
+        with place.autocast(), backend_of(peer):
+            return differentiated(lambda: call(x), leaves, upstream)
+
+    return step
+
+
+def levels_together(count: int, results: Results) -> Results:
+    """The gradients of the levels' ``count`` parameters as one tensor, to be compared by.
+
+    Over a batch of two the 1x1 level's normalisation gives ±1 for any input, so that nothing but rounding is left of
+    its weight's gradient.
     """
     y, x, *parameters = results
-    levels, rest = parameters[: 3 * len(BINS)], parameters[3 * len(BINS) :]
+    levels, rest = parameters[:count], parameters[count:]
     return y, x, torch.cat([gradient.flatten() for gradient in levels]), *rest
 
 
-def head(shape: tuple[int, int, int, int], layout: str, device: str, *, dtype: torch.dtype = torch.float32) -> Case:
-    """The head's training step on ``x``: results, and gradients of x and of every parameter."""
-    batch, channels, height, width = shape
-    out = channels // 4
-
-    def build(peer: str) -> Call:
-        torch.manual_seed(0)
-        net: nn.Module = StockHead(channels)
-        if is_ours(peer):
-            weights = net.state_dict()
-            net = FusedHead(channels)
-            net.load_state_dict(weights)
-        elif peer == X_ALONE:
-            net = convolution_alone(channels)
-        net = net.to(device, memory_format=LAYOUTS[layout]).train()  # type: ignore[call-overload]
-        call = compiled(net, peer)
-        x = normal(*shape, device=device, layout=layout)
-        # Under autocast the backbone's map comes in the half precision.
-        x = x.to(dtype).requires_grad_()
-        upstream = normal(batch, out, height, width, device=device, dtype=dtype, layout=layout, seed=1)
-        leaves = [x, *net.parameters()]
-
-        def step() -> Results:
-            with as_training(device, dtype), backend_of(peer):
-                return differentiated(lambda: call(x), leaves, upstream)
-
-        return step
-
-    pixels = batch * height * width
-    # For each of forward, gradient of the inputs, gradient of the weights: x, then levels, products, interpolation.
-    products = 9 * channels * out * pixels
-    products += batch * CELLS * out * (channels + 9 * out) + 3 * sum(BINS) * out * pixels
+def head(
+    shape: Shape, place: Place, project: str = SEMSEG, *, out: int = 0, labels: Mapping[str, Any] | None = None
+) -> Case:
+    """The head of a map [batch, channels, height, width] with ``out`` channels behind it (a quarter by default)."""
+    arrangement, out_channels = ARRANGEMENTS[project], out or shape[1] // 4
+    packages, skipped = package_peers(project)
     return Case(
         operator="psp_head",
-        labels={
-            "shape": dimensions(*shape),
-            "dtype": dtype_name(dtype),
-            "layout": layout,
-            "direction": "forward + backward",
-        },
-        device=device,
-        peers=(EAGER, COMPILE, *our_peers(["pyramid_pool", "pyramid_conv"], device)),
-        build=build,
-        floor=Floor(
-            bytes=(3 * channels + 2 * out) * pixels * dtype.itemsize + 3 * 4 * 9 * 2 * channels * out,
-            flops=3 * 2 * products,
-            rate=dtype_name(dtype),
-        ),
-        tolerance=TOLERANCE[dtype],
-        compared=levels_together,
+        labels=labels or place.labels(dimensions(*shape)),
+        device=place.device,
+        peers=(EAGER, COMPILE, *packages, *our_peers(["pyramid_pool", "pyramid_conv"], place.device)),
+        build=functools.partial(build_head, shape, out_channels, place, project),
+        floor=head_floor(shape, out_channels, arrangement.kernel, place, with_levels=True),
+        tolerance=HEAD_TOLERANCE[place.dtype],
+        # A convolution and, but for an unnormalised level's bias, a scale and a shift at each level.
+        compared=functools.partial(levels_together, 3 * len(BINS) - (0 if arrangement.normalised_1x1 else 1)),
         parts=(X_ALONE,),
         page_faults=True,
+        skipped=skipped,
+    )
+
+
+def head_floor(shape: Shape, out: int, kernel: int, place: Place, *, with_levels: bool) -> Floor:
+    """The least work of the convolution behind the pyramid, forward and backward; ``with_levels``: of the whole head.
+
+    Three times (results, gradients of inputs, gradients of weights): the convolution over x, a product of each level's
+    cells with the kernel's taps, and the interpolation by columns; with levels, their 1x1 convolutions.
+    """
+    batch, channels, height, width = shape
+    taps, pixels = kernel * kernel, batch * height * width
+    products = taps * channels * out * pixels
+    products += batch * CELLS * taps * (channels // len(BINS)) * out + kernel * sum(BINS) * out * pixels
+    weights = taps * 2 * channels * out
+    if with_levels:
+        products += batch * CELLS * channels * (channels // len(BINS))
+        weights += channels * channels  # four levels of a quarter of the channels
+    return Floor(
+        # A map, its gradient, a result, its gradient; x and the weights are read in backward too. Autocast takes
+        # weights from float32.
+        bytes=(3 * channels + 2 * out) * pixels * place.dtype.itemsize
+        + 3 * weights * (4 if with_levels else place.dtype.itemsize),
+        flops=3 * 2 * products,
+        rate=place.dtype_name,
     )

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from pspnet_fast.data import open_dataset
 from pspnet_fast.demo import command
-from pspnet_fast.demo.roads import CONTROL, FUSED, PLAIN, Road, measure_roads
+from pspnet_fast.demo.compare_training import CONTROL, FUSED, PLAIN, Run, compare
 from pspnet_fast.engine import ConfigError, config_from_dict
 
 TINY = ("--minutes=0.05", "--train-scenes=4", "--val-scenes=2", "--height=64", "--width=96", "--crop=33", "--batch=2")
@@ -68,10 +68,10 @@ def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_road_that_fails_says_why(tmp_path: Path) -> None:
+def test_process_that_fails_says_why(tmp_path: Path) -> None:
     tree = {"data": {"name": "scenes", "root": str(tmp_path / "nowhere")}, "run": {"max_steps": 1}}
     with pytest.raises(ConfigError, match=r"trains on plain operators ended early: .*nowhere"):
-        measure_roads(config_from_dict(tree), tmp_path / "roads", 1)
+        compare(config_from_dict(tree), tmp_path / "runs", 1)
 
 
 def test_control_differs_from_plain(output: tuple[Path, str]) -> None:
@@ -82,10 +82,10 @@ def test_control_differs_from_plain(output: tuple[Path, str]) -> None:
 
 
 def test_tables_show_what_was_measured() -> None:
-    roads = {PLAIN: Road([2.0], 0.2, 2**21), FUSED: Road([2.5], 0.1, 2**20), CONTROL: Road([2.0], 0.2, 2**20)}
-    assert [list(column.cells) for column in command.costs_table(roads).columns[1:]] == [
+    runs = {PLAIN: Run([2.0], 0.2, 2**21), FUSED: Run([2.5], 0.1, 2**20), CONTROL: Run([2.0], 0.2, 2**20)}
+    assert [list(column.cells) for column in command.costs_table(runs).columns[1:]] == [
         ["200 ms", "2 MB"],
         ["100 ms", "1 MB"],
         ["2.00", "2.00"],
     ]
-    assert next(iter(command.losses_table(roads).columns[3].cells)) == "+5.0e-01"
+    assert next(iter(command.losses_table(runs).columns[3].cells)) == "+5.0e-01"

@@ -21,8 +21,7 @@ from pspnet_fast import backend
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for benchmarks, which is not installed
-pages = importlib.import_module("benchmarks.report.pages")
-report = importlib.import_module("benchmarks.report.__main__")
+report = importlib.import_module("benchmarks.report")
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Beside the README the project's other pages: their commands must not rot either.
@@ -48,10 +47,10 @@ COMMANDS = [
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
 def test_tables_are_what_was_measured(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert pages.filled(text, pages.PAGES[page]) == text, "run `python -m benchmarks.report`"
+    assert report.filled(text, report.PAGES[page]) == text, "run `python -m benchmarks.report`"
 
 
 def test_pictures_show_what_was_measured() -> None:

@@ -1,11 +1,10 @@
-"""The demo's story: draw scenes, compare the first steps on both roads, train, evaluate, predict, picture."""
+"""The demo: draw scenes, compare the first steps on stock and fused operators, train, evaluate, predict, picture."""
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +15,8 @@ from rich.table import Table
 
 import pspnet_fast
 from pspnet_fast.data import eval_transform, open_dataset, write_scenes
+from pspnet_fast.demo.compare_training import CONTROL, FUSED, PLAIN, WARM_UP, Run, compare
 from pspnet_fast.demo.pictures import contact_sheet, loss_curves
-from pspnet_fast.demo.roads import CONTROL, FUSED, PERTURBATION, PLAIN, WARM_UP, Road, measure_roads
 from pspnet_fast.engine import (
     ConfigError,
     TrainConfig,
@@ -28,7 +27,8 @@ from pspnet_fast.engine import (
     predict_paths,
     train,
 )
-from pspnet_fast.engine.commands import framed
+from pspnet_fast.engine.console import framed
+from pspnet_fast.machine import describe_machine
 
 MARKER = ".pspnet_fast_demo"
 SHEET_ROWS = 5
@@ -36,20 +36,6 @@ FIRST_STEPS_SECONDS = 75.0  # then the comparison ends early, so that the demo e
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _hidden = {"hidden": True, "min": 1}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is drawn and trained."""
-
-    train: int
-    val: int
-    height: int
-    width: int
-    crop: int
-    batch: int
-    first_steps: int
-    minutes: float
 
 
 @app.command()
@@ -67,47 +53,46 @@ def demo(
     first_steps: Annotated[int, typer.Option(**_hidden)] = 15,
 ) -> None:  # fmt: skip
     """Train a small PSPNet on drawn street scenes; compare its first steps with stock PyTorch; picture what it sees."""
-    started, console = time.monotonic(), Console()
-    sizes = Sizes(train_scenes, val_scenes, height, width, crop, batch, first_steps, minutes)
-    config = configuration(sizes, out)
+    started, console = time.monotonic(), Console(highlight=False)
+    config = configuration(out, crop, batch, minutes)
     prepare(out)
-    console.print(f"pspnet_fast {pspnet_fast.__version__} on {where()}", highlight=False)
+    where = ", ".join(f"{name} {value}" for name, value in describe_machine().items())
+    console.print(f"pspnet_fast {pspnet_fast.__version__} on {where}")
 
-    console.rule(f"1. Drawing {sizes.train} + {sizes.val} street scenes of {width}x{height}")
-    write_scenes(out / "scenes", train=sizes.train, val=sizes.val, size=(height, width))
+    console.rule(f"1. Drawing {train_scenes} + {val_scenes} street scenes of {width}x{height}")
+    write_scenes(out / "scenes", train=train_scenes, val=val_scenes, size=(height, width))
 
     console.rule("2. The first training steps, on stock PyTorch operators and on fused ones")
-    roads = measure_roads(in_float32(config), out / "first_steps", first_steps, FIRST_STEPS_SECONDS)
-    console.print(losses_table(roads), costs_table(roads))
-    console.print(explanation(roads), highlight=False)
+    runs = compare(by_steps(config), out / "first_steps", first_steps, seconds=FIRST_STEPS_SECONDS)
+    console.print(losses_table(runs), costs_table(runs))
+    console.print(explanation(runs))
 
     console.rule(f"3. Training on fused operators for {minutes:g} minutes ({config.run.amp} precision)")
     result = train(config)
 
-    console.rule(f"4. Evaluating on the {sizes.val} validation scenes, and picturing")
-    evaluate_and_picture(console, config, result, roads, out)
-    console.print(f"The demo took {(time.monotonic() - started) / 60:.1f} minutes.", highlight=False)
+    console.rule(f"4. Evaluating on the {val_scenes} validation scenes, and picturing")
+    evaluate_and_picture(console, config, result, runs, out)
+    console.print(f"The demo took {(time.monotonic() - started) / 60:.1f} minutes.")
 
 
-def configuration(sizes: Sizes, out: Path) -> TrainConfig:
+def configuration(out: Path, crop: int, batch: int, minutes: float) -> TrainConfig:
     """The demo's training run; the clock drives its schedule, so that a slow machine finishes it too."""
     fast_bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return config_from_dict(
         {
-            "data": {"name": "scenes", "root": str(out / "scenes"), "crop": sizes.crop, "workers": 1,
-                     "scale": [0.75, 1.5]},
+            "data": {"name": "scenes", "root": str(out / "scenes"), "crop": crop, "workers": 1, "scale": [0.75, 1.5]},
             "model": {"layers": 18},
-            "optim": {"lr": 0.05, "head_lr_ratio": 1.0, "batch_size": sizes.batch, "warmup_steps": 20,
+            "optim": {"lr": 0.05, "head_lr_ratio": 1.0, "batch_size": batch, "warmup_steps": 20,
                       "schedule_by": "time", "class_weights": "frequency", "class_weight_power": 0.5},
-            "run": {"folder": str(out / "run"), "max_minutes": sizes.minutes, "validate_every": 0, "pictures": 0,
+            "run": {"folder": str(out / "run"), "max_minutes": minutes, "validate_every": 0, "pictures": 0,
                     "amp": "bf16" if fast_bf16 else "none"},
         },
         source="demo",
     )  # fmt: skip
 
 
-def in_float32(config: TrainConfig) -> TrainConfig:
-    """The same run without mixed precision and by steps, so that two runs can be compared step by step."""
+def by_steps(config: TrainConfig) -> TrainConfig:
+    """The same run in float32 and by steps, so that two runs can be compared step by step."""
     tree = config.to_dict()
     tree["run"] |= {"amp": "none", "max_minutes": None, "max_steps": 10**6, "save_every_seconds": 1e9}
     tree["optim"]["schedule_by"] = "steps"
@@ -115,7 +100,7 @@ def in_float32(config: TrainConfig) -> TrainConfig:
 
 
 def prepare(out: Path) -> None:
-    """An empty folder with the demo's mark.
+    """An empty folder with the demo's marker file.
 
     Raises:
         ConfigError: it holds something that no demo wrote.
@@ -128,50 +113,45 @@ def prepare(out: Path) -> None:
     (out / MARKER).write_text("Written by pspnet_fast.demo, which replaces this folder when it is run again.\n")
 
 
-def where() -> str:
-    """Device, threads and torch, as the numbers depend on them."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
-    return f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def losses_table(roads: dict[str, Road]) -> Table:
-    """Both roads' losses by step."""
+def losses_table(runs: Mapping[str, Run]) -> Table:
+    """The losses by step."""
     table = Table(title="loss (main + 0.4 · auxiliary), same seed, float32")
     for column in ("step", "plain", "fused", "fused - plain", "control - plain"):
         table.add_column(column, justify="right")
-    losses = (roads[name].losses for name in (PLAIN, FUSED, CONTROL))
+    losses = (runs[name].losses for name in (PLAIN, FUSED, CONTROL))
     for step, (plain, fused, control) in enumerate(zip(*losses, strict=True), start=1):
         table.add_row(str(step), f"{plain:.6f}", f"{fused:.6f}", f"{fused - plain:+.1e}", f"{control - plain:+.1e}")
     return table
 
 
-def costs_table(roads: dict[str, Road]) -> Table:
-    """Both roads' time per step and peak memory."""
+def costs_table(runs: Mapping[str, Run]) -> Table:
+    """Time per step and peak memory."""
     table = Table(title="cost of a training step")
     for column in ("", "plain", "fused", "plain / fused"):
         table.add_column(column, justify="right")
-    plain, fused = roads[PLAIN], roads[FUSED]
-    table.add_row("time, median", f"{1e3 * plain.seconds:.0f} ms", f"{1e3 * fused.seconds:.0f} ms",
-                  f"{plain.seconds / fused.seconds:.2f}")  # fmt: skip
+    plain, fused = runs[PLAIN], runs[FUSED]
     memory = "torch's peak memory" if torch.cuda.is_available() else "peak memory of the process"
-    table.add_row(memory, f"{plain.peak_memory / 2**20:.0f} MB", f"{fused.peak_memory / 2**20:.0f} MB",
-                  f"{plain.peak_memory / fused.peak_memory:.2f}")  # fmt: skip
+    for title, unit, a, b in (
+        ("time, median", "ms", 1e3 * plain.seconds, 1e3 * fused.seconds),
+        (memory, "MB", plain.peak_memory / 2**20, fused.peak_memory / 2**20),
+    ):
+        table.add_row(title, f"{a:.0f} {unit}", f"{b:.0f} {unit}", f"{a / b:.2f}")
     return table
 
 
-def explanation(roads: dict[str, Road]) -> str:
+def explanation(runs: Mapping[str, Run]) -> str:
     """What the two tables compare."""
-    warm_up = min(WARM_UP, len(roads[PLAIN].losses) - 1)
+    warm_up = min(WARM_UP, len(runs[PLAIN].losses) - 1)
     return (
-        f"plain: use_backend('reference'). control: plain too, but from weights changed by {PERTURBATION:g} of their "
-        "value, as rounding changes them; training amplifies that, so it drifts from plain as fused does. The "
-        f"processes took their steps in turn; times are of steps {warm_up + 1} and later.\n"
+        "plain: use_backend('reference'). control: plain too, but from weights changed in their last digit, as "
+        "rounding changes them; training amplifies that, so it drifts from plain as fused does. The processes took "
+        f"their steps in turn; times are of steps {warm_up + 1} and later.\n"
         "This net and its crops are small, and so is what is fused in them: the README has PSPNet50 at 473x473."
     )
 
 
 def evaluate_and_picture(
-    console: Console, config: TrainConfig, result: TrainResult, roads: dict[str, Road], out: Path
+    console: Console, config: TrainConfig, result: TrainResult, runs: Mapping[str, Run], out: Path
 ) -> None:
     """Metrics of the best checkpoint; overlays, contact sheet and loss curves."""
     trained = load_trained(result.folder / "best.pt")
@@ -183,15 +163,16 @@ def evaluate_and_picture(
     console.print(metrics.table("validation scenes"))
     console.print(
         f"after {result.step} steps: {result.images_per_second:.1f} images/s, "
-        f"peak memory {result.peak_memory / 2**20:.0f} MB",
-        highlight=False,
+        f"peak memory {result.peak_memory / 2**20:.0f} MB"
     )
 
     written = predict_paths(trained, [scenes / "images" / "val"], out / "predictions", amp=config.run.amp)
-    raw_set = open_dataset("scenes", scenes, "val")
-    contact_sheet(raw_set, written[:SHEET_ROWS], out / "contact_sheet.png")
-    loss_curves(result.folder / "losses.csv", roads, out / "loss_curves.png")
-    console.print(f"contact sheet   {out / 'contact_sheet.png'}", soft_wrap=True, highlight=False)
-    console.print(f"loss curves     {out / 'loss_curves.png'}", soft_wrap=True, highlight=False)
-    console.print(f"overlays        {out / 'predictions' / 'overlay'}", soft_wrap=True, highlight=False)
-    console.print(f"checkpoint      {result.folder / 'best.pt'}", soft_wrap=True, highlight=False)
+    contact_sheet(open_dataset("scenes", scenes, "val"), written[:SHEET_ROWS], out / "contact_sheet.png")
+    loss_curves(result.folder / "losses.csv", runs, out / "loss_curves.png")
+    for title, path in (
+        ("contact sheet", out / "contact_sheet.png"),
+        ("loss curves", out / "loss_curves.png"),
+        ("overlays", out / "predictions" / "overlay"),
+        ("checkpoint", result.folder / "best.pt"),
+    ):
+        console.print(f"{title:<15} {path}", soft_wrap=True)

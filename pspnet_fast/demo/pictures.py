@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,11 +12,10 @@ from matplotlib import pyplot
 from matplotlib.patches import Patch
 
 from pspnet_fast.data import SegmentationDataset, read_image
-from pspnet_fast.demo.roads import CONTROL, FUSED, PLAIN, Road
+from pspnet_fast.demo.compare_training import Run, plot_losses
+from pspnet_fast.engine.logging import plot_table
 from pspnet_fast.engine.pictures import colorize
 from pspnet_fast.engine.predict import Written
-
-COLORS = {PLAIN: "#8a8f98", FUSED: "#d1495b", CONTROL: "#30638e"}
 
 
 def contact_sheet(dataset: SegmentationDataset, written: Sequence[Written], picture: Path) -> None:
@@ -51,28 +49,12 @@ def contact_sheet(dataset: SegmentationDataset, written: Sequence[Written], pict
     pyplot.close(figure)
 
 
-def loss_curves(table: Path, roads: dict[str, Road], picture: Path) -> None:
-    """The run's loss by step (``losses.csv``), and that of the first steps on every road."""
-    with table.open(newline="", encoding="utf-8") as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+def loss_curves(table: Path, runs: Mapping[str, Run], picture: Path) -> None:
+    """The run's losses by step (``losses.csv``), and those of the first steps on stock and fused operators."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(3, 2))
-
-    left.plot(range(1, len(losses) + 1), losses, color=COLORS[FUSED], alpha=0.25, linewidth=0.8)
-    window = max(1, len(losses) // 25)
-    means = [sum(part) / len(part) for part in (losses[max(0, i - window) : i] for i in range(1, len(losses) + 1))]
-    left.plot(range(1, len(losses) + 1), means, color=COLORS[FUSED], label=f"mean of {window} steps")
-    left.set(title="training on fused operators", xlabel="step", ylabel="main + λ · auxiliary loss", ylim=(0, None))
-    left.legend(frameon=False)
-
-    steps = range(1, len(roads[PLAIN].losses) + 1)
-    for name, style, size in ((PLAIN, "o-", 7.0), (CONTROL, "^:", 3.5), (FUSED, ".-", 6.0)):
-        label = f"{PLAIN}, weights changed by 1e-7" if name == CONTROL else name
-        right.plot(steps, roads[name].losses, style, color=COLORS[name], markersize=size, linewidth=1, label=label)
-    right.set(title="the first steps on both roads", xlabel="step")
-    right.legend(frameon=False)
-
-    for axis in (left, right):
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+    plot_table(left, table)
+    left.set_title("training on fused operators")
+    plot_losses(right, {name: run.losses for name, run in runs.items()})
+    right.set_title("the first steps on stock and fused operators")
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -20,6 +20,9 @@ from tqdm import tqdm
 import pspnet_fast
 from pspnet_fast.backend import active_backend
 from pspnet_fast.machine import describe_machine, git_commit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Row = Mapping[str, Any]
 LINE_SECONDS = 30.0  # between two progress lines where there is no terminal for a bar
@@ -142,16 +145,23 @@ def versions(device: torch.device, step: int) -> dict[str, Any]:
 
 
 def draw_losses(table: Path, picture: Path) -> None:
-    """Plot ``losses.csv``: each step's total and auxiliary loss, pale, and their running means."""
+    """Plot ``losses.csv`` into a picture file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    plot_table(axes, table)
+    figure.savefig(picture, dpi=120)
+    pyplot.close(figure)
+
+
+def plot_table(axes: Axes, table: Path) -> None:
+    """Each step's total and auxiliary loss of a ``losses.csv``, pale, and their running means."""
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for color, (name, label) in zip(("C0", "C1"), (("loss", "total"), ("aux_loss", "auxiliary")), strict=True):
         values = [float(row[name]) for row in rows]
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
@@ -159,8 +169,6 @@ def draw_losses(table: Path, picture: Path) -> None:
     axes.set(xlabel="step", ylabel="cross-entropy", xlim=(0, max(steps, default=1)))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
 
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}"

@@ -1,1 +1,0 @@
-"""Proof on a GPU as one command, ``python -m benchmarks.gpu``: build, tests, sanitizer, benchmarks, training."""

@@ -1,0 +1,106 @@
+"""Who is measured: stock operators, torch.compile of them, this package on each back end, other projects' packages."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pspnet_fast.backend import KERNELS, unavailable, use_backend
+
+EAGER, COMPILE, MAX_AUTOTUNE, OURS = "eager", "compile", "compile max-autotune", "pspnet_fast"
+OURS_COMPILED = "pspnet_fast+compile"  # of the whole network: torch.compile of what surrounds the fused operators
+SEMSEG, MMSEG, SMP, TRANSFORMERS = "semseg", "mmsegmentation", "segmentation_models.pytorch", "transformers"
+# Projects that are peers where they are installed: the package's module, and its name for pip.
+PACKAGES = {
+    SMP: ("segmentation_models_pytorch", "segmentation-models-pytorch"),
+    TRANSFORMERS: ("transformers", "transformers"),
+}
+
+
+def is_ours(peer: str) -> bool:
+    """Whether a peer is this package: "pspnet_fast", on one back end ("pspnet_fast cuda"), or compiled."""
+    return peer.startswith(OURS)
+
+
+def our_peers(operators: Sequence[str], device: str) -> tuple[str, ...]:
+    """This package on each back end with a kernel for one of the operators here; "pspnet_fast" where there is none."""
+    backends = [
+        name
+        for name in ("cpu", "cuda", "triton")
+        if any(name in KERNELS[op] and unavailable(op, name, device) is None for op in operators)
+    ]
+    return tuple(f"{OURS} {name}" for name in backends) or (OURS,)
+
+
+def backend_of(peer: str) -> AbstractContextManager[None]:
+    """The back end that a peer of this package runs on; "auto" where its name has none, and for all others."""
+    return use_backend(peer.split()[1] if is_ours(peer) and " " in peer else "auto")
+
+
+def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
+    """``function`` as a peer runs it: compiled for the very shapes, or as it is."""
+    if peer in (COMPILE, OURS_COMPILED):
+        return torch.compile(function, dynamic=False)
+    if peer == MAX_AUTOTUNE:
+        return torch.compile(function, dynamic=False, mode="max-autotune")
+    return function
+
+
+def package_peers(project: str) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """A project's own code as a peer, or the reason why it is none; nothing for a project without a package."""
+    if project not in PACKAGES:
+        return (), {}
+    module, distribution = PACKAGES[project]
+    if importlib.util.find_spec(module) is None:
+        return (), {project: f"not installed: pip install {distribution}"}
+    return (project,), {}
+
+
+def package_versions(peers: Iterable[str]) -> dict[str, str]:
+    """The installed versions of the peers that are packages."""
+    return {peer: importlib.metadata.version(PACKAGES[peer][1]) for peer in peers if peer in PACKAGES}
+
+
+@functools.cache
+def transformers_loss() -> Callable[..., Tensor]:
+    """transformers' loss of semantic segmentation: low-resolution logits of one or two heads against labels.
+
+    Raises:
+        RuntimeError: the installed transformers has none.
+    """
+    import transformers
+    from transformers.loss.loss_utils import LOSS_MAPPING
+
+    name = "ForSemanticSegmentation"
+    if name not in LOSS_MAPPING:
+        raise RuntimeError(
+            f"transformers {transformers.__version__} has no {name} in LOSS_MAPPING: install a newer one"
+        )
+    loss: Callable[..., Tensor] = LOSS_MAPPING[name]
+    return loss
+
+
+class SmpHead(nn.Module):
+    """The decoder of segmentation_models.pytorch's PSPNet, without its dropout, which each peer would draw anew.
+
+    ``weights`` are those of the same head in stock operators: the decoder has its parameters and statistics in the
+    same order, under other names.
+    """
+
+    def __init__(self, channels: int, out_channels: int, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder
+
+        self.decoder = PSPDecoder([channels], out_channels=out_channels, dropout=0.0)
+        self.decoder.load_state_dict(dict(zip(self.decoder.state_dict(), weights.values(), strict=True)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.decoder([x])
+        return result

@@ -1,0 +1,160 @@
+"""Fills the tables of README.md and docs/benchmarks.md from results/*.json, and draws the pictures in docs/.
+
+    python -m benchmarks.report              rewrite what stands between the markers, draw what has changed
+    python -m benchmarks.report --check      only report whether all is up to date (exit code 1: it is not)
+    python -m benchmarks.report --measure    measure README's tables on this machine first, and print them
+
+A table stands between ``<!-- benchmark:NAME -->`` and ``<!-- /benchmark -->``. No number enters the pages in another
+way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import pictures, renderers
+from benchmarks.markdown import File, region
+from benchmarks.results import RESULTS, ROOT
+
+README, BENCHMARKS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+_REGION = re.compile(r"(<!-- benchmark:(\w+) -->\n)(.*?)(<!-- /benchmark -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, or a group of them.
+
+    Attributes:
+        files: names in results/ without suffix, or patterns of them.
+        command: measures them anew.
+        render: Markdown of all files that exist, of one at least.
+    """
+
+    files: tuple[str, ...]
+    command: str
+    render: Callable[[Sequence[File]], str]
+
+
+def measured_by(table: str, selection: str = "") -> str:
+    """The command that measures a table of cases.py, or the cases of some operators in it."""
+    expression = f"{table} and ({selection})" if " or " in selection else " and ".join(filter(None, (table, selection)))
+    return f"pytest benchmarks/ --save -k {shlex.quote(expression) if ' ' in expression else expression}"
+
+
+OPERATORS, NETWORK = ("operators_cpu",), ("network_cpu",)
+LOSSES = "dual_cross_entropy or upsample_argmax"
+TABLES: dict[str, Table] = {
+    "training_step": Table(NETWORK, measured_by("network"), renderers.training_step),
+    "cross_entropy": Table(OPERATORS, measured_by("operators", LOSSES), renderers.cross_entropy),
+    "upsample_argmax": Table(OPERATORS, measured_by("operators", LOSSES), renderers.upsample_argmax),
+    "pyramid_pool": Table(OPERATORS, measured_by("operators", "pyramid_pool"), renderers.pyramid_pool),
+    "psp_head": Table(OPERATORS, measured_by("operators", "psp_head"), renderers.psp_head),
+    "network": Table(NETWORK, measured_by("network"), renderers.network),
+    "projects": Table(("projects_cpu", "projects_gpu"), measured_by("projects"), renderers.projects),
+    "floors": Table((*OPERATORS, *NETWORK), "pytest benchmarks/ --save -k 'operators or network'", renderers.floors),
+    "end_to_end": Table(("end_to_end_cpu", "end_to_end_gpu"), measured_by("end_to_end"), renderers.end_to_end),
+    "scaling": Table(("scaling_*",), measured_by("scaling"), renderers.scaling),
+    "training": Table(
+        ("training_camvid",), "python -m benchmarks.compare_training --root data/camvid --save", renderers.training
+    ),
+    "aux_weight": Table(
+        ("aux_weight_camvid",), "python -m benchmarks.aux_weight --root data/camvid --save", renderers.aux_weight
+    ),
+    "gpu": Table(("gpu_*",), "python -m benchmarks.gpu --out runs/gpu --save", renderers.gpu),
+}
+# What stands on which page: the README shows what the project is judged by, the other page all of it.
+PAGES: dict[Path, tuple[str, ...]] = {README: ("training_step", "cross_entropy"), BENCHMARKS: tuple(TABLES)}
+
+
+def load(results: Path, patterns: Sequence[str]) -> list[File]:
+    """The result files that match, each with its "name"; in the order of the patterns, then of the alphabet."""
+    paths = [path for pattern in patterns for path in sorted(results.glob(f"{pattern}.json"))]
+    return [{**json.loads(path.read_text(encoding="utf-8")), "name": path.stem} for path in paths]
+
+
+def rendered(table: Table, results: Path = RESULTS) -> str:
+    """What stands between a table's markers; where nothing has been measured yet, how to do it."""
+    files = load(results, table.files)
+    if not files:
+        return f"Not measured yet: `{table.command}`, then `python -m benchmarks.report`.\n"
+    return region(table.render(files), f"Reproduced by `{table.command}`.") + "\n"
+
+
+def filled(page: str, names: Collection[str], results: Path = RESULTS) -> str:
+    """``page`` with every table rendered anew.
+
+    Raises:
+        ValueError: its markers are not those of ``names``, each once.
+    """
+    found = [match.group(2) for match in _REGION.finditer(page)]
+    if sorted(found) != sorted(names):
+        raise ValueError(f"the page has markers for {found}, the report has tables for {list(names)}")
+    return _REGION.sub(lambda match: match.group(1) + rendered(TABLES[match.group(2)], results) + match.group(4), page)
+
+
+def outdated(
+    *,
+    write: bool,
+    pages: Mapping[Path, Collection[str]] = PAGES,
+    folder: Path = BENCHMARKS.parent,
+    results: Path = RESULTS,
+) -> list[str]:
+    """Names of the pages and pictures that differ from the results; with ``write`` they are written anew."""
+    names = []
+    for page, tables in pages.items():
+        before = page.read_text(encoding="utf-8")
+        after = filled(before, tables, results)
+        if before != after:
+            names.append(page.name)
+            if write:
+                page.write_text(after, encoding="utf-8")
+    for file in load(results, [pattern for table in TABLES.values() for pattern in table.files]):
+        for name, figure_of in pictures.figures_of(file):
+            if not pictures.is_current(file, name, folder):
+                names.append(f"{name}{pictures.SUFFIX}")
+                if write:
+                    pictures.draw(file, name, figure_of, folder)
+    return names
+
+
+def measure(names: Sequence[str]) -> None:
+    """Run the commands that measure these tables anew, each once.
+
+    Raises:
+        SystemExit: one of them failed; what those before it measured is kept.
+    """
+    for command in dict.fromkeys(TABLES[name].command for name in names):
+        print(f"$ {command}", flush=True)
+        words = [word for word in shlex.split(command) if word not in ("python", "-m")]
+        if code := subprocess.run([sys.executable, "-m", *words], cwd=ROOT).returncode:
+            sys.exit(f"`{command}` ended with exit code {code}; the pages are as they were")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--check", action="store_true", help="change nothing; exit with 1 if something differs")
+    instead.add_argument("--measure", action="store_true", help="README's tables, in about 20 minutes on two cores")
+    options = parser.parse_args(arguments)
+    if options.measure:
+        measure(PAGES[README])
+        print("\n".join(rendered(TABLES[name]) for name in PAGES[README]))
+    names = outdated(write=not options.check)
+    if not names:
+        print("pages and pictures are up to date")
+    elif options.check:
+        sys.exit(f"{', '.join(names)}: not what benchmarks/results has; run `python -m benchmarks.report`")
+    else:
+        print(f"written: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()

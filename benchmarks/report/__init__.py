@@ -1,1 +1,0 @@
-"""From results/*.json to tables and pictures: no number enters the README or docs/benchmarks.md in another way."""

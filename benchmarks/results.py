@@ -1,0 +1,129 @@
+"""Result files: rows that are on disk as soon as they are measured, and the machine that each one was measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from buildtools.sources import csrc_digests
+from pspnet_fast.digest import folder_digest
+from pspnet_fast.machine import cpu_name, describe_machine, git_commit, output_of
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+# What benchmarks and report write: a new result does not change the sources that the next one is measured on.
+WRITTEN = ("benchmarks/results", "docs", "README.md")
+CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit")
+Row = dict[str, Any]
+
+
+# ---- provenance ------------------------------------------------------------------------------------------------------
+
+
+def machine(device: str | None = None) -> dict[str, Any]:
+    """Where a result was measured, on which sources, and when; "cuda" adds what a GPU's result depends on."""
+    described = {**describe_machine(device), "commit": commit(), "digest": digests(), "date": time.strftime("%Y-%m-%d")}
+    return {**described, **_gpu()} if device == "cuda" else described
+
+
+def _gpu() -> dict[str, Any]:
+    """Driver, clocks and versions; None for what cannot be found out."""
+    query = f"--query-gpu=driver_version,{','.join(CLOCKS)}"
+    values = output_of("nvidia-smi", query, "--format=csv,noheader").split("\n")[0].split(", ")
+    driver, *clocks = values if len(values) == 1 + len(CLOCKS) else [None] * (1 + len(CLOCKS))
+    found = re.search(r"\bV(\d+\.\d+\.\d+)", output_of(nvcc() or "nvcc", "--version"))
+    triton = output_of("python", "-c", "import triton; print(triton.__version__)")
+    return {
+        "processor": cpu_name(),
+        "driver": driver,
+        "clocks": dict(zip(CLOCKS, clocks, strict=True)),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": triton or None,
+        "nvcc": found[1] if found else None,
+    }
+
+
+def nvcc() -> str | None:
+    """The path of nvcc as the build looks for it, or None."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if folder := os.environ.get(variable):
+            return shutil.which("nvcc", path=str(Path(folder) / "bin"))
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def commit() -> str:
+    """The commit of this tree in 12 digits, "-dirty" if sources were edited; "unknown" where there is no repository."""
+    name, dash, dirty = (git_commit(ROOT, WRITTEN) or "unknown").partition("-")
+    return f"{name[:12]}{dash}{dirty}"
+
+
+def digests() -> dict[str, str | None]:
+    """Digests of the kernels' sources in this tree, for copies of it without a commit."""
+    return {**csrc_digests(), "triton": folder_digest(ROOT / "pspnet_fast" / "triton")}
+
+
+def same_sources(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two machines are one, with the same sources and versions; the day does not matter."""
+    return {**one, "date": None} == {**other, "date": None}
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write ``content``, replacing an older file in one step; each entry of a list is a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, list):
+            lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in value)
+            parts.append(f"{json.dumps(key)}: [\n{lines}\n]")
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+class ResultFile:
+    """Rows in a file, written anew with each row that is added; a row replaces an earlier one of the same case.
+
+    ``machines`` holds each machine once, and a row's "machine" is its index there.
+    """
+
+    def __init__(self, path: Path, device: str | None = None) -> None:
+        self.path, self.now = path, machine(device)
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"machines": [], "rows": []}
+        self.machines: list[dict[str, Any]] = content["machines"]
+        self.rows: dict[str, Row] = {row["case"]: row for row in content["rows"]}
+
+    def has(self, case_id: str) -> bool:
+        """Whether the case was measured on this machine, with these sources and versions."""
+        row = self.rows.get(case_id)
+        return row is not None and not row["failures"] and same_sources(self.machines[row["machine"]], self.now)
+
+    def add(self, row: Row) -> None:
+        """Keep a row; it is on disk when this returns."""
+        self.rows[row["case"]] = {**row, "machine": self._index()}
+        used = sorted({row["machine"] for row in self.rows.values()})
+        self.machines = [self.machines[index] for index in used]
+        for kept in self.rows.values():
+            kept["machine"] = used.index(kept["machine"])
+        write_json(self.path, {"machines": self.machines, "rows": list(self.rows.values())})
+
+    def _index(self) -> int:
+        for index, known in enumerate(self.machines):
+            if known == self.now:
+                return index
+        self.machines.append(self.now)
+        return len(self.machines) - 1

@@ -1,0 +1,303 @@
+"""Measures the cases of a run of pytest, each once and all its peers together, when the first of them is tested."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.case import Call, Case, Rates, Results, difference
+from benchmarks.measure import (
+    NO_PAGE_FAULTS,
+    in_new_process,
+    interleaved,
+    measure_rates,
+    on_threads,
+    peak_bytes,
+    timing,
+)
+from benchmarks.memory import available_bytes, largest_tried
+from benchmarks.peers import OURS_COMPILED, is_ours, package_versions
+from benchmarks.results import ResultFile, Row
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run measures.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        rounds, seconds: at least so many rounds, and more until a peer has had so many seconds on average.
+        quick: whether the machine's rates are measured quickly.
+        memories: in GB, for which the largest batch of a network is computed.
+    """
+
+    device: str
+    rounds: int
+    seconds: float
+    quick: bool = False
+    memories: tuple[float, ...] = (8.0, 24.0, 80.0)
+
+
+@dataclass
+class Outcome:
+    """The result of a case: its row, and the milliseconds of every round of every peer that was timed."""
+
+    row: Row
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+
+    def wrong(self, peer: str) -> str | None:
+        """Why a peer's result is wrong, or None: it is right, or there is none."""
+        return self.row["failures"].get(peer) if peer in self.row.get("difference", {}) else None
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether nobody else gave a result to compare ours with (no memory for full-resolution logits?)"""
+        return all(is_ours(peer) for peer in self.row.get("difference", {}))
+
+    def broken(self, peer: str) -> str | None:
+        """Why a peer gives no result, or None."""
+        failures = self.row["failures"]
+        return failures.get("all") or (failures.get(peer) if self.wrong(peer) is None else None)
+
+
+class Session:
+    """The outcomes of a run.
+
+    Args:
+        plan: how it measures.
+        wanted: the selected peers of each case, by its id.
+        save: the folder of the result files, where rows that were timed are kept.
+    """
+
+    def __init__(self, plan: Plan, wanted: Mapping[str, Sequence[str]], save: Path | None = None) -> None:
+        self.plan, self.wanted, self.save = plan, wanted, save
+        self.outcomes: dict[str, Outcome] = {}
+        self.best: dict[int | None, dict[str, float]] = {}
+
+    @functools.cache  # noqa: B019 (a run has one session)
+    def file(self, table: str) -> ResultFile | None:
+        """The result file of a table, where results are kept."""
+        if self.save is None:
+            return None
+        kind = "gpu" if self.plan.device == "cuda" else "cpu"
+        return ResultFile(self.save / f"{table}_{kind}.json", self.plan.device)
+
+    def outcome(self, case: Case, table: str, *, timed: bool) -> Outcome:
+        """The outcome of a case, measured if it was not yet; without ``timed`` its results are only checked."""
+        if case.id not in self.outcomes:
+            outcome = Outcome({**identity(case), "failures": {}})
+            try:
+                with on_threads(case.threads):
+                    self._measure(case, outcome) if timed else self._check(case, outcome)
+            except Exception as error:  # reported by every peer's test, and not tried again for each
+                outcome.row["failures"]["all"] = described(error)
+            self.outcomes[case.id] = outcome
+            file = self.file(table) if timed else None
+            if file is not None:
+                file.add(outcome.row)
+            torch.compiler.reset()
+            if case.device == "cuda":
+                torch.cuda.empty_cache()
+        return self.outcomes[case.id]
+
+    def _runnable(self, case: Case, row: Row) -> list[str]:
+        """The selected peers that are not skipped; those without enough memory are skipped here."""
+        available = available_bytes(case.device)
+        for peer, needed in case.needed_bytes.items():
+            if needed > available:
+                row["skipped"].setdefault(
+                    peer, f"needs about {needed / 1e9:.3g} GB, and {available / 1e9:.3g} GB are available"
+                )
+        return [peer for peer in case.peers if peer in self.wanted[case.id] and peer not in row["skipped"]]
+
+    def _check(self, case: Case, outcome: Outcome) -> dict[str, Call]:
+        calls, errors, failures = agreeing(case, self._runnable(case, outcome.row), outcome.row["skipped"])
+        outcome.row |= {"difference": errors, "tolerance": case.tolerance, "failures": failures}
+        return calls
+
+    def _measure(self, case: Case, outcome: Outcome) -> None:
+        row, plan = outcome.row, self.plan
+        rates = self._rates(case)
+        calls = self._check(case, outcome)
+        if not calls:
+            return
+        for part in case.parts:
+            calls[part] = case.build(part)
+        outcome.rounds = interleaved(calls, plan.rounds, case.device, plan.seconds)
+        times = {name: timing(values) for name, values in outcome.rounds.items()}
+        row |= {"milliseconds": times, "rates": asdict(rates), "gradient_bytes": case.gradient_bytes}
+        row["floor"] = {**asdict(case.floor), **case.floor.milliseconds(rates)}
+        row |= {"threads": torch.get_num_threads(), "versions": package_versions(times)}
+        summarise(row)
+        peers = [peer for peer in case.peers if peer in calls]
+        if case.device == "cuda":
+            row["peak_bytes"] = {peer: peak_bytes(lambda peer=peer: calls[peer], "cuda") for peer in peers}
+            if case.graph:
+                graphs = interleaved(captured(calls), plan.rounds, "cuda")
+                row["graph_milliseconds"] = {name: timing(values) for name, values in graphs.items()}
+            calls.clear()
+        else:
+            row["peak_bytes"] = self._peaks(row, case, peers)
+            if case.page_faults and peers:
+                kept = in_new_process(timed_alone, case, peers, plan.rounds, plan.seconds, environment=NO_PAGE_FAULTS)
+                row["without_page_faults"] = kept
+        if case.batches is not None:
+            self._count_batches(case, row, peers)
+
+    def _rates(self, case: Case) -> Rates:
+        """The best that the machine has shown in this run, measured again for each case: other work comes and goes."""
+        now = asdict(measure_rates(case.device, quick=self.plan.quick, rounds=3 if self.plan.quick else 9))
+        best = self.best.setdefault(case.threads, {})
+        best |= {name: max(rate, best.get(name, 0.0)) for name, rate in now.items()}
+        return Rates(**best)
+
+    def _peaks(self, row: Row, case: Case, peers: Sequence[str]) -> dict[str, int]:
+        """Peak memory of each peer in a process of its own; one whose process dies is a failure."""
+        found = {}
+        for peer in peers:
+            try:
+                found[peer] = in_new_process(peak_of, case, peer, preload=__name__)
+            except Exception as error:  # out of memory, most likely
+                row["failures"][f"{peer}, memory"] = f"its process ended: {described(error)}"
+        return found
+
+    def _count_batches(self, case: Case, row: Row, peers: Sequence[str]) -> None:
+        """Images a second, and the largest batch in each memory: computed, and on a GPU tried."""
+        assert case.batches is not None
+        batches, (small, large) = case.batches, case.batches.sizes
+        second = self._peaks(row, batches.at(large), peers)
+        row["images_per_second"] = {
+            peer: float(f"{1e3 * small / row['milliseconds'][peer]['median']:.4g}") for peer in peers
+        }
+        row["memory_batches"] = [small, large]
+        both = {peer: {str(small): row["peak_bytes"][peer], str(large): second[peer]} for peer in second}
+        row |= {"peak_bytes_at": both, "weights_bytes": batches.weights_bytes, "image_bytes": batches.image_bytes}
+        row["largest_batch"] = {
+            f"{memory:g}": {
+                peer: batches.line(peaks).largest(memory * 1e9, batches.least) for peer, peaks in both.items()
+            }
+            for memory in self.plan.memories
+        }
+        if case.device == "cuda":
+            row["largest_tried"] = {memory: tried(case, float(memory), row) for memory in row["largest_batch"]}
+
+
+# ---- parts of it, some of which run in processes of their own --------------------------------------------------------
+
+
+def identity(case: Case) -> Row:
+    """What a row says of its case."""
+    labels = {"case": case.id, "operator": case.operator, **case.labels, "device": case.device}
+    return {**labels, "skipped": dict(case.skipped)}
+
+
+def described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def agreeing(
+    case: Case, peers: Collection[str], skipped: Collection[str] = ()
+) -> tuple[dict[str, Call], dict[str, float], dict[str, str]]:
+    """The peers that run and agree with the first one; all differences; and what failed.
+
+    The first peer is always run, if it is not skipped, as the others are compared with it.
+    """
+    calls: dict[str, Call] = {}
+    errors: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    expected: Results | None = None
+    first = [case.peers[0]] if peers and case.peers[0] not in skipped else []
+    for peer in dict.fromkeys((*first, *peers)):
+        try:
+            call = case.build(peer)
+            results = case.compared(call())
+        except Exception as error:  # a peer's failure must not take the others' numbers away
+            failures[peer] = described(error)
+            print(f"{case.id}: {peer} fails: {failures[peer]}", file=sys.stderr, flush=True)
+            continue
+        expected = results if expected is None else expected
+        errors[peer] = float(f"{difference(results, expected):.3g}")
+        if errors[peer] > case.tolerance:
+            failures[peer] = f"differs from {next(iter(errors))} by {errors[peer]}, allowed {case.tolerance}"
+            print(f"{case.id}: {peer} {failures[peer]}", file=sys.stderr, flush=True)
+        elif peer in peers:
+            calls[peer] = call
+    return calls, errors, failures
+
+
+def summarise(row: Row) -> Row:
+    """Add what follows from a row's numbers: our best back end, ratios to it, and the share of the floor reached.
+
+    A network that is compiled around our operators is not what others are compared with.
+    """
+    medians = {name: time["median"] for name, time in row["milliseconds"].items()}
+    ours = {name: median for name, median in medians.items() if is_ours(name) and name != OURS_COMPILED}
+    floor = max(row["floor"]["memory_milliseconds"], row["floor"]["arithmetic_milliseconds"])
+    row["ours"] = min(ours, key=lambda name: ours[name]) if ours else None
+    row["ratio"] = {name: round(median / ours[row["ours"]], 3) for name, median in medians.items()} if ours else {}
+    row["floor_reached"] = {name: round(floor / median, 4) for name, median in medians.items() if median}
+    return row
+
+
+def captured(calls: Mapping[str, Call]) -> dict[str, Callable[[], object]]:
+    """CUDA graphs of the calls that can be captured: what remains of their time without the launches from Python."""
+    graphs: dict[str, Callable[[], object]] = {}
+    for name, call in calls.items():
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                call()
+        except RuntimeError as error:
+            print(f"{name} cannot be captured: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+            torch.cuda.synchronize()
+            continue
+        graphs[name] = graph.replay
+    return graphs
+
+
+def peak_of(case: Case, peer: str) -> int:
+    """Bytes that a peer's call takes on top of its inputs and modules."""
+    with on_threads(case.threads):
+        return peak_bytes(lambda: case.build(peer), case.device)
+
+
+def timed_alone(case: Case, peers: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]:
+    """Times, and the ratios to the fastest of ours."""
+    calls = {peer: case.build(peer) for peer in peers}
+    times = {name: timing(values) for name, values in interleaved(calls, rounds, case.device, seconds).items()}
+    row = {"milliseconds": times, "floor": case.floor.milliseconds(Rates(1.0, 1.0, 1.0, 1.0))}
+    return {"milliseconds": times, "times_ours": summarise(row)["ratio"]}
+
+
+def tried(case: Case, memory: float, row: Row) -> dict[str, dict[str, int | None]]:
+    """The batches around the computed one that were tried on the GPU with ``memory`` GB of it, for each peer."""
+    assert case.batches is not None
+    if memory * 1e9 > torch.cuda.mem_get_info()[1]:
+        return {}
+    at, momentum = case.batches.at, case.batches.momentum_bytes
+    return {
+        peer: largest_tried(lambda batch, peer=peer: in_new_process(fits, at(batch), peer, memory, momentum), batch)  # type: ignore[misc]
+        for peer, batch in row["largest_batch"][f"{memory:g}"].items()
+        if batch
+    }
+
+
+def fits(case: Case, peer: str, memory: float, momentum_bytes: int) -> bool:
+    """Whether a call fits into ``memory`` GB of the GPU, SGD's momentum included."""
+    torch.cuda.set_per_process_memory_fraction(memory * 1e9 / torch.cuda.mem_get_info()[1])
+    try:
+        call = case.build(peer)
+        momentum = torch.empty(momentum_bytes, dtype=torch.uint8, device="cuda")
+        for _ in range(2):
+            call()
+        torch.cuda.synchronize()
+        del momentum
+    except torch.OutOfMemoryError:
+        return False
+    return True

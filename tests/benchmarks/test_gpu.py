@@ -1,0 +1,278 @@
+"""The GPU command: sections that fail, hang and crash; the reports it reads; the result it keeps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu, gpu_result
+from benchmarks.gpu import SECTIONS, Section, run_section
+from benchmarks.gpu_reports import count_junit, own_kernels, read_sanitizer, spilling_kernels
+from benchmarks.results import write_json
+
+MACHINE = {"device": "NVIDIA Test", "digest": {"cuda": "a", "triton": "b"}, "driver": "1.2", "commit": "c0ffee",
+           "date": "2026-01-02", "torch": "2.99", "triton": "3.9"}  # fmt: skip
+COUNTS = {name: {"passed": 5, "failed": 0, "skipped": 1} for name in ("cuda", "triton")}
+
+
+def run(tmp_path: Path, *codes: str, limit: float = 30.0, found: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A section of Python programs."""
+    commands = [[sys.executable, "-c", code] for code in codes]
+    section = Section(commands, lambda out, log: {"problems": [], "log": log, **(found or {})}, {"SPECIAL": "7"})
+    return run_section("tests", section, tmp_path, limit, "cpu")
+
+
+def test_section_prints_logs_and_reads(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ended = run(tmp_path, "print('compiling')", "import os, sys; print(os.environ['SPECIAL'], file=sys.stderr)")
+    assert (ended["status"], ended["log"], ended["exit_codes"]) == ("passed", "compiling\n7\n", "[0, 0]")
+    assert json.loads((tmp_path / "tests.json").read_text()) == ended
+    assert "compiling\n" in capfd.readouterr().out
+    assert {"device", "torch", "digest", "commit"} <= set(ended["machine"])
+
+
+def test_a_failing_command_fails_the_section_and_stops_no_other(tmp_path: Path) -> None:
+    ended = run(tmp_path, "import os; os.abort()", "print('second')")
+    assert (ended["status"], ended["problems"], ended["log"]) == ("failed", ["exit codes [-6, 0]"], "second\n")
+    ended = run(tmp_path, "raise SystemExit(1)", found={"problems": ["3 tests failed"]})
+    assert ended["problems"] == ["3 tests failed"]
+    missing = Section([], lambda out, log: {"problems": [(out / "absent.xml").read_text()]})
+    assert "no report" in run_section("tests", missing, tmp_path, 1.0, "cpu")["problems"][0]
+
+
+def test_limit_ends_a_section_and_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program has a child that would outlive it, and ignores SIGTERM."""
+    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    code = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
+    started = time.monotonic()
+    ended = run(tmp_path, code, "print('never')", limit=1.5)
+    assert time.monotonic() - started < 20
+    assert (ended["status"], ended["exit_codes"]) == ("out of time", "[None, None]")
+    child = int(ended["log"].split()[0])
+    for _ in range(100):  # a killed child whose parent is gone may wait to be reaped by init
+        status = Path(f"/proc/{child}/stat")
+        if not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the child lives")
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_sections_are_chosen_in_their_order(tmp_path: Path) -> None:
+    assert gpu.names("tests,build") == ["build", "tests"]
+    assert gpu.names("none") == []
+    with pytest.raises(argparse.ArgumentTypeError, match="no section speed; choose from build, tests, sanitizer"):
+        gpu.names("build,speed")
+    assert gpu.parse(["--out", str(tmp_path)]).only == list(SECTIONS)
+    assert gpu.parse(["--out", str(tmp_path), "--device=cpu"]).only == ["tests", "bench", "train"]
+
+
+@pytest.mark.parametrize("dry", ["--device=cpu", "--quick"])
+def test_a_dry_run_is_not_kept(dry: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.parse(["--out", str(tmp_path), dry, "--save"])
+    assert "are dry runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--quick"], ["--device=cpu"], ["--cases=psp_head"]], ids=str)
+def test_commands_exist(options: list[str], tmp_path: Path) -> None:
+    given = gpu.parse(["--out", str(tmp_path), *options])
+    for name, make in SECTIONS.items():
+        for command in make(given).commands:
+            assert all((gpu.ROOT / word).exists() for word in command if word.startswith("tests/")), (name, command)
+            assert str(tmp_path) in " ".join(command) or name == "build"
+    (command,) = gpu.bench(given).commands
+    assert (f"--save={tmp_path}" in command) is (options in ([], ["--cases=psp_head"]))
+    assert any("psp_head" in word for word in command) is ("--cases=psp_head" in options)
+
+
+def test_exit_code_is_that_of_the_sections_that_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(code: str) -> Any:
+        return lambda options: Section([[sys.executable, "-c", code]], lambda out, log: {"problems": []})
+
+    monkeypatch.setattr(gpu, "SECTIONS", {"tests": fake("raise SystemExit(1)"), "bench": fake(""), "train": fake("")})
+    out = ["--out", str(tmp_path), "--device=cpu"]
+    assert gpu.main([*out, "--only=tests,bench"]) == 1
+    assert gpu.main([*out, "--only=train"]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert {name: section["status"] for name, section in result["sections"].items()} == {
+        "tests": "failed", "bench": "passed", "train": "passed",
+    }  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch sees no GPU here; --device cpu makes a dry run"):
+        gpu.main(["--out", str(tmp_path), "--only=tests"])
+
+
+# ---- reports ---------------------------------------------------------------------------------------------------------
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="ops.test_pool" name="test_pool[cuda-nchw]" time="0.1"/>
+<testcase classname="ops.test_pool" name="test_pool[cuda-nhwc]"><failure message="worst at 1&#10;more"/></testcase>
+<testcase classname="ops.test_pool" name="test_pool[triton-nchw]"><skipped message="no bfloat16"/></testcase>
+<testcase classname="ops.test_pool" name="test_pool[triton-nhwc]"><error message="fixture broke"/></testcase>
+<testcase classname="ops.test_concat" name="test_concat[composed-cuda-nchw]"/>
+<testcase classname="ops.test_backend" name="test_reasons[cuda-cpu]"/>
+<testcase classname="nn.test_loss" name="test_sizes[reference_size]"/>
+</testsuite></testsuites>"""
+
+
+def test_junit_counts_by_back_end(tmp_path: Path) -> None:
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    counts, failures = count_junit([tmp_path / "junit.xml"])
+    assert {name: list(own.values()) for name, own in counts.items()} == {
+        "cuda": [1, 1, 0], "triton": [0, 1, 1], "composed-cuda": [1, 0, 0], "other": [2, 0, 0],
+    }  # fmt: skip
+    assert failures == [
+        "ops.test_pool::test_pool[cuda-nhwc]: worst at 1",
+        "ops.test_pool::test_pool[triton-nhwc]: fixture broke",
+    ]
+
+
+def test_kernels_that_spill() -> None:
+    log = """ptxas info    : Compiling entry function 'fwd' for 'sm_90'
+ptxas info    : Function properties for fwd
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Function properties for _ZN1a6helperEv
+    99 bytes stack frame, 99 bytes spill stores, 99 bytes spill loads
+ptxas info    : Compiling entry function 'plain' for 'sm_80'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"""
+    assert spilling_kernels(log) == ["fwd"]
+
+
+OURS = (
+    "========= Invalid __global__ read of size 4 bytes\n=========     at void pyramid_pool_bwd_nchw_kernel<float>+0x120"
+)
+THEIRS = "========= Uninitialized __global__ memory read\n=========     at void cublas_gemm<float>(const T1 *)+0x40"
+RACE = "========= Error: Race reported between Write access at pyramid_pool_bwd_nchw_kernel+0x80 in pool.cu:40"
+PASSED = '<testsuite><testcase classname="a" name="test[cuda]"/></testsuite>'
+FAILED = '<testsuite><testcase classname="a" name="test[cuda]"><failure message="x"/></testcase></testsuite>'
+
+
+@pytest.mark.parametrize(
+    ("found", "summary", "junit", "clean"),
+    [
+        ("", "ERROR SUMMARY: 0 errors", PASSED, True),
+        ("", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", PASSED, True),
+        (OURS, "ERROR SUMMARY: 1 error", PASSED, False),
+        (RACE, "RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)", PASSED, False),
+        (THEIRS, "ERROR SUMMARY: 1 error", PASSED, True),  # a library's
+        ("", "ERROR SUMMARY: 2 errors", PASSED, False),  # of unknown origin
+        ("", "ERROR SUMMARY: 0 errors", "", False),  # the program crashed
+        ("", "ERROR SUMMARY: 0 errors", FAILED, False),
+        ("", "", PASSED, False),  # the tool crashed
+    ],
+    ids=["memcheck", "racecheck", "ours", "race", "theirs", "unknown", "crash", "failed test", "no summary"],
+)
+def test_sanitizer_verdict(found: str, summary: str, junit: str, clean: bool, tmp_path: Path) -> None:
+    report, xml = tmp_path / "report.txt", tmp_path / "report.xml"
+    report.write_text(f"{found}\n========= {summary}\n")
+    if junit:
+        xml.write_text(junit)
+    verdict = read_sanitizer(report, xml)
+    assert (not verdict["problems"]) is clean
+    assert (verdict["ours"], verdict["others"]) == (int(found in (OURS, RACE)), int(found == THEIRS))
+
+
+def test_own_kernels_are_found() -> None:
+    assert {"pyramid_pool_bwd_nchw_kernel"} < set(own_kernels())
+    assert any("triton" not in name and name.endswith("_kernel") for name in own_kernels())
+
+
+def test_sanitizer_is_looked_for_in_cuda_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "compute-sanitizer"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert gpu.find_sanitizer() == str(program)
+    commands = gpu.sanitizer(gpu.parse(["--out", str(tmp_path)])).commands
+    assert len(commands) == 6
+    assert commands[1][:3] == [str(program), "--tool", "racecheck"]
+
+
+# ---- the result ------------------------------------------------------------------------------------------------------
+
+
+def write_section(out: Path, name: str, age: float = 0.0, **content: Any) -> None:
+    path = out / f"{name}.json"
+    write_json(path, {"status": "passed", "seconds": 1.0, "problems": [], "machine": MACHINE, **content})
+    os.utime(path, (1e9 - age, 1e9 - age))
+
+
+@pytest.mark.parametrize("change", [{}, {"device": "another"}, {"digest": {"cuda": "x"}}, {"commit": "x"}], ids=str)
+def test_sections_and_rows_of_one_device_and_its_kernels_belong_together(tmp_path: Path, change: Any) -> None:
+    write_section(tmp_path, "tests", age=100, machine={**MACHINE, **change}, backends=COUNTS)
+    write_section(tmp_path, "bench")
+    row = {"operator": "x", "ratio": {"eager": 2.0}}
+    rows = [{**row, "machine": 0}, {**row, "operator": "y", "machine": 1}]
+    write_json(tmp_path / "operators_gpu.json", {"machines": [MACHINE, {**MACHINE, **change}], "rows": rows})
+    found = gpu_result.assembled(tmp_path, list(SECTIONS))
+    kept = change in ({}, {"commit": "x"})
+    assert list(found["sections"]) == (["tests", "bench"] if kept else ["bench"])
+    assert (found["tests"], found["left_out"]) == ((COUNTS, []) if kept else ({}, ["tests"]))
+    assert [row["operator"] for row in found["rows"]] == (["x", "y"] if kept else ["x"])
+    text = gpu_result.summary(found)
+    assert "x 2.00x" in text
+    assert ("left out" in text, "tests on cuda: 5 passed, 0 failed, 1 skipped" in text) == (not kept, kept)
+
+
+def test_save_keeps_the_result_and_enters_the_device(tmp_path: Path) -> None:
+    write_section(tmp_path, "tests", backends=COUNTS)
+    found = gpu_result.assembled(tmp_path, list(SECTIONS))
+    verified = tmp_path / "verified.json"
+    verified.write_text(json.dumps([{"device": "NVIDIA Test", "commit": "x"}, {"device": "Another", "commit": "kept"}]))
+    kept, entered = gpu_result.save(found, tmp_path / "results", verified)
+    assert kept.name == "gpu_nvidia_test.json"
+    assert json.loads(kept.read_text())["sections"]["tests"]["backends"] == COUNTS
+    other, entry = json.loads(entered.read_text())
+    assert other["commit"] == "kept"
+    assert (entry["device"], entry["commit"], entry["date"]) == ("NVIDIA Test", "c0ffee", "2026-01-02")
+    assert (entry["digest"], entry["sanitizer"]) == (MACHINE["digest"], "not run")
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        {"status": "failed", "backends": COUNTS},
+        {"status": "out of time", "backends": COUNTS},
+        {"backends": {"cuda": COUNTS["cuda"]}},
+        {"backends": {**COUNTS, "triton": {"passed": 0, "failed": 0, "skipped": 9}}},
+    ],
+    ids=["failed", "out of time", "no triton", "triton skipped"],
+)
+def test_no_device_is_verified_without_all_its_tests(tmp_path: Path, tests: dict[str, Any]) -> None:
+    write_section(tmp_path, "tests", **tests)
+    found = gpu_result.assembled(tmp_path, list(SECTIONS))
+    (kept,) = gpu_result.save(found, tmp_path / "results", tmp_path / "verified.json")
+    assert kept.is_file()
+    assert not (tmp_path / "verified.json").exists()
+
+
+def test_no_result_of_a_cpu_is_kept(tmp_path: Path) -> None:
+    write_section(tmp_path, "tests", machine={**MACHINE, "driver": None}, backends=COUNTS)
+    with pytest.raises(ValueError, match="no result of a GPU"):
+        gpu_result.save(
+            gpu_result.assembled(tmp_path, list(SECTIONS)), tmp_path / "results", tmp_path / "verified.json"
+        )
+
+
+@pytest.mark.parametrize(
+    ("commit", "digest", "expected"),
+    [("abc", "same", "abc"), ("unknown", "same", "123-dirty"), ("unknown", "other", "unknown")],
+)
+def test_commit_of_a_copy_without_git(commit: str, digest: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_result.provenance, "digests", lambda: {"cuda": "same"})
+    monkeypatch.setattr(gpu_result.provenance, "commit", lambda: "123-dirty")
+    assert gpu_result.known_commit({"commit": commit, "digest": {"cuda": digest}}) == expected

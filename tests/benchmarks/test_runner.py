@@ -1,0 +1,268 @@
+"""`pytest benchmarks/`: a wrong result fails, time never does; what is stored; what the tables say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from samples import RATES, fake_case, operator_row, timings
+from torch import Tensor
+
+from benchmarks import conftest as benchmarks_conftest
+from benchmarks import session as session_module
+from benchmarks.case import Case, Rates
+from benchmarks.cases import cases_of
+from benchmarks.clock import ReplayClock
+from benchmarks.memory import Batches
+from benchmarks.session import Outcome, Plan, Session, summarise
+from benchmarks.tables import case_table, milliseconds_text
+
+pytest_plugins = ["pytester"]
+
+SUITE = str(Path(__file__).parents[2] / "benchmarks" / "test_peers.py")
+ONE = torch.ones(8)
+RIGHT: dict[str, Tensor | Exception] = {"eager": ONE, "compile": ONE, "pspnet_fast cpu": ONE}
+Run = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the suite's own test file and hooks over one case of the table "projects", without its processes."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # in whose processes pytest-benchmark measures nothing
+    monkeypatch.setattr(session_module, "measure_rates", lambda device, quick, rounds: RATES)
+    monkeypatch.setattr(session_module, "in_new_process", lambda *arguments, **options: 3_000_000)
+
+    def result(case: Case, *arguments: str) -> pytest.RunResult:
+        monkeypatch.setattr(benchmarks_conftest, "cases_of", lambda table, *_, **__: [case] * (table == "projects"))
+        storage = f"--benchmark-storage={pytester.path / 'stored'}"
+        options = [f"{SUITE}::test_projects", "--device=cpu", "--benchmark-max-time=0", storage]
+        return pytester.runpytest_inprocess(*options, "-p", "no:cacheprovider", *arguments)
+
+    return result
+
+
+def test_peers_that_agree_pass_and_are_shown(run: Run) -> None:
+    result = run(fake_case(RIGHT, skipped={"transformers": "not installed: pip install transformers"}))
+    result.assert_outcomes(passed=3, skipped=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*benchmark 'pyramid_concat, VOC 473, 3x4, float32, NCHW, forward, semseg': 3 tests*",
+            "*pspnet_fast compared with its peers*",
+            "copy 100.0 GB/s*",
+            "pyramid_concat, VOC 473, 3x4, float32, NCHW, forward",
+            "  as semseg: align_corners, x first, 3x3 convolution",
+            "  floor: 0.01 ms for 1 MB, 0.001 ms for 0.001 GFLOP in float32",
+            "*median*p20 to p80*x ours*peak*of floor*",
+            "  eager * ms * to * 3.0 MB * %",
+            "  pspnet_fast cpu * ms * to * 1.00 * 3.0 MB * %",
+            "  transformers * not installed: pip install transformers",
+            "SKIPPED*transformers: not installed: pip install transformers",
+        ]
+    )
+
+
+@pytest.mark.parametrize("disabled", [False, True], ids=["timed", "checked alone"])
+@pytest.mark.parametrize("wrong", ["compile", "pspnet_fast cpu"])
+def test_a_wrong_peer_fails_and_is_not_timed(run: Run, wrong: str, disabled: bool) -> None:
+    result = run(fake_case({**RIGHT, wrong: ONE * 1.01}), *(["--benchmark-disable"] if disabled else []))
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines([f"*{wrong} differs from eager by 0.01, allowed 0.001"])
+    result.stdout.fnmatch_lines([f"  {wrong} * FAILED: differs from eager by 0.01, allowed 0.001"])
+    result.stdout.no_fnmatch_line(f"  {wrong} * ms *")
+
+
+def test_failures_of_others_are_skips_and_ours_are_not(run: Run) -> None:
+    run(fake_case({**RIGHT, "eager": ONE * 2})).assert_outcomes(passed=1, failed=2)
+    broken = RuntimeError("no compiler")
+    result = run(fake_case({**RIGHT, "compile": broken}))
+    result.assert_outcomes(passed=2, skipped=1)
+    result.stdout.fnmatch_lines(["  compile * FAILED: RuntimeError: no compiler"])
+    run(fake_case({**RIGHT, "pspnet_fast cpu": broken})).assert_outcomes(passed=2, failed=1)
+
+
+def test_nothing_passes_unchecked(run: Run) -> None:
+    broken = MemoryError("too large")
+    result = run(fake_case({**RIGHT, "eager": broken, "compile": broken}))
+    result.assert_outcomes(skipped=3)
+    result.stdout.fnmatch_lines(["*nothing says whether its result is right*"])
+
+
+def test_a_case_that_cannot_be_measured_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "interleaved", lambda *_: 1 / 0)
+    result = run(fake_case(RIGHT))
+    result.assert_outcomes(failed=1, skipped=2)
+    result.stdout.fnmatch_lines(["*FAILED: ZeroDivisionError: division by zero"])
+
+
+def test_only_selected_peers_run(run: Run) -> None:
+    result = run(fake_case({**RIGHT, "compile": RuntimeError("compiled")}), "-k", "not compile")
+    result.assert_outcomes(passed=2, deselected=1)
+    result = run(fake_case(RIGHT), "-k", "pspnet_fast")  # the first peer is run to compare with, and not timed
+    result.assert_outcomes(passed=1, deselected=2)
+    result.stdout.no_fnmatch_line("  eager * ms *")
+
+
+def test_what_does_not_fit_is_not_tried(run: Run) -> None:
+    result = run(fake_case({**RIGHT, "compile": MemoryError()}, needed_bytes={"compile": 10**15}))
+    result.assert_outcomes(passed=2, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*compile: needs about 1e+06 GB, and * GB are available"])
+
+
+def test_json_holds_real_rounds_and_every_number_of_the_table(run: Run, pytester: pytest.Pytester) -> None:
+    run(fake_case(RIGHT), "--benchmark-json=new/out.json", "--benchmark-min-rounds=7").assert_outcomes(passed=3)
+    stored = json.loads((pytester.path / "new" / "out.json").read_text())
+    assert {"device", "threads", "torch", "commit", "digest", "load"} <= set(stored["machine"])
+    by_peer = {entry["extra_info"]["peer"]: entry for entry in stored["benchmarks"]}
+    assert list(by_peer) == list(RIGHT)
+    for peer, entry in by_peer.items():
+        found = entry["extra_info"]
+        assert entry["group"] == "pyramid_concat, VOC 473, 3x4, float32, NCHW, forward, semseg"
+        assert (entry["stats"]["rounds"], found["milliseconds"]["rounds"]) == (7, 7)
+        assert found["milliseconds"]["median"] == pytest.approx(1e3 * entry["stats"]["median"], rel=1e-3)
+        assert (set(found["ratio"]), found["ratio"][peer]) == (set(RIGHT), 1)
+        assert found["ratio"]["pspnet_fast cpu"] == pytest.approx(found["times_ours"], rel=1e-3, abs=1e-3)
+        assert (found["peak_bytes"], found["rates"]["copy"], found["difference"]) == (3_000_000, 100.0, 0.0)
+        assert found["floor_reached"] == pytest.approx(0.01 / found["milliseconds"]["median"], rel=1e-2)
+
+
+def test_save_keeps_what_is_measured_part_by_part(run: Run, tmp_path: Path) -> None:
+    first, second = fake_case(RIGHT), fake_case(RIGHT, operator="pyramid_conv")
+    for case in (first, second):
+        run(case, f"--save={tmp_path}").assert_outcomes(passed=3)
+    stored = json.loads((tmp_path / "projects_cpu.json").read_text())
+    assert [row["case"] for row in stored["rows"]] == [first.id, second.id]
+    assert set(stored["rows"][0]["milliseconds"]) == set(RIGHT)
+    assert stored["rows"][0]["peak_bytes"] == dict.fromkeys(RIGHT, 3_000_000)
+    assert {"device", "commit", "digest"} <= set(stored["machines"][0])
+    run(first, f"--save={tmp_path}", "--benchmark-disable").assert_outcomes(passed=3)  # nothing timed, nothing replaced
+    run(first, f"--save={tmp_path}", "--resume").assert_outcomes(skipped=3)
+    assert json.loads((tmp_path / "projects_cpu.json").read_text()) == stored
+    result = run(first, "--save", "--quick")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--save: what --quick measures is not to be quoted*"])
+
+
+def test_runs_are_saved_and_compared(run: Run) -> None:
+    run(fake_case(RIGHT), "--benchmark-autosave").assert_outcomes(passed=3)
+    result = run(fake_case(RIGHT), "--benchmark-compare")
+    result.assert_outcomes(passed=3)
+    for peer in ("eager", "compile", "pspnet_fast_cpu"):
+        result.stdout.fnmatch_lines_random([f"test_projects*{peer}] (NOW) *", f"test_projects*{peer}] (0001_*) *"])
+
+
+def test_options_select_cases(pytester: pytest.Pytester) -> None:
+    collect = [SUITE, "--device=cpu", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    lines = "\n".join(pytester.runpytest_inprocess(*collect, "--quick", "--network=layers=34").outlines)
+    assert (
+        "test_projects[dual_cross_entropy-VOC-473-1x21x60x60-473x473-float32-NCHW-forward+backward-semseg-eager]"
+        in lines
+    )
+    assert "test_end_to_end[training_step-training-34-" in lines
+    assert "Cityscapes" not in lines
+    result = pytester.runpytest_inprocess(*collect, "--network=depth=3")
+    result.stdout.fnmatch_lines(["*--network: no option depth of the network*"])
+
+
+def test_pytest_alone_collects_the_tests_alone(pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.getini("testpaths") == ["tests"]
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def measured(case: Case, peers: list[str], **plan: Any) -> Outcome:
+    session = Session(Plan("cpu", rounds=1, seconds=0.0, quick=True, **plan), {case.id: peers})
+    return session.outcome(case, "operators", timed=True)
+
+
+def test_memory_is_measured_in_a_new_process_and_times_without_page_faults() -> None:
+    """Of the quick arg-max: eager holds its 21x473x473 logits, ours the labels alone."""
+    (case,) = (case for case in cases_of("projects", "cpu", quick=True) if case.operator == "upsample_argmax")
+    peers = ["eager", case.peers[-1]]
+    row = measured(case, peers).row
+    assert row["failures"] == {}
+    labels, logits = 8 * 473 * 473, 4 * 21 * 473 * 473
+    assert row["peak_bytes"]["eager"] == pytest.approx(logits + labels, rel=0.15)
+    assert row["peak_bytes"][peers[1]] == pytest.approx(labels, rel=0.3)
+    assert set(row["without_page_faults"]["milliseconds"]) == set(peers)
+    assert row["without_page_faults"]["times_ours"][peers[1]] == 1.0
+
+
+def test_a_peak_whose_process_dies_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(function: object, case: Case, peer: str, **_: object) -> int:
+        if peer == "eager":
+            raise RuntimeError("killed")
+        return 1
+
+    monkeypatch.setattr(session_module, "in_new_process", dies)
+    row = measured(fake_case(RIGHT), list(RIGHT)).row
+    assert row["peak_bytes"] == {"compile": 1, "pspnet_fast cpu": 1}
+    assert row["failures"] == {"eager, memory": "its process ended: RuntimeError: killed"}
+
+
+def test_largest_batches_follow_from_two_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 MB and 10 (ours) or 20 more for each image, with weights of 100 MB."""
+    sizes = {"eager": 20, "compile": 20, "pspnet_fast cpu": 10}
+    monkeypatch.setattr(
+        session_module,
+        "in_new_process",
+        lambda _, case, peer, **__: 10**6 * (100 + case.labels["batch"] * sizes[peer]),
+    )
+    at = [fake_case(RIGHT, labels={"shape": "", "batch": batch}) for batch in range(17)]
+    batches = Batches(at.__getitem__, (2, 16), least=2, weights_bytes=10**8, momentum_bytes=0, image_bytes=10**6)
+    row = measured(replace(at[2], batches=batches), list(RIGHT), memories=(1.0, 0.1)).row
+    assert row["largest_batch"] == {
+        "1": {"eager": 800 // 21, "compile": 800 // 21, "pspnet_fast cpu": 800 // 11},
+        "0.1": dict.fromkeys(RIGHT, 0),
+    }
+    assert row["peak_bytes_at"]["eager"] == {"2": 140_000_000, "16": 420_000_000}
+    for peer, rate in row["images_per_second"].items():
+        assert rate == pytest.approx(2000 / row["milliseconds"][peer]["median"], rel=1e-3)
+
+
+def test_floors_are_of_the_best_rates_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([Rates(40.0, 30.0, 100.0, 400.0), Rates(20.0, 50.0, 200.0, 300.0)])
+    monkeypatch.setattr(session_module, "measure_rates", lambda device, **_: next(found))
+    monkeypatch.setattr(session_module, "in_new_process", lambda *_, **__: 1)
+    cases = [fake_case(RIGHT), fake_case(RIGHT, operator="pyramid_conv")]
+    session = Session(Plan("cpu", 1, 0.0), {case.id: ["eager"] for case in cases})
+    first, second = (session.outcome(case, "operators", timed=True).row["rates"] for case in cases)
+    assert first == {"copy": 40.0, "read": 30.0, "float32": 100.0, "bfloat16": 400.0}
+    assert second == {"copy": 40.0, "read": 50.0, "float32": 200.0, "bfloat16": 400.0}
+
+
+def test_ratios_and_floor() -> None:
+    times = {"eager": 12.0, "compile": 6.0, "pspnet_fast cuda": 2.0, "pspnet_fast triton": 3.0, "x.sum()": 1.0}
+    row = summarise(
+        {
+            "milliseconds": {name: {"median": value} for name, value in times.items()},
+            "floor": {"memory_milliseconds": 0.5, "arithmetic_milliseconds": 1.0},
+        }
+    )
+    assert (row["ours"], row["floor_reached"]["pspnet_fast cuda"]) == ("pspnet_fast cuda", 0.5)
+    assert row["ratio"] == {name: value / 2 for name, value in times.items()}
+
+
+def test_replayed_rounds_are_what_was_timed() -> None:
+    clock = ReplayClock()
+    clock.load([0.5, 0.1 + 0.2])
+    readings = [clock() for _ in range(4)]
+    assert [end - start for start, end in zip(readings[::2], readings[1::2], strict=True)] == [0.5, 0.1 + 0.2]
+    with pytest.raises(StopIteration):
+        clock()
+
+
+def test_table_has_the_columns_that_were_measured() -> None:
+    row = operator_row("dual_cross_entropy", milliseconds=timings(eager=12.345), ratio={"eager": 2.5}, skipped={})
+    kept = {"milliseconds": {"eager": {"median": 7.0}}, "times_ours": {"eager": 1.5}}
+    on_cpu = list(case_table({**row, "without_page_faults": kept}))
+    assert " ".join(on_cpu[-2].split()) == "median p20 to p80 x ours peak of floor no page faults x ours"
+    assert " ".join(on_cpu[-1].split()) == "eager 12.3 ms 11.1 to 14.8 2.50 129.6 MB 0.4 % 7 ms 1.50"
+    on_gpu = list(case_table({**row, "graph_milliseconds": {"eager": {"median": 3.0}}}))
+    assert " ".join(on_gpu[-2].split()) == "median p20 to p80 x ours peak of floor graph"
+    assert [milliseconds_text(value) for value in (0.0123456, 99.96, 1234.5)] == ["0.0123", "100", "1234"]
