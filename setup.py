@@ -7,10 +7,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from buildtools import require_setuptools
 from buildtools.cmake import BuildResult, build_extension
 from buildtools.summary import framed
 from buildtools.torch_info import find_torch
 
+require_setuptools()
 BUILD_INFO = "_build_info.json"
 
 

@@ -65,19 +65,25 @@ PSPNET_FAST_HD double source_scale(int64_t in, int64_t out, bool align_corners) 
 
 // The two inputs that an output position is interpolated from. A position outside of the `out` outputs lies in a
 // convolution's zero padding: both weights are 0.
+//
+// Which input has weight 0 matters where it is infinite or NaN, as 0 times that is NaN. So this is PyTorch's choice: an
+// output in front of the first input is read from the first two, one behind the last input twice from that, and at equal
+// sizes every output twice from its own input.
 struct Taps {
   int32_t first, second;
   double first_weight, second_weight;
+
+  PSPNET_FAST_HD bool in_padding() const { return first_weight == 0 && second_weight == 0; }
 };
 
 PSPNET_FAST_HD Taps bilinear_taps(int64_t position, int64_t in, int64_t out, bool align_corners) {
   if (position < 0 || position >= out) return {0, 0, 0.0, 0.0};
-  const double scale = source_scale(in, out, align_corners), last = static_cast<double>(in - 1);
+  const double scale = source_scale(in, out, align_corners);
   double source = align_corners ? position * scale : (position + 0.5) * scale - 0.5;
-  source = source < 0.0 ? 0.0 : source > last ? last : source;
-  const int32_t first = static_cast<int32_t>(source);
-  const double fraction = source - first;
-  return {first, first + 1 < in ? first + 1 : first, 1.0 - fraction, fraction};
+  source = source < 0.0 ? 0.0 : source;
+  const int32_t last = static_cast<int32_t>(in - 1), first = source < last ? static_cast<int32_t>(source) : last;
+  const double fraction = source - first < 1.0 ? source - first : 1.0;
+  return {first, first < last && in != out ? first + 1 : first, 1.0 - fraction, fraction};
 }
 
 // One axis of `nodes` inputs cut into cells: cell q lies between nodes first_node + q and first_node + q + 1, clamped to
@@ -114,26 +120,32 @@ inline Cells cut_cells(int64_t nodes, int64_t out, bool align_corners) {
   return cells;
 }
 
-// One axis of `nodes` inputs upsampled to `out`: output x lies numerator(x) / denominator nodes behind the first, clamped
-// to the last. Integers lose no digit, and host and device agree on them. They stay below 2^31 where
-// 2 (nodes + 1) (out + 1) does.
+// One axis of `nodes` inputs upsampled to `out`: output x lies numerator(x) / denominator nodes behind the first. Integers
+// lose no digit, and host and device agree on them. They stay below 2^31 where 2 (nodes + 1) (out + 1) does.
 struct BilinearAxis {
   int32_t nodes, out, step, offset, denominator;
 
   PSPNET_FAST_HD int32_t numerator(int32_t x) const {
-    const int32_t at = x * step + offset, last = (nodes - 1) * denominator;
-    return at < 0 ? 0 : at < last ? at : last;
+    const int32_t at = x * step + offset;
+    return at < 0 ? 0 : at;
   }
 
-  // The node at output x or in front of it, and the share of the next one.
-  PSPNET_FAST_HD int32_t node(int32_t x) const { return numerator(x) / denominator; }
-  PSPNET_FAST_HD int32_t next(int32_t node) const { return node + 1 < nodes ? node + 1 : node; }
+  // The two nodes that output x is interpolated from, as in bilinear_taps, and the share of the second.
+  PSPNET_FAST_HD int32_t node(int32_t x) const {
+    const int32_t at = numerator(x) / denominator;
+    return at < nodes ? at : nodes - 1;
+  }
+  PSPNET_FAST_HD bool same_size() const { return nodes == out; }
+  PSPNET_FAST_HD int32_t next(int32_t node) const { return node + 1 < nodes && !same_size() ? node + 1 : node; }
   template <typename Real>
   PSPNET_FAST_HD Real share(int32_t x, int32_t node) const {
     return static_cast<Real>(numerator(x) - node * denominator) * (Real(1) / static_cast<Real>(denominator));
   }
 
-  // The first output at `node` or behind it. Outputs in [begin_of(node - 1), begin_of(node + 1)) have a share of the node.
+  // What reads a node: outputs from first_reader(node) to begin_of(node + 1), the last not included.
+  PSPNET_FAST_HD int32_t first_reader(int32_t node) const { return begin_of(same_size() ? node : node - 1); }
+
+  // The first output at `node` or behind it.
   PSPNET_FAST_HD int32_t begin_of(int32_t node) const {
     if (node <= 0) return 0;
     if (node >= nodes) return out;
@@ -141,10 +153,18 @@ struct BilinearAxis {
     const int32_t x = distance <= 0 ? 0 : (distance + step - 1) / step;
     return x < out ? x : out;
   }
+
+  // What output x weighs in the gradient of a node that it reads, and in that of the node behind. What lies behind the
+  // last node reads that twice, with weights that add up to 1.
   template <typename Real>
   PSPNET_FAST_HD Real weight(int32_t x, int32_t node) const {
-    const int32_t distance = numerator(x) - node * denominator;
-    return 1 - static_cast<Real>(distance < 0 ? -distance : distance) * (Real(1) / static_cast<Real>(denominator));
+    const Real after = weight_of_next<Real>(x, node);
+    return 1 - (after < 0 ? -after : after);
+  }
+  template <typename Real>
+  PSPNET_FAST_HD Real weight_of_next(int32_t x, int32_t node) const {
+    const int32_t at = numerator(x), last = (nodes - 1) * denominator;
+    return static_cast<Real>((at < last ? at : last) - node * denominator) * (Real(1) / static_cast<Real>(denominator));
   }
 };
 

@@ -3,8 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <array>
-
 #include "pool_checks.h"
 
 namespace pspnet_fast {
@@ -34,8 +32,6 @@ inline ConvOptions check_pyramid_conv(
       "of one dtype, not ", x.scalar_type(), ", ", levels.scalar_type(), " and ", weight.scalar_type());
   return {bins, align_corners, x_first ? 0 : count * levels.size(1), x_first ? x.size(1) : 0};
 }
-
-inline std::array<int64_t, 2> same_padding(const at::Tensor& weight) { return {weight.size(2) / 2, weight.size(3) / 2}; }
 
 inline bool is_dense(const at::Tensor& x) {
   return x.is_contiguous() || x.is_contiguous(at::MemoryFormat::ChannelsLast);

@@ -4,14 +4,12 @@
 // Work is cut into tasks by shape alone, each done by one thread in one order: the result does not depend on the number
 // of threads.
 #include "../pyramid_conv_checks.h"
+#include "../pyramid_conv_x.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/convolution.h>
-#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include "pyramid_conv_map.h"
@@ -50,11 +48,9 @@ void add_levels(
 }
 
 // The convolution over x alone, in dense memory.
-at::Tensor convolve_x(
+at::Tensor convolve_densely(
     const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, int64_t first) {
-  const at::Tensor part = weight.narrow(1, first, x.size(1));
-  const at::Tensor y = at::convolution(x, part, bias, {1, 1}, same_padding(weight), {1, 1}, false, {0, 0}, 1);
-  return is_dense(y) ? y : y.contiguous();
+  return dense(convolve_x(x, weight.narrow(1, first, x.size(1)), bias));
 }
 
 at::Tensor pyramid_conv_cpu(
@@ -62,7 +58,7 @@ at::Tensor pyramid_conv_cpu(
     at::IntArrayRef bins, bool align_corners, bool x_first) {
   const at::AutoDispatchBelowAutograd below;
   const ConvOptions options = check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
-  const at::Tensor y = convolve_x(x, weight, bias, options.first_x_channel);
+  const at::Tensor y = convolve_densely(x, weight, bias, options.first_x_channel);
   if (y.numel() != 0) add_levels(y, levels, dense(weight), options, {ConvWrite::add});
   return y;
 }
@@ -76,7 +72,7 @@ at::Tensor pyramid_conv_norm_relu_cpu(
   const at::ScalarType acc = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor factor = (gamma.to(acc) / (var.to(acc) + eps).sqrt()).contiguous();
   const at::Tensor summand = (beta.to(acc) - mean.to(acc) * factor).contiguous();
-  const at::Tensor y = convolve_x(x, weight, bias, options.first_x_channel);
+  const at::Tensor y = convolve_densely(x, weight, bias, options.first_x_channel);
   if (y.numel() != 0) {
     add_levels(y, levels, dense(weight), options, {ConvWrite::norm_relu, factor.const_data_ptr(), summand.const_data_ptr()});
   }
@@ -128,17 +124,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
     if (mask[2]) grad_weight = at::zeros_like(weight);
     return {or_empty(grad_x, x), or_empty(grad_levels, levels), or_empty(grad_weight, weight)};
   }
-  const at::Tensor grad = is_dense(upstream) ? upstream : upstream.contiguous();
+  const at::Tensor grad = dense(upstream);
   const at::Tensor part = weight.narrow(1, options.first_x_channel, x.size(1));
-  const auto backward = [&](const at::Tensor& w, std::array<bool, 3> wanted) {
-    return at::convolution_backward(
-        grad, x, w, at::OptionalIntArrayRef(), {1, 1}, same_padding(weight), {1, 1}, false, {0, 0}, 1, wanted);
-  };
 
   // One gradient after the other, so that the copies of maps and weight that oneDNN makes do not add up.
   if (mask[0]) {
     const auto format = reads_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-    grad_x = std::get<0>(backward(part, {true, false, false})).contiguous(format);
+    grad_x = std::get<0>(convolve_x_backward(grad, x, part, true, false)).contiguous(format);
   }
   if (mask[2]) {
     grad_weight = at::empty_like(dense(weight));
@@ -146,7 +138,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
     const at::Tensor of_that_shape =
         at::empty(part.sizes(), part.options().memory_format(grad_weight.suggest_memory_format()));
     grad_weight.narrow(1, options.first_x_channel, x.size(1))
-        .copy_(std::get<1>(backward(of_that_shape, {false, true, false})));
+        .copy_(std::get<1>(convolve_x_backward(grad, x, of_that_shape, false, true)));
   }
   if (mask[1]) grad_levels = at::empty(levels.sizes(), levels.options());
   if (mask[1] || mask[2]) levels_backward(grad, levels, dense(weight), options, grad_levels, grad_weight);

@@ -31,7 +31,6 @@ void add_bands(
       const Acc* own = products + b * s.positions * s.out_pitch + out;
       fill(rows, s.columns * block, Acc(0));
       for_each_row_tap<Acc>(s, h, [&](int64_t column, int64_t n, int64_t first, int64_t second, Acc u, Acc v) {
-        if (u == 0 && v == 0) return;
         for (int64_t i = 0; i < n; ++i) {
           const Acc *upper = own + (first + i) * s.out_pitch, *lower = own + (second + i) * s.out_pitch;
           Acc* __restrict__ row = rows + (column + i) * block;
@@ -39,9 +38,16 @@ void add_bands(
         }
       });
       const Acc* taps = static_cast<const Acc*>(s.column_taps);
-      product(
-          [&](int64_t w) { return taps + w * s.column_pitch; }, s.width, contiguous(s.columns),
-          static_cast<const Acc*>(rows), block, lanes / kLanes<Acc>, sums, block);
+      if (all_finite(rows, outs, s.columns, block)) {
+        product(
+            [&](int64_t w) { return taps + w * s.column_pitch; }, s.width, contiguous(s.columns),
+            static_cast<const Acc*>(rows), block, lanes / kLanes<Acc>, sums, block);
+      } else {
+        fill(sums, s.width * block, Acc(0));
+        for_each_column_read<Acc>(s, [&](int64_t w, int64_t column, Acc weight) {
+          for (int64_t o = 0; o < outs; ++o) sums[w * block + o] += weight * rows[column * block + o];
+        });
+      }
 
       T* pixel = y + b * s.image_stride + h * s.width * s.pixel_stride + out;
       for (int64_t w = 0; w < s.width; ++w, pixel += s.pixel_stride) {
@@ -54,6 +60,57 @@ void add_bands(
 // A task is a block of channels of an image. Scratch: positions [positions, kBlock], the gradient of R [columns, kBlock],
 // a row of pixels [width, kBlock].
 template <typename T, typename Acc>
+struct GatherTask {
+  static constexpr int64_t block = kBlock<Acc>;
+  const ConvShape& s;
+  const T* pixels;          // of the image, from this block's channels on
+  int64_t outs, lanes;      // channels that exist, and those that are summed
+  Acc *own, *rows, *copy;
+
+  // The gradient of R from row h, by the matrix of weights or by what columns read.
+  void sum_columns(int64_t h, bool by_reads) {
+    const T* line = pixels + h * s.width * s.pixel_stride;
+    const Acc* numbers = copy;
+    int64_t pitch = block;
+    if constexpr (__is_same(T, Acc)) {
+      if (outs == block) numbers = line, pitch = s.pixel_stride;
+    }
+    if (numbers == copy) {
+      for (int64_t w = 0; w < s.width; ++w) {
+        for (int64_t o = 0; o < outs; ++o) copy[w * block + o] = load(line[w * s.pixel_stride + o]);
+      }
+    }
+    if (by_reads) {
+      fill(rows, s.columns * block, Acc(0));
+      for_each_column_read<Acc>(s, [&](int64_t w, int64_t column, Acc weight) {
+        for (int64_t o = 0; o < outs; ++o) rows[column * block + o] += weight * numbers[w * pitch + o];
+      });
+      return;
+    }
+    const Acc* taps = static_cast<const Acc*>(s.column_taps_t);
+    product(
+        [&](int64_t column) { return taps + column * s.width_pitch; }, s.columns, contiguous(s.width), numbers, pitch,
+        lanes / kLanes<Acc>, rows, block);
+  }
+
+  void sum_positions(bool by_reads) {
+    fill(own, s.positions * block, Acc(0));
+    if (outs < block) fill(copy, s.width * block, Acc(0));
+    for (int64_t h = 0; h < s.height; ++h) {
+      sum_columns(h, by_reads);
+      for_each_row_tap<Acc>(s, h, [&](int64_t column, int64_t n, int64_t first, int64_t second, Acc u, Acc v) {
+        for (int64_t i = 0; i < n; ++i) {
+          const Acc* row = rows + (column + i) * block;
+          Acc *upper = own + (first + i) * block, *lower = own + (second + i) * block;
+          for (int64_t o = 0; o < lanes; ++o) upper[o] += u * row[o];
+          for (int64_t o = 0; o < lanes; ++o) lower[o] += v * row[o];
+        }
+      });
+    }
+  }
+};
+
+template <typename T, typename Acc>
 void gather_bands(const ConvShape& s, const T* grad, Acc* products, Acc* scratch, int64_t begin, int64_t end) {
   constexpr int64_t block = kBlock<Acc>;
   const int64_t blocks = (s.out_channels + block - 1) / block;
@@ -63,34 +120,9 @@ void gather_bands(const ConvShape& s, const T* grad, Acc* products, Acc* scratch
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / blocks, out = task % blocks * block;
     const int64_t outs = smaller(block, s.out_channels - out), lanes = smaller(block, s.out_pitch - out);
-    fill(own, s.positions * block, Acc(0));
-    if (outs < block) fill(copy, s.width * block, Acc(0));
-    for (int64_t h = 0; h < s.height; ++h) {
-      const T* pixels = grad + b * s.image_stride + h * s.width * s.pixel_stride + out;
-      const Acc* numbers = copy;
-      int64_t pitch = block;
-      if constexpr (__is_same(T, Acc)) {
-        if (outs == block) numbers = pixels, pitch = s.pixel_stride;
-      }
-      if (numbers == copy) {
-        for (int64_t w = 0; w < s.width; ++w) {
-          for (int64_t o = 0; o < outs; ++o) copy[w * block + o] = load(pixels[w * s.pixel_stride + o]);
-        }
-      }
-      const Acc* taps = static_cast<const Acc*>(s.column_taps_t);
-      product(
-          [&](int64_t column) { return taps + column * s.width_pitch; }, s.columns, contiguous(s.width), numbers, pitch,
-          lanes / kLanes<Acc>, rows, block);
-      for_each_row_tap<Acc>(s, h, [&](int64_t column, int64_t n, int64_t first, int64_t second, Acc u, Acc v) {
-        if (u == 0 && v == 0) return;
-        for (int64_t i = 0; i < n; ++i) {
-          const Acc* row = rows + (column + i) * block;
-          Acc *upper = own + (first + i) * block, *lower = own + (second + i) * block;
-          for (int64_t o = 0; o < lanes; ++o) upper[o] += u * row[o];
-          for (int64_t o = 0; o < lanes; ++o) lower[o] += v * row[o];
-        }
-      });
-    }
+    GatherTask<T, Acc> gather{s, grad + b * s.image_stride + out, outs, lanes, own, rows, copy};
+    gather.sum_positions(/*by_reads=*/false);
+    if (!all_finite(own, outs, s.positions, block)) gather.sum_positions(/*by_reads=*/true);
     for (int64_t o = 0; o < outs; ++o) {
       for_each_run(s, b, out + o, [&](int64_t to, int64_t position, int64_t n) {
         for (int64_t i = 0; i < n; ++i) products[to + i] = own[(position + i) * block + o];

@@ -33,11 +33,13 @@ struct ConvGeometry {
     shape.packed_cells = packed_cells(bins);
 
     place_levels(bins);
-    fill_row_taps(align_corners);
+    fill_axis(row_taps_, shape.height, shape.kernel_rows, align_corners);
+    fill_axis(column_reads_, shape.width, shape.kernel_columns, align_corners);
     taps_ = at::empty({shape.width * shape.column_pitch + shape.columns * shape.width_pitch}, accumulator(map));
-    type == ElementType::f64 ? fill_column_taps<double>(align_corners) : fill_column_taps<float>(align_corners);
+    type == ElementType::f64 ? fill_column_taps<double>() : fill_column_taps<float>();
     shape.level = levels_.data();
     shape.row_taps = row_taps_.data();
+    shape.column_reads = column_reads_.data();
   }
   ConvGeometry(const ConvGeometry&) = delete;  // shape points into the tables
 
@@ -103,19 +105,20 @@ struct ConvGeometry {
     shape.level_pitch = whole_vectors(shape.level_channels);
   }
 
-  void fill_row_taps(bool align_corners) {
-    for (int64_t h = 0; h < shape.height; ++h) {
+  void fill_axis(std::vector<AxisTap>& axis, int64_t size, int64_t kernel, bool align_corners) const {
+    for (int64_t position = 0; position < size; ++position) {
       for (const ConvLevel& level : levels_) {
-        for (int64_t dy = 0; dy < shape.kernel_rows; ++dy) {
-          const Taps taps = bilinear_taps(h + dy - shape.kernel_rows / 2, level.k, shape.height, align_corners);
-          row_taps_.push_back({taps.first, taps.second, taps.first_weight, taps.second_weight});
+        for (int64_t d = 0; d < kernel; ++d) {
+          const Taps taps = bilinear_taps(position + d - kernel / 2, level.k, size, align_corners);
+          axis.push_back({taps.first, taps.second, taps.first_weight, taps.second_weight});
         }
       }
     }
   }
 
+  // `column_reads` as a matrix and its transpose.
   template <typename Acc>
-  void fill_column_taps(bool align_corners) {
+  void fill_column_taps() {
     taps_.zero_();
     Acc* table = taps_.mutable_data_ptr<Acc>();
     Acc* transposed = table + shape.width * shape.column_pitch;
@@ -123,13 +126,12 @@ struct ConvGeometry {
       table[w * shape.column_pitch + column] += static_cast<Acc>(weight);
       transposed[column * shape.width_pitch + w] += static_cast<Acc>(weight);
     };
-    for (const ConvLevel& level : levels_) {
-      for (int64_t w = 0; w < shape.width; ++w) {
-        for (int64_t dx = 0; dx < shape.kernel_columns; ++dx) {
-          const int64_t position = w + dx - shape.kernel_columns / 2;
-          const Taps taps = bilinear_taps(position, level.k, shape.width, align_corners);
-          put(w, level.column + dx * level.k + taps.first, taps.first_weight);
-          put(w, level.column + dx * level.k + taps.second, taps.second_weight);
+    const AxisTap* tap = column_reads_.data();
+    for (int64_t w = 0; w < shape.width; ++w) {
+      for (const ConvLevel& level : levels_) {
+        for (int64_t dx = 0; dx < shape.kernel_columns; ++dx, ++tap) {
+          put(w, level.column + dx * level.k + tap->first, tap->first_weight);
+          put(w, level.column + dx * level.k + tap->second, tap->second_weight);
         }
       }
     }
@@ -139,7 +141,7 @@ struct ConvGeometry {
 
   int64_t lanes_, pitches_ = 0;
   std::vector<ConvLevel> levels_;
-  std::vector<RowTap> row_taps_;
+  std::vector<AxisTap> row_taps_, column_reads_;
   at::Tensor taps_;
 };
 

@@ -15,10 +15,13 @@
 
 namespace pspnet_fast {
 
-// What row h + dy - pad of an upsampled level reads: two rows of its cells. Both weights are 0 in the padding.
-struct RowTap {
+// What row h + dy - pad of an upsampled level reads: two rows of its cells; and what column w + dx - pad does. Both
+// weights are 0 in the padding.
+struct AxisTap {
   int32_t first, second;
   double first_weight, second_weight;
+
+  bool in_padding() const { return first_weight == 0 && second_weight == 0; }
 };
 
 struct ConvLevel {
@@ -38,7 +41,8 @@ struct ConvShape {
   int64_t columns, positions;                                // of R; of one output channel, all levels together
   int64_t column_pitch, width_pitch, out_pitch, level_pitch; // columns, width, out_channels, level_channels rounded up
   const ConvLevel* level;                                    // [levels]
-  const RowTap* row_taps;                                    // [height, levels, kernel_rows]
+  const AxisTap* row_taps;                                   // [height, levels, kernel_rows]
+  const AxisTap* column_reads;                               // [width, levels, kernel_columns]
   const void* column_taps;                                   // Acc [width, column_pitch]: u_l(w + dx - pad, j)
   const void* column_taps_t;                                 // Acc [columns, width_pitch]: the same transposed
 

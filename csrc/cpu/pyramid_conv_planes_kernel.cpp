@@ -31,9 +31,16 @@ void add_planes(
         for (int64_t i = 0; i < n; ++i) row[column + i] += u * own[first + i] + v * own[second + i];
       });
     }
-    product(
-        [&](int64_t h) { return static_cast<const Acc*>(rows + h * s.columns); }, s.height, contiguous(s.columns),
-        static_cast<const Acc*>(s.column_taps_t), s.width_pitch, s.width_pitch / kLanes<Acc>, sums, s.width_pitch);
+    if (all_finite(own, s.positions)) {
+      product(
+          [&](int64_t h) { return static_cast<const Acc*>(rows + h * s.columns); }, s.height, contiguous(s.columns),
+          static_cast<const Acc*>(s.column_taps_t), s.width_pitch, s.width_pitch / kLanes<Acc>, sums, s.width_pitch);
+    } else {
+      fill(sums, s.height * s.width_pitch, Acc(0));
+      for_each_column_read<Acc>(s, [&](int64_t w, int64_t column, Acc weight) {
+        for (int64_t h = 0; h < s.height; ++h) sums[h * s.width_pitch + w] += weight * rows[h * s.columns + column];
+      });
+    }
 
     T* target = y + b * s.image_stride + o * s.height * s.width;
     for (int64_t h = 0; h < s.height; ++h, target += s.width) {
@@ -57,17 +64,26 @@ void gather_planes(const ConvShape& s, const T* grad, Acc* products, Acc* scratc
       for (int64_t i = 0; i < s.height * s.width; ++i) copy[i] = load(pixels[i]);
       numbers = copy;
     }
+    const auto gather_rows = [&] {
+      fill(own, s.positions, Acc(0));
+      for (int64_t h = 0; h < s.height; ++h) {
+        const Acc* row = rows + h * s.column_pitch;
+        for_each_row_tap<Acc>(s, h, [&](int64_t column, int64_t n, int64_t first, int64_t second, Acc u, Acc v) {
+          for (int64_t i = 0; i < n; ++i) own[first + i] += u * row[column + i];
+          for (int64_t i = 0; i < n; ++i) own[second + i] += v * row[column + i];
+        });
+      }
+    };
     product(
         [&](int64_t h) { return numbers + h * s.width; }, s.height, contiguous(s.width),
         static_cast<const Acc*>(s.column_taps), s.column_pitch, s.column_pitch / kLanes<Acc>, rows, s.column_pitch);
-
-    fill(own, s.positions, Acc(0));
-    for (int64_t h = 0; h < s.height; ++h) {
-      const Acc* row = rows + h * s.column_pitch;
-      for_each_row_tap<Acc>(s, h, [&](int64_t column, int64_t n, int64_t first, int64_t second, Acc u, Acc v) {
-        for (int64_t i = 0; i < n; ++i) own[first + i] += u * row[column + i];
-        for (int64_t i = 0; i < n; ++i) own[second + i] += v * row[column + i];
+    gather_rows();
+    if (!all_finite(own, s.positions)) {
+      fill(rows, s.height * s.column_pitch, Acc(0));
+      for_each_column_read<Acc>(s, [&](int64_t w, int64_t column, Acc weight) {
+        for (int64_t h = 0; h < s.height; ++h) rows[h * s.column_pitch + column] += weight * numbers[h * s.width + w];
       });
+      gather_rows();
     }
     for_each_run(s, b, o, [&](int64_t to, int64_t position, int64_t n) {
       for (int64_t i = 0; i < n; ++i) products[to + i] = own[position + i];

@@ -2,18 +2,49 @@
 // sums are brought into y. Included by kernel files inside their namespace (see isa.h), behind elements.h.
 
 // Calls body(column, position, first, second, weights) for what row h reads: entries [column, column + n) of R are the
-// sum over taps of weighted entries [first, first + n) and [second, second + n) of a channel's positions.
+// sum over taps of weighted entries [first, first + n) and [second, second + n) of a channel's positions. Rows in the
+// padding read nothing.
 template <typename Acc, typename Body>
 inline void for_each_row_tap(const ConvShape& s, int64_t h, Body body) {
   for (int64_t l = 0; l < s.levels; ++l) {
     const ConvLevel& level = s.level[l];
     const int64_t n = s.kernel_columns * level.k;
     for (int64_t dy = 0; dy < s.kernel_rows; ++dy) {
-      const RowTap& tap = s.row_taps[(h * s.levels + l) * s.kernel_rows + dy];
+      const AxisTap& tap = s.row_taps[(h * s.levels + l) * s.kernel_rows + dy];
+      if (tap.in_padding()) continue;
       const int64_t row = level.position + dy * level.k * n;
       body(level.column, n, row + tap.first * n, row + tap.second * n, Acc(tap.first_weight), Acc(tap.second_weight));
     }
   }
+}
+
+// Calls body(w, column of R, weight) for what each column of the map reads, be the weight 0.
+//
+// The product of R by the matrix of these weights multiplies every entry by zeros, too, which an infinite or NaN one
+// turns into NaN all along its row. Where R has such an entry, the sum is taken over these instead.
+template <typename Acc, typename Body>
+inline void for_each_column_read(const ConvShape& s, Body body) {
+  const AxisTap* tap = s.column_reads;
+  for (int64_t w = 0; w < s.width; ++w) {
+    for (int64_t l = 0; l < s.levels; ++l) {
+      for (int64_t dx = 0; dx < s.kernel_columns; ++dx, ++tap) {
+        if (tap->in_padding()) continue;
+        const int64_t column = s.level[l].column + dx * s.level[l].k;
+        body(w, column + tap->first, Acc(tap->first_weight));
+        body(w, column + tap->second, Acc(tap->second_weight));
+      }
+    }
+  }
+}
+
+// Whether the first `n` of `rows` rows that lie `pitch` apart are all finite.
+template <typename Acc>
+inline bool all_finite(const Acc* p, int64_t n, int64_t rows = 1, int64_t pitch = 0) {
+  int special = 0;
+  for (int64_t r = 0; r < rows; ++r, p += pitch) {
+    for (int64_t i = 0; i < n; ++i) special |= !(p[i] - p[i] == 0);
+  }
+  return special == 0;
 }
 
 // Calls body(place in Z, position, count) for every run of cells of image b and channel o that is contiguous in both.

@@ -39,11 +39,11 @@ __device__ __forceinline__ void sum_piece(
 #pragma unroll 4
     for (int w = columns.begin; w < columns.end; ++w) {
       const auto pack = *reinterpret_cast<const Pack<T, VEC>*>(row + w * pixel_stride);
-      const Acc<T> t = level.columns.share<Acc<T>>(w, q);
+      const Acc<T> t = level.columns.weight_of_next<Acc<T>>(w, q);
 #pragma unroll
       for (int j = 0; j < VEC; ++j) left[j] += (1 - t) * load(pack.v[j]), right[j] += t * load(pack.v[j]);
     }
-    const Acc<T> s = level.rows.share<Acc<T>>(h, p);
+    const Acc<T> s = level.rows.weight_of_next<Acc<T>>(h, p);
 #pragma unroll
     for (int j = 0; j < VEC; ++j) {
       sums[0][j] += (1 - s) * left[j], sums[1][j] += (1 - s) * right[j];
@@ -92,14 +92,17 @@ __global__ void __launch_bounds__(kNodeThreads) pyramid_concat_bwd_nodes_kernel(
   const int packed = static_cast<int>(blockIdx.x / runs % shape.cells);
   int l = 0;
   while (l + 1 < shape.count && packed >= shape.level[l + 1].first_cell) ++l;
-  const int k = shape.level[l].bins(), i = (packed - shape.level[l].first_cell) / k;
-  const int j = packed - shape.level[l].first_cell - i * k;
+  const ConcatLevel& level = shape.level[l];
+  const int k = level.bins(), i = (packed - level.first_cell) / k, j = packed - level.first_cell - i * k;
   const int row_parts = pieces.row_parts[l], column_parts = pieces.column_parts[l];
 
+  // At equal sizes nothing reads the next node.
+  const int first_row = level.rows.same_size() ? i : max(i - 1, 0);
+  const int first_column = level.columns.same_size() ? j : max(j - 1, 0);
   const Acc<T>* of_image = sums + image * pieces.total * 4 * shape.level_channels + channel;
   Acc<T> sum = 0;
-  for (int row = max(i - 1, 0) * row_parts; row < (i + 1) * row_parts; ++row) {
-    for (int column = max(j - 1, 0) * column_parts; column < (j + 1) * column_parts; ++column) {
+  for (int row = first_row * row_parts; row < (i + 1) * row_parts; ++row) {
+    for (int column = first_column * column_parts; column < (j + 1) * column_parts; ++column) {
       const int64_t piece = pieces.first[l] + row * k * column_parts + column;
       const int side = (row < i * row_parts ? 2 : 0) + (column < j * column_parts ? 1 : 0);
       sum += of_image[(piece * 4 + side) * shape.level_channels];

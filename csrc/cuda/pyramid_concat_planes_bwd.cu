@@ -52,7 +52,7 @@ __device__ __forceinline__ void sum_rows(
   for (int item = threadIdx.x; item < work.nodes * plan.parts * packs; item += kThreads) {
     const int piece = item / packs, w = (item - piece * packs) * VEC;
     const int node = work.first_node + piece / plan.parts, part = piece % plan.parts;
-    const int begin = rows.begin_of(node - 1), size = rows.begin_of(node + 1) - begin;
+    const int begin = rows.first_reader(node), size = rows.begin_of(node + 1) - begin;
     const int end = begin + (part + 1) * size / plan.parts;
     Pack<Acc<T>, VEC> sums[kPlanes] = {};
 #pragma unroll 2
@@ -87,7 +87,7 @@ __device__ __forceinline__ void sum_columns(
     if (output < count) {
       const int i = output / axis.nodes, j = output - i * axis.nodes;
       const int end = min(axis.begin_of(j + 1) - start, columns);
-      for (int w = max(axis.begin_of(j - 1) - start, 0) + lane; w < end; w += plan.lanes) {
+      for (int w = max(axis.first_reader(j) - start, 0) + lane; w < end; w += plan.lanes) {
         const Real weight = axis.weight<Real>(start + w, j);
         for (int part = 0; part < plan.parts; ++part) {
           const Real* line = lines + (i * plan.parts + part) * plan.tile + w;

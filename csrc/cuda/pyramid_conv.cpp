@@ -2,10 +2,7 @@
 // of pyramid_product.cu and pyramid_conv_*.cu. The maths is in pspnet_fast/ops/_pyramid_conv.py.
 #include "pyramid_conv.h"
 
-#include <ATen/ops/convolution.h>
-#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -120,7 +117,7 @@ at::Tensor forward(
   if (!call || grid.warps == 0 || grid.blocks >= int64_t{1} << 31) {
     return stock_forward(x, levels, weight, bias, bins, align_corners, x_first, norm);
   }
-  at::Tensor y = convolve(x, call->x_part(weight), bias);
+  at::Tensor y = convolve_x(x, call->x_part(weight), bias);
   if (y.numel() == 0) return y;
   const bool channels_last = reads_channels_last(y);
   if (!channels_last) y = y.contiguous();
@@ -167,7 +164,7 @@ Gradients pyramid_conv_backward_cuda(
 
   at::Tensor grad_x = nothing(x), grad_levels = nothing(levels), grad_weight = nothing(weight);
   if (want_x || want_weight) {
-    auto [of_x, of_part, bias] = convolve_backward(grad, x, call->x_part(weight), want_x, want_weight);
+    auto [of_x, of_part] = convolve_x_backward(grad, x, call->x_part(weight), want_x, want_weight);
     if (want_x) grad_x = in_layout_of(of_x, x);
     if (want_weight) {
       grad_weight = at::empty_like(weight);

@@ -41,9 +41,9 @@ struct AddShared {
   }
 };
 
-// Everything that a block's rows share.
+// Everything that a block's rows share. Returns whether the block's q is finite.
 template <typename T>
-__device__ __forceinline__ void stage_block(
+__device__ __forceinline__ bool stage_block(
     const ConvTables& t, const ConvGrid& grid, const Run& run, const Acc<T>* q, const Norm& norm,
     const AddShared<Acc<T>>& shared) {
   using Real = Acc<T>;
@@ -53,16 +53,16 @@ __device__ __forceinline__ void stage_block(
   if (norm.mean != nullptr && threadIdx.x < kRunChannels && run.first_channel + threadIdx.x < t.out_channels) {
     shared.norm[threadIdx.x] = channel_norm<T>(norm, run.first_channel + threadIdx.x);
   }
-  if (grid.staged) {
-    const int64_t channel = run.first_channel + threadIdx.x % 32;
-    const Real* column = q + run.image * t.positions * t.out_channels + channel;
+  const int64_t channel = run.first_channel + threadIdx.x % 32;
+  const Real* column = q + run.image * t.positions * t.out_channels + channel;
+  Real special = 0;
 #pragma unroll 4
-    for (int p = threadIdx.x / 32; p < t.positions; p += grid.warps) {
-      const bool there = channel < t.out_channels;
-      shared.q[p * kRunChannels + threadIdx.x % 32] = there ? column[p * t.out_channels] : Real(0);
-    }
+  for (int p = threadIdx.x / 32; p < t.positions; p += grid.warps) {
+    const Real value = channel < t.out_channels ? column[p * t.out_channels] : Real(0);
+    special += Real(0) * value;
+    if (grid.staged) shared.q[p * kRunChannels + threadIdx.x % 32] = value;
   }
-  __syncthreads();
+  return !__syncthreads_or(special != 0);
 }
 
 template <typename Real>
@@ -74,8 +74,9 @@ __device__ __forceinline__ void find_row_taps(const ConvTables& t, int h, RowTap
   }
 }
 
-// R of a row for the channel of this lane, over DYS rows of the kernel from `first_dy`. q_of(position) reads q.
-template <int DYS, typename Real, typename Q>
+// R of a row for the channel of this lane, over DYS rows of the kernel from `first_dy`. q_of(position) reads q. Rows in
+// the padding read nothing: their weights are 0, which is enough where q is finite.
+template <int DYS, bool FINITE, typename Real, typename Q>
 __device__ __forceinline__ void row_terms(
     const ConvTables& t, const RowTap<Real>* taps, int first_dy, Real* r, const Q& q_of) {
   for (int l = 0; l < t.levels; ++l) {
@@ -96,6 +97,7 @@ __device__ __forceinline__ void row_terms(
         Real sum = first_dy == 0 ? Real(0) : *to;
 #pragma unroll
         for (int i = 0; i < DYS; ++i) {
+          if (!FINITE && tap[i].lower_weight == 0 && tap[i].upper_weight == 0) continue;
           sum += tap[i].lower_weight * q_of(lower[i] + at) + tap[i].upper_weight * q_of(upper[i] + at);
         }
         *to = sum;
@@ -105,9 +107,32 @@ __device__ __forceinline__ void row_terms(
 }
 
 template <typename Real, typename Q>
-__device__ __forceinline__ void all_row_terms(const ConvTables& t, const RowTap<Real>* taps, Real* r, const Q& q_of) {
-  if (t.kernel_height == 3) return row_terms<3>(t, taps, 0, r, q_of);
-  for (int dy = 0; dy < t.kernel_height; ++dy) row_terms<1>(t, taps, dy, r, q_of);
+__device__ __forceinline__ void all_row_terms(
+    const ConvTables& t, bool finite, const RowTap<Real>* taps, Real* r, const Q& q_of) {
+  if (finite && t.kernel_height == 3) return row_terms<3, true>(t, taps, 0, r, q_of);
+  for (int dy = 0; dy < t.kernel_height; ++dy) row_terms<1, false>(t, taps, dy, r, q_of);
+}
+
+// What the columns of row `h` read of a channel's R, without the zeros of U. Not inline: the kernel's registers are for
+// finite numbers.
+template <typename T, bool CHANNELS_LAST>
+__device__ __attribute__((noinline)) void add_reads(
+    const ConvTables& t, Run run, int h, int64_t channel, const Acc<T>* r, const ChannelNorm<Acc<T>>* norm, T* y) {
+  for (int w = run.first_column; w < min(run.first_column + kRunColumns, t.width); ++w) {
+    Acc<T> sum = 0;
+    for (int l = 0; l < t.levels; ++l) {
+      for (int dx = 0; dx < t.kernel_width; ++dx) {
+        const Taps taps = bilinear_taps(w + dx - t.kernel_width / 2, t.bins[l], t.width, t.align_corners);
+        if (taps.in_padding()) continue;
+        const Acc<T>* of_dx = r + (t.first_bin[l] * t.kernel_width + dx * t.bins[l]) * kRunChannels;
+        sum += static_cast<Acc<T>>(taps.first_weight) * of_dx[taps.first * kRunChannels];
+        sum += static_cast<Acc<T>>(taps.second_weight) * of_dx[taps.second * kRunChannels];
+      }
+    }
+    T* to = y + pixel_offset<CHANNELS_LAST>(t, run.image, channel, h, w);
+    sum += static_cast<Acc<T>>(*to);
+    *to = static_cast<T>(norm != nullptr ? (*norm)(sum) : sum);
+  }
 }
 
 template <typename T, bool CHANNELS_LAST, int VEC>
@@ -116,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
   using Real = Acc<T>;
   const Run run = run_of_block(t, grid);
   const AddShared<Real> shared(t, grid.warps);
-  stage_block<T>(t, grid, run, q, norm, shared);
+  const bool finite = stage_block<T>(t, grid, run, q, norm, shared);
 
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const Owned<CHANNELS_LAST> owned;
@@ -129,14 +154,20 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
     find_row_taps(t, h, taps);
     __syncwarp();
     if (grid.staged) {
-      all_row_terms(t, taps, r + lane, [&](int p) { return shared.q[p * kRunChannels + lane]; });
+      all_row_terms(t, finite, taps, r + lane, [&](int p) { return shared.q[p * kRunChannels + lane]; });
     } else {
-      all_row_terms(t, taps, r + lane, [&](int p) {
+      all_row_terms(t, finite, taps, r + lane, [&](int p) {
         return channel < t.out_channels ? global_q[p * t.out_channels] : Real(0);
       });
     }
     __syncwarp();
 
+    if (!finite) {
+      const ChannelNorm<Real>* own = norm.mean != nullptr ? shared.norm + lane : nullptr;
+      if (channel < t.out_channels) add_reads<T, CHANNELS_LAST>(t, run, h, channel, r + lane, own, y);
+      __syncwarp();
+      continue;
+    }
     Real sum[kOwned][kOwned] = {};  // [column][channel]
 #pragma unroll 2
     for (int term = 0; term < t.terms; ++term) {

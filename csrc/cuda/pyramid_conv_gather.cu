@@ -184,6 +184,29 @@ __device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared
   }
 }
 
+// Position `p` of channel `channel` from what the strip's pixels give to it. Not inline: the kernel's registers are for
+// finite numbers.
+template <typename T, bool CHANNELS_LAST>
+__device__ __attribute__((noinline)) Acc<T> sum_of_readers(
+    const ConvTables& t, Run run, const T* grad, int64_t channel, int p) {
+  const int cell = p / (t.kernel_height * t.kernel_width), dy = p / t.kernel_width % t.kernel_height;
+  int l = 0;
+  while (l + 1 < t.levels && cell >= t.first_cell[l + 1]) ++l;
+  const int k = t.bins[l], i = (cell - t.first_cell[l]) / k, j = (cell - t.first_cell[l]) % k;
+  Acc<T> sum = 0;
+  for (int h = run.first_row; h < run.last_row; ++h) {
+    const Taps row = bilinear_taps(h + dy - t.kernel_height / 2, k, t.height, t.align_corners);
+    if (row.in_padding() || (i != row.first && i != row.second)) continue;
+    for (int w = run.first_column; w < min(run.first_column + kRunColumns, t.width); ++w) {
+      const Taps column = bilinear_taps(w + p % t.kernel_width - t.kernel_width / 2, k, t.width, t.align_corners);
+      if (column.in_padding() || (j != column.first && j != column.second)) continue;
+      const int64_t pixel = pixel_offset<CHANNELS_LAST>(t, run.image, channel, h, w);
+      sum += static_cast<Acc<T>>(weight_of(row, i) * weight_of(column, j)) * static_cast<Acc<T>>(grad[pixel]);
+    }
+  }
+  return sum;
+}
+
 template <typename T, bool CHANNELS_LAST, int VEC>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv_gather_kernel(
     const __grid_constant__ ConvTables t, const ConvGrid grid, const T* grad, Acc<T>* parts) {
@@ -228,8 +251,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
     }
     __syncthreads();
   }
-  if (!grid.staged || !there) return;
-  for (int p = warp; p < t.positions; p += grid.warps) global_sum(p) = staged_sum(p);
+  Real special = 0;
+  for (int p = warp; there && p < t.positions; p += grid.warps) {
+    if (grid.staged) global_sum(p) = staged_sum(p);
+    special += Real(0) * global_sum(p);
+  }
+  if (!__syncthreads_or(special != 0) || !there) return;
+  for (int p = warp; p < t.positions; p += grid.warps) {
+    global_sum(p) = sum_of_readers<T, CHANNELS_LAST>(t, run, grad, channel, p);
+  }
 }
 
 // grad_q = Σ parts, in their order.

@@ -39,6 +39,13 @@ __device__ __forceinline__ Run run_of_block(const ConvTables& t, const ConvGrid&
   return run;
 }
 
+// Where a pixel of a channel lies in the map.
+template <bool CHANNELS_LAST>
+__device__ __forceinline__ int64_t pixel_offset(const ConvTables& t, int64_t image, int64_t channel, int h, int w) {
+  return CHANNELS_LAST ? ((image * t.height + h) * t.width + w) * t.out_channels + channel
+                       : ((image * t.out_channels + channel) * t.height + h) * t.width + w;
+}
+
 // The first column and channel of a thread within the run. Lanes in turn are neighbours in memory.
 template <bool CHANNELS_LAST>
 struct Owned {
@@ -89,6 +96,9 @@ __device__ __forceinline__ double weight_of(const Taps& taps, int node) {
 
 // Calls visit(weight, term, column) for the block's table of columns: what each column of the run reads of each term.
 // Columns beyond the image read nothing.
+//
+// A product by this table multiplies by many zeros, which make NaN of an infinite or NaN number: where there is one, sums
+// are taken over what is read alone.
 template <typename Visit>
 __device__ __forceinline__ void for_column_weights(const ConvTables& t, const Run& run, Visit visit) {
   for (int l = 0; l < t.levels; ++l) {

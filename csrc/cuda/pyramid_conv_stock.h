@@ -4,8 +4,6 @@
 
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/convolution.h>
-#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/upsample_bilinear2d.h>
@@ -17,20 +15,10 @@
 #include <vector>
 
 #include "../pyramid_conv_checks.h"
+#include "../pyramid_conv_x.h"
 #include "pyramid_tensors.h"
 
 namespace pspnet_fast::cuda {
-
-inline at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  return at::convolution(x, weight, bias, {1, 1}, same_padding(weight), {1, 1}, false, {0, 0}, 1);
-}
-
-inline std::tuple<at::Tensor, at::Tensor, at::Tensor> convolve_backward(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight, bool want_x, bool want_weight) {
-  return at::convolution_backward(
-      grad, x, weight, at::OptionalIntArrayRef{}, {1, 1}, same_padding(weight), {1, 1}, false, {0, 0}, 1,
-      {want_x, want_weight, false});
-}
 
 inline at::Tensor concatenate(
     const at::Tensor& x, const at::Tensor& levels, at::IntArrayRef bins, bool align_corners, bool x_first) {
@@ -49,7 +37,7 @@ inline at::Tensor concatenate(
 inline at::Tensor stock_forward(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     at::IntArrayRef bins, bool align_corners, bool x_first, const NormTensors& norm) {
-  const at::Tensor y = convolve(concatenate(x, levels, bins, align_corners, x_first), weight, bias);
+  const at::Tensor y = convolve_x(concatenate(x, levels, bins, align_corners, x_first), weight, bias);
   if (norm.norm.mean == nullptr) return y;
   const auto& [mean, var, gamma, beta] = norm.tensors;
   return at::relu(at::batch_norm(y, gamma, beta, mean, var, false, 0.0, norm.norm.eps, false));
@@ -65,7 +53,7 @@ inline std::tuple<at::Tensor, at::Tensor, at::Tensor> stock_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight,
     at::IntArrayRef bins, bool align_corners, bool x_first, std::array<bool, 3> mask) {
   const at::Tensor map = concatenate(x, levels, bins, align_corners, x_first);
-  const auto [grad_map, grad_weight, bias] = convolve_backward(grad, map, weight, mask[0] || mask[1], mask[2]);
+  const auto [grad_map, grad_weight] = convolve_x_backward(grad, map, weight, mask[0] || mask[1], mask[2]);
   const int64_t channels = x.size(1), width = levels.size(1);
   const auto count = static_cast<int64_t>(bins.size());
   std::vector<at::Tensor> grads;

@@ -111,8 +111,10 @@ __global__ void __launch_bounds__(kThreads)
     const int column_cell = p.columns.cell_of(x);
     Column<Real> column;
     column.t = static_cast<Real>(p.columns.fraction(x, column_cell));
+    // At equal sizes a pixel is read twice from its own node, as PyTorch has it (see bilinear_taps).
+    const int up = p.rows.nodes == p.rows.out ? 0 : 1, right = p.columns.nodes == p.columns.out ? 0 : 1;
     for (int j = 0; j < 4; ++j) {
-      const int64_t h = p.rows.node(cell + j / 2), w = p.columns.node(column_cell + j % 2);
+      const int64_t h = p.rows.node(cell + j / 2 * up), w = p.columns.node(column_cell + j % 2 * right);
       column.offset[j] = h * p.logits.stride_h + w * p.logits.stride_w;
     }
     const T* logits = static_cast<const T*>(p.logits.data) + image * p.logits.stride_b;

@@ -29,6 +29,21 @@ def interpolate_tile(upper, lower, left, right, tx, ty):
 
 
 @triton.jit
+def second_node(first, nodes, size):
+    """The other node that a position in the cell of ``first`` is interpolated from.
+
+    As PyTorch has it: the next one, but at equal sizes the same, so that an infinite or NaN neighbour does not matter.
+    """
+    return tl.minimum(first + (nodes != size), nodes - 1)
+
+
+@triton.jit
+def any_special(tile):
+    """Whether a number of a tile is infinite or NaN: no product by a matrix with zeros is right then."""
+    return tl.sum(tl.sum(tile * 0.0, axis=1), axis=0) != 0
+
+
+@triton.jit
 def exceeds(z, largest):
     """Whether ``z`` replaces ``largest``: as in torch.argmax, NaN is the largest, and the first of equals stays."""
     return ~(z <= largest) & (largest == largest)

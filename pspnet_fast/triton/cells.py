@@ -96,7 +96,7 @@ def bilinear_taps(nodes: int, n: int, align_corners: bool) -> tuple[Tensor, Tens
         position = ((x + 0.5) * (nodes / n) - 0.5).clamp(min=0)  # the border cell extends outwards
     cell = position.long().clamp(max=nodes - 1)
     # Not 0 in the last cell, where it makes no difference but for infinite logits: PyTorch keeps it, too.
-    return cell, position - cell
+    return cell, (position - cell).clamp(max=1)
 
 
 def cut_strips(edge: list[int]) -> tuple[int, list[int]]:

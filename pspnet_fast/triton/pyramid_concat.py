@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pspnet_fast.layout import is_channels_last, memory_format
-from pspnet_fast.triton.bilinear import interpolate_tile
+from pspnet_fast.triton.bilinear import any_special, interpolate_tile, second_node
 from pspnet_fast.triton.pyramid_taps import PyramidTaps, pyramid_taps
 
 # Columns and channels of a tile: along memory as far as a warp reads, across it as far as registers go.
@@ -81,9 +81,9 @@ def pyramid_concat_fwd_kernel(
         top = tl.load(row_cell + level * height + first)
         known = tl.minimum(channel, level_channels - 1).to(tl.int64)
         upper = levels + image * level_stride_b + known * level_stride_c + (cell + top * side) * level_stride_cell
-        lower = upper + (tl.minimum(top + 1, side - 1) - top) * side * level_stride_cell
+        lower = upper + (second_node(top, side, height) - top) * side * level_stride_cell
         near = tl.load(column_cell + level * width + column, mask=column < width, other=0)
-        left, right = near * level_stride_cell, tl.minimum(near + 1, side - 1) * level_stride_cell
+        left, right = near * level_stride_cell, second_node(near, side, width) * level_stride_cell
         tx = tl.load(column_t + level * width + column, mask=column < width, other=0.0)
         ty = tl.load(row_t + level * height + row, mask=row < end, other=0.0)
         value = interpolate_tile(upper, lower, left, right, tx, ty).to(y.dtype.element_ty)
@@ -104,6 +104,7 @@ def pyramid_concat_bwd_kernel(
     line_span,
     row_taps,
     column_taps,
+    column_reads,
     first_channel,
     level_channels,
     level_count,
@@ -143,6 +144,20 @@ def pyramid_concat_bwd_kernel(
         weights = column_taps + column[None, :] * lines + (first_line + j)[:, None]
         u = tl.load(weights, mask=(j < side)[:, None] & (column < width)[None, :], other=0.0)
         total = tl.dot(u, down, total, input_precision="ieee", out_dtype=dtype)
+    if any_special(total):
+        # 3. Again, over what reads each cell alone.
+        total = tl.zeros([SIDE, CHANNELS], dtype=dtype)
+        for w in range(0, width):
+            down = tl.zeros([1, CHANNELS], dtype=dtype)
+            pixel = source + w * stride_w
+            for row in range(begin, end):
+                g = tl.load(pixel, mask=(channel < level_channels)[None, :], other=0.0).to(dtype)
+                down += tl.load(row_taps + row * lines + line) * g
+                pixel += stride_h
+            entry = w * lines + (first_line + j)[:, None]
+            u = tl.load(column_taps + entry, mask=(j < side)[:, None], other=0.0)
+            read = tl.load(column_reads + entry, mask=(j < side)[:, None], other=0)
+            total += tl.where(read != 0, u * down, 0.0)
     target = grad_levels + (image * level_channels + channel)[None, :] * cells + (first_cell + i * side + j)[:, None]
     tl.store(target, total, mask=(j < side)[:, None] & (channel < level_channels)[None, :])
 
@@ -194,6 +209,7 @@ def pyramid_concat_backward(
     with torch.cuda.device_of(grad):
         pyramid_concat_bwd_kernel[lines * triton.cdiv(level_channels, lanes), batch](
             grad, grad_levels, taps.level, taps.line, taps.line_span, taps.row_taps, taps.column_taps,
+            taps.column_reads,
             channels if x_first else 0, level_channels, len(bins), lines, cells, width, *grad.stride(),
             COLUMNS=columns, CHANNELS=lanes, SIDE=max(16, triton.next_power_of_2(taps.side)),
         )  # fmt: skip

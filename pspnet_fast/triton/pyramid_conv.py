@@ -94,10 +94,10 @@ def pyramid_conv_add(
     blocks = triton.cdiv(outputs, tiles.side) * triton.cdiv(width, columns) * triton.cdiv(height, ROWS)
     statistics = (None,) * 4 if norm is None else tuple(t.contiguous() for t in norm[:4])
     with torch.cuda.device_of(y):
-        _launch_products(problem, levels, weight, products)
+        special = _launch_products(problem, levels, weight, products)
         pyramid_conv_fwd_kernel[blocks, batch](
-            products, y, *statistics, taps.level, taps.tap, taps.row_cell, taps.row_t, taps.column_taps,
-            problem.cells, tap_count, outputs, height, width, *y.stride(),
+            products, special, y, *statistics, taps.level, taps.tap, taps.row_cell, taps.row_t,
+            taps.column_taps, taps.column_reads, problem.cells, tap_count, outputs, height, width, *y.stride(),
             EPS=0.0 if norm is None else norm.eps, ROWS=ROWS, COLUMNS=columns, OUTPUTS=tiles.side,
             TAPS=TAPS, PRECISION=tiles.precision, num_warps=tiles.num_warps, **problem.kernel,
         )  # fmt: skip
@@ -176,18 +176,21 @@ def _tile(count: int, limit: int) -> int:
     return min(limit, max(16, triton.next_power_of_2(count)))
 
 
-def _launch_products(problem: Problem, levels: Tensor, weight: Tensor, products: Tensor) -> None:
+def _launch_products(problem: Problem, levels: Tensor, weight: Tensor, products: Tensor) -> Tensor:
+    """Writes the products; returns, int32 ``[1]``, whether one of them is infinite or NaN."""
+    special = torch.zeros(1, dtype=torch.int32, device=products.device)
     tiles = problem.tiles
     batch, cells, kernel_taps, outputs = products.shape
     level_channels = levels.shape[1]
     grid = triton.cdiv(outputs, tiles.side) * kernel_taps, problem.position_blocks(batch, tiles.side)
     level_products_fwd_kernel[grid](
-        levels, weight, products, problem.taps.level,
+        levels, weight, products, special, problem.taps.level,
         batch, level_channels, len(problem.bins), cells, outputs, problem.first_channel,
         *levels.stride(), *weight.stride(),
         POSITIONS=tiles.side, OUTPUTS=tiles.side, DEPTH=tiles.depth, PRECISION=tiles.precision, **problem.kernel,
         num_warps=tiles.num_warps,
     )  # fmt: skip
+    return special
 
 
 def _product_gradients(problem: Problem, grad: Tensor) -> Tensor:
@@ -204,11 +207,11 @@ def _product_gradients(problem: Problem, grad: Tensor) -> Tensor:
     for first in range(0, batch, images):
         part = grad[first : first + images]
         column_sums_bwd_kernel[height * output_blocks, part.shape[0]](
-            part, sums, taps.column_taps, tap_count, outputs, height, width, *grad.stride(),
+            part, sums, taps.column_taps, taps.column_reads, tap_count, outputs, height, width, *grad.stride(),
             COLUMNS=_tile(width, tiles.depth), TAPS=_tile(tap_count, tiles.side), **options,
         )  # fmt: skip
         row_sums_bwd_kernel[tap_count * output_blocks, part.shape[0]](
-            sums, products[first:], taps.level, taps.tap, taps.row_taps,
+            sums, products[first:], taps.level, taps.tap, taps.row_taps, taps.row_reads,
             problem.cells, tap_count, row_tap_count, outputs, height,
             LINES=_tile(problem.kernel["KERNEL_HEIGHT"] * taps.side, tiles.side), ROWS=_tile(height, tiles.depth),
             **problem.kernel, **options,

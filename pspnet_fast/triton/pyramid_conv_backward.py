@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pspnet_fast.triton.bilinear import any_special
 from pspnet_fast.triton.pyramid_conv_forward import find_level
 
 
@@ -22,6 +23,7 @@ def column_sums_bwd_kernel(
     grad,  # [B, O, H, W], by its strides
     sums,  # [B, H, Σ kw·k, O]
     column_taps,  # the tables, see PyramidTaps
+    column_reads,
     tap_count,
     outputs,
     height,
@@ -50,6 +52,14 @@ def column_sums_bwd_kernel(
             u = tl.load(weights, mask=(tap < tap_count)[:, None] & known[None, :], other=0.0)
             g = tl.load(source + column.to(tl.int64)[:, None] * stride_w, mask=known[:, None] & exists, other=0.0)
             total = tl.dot(u, g.to(dtype), total, input_precision=PRECISION, out_dtype=dtype)
+        if any_special(total):  # again, over what the columns read alone
+            total = tl.zeros([TAPS, OUTPUTS], dtype=dtype)
+            for w in range(0, width):
+                entry = w * tap_count + tap[:, None]
+                u = tl.load(column_taps + entry, mask=(tap < tap_count)[:, None], other=0.0)
+                read = tl.load(column_reads + entry, mask=(tap < tap_count)[:, None], other=0)
+                g = tl.load(source + w * stride_w, mask=exists, other=0.0).to(dtype)
+                total += tl.where(read != 0, u * g, 0.0)
         target = sums + ((image * height + row) * tap_count + tap)[:, None] * outputs + output[None, :]
         tl.store(target, total, mask=(tap < tap_count)[:, None] & exists)
 
@@ -61,6 +71,7 @@ def row_sums_bwd_kernel(
     level_table,
     tap_table,
     row_taps,
+    row_reads,
     cells,
     tap_count,
     row_tap_count,
@@ -92,6 +103,14 @@ def row_sums_bwd_kernel(
             source = sums + ((image * height + row) * tap_count + tap)[:, None] * outputs + output[None, :]
             s = tl.load(source, mask=(row < height)[:, None] & exists, other=0.0)
             total = tl.dot(u, s, total, input_precision=PRECISION, out_dtype=dtype)
+        if any_special(total):  # again, over what the rows read alone
+            total = tl.zeros([LINES, OUTPUTS], dtype=dtype)
+            for h in range(0, height):
+                entry = h * row_tap_count + (first_row_tap + line)[:, None]
+                u = tl.load(row_taps + entry, mask=known[:, None], other=0.0)
+                read = tl.load(row_reads + entry, mask=known[:, None], other=0)
+                s_at = sums + ((image * height + h) * tap_count + tap) * outputs + output[None, :]
+                total += tl.where(read != 0, u * tl.load(s_at, mask=exists, other=0.0), 0.0)
         kernel_tap = (line // side) * KERNEL_WIDTH + kx
         entry = (image * cells + cell + (line % side) * side) * (KERNEL_HEIGHT * KERNEL_WIDTH) + kernel_tap
         tl.store(products + entry[:, None] * outputs + output[None, :], total, mask=known[:, None] & exists)

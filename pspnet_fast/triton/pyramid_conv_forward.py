@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pspnet_fast.triton.bilinear import interpolate
+from pspnet_fast.triton.bilinear import any_special, interpolate, second_node
 
 
 @triton.jit
@@ -35,6 +35,7 @@ def level_products_fwd_kernel(
     levels,  # [B, Ck, cells], by its strides
     weight,  # [O, C + L·Ck, kh, kw], by its strides
     products,  # [B, cells, kh·kw, O]
+    special,  # [1], 0: set to 1 where a product is infinite or NaN
     level_table,  # the tables, see PyramidTaps
     batch,
     level_channels,
@@ -83,11 +84,52 @@ def level_products_fwd_kernel(
         total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=dtype)
     target = products + ((image * cells + cell) * taps + tap)[:, None] * outputs + output[None, :]
     tl.store(target, total, mask=known[:, None] & (output < outputs)[None, :])
+    if any_special(total):
+        tl.store(special, 1)
+
+
+@triton.jit
+def interpolate_rows(
+    products,  # of the image, [cells, kh·kw, O], at the block's outputs
+    level_table,
+    tap_table,
+    row_cell,
+    row_t,
+    tap,  # [TAPS]
+    row,
+    exists,  # [1, OUTPUTS]
+    tap_count,
+    outputs,
+    height,
+    KERNEL_HEIGHT: tl.constexpr,
+    KERNEL_WIDTH: tl.constexpr,
+):
+    """What each tap (level, dx, j) of the columns finds in this row: ``[TAPS, OUTPUTS]``."""
+    dtype = products.dtype.element_ty
+    taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
+    known = tap < tap_count
+    level = tl.load(tap_table + tap, mask=known, other=0)
+    cell = tl.load(tap_table + tap_count + tap, mask=known, other=0)
+    kx = tl.load(tap_table + 2 * tap_count + tap, mask=known, other=0)
+    side = tl.load(level_table + level)
+    mask = known[:, None] & exists
+    r = tl.zeros(mask.shape, dtype=dtype)
+    for ky in range(KERNEL_HEIGHT):
+        source = row + ky - KERNEL_HEIGHT // 2
+        if (source >= 0) & (source < height):
+            i = tl.load(row_cell + level * height + source)
+            t = tl.load(row_t + level * height + source)[:, None]
+            upper = products + (((cell + i * side) * taps + ky * KERNEL_WIDTH + kx) * outputs)[:, None]
+            lower = upper + ((second_node(i, side, height) - i) * side * taps * outputs)[:, None]
+            above, below = tl.load(upper, mask=mask, other=0.0), tl.load(lower, mask=mask, other=0.0)
+            r += interpolate(above, below, t)
+    return r
 
 
 @triton.jit(do_not_specialize=["cells", "tap_count", "height"])
 def pyramid_conv_fwd_kernel(
     products,  # [B, cells, kh·kw, O]
+    special,  # [1], whether one of them is infinite or NaN
     y,  # [B, O, H, W], by its strides: added to
     mean,  # [O], of the normalisation behind the convolution, or None where there is none
     var,
@@ -98,6 +140,7 @@ def pyramid_conv_fwd_kernel(
     row_cell,
     row_t,
     column_taps,
+    column_reads,
     cells,
     tap_count,
     outputs,
@@ -130,33 +173,33 @@ def pyramid_conv_fwd_kernel(
     image_products = products + image * cells * taps * outputs + output[None, :]
     target = y + image * stride_b + first.to(tl.int64) * stride_h
     target += column.to(tl.int64)[:, None] * stride_w + output.to(tl.int64)[None, :] * stride_o
+    finite = tl.load(special) == 0
     for row in range(first, tl.minimum(first + ROWS, height)):
         total = tl.zeros([COLUMNS, OUTPUTS], dtype=dtype)
-        for start in range(0, tap_count, TAPS):
-            # 2. Rows interpolated: what each tap (level, dx, j) of the columns finds in this row.
-            tap = start + tl.arange(0, TAPS)
-            known = tap < tap_count
-            level = tl.load(tap_table + tap, mask=known, other=0)
-            cell = tl.load(tap_table + tap_count + tap, mask=known, other=0)
-            kx = tl.load(tap_table + 2 * tap_count + tap, mask=known, other=0)
-            side = tl.load(level_table + level)
-            mask = known[:, None] & (output < outputs)[None, :]
-            r = tl.zeros([TAPS, OUTPUTS], dtype=dtype)
-            for ky in range(KERNEL_HEIGHT):
-                source = row + ky - KERNEL_HEIGHT // 2
-                if (source >= 0) & (source < height):
-                    i = tl.load(row_cell + level * height + source)
-                    t = tl.load(row_t + level * height + source)[:, None]
-                    upper = image_products + (((cell + i * side) * taps + ky * KERNEL_WIDTH + kx) * outputs)[:, None]
-                    lower = upper + ((tl.minimum(i + 1, side - 1) - i) * side * taps * outputs)[:, None]
-                    above, below = tl.load(upper, mask=mask, other=0.0), tl.load(lower, mask=mask, other=0.0)
-                    r += interpolate(above, below, t)
-            # 3. Columns, all levels in one product.
-            weights = column_taps + column[:, None] * tap_count + tap[None, :]
-            u = tl.load(weights, mask=(column < width)[:, None] & known[None, :], other=0.0)
-            total = tl.dot(u, r, total, input_precision=PRECISION, out_dtype=dtype)
+        if finite:
+            for start in range(0, tap_count, TAPS):
+                # 2. Rows interpolated; then columns, all levels in one product.
+                tap = start + tl.arange(0, TAPS)
+                r = interpolate_rows(
+                    image_products, level_table, tap_table, row_cell, row_t, tap, row, (output < outputs)[None, :],
+                    tap_count, outputs, height, KERNEL_HEIGHT, KERNEL_WIDTH,
+                )  # fmt: skip
+                weights = column_taps + column[:, None] * tap_count + tap[None, :]
+                u = tl.load(weights, mask=(column < width)[:, None] & (tap < tap_count)[None, :], other=0.0)
+                total = tl.dot(u, r, total, input_precision=PRECISION, out_dtype=dtype)
+        else:
+            for start in range(0, tap_count):
+                # The same over what each column reads alone.
+                r = interpolate_rows(
+                    image_products, level_table, tap_table, row_cell, row_t, start + tl.arange(0, 1), row,
+                    (output < outputs)[None, :], tap_count, outputs, height, KERNEL_HEIGHT, KERNEL_WIDTH,
+                )  # fmt: skip
+                entry = column[:, None] * tap_count + start
+                u = tl.load(column_taps + entry, mask=(column < width)[:, None], other=0.0)
+                read = tl.load(column_reads + entry, mask=(column < width)[:, None], other=0)
+                total += tl.where(read != 0, u * r, 0.0) + tl.where(read == 2, 0.0 * r, 0.0)
 
-        # 4. Into the output, which is read once and written once.
+        # 3. Into the output, which is read once and written once.
         total += tl.load(target, mask=inside, other=0.0).to(dtype)
         if mean is not None:
             exists = output < outputs

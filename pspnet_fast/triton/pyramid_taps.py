@@ -32,6 +32,8 @@ class PyramidTaps:
         column_cell, column_t: ``[L, W]``.
         row_taps: ``[H, Σ kh·k]``, what the taps of every output row read: (level, tap, cell), see ``tap_matrix``.
         column_taps: ``[W, Σ kw·k]``.
+        row_reads, column_reads: of the same shapes, int8: 1 where the cell is read, be its weight 0; 2 where it is read
+            twice, once with weight 0; else 0.
         tile, strip_edge: height of a tile, and ``[strips + 1]``, the first row of every strip: rows that lie between
             the same two lines at every level, at most ``tile``.
     """
@@ -47,6 +49,8 @@ class PyramidTaps:
     column_t: Tensor
     row_taps: Tensor
     column_taps: Tensor
+    row_reads: Tensor
+    column_reads: Tensor
     tile: int
     strip_edge: Tensor
 
@@ -79,6 +83,10 @@ def pyramid_taps(
         torch.cat([_host_taps(n, k, align_corners, taps).flatten(1) for k in bins], dim=1)
         for n, taps in zip((height, width), kernel, strict=True)
     )
+    row_reads, column_reads = (
+        torch.cat([_host_reads(n, k, align_corners, taps).flatten(1) for k in bins], dim=1)
+        for n, taps in zip((height, width), kernel, strict=True)
+    )
     changes = (row_cell.diff(dim=1) != 0).any(dim=0).nonzero().flatten() + 1
     tile, strips = cut_strips([0, *changes.tolist(), height])
 
@@ -102,6 +110,8 @@ def pyramid_taps(
         column_t=table(column_t, dtype),
         row_taps=table(row_taps, dtype),
         column_taps=table(column_taps, dtype),
+        row_reads=table(row_reads, torch.int8),
+        column_reads=table(column_reads, torch.int8),
         tile=tile,
         strip_edge=table(strips),
     )
@@ -111,9 +121,20 @@ def _host_taps(n: int, k: int, align_corners: bool, taps: int) -> Tensor:
     return tap_matrix(n, k, align_corners, taps, torch.float64, torch.device("cpu"))
 
 
+def _host_reads(n: int, k: int, align_corners: bool, taps: int) -> Tensor:
+    """Int8 ``[n, taps, k]``: how each tap reads each cell, see ``PyramidTaps``."""
+    cell, t = bilinear_taps(k, n, align_corners)
+    second = cell if k == n else (cell + 1).clamp(max=k - 1)
+    nodes = torch.arange(k, device="cpu")
+    reads = ((nodes == cell[:, None]) | (nodes == second[:, None])).to(torch.int8)
+    reads[(cell == second) & (t == 0), cell[(cell == second) & (t == 0)]] = 2
+    padded = torch.nn.functional.pad(reads, (0, 0, taps // 2, taps // 2))
+    return torch.stack([padded[t : t + n] for t in range(taps)], dim=1)
+
+
 def _line_spans(height: int, bins: tuple[int, ...], align_corners: bool) -> Tensor:
-    """``[2, Σk]``: of every line the rows of the map between the first and the last that it has a weight in."""
-    reads = torch.cat([_host_taps(height, k, align_corners, 1).squeeze(1) for k in bins], dim=1).mT > 0
+    """``[2, Σk]``: of every line the rows of the map between the first and the last that read it."""
+    reads = torch.cat([_host_reads(height, k, align_corners, 1).squeeze(1) for k in bins], dim=1).mT > 0
     rows = torch.arange(height, device="cpu")
     begin = torch.where(reads, rows, height).amin(dim=1)
     end = torch.where(reads, rows + 1, 0).amax(dim=1)

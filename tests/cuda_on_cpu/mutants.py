@@ -14,6 +14,7 @@ from compiling import BUILD, CUDA, Target, operators
 ORDER = r"depends on the order of threads"
 UNWRITTEN = r"nan instead of"
 WRONG = r"relative error .* allowed"
+SPREAD = r"Tensor-likes are not"
 ASTRAY = r"AddressSanitizer|runtime error"  # an index that nobody has written
 BEYOND = r"AddressSanitizer: (heap-buffer-overflow|use-after-poison)"
 
@@ -26,6 +27,7 @@ CONV = "tests/ops/test_pyramid_conv.py::test_pyramid_conv"
 CONV_SIZES = "tests/ops/test_pyramid_conv.py::test_many_channels_and_columns"
 CONV_SHAPES = "tests/ops/test_pyramid_conv.py::test_any_shape_and_options"
 CONV_RELU = "tests/ops/test_pyramid_conv_norm_relu.py::test_pyramid_conv_norm_relu"
+SPECIAL = "tests/ops/test_special_values.py::test_pyramid_conv"
 LEVELS = "tests/ops/test_pyramid_levels.py::test_pyramid_levels"
 LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
 ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
@@ -233,13 +235,9 @@ MUTANTS = [
     product("last_chunk", "first < p.k.size; first", "first < p.k.size - kDepth; first", WRONG, tests=CONV_SIZES),
     product("row_too_many", "return i < axis.size ?", "return i <= axis.size ?", BEYOND, "checked"),
     product("next_product", "block >= products.of[which + 1]", "block > products.of[which + 1]", WRONG),
-    conv(
-        "add",
-        "staged_barrier",
-        "there ? column[p * t.out_channels] : Real(0);\n    }\n  }\n  __syncthreads();",
-        "there ? column[p * t.out_channels] : Real(0);\n    }\n  }\n",
-        ORDER,
-    ),
+    conv("add", "staged_barrier", "return !__syncthreads_or(special != 0);", "return special == 0;", ORDER),
+    conv("add", "special", "!__syncthreads_or(special != 0)", "__syncthreads_or(1) != 0", SPREAD, tests=SPECIAL),
+    conv("gather", "special", "!__syncthreads_or(special != 0) ||", "!__syncthreads_or(0) ||", SPREAD, tests=SPECIAL),
     conv(
         "add",
         "taps_barrier",
@@ -248,7 +246,7 @@ MUTANTS = [
         ASTRAY,
         "checked",
     ),
-    conv("add", "terms_barrier", "    __syncwarp();\n\n    Real sum", "\n    Real sum", ORDER),
+    conv("add", "terms_barrier", "    __syncwarp();\n\n    if (!finite)", "\n    if (!finite)", ORDER),
     conv(
         "add",
         "wrong_tap",
@@ -260,8 +258,8 @@ MUTANTS = [
     conv(
         "add",
         "channel_too_many",
-        "const bool there = channel < t.out_channels;",
-        "const bool there = true;",
+        "channel < t.out_channels ? column[p * t.out_channels] : Real(0)",
+        "column[p * t.out_channels]",
         BEYOND,
         "checked",
     ),
@@ -298,7 +296,7 @@ MUTANTS = [
         WRONG,
     ),
     conv("gather", "element_too_many", "if (i >= size) return;", "if (i > size) return;", BEYOND, "checked"),
-    conv("gather", "unwritten_sums", "if (!grid.staged || !there) return;", "if (true) return;", UNWRITTEN),
+    conv("gather", "unwritten_sums", "if (grid.staged) global_sum(p) = staged_sum(p);", "", UNWRITTEN),
     run_of("add", "column_too_many", "i < lines && j < line ?", "i <= lines && j <= line ?", BEYOND, "checked"),
     run_of(
         "gather", "padding", "w < t.width ? w + dx - t.kernel_width / 2 : -1", "w + dx - t.kernel_width / 2 + 1", WRONG

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,25 @@ def test_torch_is_a_build_requirement_only_where_there_is_none(hook: str, monkey
     assert getattr(backend, hook)() == ["setuptools"]
     monkeypatch.setattr(backend, "find_torch", lambda: None)
     assert getattr(backend, hook)() == ["setuptools", "torch>=2.11"]
+
+
+def test_an_old_setuptools_is_named_with_the_remedy(tmp_path: Path) -> None:
+    old = tmp_path / "setuptools"
+    old.mkdir()
+    (old / "__init__.py").write_text("__version__ = '65.5.0'\nExtension = setup = None\n")
+    (old / "build_meta.py").touch()
+    (old / "command").mkdir()
+    (old / "command" / "build_ext.py").write_text("build_ext = object\n")
+    for command in (["-c", "import buildtools.backend"], ["setup.py", "build_ext"]):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith(
+            "pspnet_fast needs setuptools 77 or newer to build, but this environment has 65.5.0"
+        )
+        assert 'pip install "setuptools>=77,<82" cmake ninja pybind11' in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -237,3 +237,18 @@ def test_mixed_dtypes(backend: Backend, name: str) -> None:
     tensors = {n: t.to(backend.device, torch.float64 if n == name else torch.float32) for n, t in zeros().items()}
     with pytest.raises(TypeError, match=rf"{name} is torch.float64 but x torch.float32"):
         pyramid_conv(**tensors, bins=(1, 2))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_native_operator_without_channels_of_x(backend: Backend, kernel: int) -> None:
+    if backend.name not in ("cpu", "cuda"):
+        pytest.skip("the native operators' own")
+    levels, bias = random(2, 3, 5, device=backend.device), random(4, device=backend.device)
+    weight = random(4, 7, kernel, kernel, device=backend.device)
+    weight[:, 0] = 0
+    operator = torch.ops.pspnet_fast.pyramid_conv
+    no_x, x = (torch.zeros(2, c, 4, 5, device=backend.device) for c in (0, 1))
+    actual = differentiate(lambda p, w: operator(no_x, p, w, bias, [1, 2], True, True), [levels, weight[:, 1:]])
+    expected = differentiate(lambda p, w: reference.pyramid_conv(x, p, w, bias, bins=(1, 2)), [levels, weight])
+    torch.testing.assert_close(actual[0], expected[0])
+    torch.testing.assert_close(actual[1], (expected[1][0], expected[1][1][:, 1:]))

@@ -1,0 +1,144 @@
+"""Infinite and NaN inputs: they reach what they reach in PyTorch's own operators, and nothing else.
+
+An interpolation weight of 0 times an infinite or NaN number is NaN, so which inputs an output is read from matters even
+where their weights are 0. The stock chain in float64 says what is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from running import INTERPRETED, LAYOUTS, Backend, differentiate, random
+from torch import Tensor
+
+from pspnet_fast import pyramid_concat, pyramid_conv, reference, upsample_argmax
+
+OPERATOR = "pyramid_conv"  # all operators here have the same back ends
+# Equal sizes, one equal side, a single node, nodes that are hit exactly, smaller results. Left out are sizes such as 1
+# to 5, where a centre lies on a node or 1e-17 behind it, as multiply-adds are fused or not.
+SIZES = {
+    "equal": ((3, 4), (3, 4)),
+    "equal_rows": ((3, 4), (3, 9)),
+    "equal_columns": ((3, 4), (8, 4)),
+    "from_1x1": ((1, 1), (4, 3)),
+    "to_1x1": ((3, 4), (1, 1)),
+    "corners_hit": ((3, 4), (5, 10)),
+    "centres_hit": ((6, 9), (2, 3)),
+    "any": ((3, 4), (8, 11)),
+    "smaller": ((7, 8), (4, 5)),
+}
+# Maps with levels of their own size, smaller ones, larger ones, and of one row or column.
+PYRAMIDS = {
+    "equal": ((6, 6), (1, 2, 6)),
+    "equal_rows": ((3, 8), (3,)),
+    "equal_columns": ((8, 3), (1, 3)),
+    "any": ((7, 12), (1, 2, 3, 6)),
+    "wide": ((2, 70), (2, 5)),
+    "single": ((1, 1), (1, 2)),
+}
+PLACES = 2 if INTERPRETED else 5  # how many numbers are replaced, each in an image of its own
+each_corners = pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "centres"])
+each_layout = pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+VALUES = [torch.inf, torch.nan] if INTERPRETED else [torch.inf, -torch.inf, torch.nan]
+each_value = pytest.mark.parametrize("value", VALUES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_only(request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["backend"] == "reference":
+        pytest.skip("the definition is the oracle; in float32 its own weights are rounded to 0 in other places")
+
+
+@each_value
+@each_corners
+@each_layout
+@pytest.mark.parametrize("size", SIZES)
+def test_upsample_argmax(backend: Backend, size: str, layout: str, align_corners: bool, value: float) -> None:
+    low, high = SIZES[size]
+    nodes = low[0] * low[1]
+    logits = random(1, 3, *low, device=backend.device).repeat(nodes, 1, 1, 1)
+    for node in range(nodes):
+        logits[node, 1 + node % 2].view(-1)[node] = value
+    labels = upsample_argmax(LAYOUTS[layout](logits), high, align_corners=align_corners)
+    torch.testing.assert_close(labels, reference.upsample_argmax(logits.double(), high, align_corners=align_corners))
+
+
+def test_an_infinite_logit_stays_at_its_pixel(backend: Backend) -> None:
+    logits = torch.zeros(1, 2, 1, 3, device=backend.device)
+    logits[0, 1, 0, 2] = torch.inf
+    assert upsample_argmax(logits, (1, 3)).tolist() == [[[0, 0, 1]]]
+
+
+@each_value
+@each_corners
+@pytest.mark.parametrize("pyramid", PYRAMIDS)
+@each_layout
+def test_pyramid_concat(backend: Backend, layout: str, pyramid: str, align_corners: bool, value: float) -> None:
+    size, bins = PYRAMIDS[pyramid]
+    options = {"bins": bins, "align_corners": align_corners}
+    check_spread(
+        lambda x, p: pyramid_concat(x, p, **options),
+        lambda x, p: reference.pyramid_concat(x, p, **options),
+        *(random(1, 2, *size), random(1, 3, sum(k * k for k in bins))),
+        *(value, layout, backend.device),
+    )
+
+
+@each_value
+@each_corners
+@pytest.mark.parametrize("pyramid", PYRAMIDS)
+@each_layout
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_pyramid_conv(
+    backend: Backend, kernel: int, layout: str, pyramid: str, align_corners: bool, value: float
+) -> None:
+    if INTERPRETED and (layout, kernel) != (("nchw", 1) if pyramid in ("any", "wide") else ("channels_last", 3)):
+        pytest.skip("takes long in Triton's interpreter")
+    size, bins = PYRAMIDS[pyramid]
+    options = {"bins": bins, "align_corners": align_corners}
+    weight = random(5, 2 + 3 * len(bins), kernel, kernel, device=backend.device)
+    check_spread(
+        lambda x, p: pyramid_conv(x, p, weight, **options),
+        lambda x, p: reference.pyramid_conv(x, p, weight.to(x.dtype), **options),
+        *(random(1, 2, *size), random(1, 3, sum(k * k for k in bins))),
+        *(value, layout, backend.device),
+    )
+
+
+def check_spread(
+    fused: Callable[..., Tensor],
+    definition: Callable[..., Tensor],
+    x: Tensor,
+    levels: Tensor,
+    value: float,
+    layout: str,
+    device: torch.device,
+) -> None:
+    """``value`` at an input of the levels, and at an upstream gradient, spreads as in ``definition`` in float64.
+
+    Results are compared number by number. Of a gradient the finite numbers are, and which numbers are not finite:
+    whether a sum of several infinite terms is infinite or NaN depends on its order.
+    """
+    x, levels = (t.to(device).repeat(PLACES, *[1] * (t.dim() - 1)) for t in (x, levels))
+    x, special = LAYOUTS[layout](x), levels.clone()
+    replace(special[:, 1], value)
+    expected = definition(x.double(), special.double())
+    actual = fused(x, special).double()
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    upstream = random(*expected.shape, device=device)
+    replace(upstream[:, -2].flatten(1), value)
+    upstream = LAYOUTS[layout](upstream)
+    _, gradients = differentiate(fused, [x, levels], [upstream])
+    _, exact = differentiate(definition, [x.double(), levels.double()], [upstream])
+    for a, e in zip(gradients, exact, strict=True):
+        torch.testing.assert_close(a.isfinite(), e.isfinite())
+        torch.testing.assert_close(a.double()[e.isfinite()], e[e.isfinite()], rtol=1e-4, atol=1e-5)
+
+
+def replace(rows: Tensor, value: float) -> None:
+    """Puts ``value`` into every row ``[PLACES, n]``, in each at another place."""
+    for row, numbers in enumerate(rows):
+        numbers[row * (numbers.numel() - 1) // (PLACES - 1)] = value
