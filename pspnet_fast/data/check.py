@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pspnet_fast.data.classes import DatasetError
 from pspnet_fast.data.dataset import SegmentationDataset
+from pspnet_fast.data.processes import start_loader_process
 from pspnet_fast.data.reading import Header, read_header
 
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
@@ -65,7 +66,13 @@ def check_dataset(
         workers: loader processes; 0 reads in this one.
         watch: wraps the iteration over the samples, to show progress.
     """
-    loader = DataLoader(_Survey(dataset, images), batch_size=None, num_workers=workers, collate_fn=_unchanged)
+    loader = DataLoader(
+        _Survey(dataset, images),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=start_loader_process,
+    )
     report = Report()
     for headers, counts, problem in watch(loader):
         for kind, header in headers.items():
@@ -92,7 +99,13 @@ def count_pixels(dataset: SegmentationDataset, *, workers: int = 0, rank: int = 
     """
     share = _Counts(dataset, range(rank, len(dataset), ranks))
     # Its own generator: otherwise starting the loader would draw from the stream that dropout uses.
-    loader = DataLoader(share, batch_size=None, num_workers=workers, generator=torch.Generator())
+    loader = DataLoader(
+        share,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=start_loader_process,
+        generator=torch.Generator(),
+    )
     return sum(loader, torch.zeros(256, dtype=torch.int64))
 
 

@@ -13,9 +13,9 @@ from matplotlib.patches import Patch
 
 from pspnet_fast.data import SegmentationDataset, read_image
 from pspnet_fast.demo.compare_training import Run, plot_losses
-from pspnet_fast.engine.logging import plot_table
 from pspnet_fast.engine.pictures import colorize
 from pspnet_fast.engine.predict import Written
+from pspnet_fast.engine.run_log import plot_table
 
 
 def contact_sheet(dataset: SegmentationDataset, written: Sequence[Written], picture: Path) -> None:

@@ -2,61 +2,89 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .errors import CheckpointError
+from pspnet_fast.files import check_archive, read_torch_file, replacing
+
+from .errors import CheckpointError, DivergedError
+
+FORMAT = 1  # of the checkpoints that are written; a reader refuses later ones
 
 
 def save(state: Mapping[str, Any], path: str | Path) -> None:
     """Write ``state`` so that ``path`` holds either the old content or the new one, never a part.
 
-    The bytes go to a neighbouring temporary file, reach the disk (fsync), and only then take the name.
+    The old content is kept until the new file is complete and its checksums are verified.
 
     Raises:
-        CheckpointError: the disk is full or the folder cannot be written; ``path`` keeps its old content.
+        DivergedError: a tensor holds infinity or not-a-number.
+        CheckpointError: the disk is full or the folder cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
+    entry = non_finite_entry(state)
+    if entry is not None:
+        raise DivergedError(
+            f"{entry} is not finite after step {state.get('step')}: training diverged, {path} is not overwritten. "
+            "Lower optim.lr, raise optim.warmup_steps, or compute with run.amp=none"
+        )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replacing(path, "wb", verify=check_archive) as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        remedy = "free space, or choose another --folder"
-        raise CheckpointError(f"{path}: the checkpoint could not be written ({error}); {remedy}") from error
+    except (OSError, RuntimeError, ValueError) as error:  # torch raises RuntimeError where a write fails
+        reason = str(error) if str(path) in str(error) else f"{path}: cannot be written ({_first_line(error)})"
+        raise CheckpointError(f"{reason}; the checkpoint before it is kept") from error
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint with ``weights_only=True``: tensors, numbers, text and containers, no code.
+    """Read a checkpoint: tensors, numbers, text and containers, no code.
 
     Raises:
-        CheckpointError: no such file, or not a checkpoint that can be read safely.
+        CheckpointError: no such file, or not a checkpoint that can be read safely, or one of a later format.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; a run folder holds last.pt and best.pt")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); copy it again") from error
+        state = read_torch_file(path, device)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such checkpoint; a run folder holds last.pt and best.pt") from error
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a checkpoint's dictionary")
+    if "config" in state and state.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {state['format']!r}, this version reads format {FORMAT}; update pspnet-fast"
+        )
     return state
 
 
-def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+@contextmanager
+def interpreting(path: str | Path) -> Iterator[None]:
+    """Turn what missing or unexpected entries raise into :class:`CheckpointError`."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"{path}: has no entry {error}; pspnet-fast train did not write it") from error
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not hold what pspnet-fast train writes ({_first_line(error)})") from error
+
+
+def non_finite_entry(state: Mapping[str, Any]) -> str | None:
+    """The name of the first tensor that holds infinity or not-a-number; ``None`` if all are finite."""
+    # A float64 sum is finite exactly if every element is: a float32 tensor's cannot overflow it.
+    sums = [
+        (name, value.detach().sum(dtype=torch.float64))
+        for name, value in _tensors(state, "")
+        if value.is_floating_point()
+    ]
+    return next((name for name, total in sums if not math.isfinite(float(total))), None)
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
     """The random streams that dropout draws from."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -64,18 +92,23 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     return state
 
 
-def restore_rng(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Put back what :func:`rng_state` took; the stream of a device that was not in use then is left alone."""
+def restore_rng(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore the streams of :func:`rng_state`; the stream of a device that was not in use then is left alone."""
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable (POSIX; elsewhere a folder cannot be opened)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _tensors(item, f"{name}[{index}]")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -92,6 +92,7 @@ class ModelConfig(Section):
     use_ppm: bool = True
     norm: Literal["batch", "group"] = "batch"
     pretrained: File | None = None  # ImageNet weights for the backbone
+    pretrained_partial: bool = False  # train although they fit the backbone in part only
     weights: File | None = None  # weights of a whole PSPNet to start from (semseg's or this package's)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pspnet_fast.files import replacing
+
 from .config import TrainConfig
 from .errors import ConfigError
 
@@ -89,16 +91,17 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def dump_config(config: TrainConfig, path: str | Path) -> None:
     """Write the full configuration; :func:`load_config` reads back an equal one."""
-    Path(path).write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    with replacing(path) as file:
+        yaml.safe_dump(config.to_dict(), file, sort_keys=False)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """``section.key: old -> new`` for each option that differs between two :meth:`TrainConfig.to_dict` trees."""
+    """``section.key: old -> new`` for each option of both :meth:`TrainConfig.to_dict` trees that differs."""
     return [
-        f"{section}.{key}: {old.get(section, {}).get(key)} -> {value}"
+        f"{section}.{key}: {old[section][key]} -> {value}"
         for section, options in new.items()
         for key, value in options.items()
-        if old.get(section, {}).get(key) != value
+        if old[section].get(key, value) != value
     ]
 
 

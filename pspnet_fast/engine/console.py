@@ -16,6 +16,7 @@ from rich.text import Text
 
 from pspnet_fast.backend import BackendError
 from pspnet_fast.data import DATASETS, DatasetError
+from pspnet_fast.files import OutputError
 
 from .config import TrainConfig
 from .config_io import config_from_dict, load_config
@@ -23,7 +24,7 @@ from .distributed import pick_device
 from .errors import UserError
 from .inference import autocast
 from .models import TrainedModel, load_trained
-from .sampling import worker_message
+from .sampling import loader_errors, worker_message
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,8 +52,9 @@ def framed(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
-        except (UserError, DatasetError, BackendError) as error:
+            with loader_errors():
+                return command(*args, **kwargs)
+        except (UserError, DatasetError, BackendError, OutputError) as error:
             fail(worker_message(error), error)
         except ImportError as error:
             fail(f"{error}. The commands need the extra: pip install 'pspnet-fast[train]'", error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -43,6 +43,26 @@ class World:
         number = torch.tensor([value], dtype=torch.float64)
         dist.broadcast(number, src=0)
         return float(number)
+
+    def maximum(self, value: int) -> int:
+        """The largest of all ranks' values, on every rank: one small CPU message."""
+        if self.size == 1:
+            return value
+        number = torch.tensor([value])
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
+    def on_main(self, action: Callable[[], object]) -> None:
+        """Let rank 0 act while the others wait; its error is raised on every rank, so that none waits forever."""
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                action()
+            except Exception as error:
+                failure = error
+        failure = self.agree(failure)
+        if failure is not None:
+            raise failure
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in the order of the ranks, on every rank."""

@@ -25,6 +25,10 @@ class DivergedError(UserError):
     """The training loss became infinite or not-a-number."""
 
 
+class LoaderError(UserError):
+    """A process that reads images ended."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; on a CPU torch raises a plain RuntimeError then."""
     signs = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Cannot allocate memory")

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from pspnet_fast.data import DatasetInfo, SegmentationDataset
+from pspnet_fast.data.processes import start_loader_process
 
 from .config import Amp, EvalConfig
 from .distributed import World
@@ -53,6 +54,7 @@ def eval_loader(dataset: Dataset[Any], options: EvalConfig, *, workers: int, wor
         collate_fn=list,
         pin_memory=world.device.type == "cuda",
         persistent_workers=workers > 0,
+        worker_init_fn=start_loader_process,
         generator=torch.Generator(),  # leaves alone the stream that dropout draws from
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pspnet_fast.data import DatasetInfo
 from pspnet_fast.nn import PSPNet
-from pspnet_fast.nn.weights import load_checkpoint_weights, load_imagenet_resnet
+from pspnet_fast.nn.weights import LoadReport, load_checkpoint_weights, load_imagenet_resnet
 
 from . import checkpoint
 from .config import ModelConfig, TrainConfig
@@ -26,8 +26,14 @@ def build_model(
     ignore_index: int = 255,
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    load_weights: bool = True,
+    report: Callable[[str], object] | None = None,
 ) -> PSPNet:
     """The network of a configuration, on the CPU, with its loss.
+
+    Args:
+        load_weights: read the files ``pretrained`` and ``weights`` of ``options``.
+        report: called with a line on each file of weights: what was loaded, what is missing, what was not used.
 
     Raises:
         ConfigError: a value that the network does not take, or a file of weights that does not fit.
@@ -51,10 +57,11 @@ def build_model(
         )
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
-    if options.pretrained is not None:
-        _fill("model.pretrained", options.pretrained, lambda state: load_imagenet_resnet(model, state))
-    if options.weights is not None:
-        _fill("model.weights", options.weights, lambda state: load_checkpoint_weights(model, state))
+    for key, file in (("model.pretrained", options.pretrained), ("model.weights", options.weights)):
+        if file is not None and load_weights:
+            line = f"{key} = {file}: {_load_weights(model, key, file, partial=options.pretrained_partial)}"
+            if report is not None:
+                report(line)
     return model
 
 
@@ -91,15 +98,17 @@ def load_trained(
     """
     state = checkpoint.load(path)
     if "config" in state and "dataset" in state:
-        config = config_from_dict(state["config"], source=str(path))
-        info = read_dataset_record(state["dataset"])
+        with checkpoint.interpreting(path):
+            config = config_from_dict(state["config"], source=str(path))
+            info = read_dataset_record(state["dataset"])
     elif config is None or info is None:
         raise CheckpointError(
             f"{path}: does not say which network it holds; name its configuration (--config) and data set (--data)"
         )
-    weights = state.get("ema", {}).get("model") or state.get("model", state)
-    options = ModelConfig(**{**vars(config.model), "pretrained": None, "weights": None})
-    model = build_model(options, info.num_classes, ignore_index=info.ignore_index)
+    with checkpoint.interpreting(path):
+        weights = state["ema"]["model"] if "ema" in state else state.get("model", state)
+    options = config.model
+    model = build_model(options, info.num_classes, ignore_index=info.ignore_index, load_weights=False)
     try:
         load_checkpoint_weights(model, weights)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -118,11 +127,21 @@ def check_classes(path: str | Path, trained: DatasetInfo, data: DatasetInfo) -> 
         )
 
 
-def _fill(key: str, path: str, load: Any) -> None:
+def _load_weights(model: PSPNet, key: str, file: str, *, partial: bool) -> LoadReport:
+    pretrained = key == "model.pretrained"
+    load = load_imagenet_resnet if pretrained else load_checkpoint_weights
     try:
-        load(checkpoint.load(path))
-    except (CheckpointError, RuntimeError, ValueError, KeyError) as error:
-        raise ConfigError(f"{key} = {path}: {error}") from error
+        done = load(model, file)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{key} = {file}: no such file") from error
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{key} = {file}: {error}") from error
+    if pretrained and done.partial and not partial:
+        raise ConfigError(
+            f"{key} = {file}: fits the backbone in part only: {done}. Choose the weights of this backbone; for a whole "
+            "PSPNet use model.weights; or set model.pretrained_partial=true to train with what was loaded"
+        )
+    return done
 
 
 def read_dataset_record(record: Mapping[str, Any]) -> DatasetInfo:

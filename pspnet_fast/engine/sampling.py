@@ -7,7 +7,9 @@ loader processes, and the loader never pauses between epochs because one iterati
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .errors import ConfigError
+from pspnet_fast.data.processes import start_loader_process
+
+from .errors import ConfigError, LoaderError
 
 SampleKey = tuple[int, int]  # epoch, index in the data set
 
@@ -89,9 +93,26 @@ def train_loader(dataset: Dataset[Any], sampler: StepSampler, *, workers: int, p
         num_workers=workers,
         pin_memory=pin,
         persistent_workers=workers > 0,
+        worker_init_fn=start_loader_process,
         # Its own generator: otherwise starting the loader would draw from the stream that dropout uses.
         generator=torch.Generator().manual_seed(mix(sampler.seed)),
     )
+
+
+@contextmanager
+def loader_errors() -> Iterator[None]:
+    """Turn the end of a loader process, which torch raises wherever the main thread is, into :class:`LoaderError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        pattern = r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: \w+|exited)"
+        ended = re.search(pattern, str(error))
+        if ended is None:
+            raise
+        raise LoaderError(
+            f"loader process {ended[1]} {ended[2]}; where the machine ran out of memory, lower data.workers, "
+            "data.crop or optim.batch_size"
+        ) from error
 
 
 def worker_message(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pspnet_fast.data import DatasetInfo
+from pspnet_fast.nn.weights import load_checkpoint_weights
 
 from . import checkpoint
 from .config import TrainConfig
@@ -30,13 +33,29 @@ class TrainingState:
         model: the network itself, whose ``state_dict`` has no prefixes.
         forward: what training calls: the network, distributed or compiled as configured.
         parallel: the distributed wrapper, ``None`` in a single process.
+        best: the highest mIoU of the validations, nan before the first.
+        validated: the step of the last validation, -1 before the first.
+        recent_losses: of the last ``run.log_every`` steps.
+        notes: lines for the user on what was loaded.
+
+    Args:
+        load_weights: read the files ``model.pretrained`` and ``model.weights``; a run that resumes needs neither.
     """
 
-    def __init__(self, config: TrainConfig, info: DatasetInfo, world: World, class_weights: Tensor | None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        info: DatasetInfo,
+        world: World,
+        class_weights: Tensor | None,
+        *,
+        load_weights: bool = True,
+    ) -> None:
         check_batch(config, world)
         self.config, self.info, self.world = config, info, world
-        self.step, self.skipped, self.best = 0, 0, -1.0
-        self.changes: list[str] = []  # of the configuration, where a run was resumed with another
+        self.step, self.skipped, self.best, self.validated = 0, 0, math.nan, -1
+        self.recent_losses: deque[float] = deque(maxlen=config.run.log_every)
+        self.notes: list[str] = []
         options, device = config.optim, world.device
 
         torch.manual_seed(config.run.seed)
@@ -46,6 +65,8 @@ class TrainingState:
             ignore_index=info.ignore_index,
             class_weights=class_weights,
             label_smoothing=options.label_smoothing,
+            load_weights=load_weights,
+            report=self.notes.append,
         )
         if world.size > 1 and device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -85,8 +106,6 @@ class TrainingState:
     def save_last(self, path: Path, steps_per_epoch: int, elapsed: float) -> None:
         """Write all that an uninterrupted run would carry into the next step. Every rank must call it."""
         streams = self.world.gather(checkpoint.rng_state(self.world.device))
-        if not self.world.is_main:
-            return
         state: dict[str, Any] = {
             **self._description(),
             "epoch": self.step // steps_per_epoch,
@@ -96,16 +115,18 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "rng": streams,
             "best": self.best,
+            "validated": self.validated,
+            "recent_losses": list(self.recent_losses),
             "skipped": self.skipped,
         }
         if self.average is not None:
             state["ema"] = {"model": self.average.model.state_dict(), "updates": self.average.updates}
-        checkpoint.save(state, path)
+        self.world.on_main(lambda: checkpoint.save(state, path))
 
     def save_best(self, path: Path, metrics: dict[str, float]) -> None:
-        """Write the validated weights alone, on rank 0."""
-        if self.world.is_main:
-            checkpoint.save({**self._description(), "model": self.evaluated.state_dict(), "metrics": metrics}, path)
+        """Write the validated weights alone. Every rank must call it."""
+        state = {**self._description(), "model": self.evaluated.state_dict(), "metrics": metrics}
+        self.world.on_main(lambda: checkpoint.save(state, path))
 
     def restore(self, path: Path) -> float:
         """Take over the checkpoint of :meth:`save_last` and return the seconds that its run had taken.
@@ -114,35 +135,48 @@ class TrainingState:
             CheckpointError: it has no optimizer state, other classes, or another network.
         """
         state = checkpoint.load(path)
-        if "optimizer" not in state:
+        if "model" in state and "optimizer" not in state:
             raise CheckpointError(f"{path}: holds weights only; to start from them use model.weights={path}")
-        check_classes(path, read_dataset_record(state["dataset"]), self.info)
-        try:
-            self.model.load_state_dict(state["model"])
-            self._restore_optimizer(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{path}: is of another network; use the config.yaml beside it ({error})") from error
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None and "ema" in state:
-            self.average.model.load_state_dict(state["ema"]["model"])
-            self.average.updates = state["ema"]["updates"]
-        self.step, self.best, self.skipped = state["step"], state["best"], state["skipped"]
-        if self.world.rank < len(state["rng"]):
-            checkpoint.restore_rng(state["rng"][self.world.rank], self.world.device)
-        self.changes = changed_keys(state["config"], self.config.to_dict())
-        return float(state["scheduler"]["elapsed"])
+        with checkpoint.interpreting(path):
+            check_classes(path, read_dataset_record(state["dataset"]), self.info)
+            self._restore_model(self.model, state["model"], path)
+            self._restore_optimizer(state["optimizer"], path)
+            if state["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+            if self.average is not None and "ema" in state:
+                self._restore_model(self.average.model, state["ema"]["model"], path)
+                self.average.updates = state["ema"]["updates"]
+            self.step, self.skipped = state["step"], state["skipped"]
+            self.best = state["best"] if state["best"] >= 0 else math.nan  # -1: none, in earlier versions
+            self.validated = state.get("validated", self.step)  # earlier versions saved after the validation
+            self.recent_losses.extend(state.get("recent_losses", ()))
+            if self.world.rank < len(state["rng"]):
+                checkpoint.restore_rng(state["rng"][self.world.rank], self.world.device)
+            changes = changed_keys(state["config"], self.config.to_dict())
+            self.notes += [f"resuming with another {change}" for change in changes]
+            return float(state["scheduler"]["elapsed"])
 
-    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+    @staticmethod
+    def _restore_model(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
+        try:
+            load_checkpoint_weights(model, weights)
+        except ValueError as error:
+            remedy = f"the network of this run is that of {path.with_name('config.yaml')}"
+            raise CheckpointError(f"{path}: is of another network; {remedy}. {error}") from error
+
+    def _restore_optimizer(self, state: dict[str, Any], path: Path) -> None:
         """Momenta from ``state``, but rates and the like from this configuration, which may have changed on purpose."""
         current = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
+        try:
+            self.optimizer.load_state_dict(state)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: its optimizer has other parameters than this network ({error})") from error
         for group, options in zip(self.optimizer.param_groups, current, strict=True):
             group.update(options)
 
     def _description(self) -> dict[str, Any]:
         return {
-            "format": 1,
+            "format": checkpoint.FORMAT,
             "step": self.step,
             "config": self.config.to_dict(),
             "dataset": dataset_record(self.info),

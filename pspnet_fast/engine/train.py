@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import datetime
+import math
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pspnet_fast import use_backend
+from pspnet_fast.data import check_headers
 from pspnet_fast.machine import peak_memory
 
 from .class_weights import training_class_weights
-from .clock import Clock, planned_steps
 from .config import TrainConfig
 from .config_io import dump_config
 from .datasets import open_split
 from .distributed import World, join_world
-from .errors import ConfigError, DivergedError
+from .errors import DivergedError
 from .evaluate import eval_loader, evaluate_loader
 from .inference import autocast, predict_labels
-from .logging import RunLog, draw_losses
 from .metrics import Metrics
 from .pictures import panel
+from .progress import Progress
+from .run_folder import claimed, run_folder
+from .run_log import RunLog, draw_losses, remaining
 from .sampling import StepSampler, train_loader
+from .signals import StopRequest
 from .state import TrainingState
 
 
@@ -38,10 +43,10 @@ class TrainResult:
     folder: Path
     step: int
     minutes: float
-    best_miou: float
-    metrics: Metrics | None  # of the last validation
+    best_miou: float  # of all validations; nan if there was none
+    metrics: Metrics | None  # of the last validation; None if this start made none
     skipped: int  # batches, or parts of batches, without a labelled pixel
-    images_per_second: float  # of training alone
+    images_per_second: float  # of the training steps alone
     peak_memory: int  # bytes
 
 
@@ -50,22 +55,24 @@ def train(config: TrainConfig, *, resume: bool = False, name: str | None = None)
 
     Args:
         config: the options; checked first.
-        resume: go on from ``last.pt`` in ``run.folder``, or start there if the run was stopped before the first one.
+        resume: go on from ``last.pt`` in ``run.folder``, or start there if the run was stopped before it was written.
         name: for the folder ``runs/NAME-DATE`` where ``run.folder`` is not set; by default the data set's.
 
     Raises:
-        UserError, DatasetError: what the user can mend, see :mod:`pspnet_fast.engine.errors`.
-        DivergedError: the loss is not finite.
+        UserError, DatasetError, OutputError: errors the user can fix, see :mod:`pspnet_fast.engine.errors`.
+        DivergedError: the loss or a weight is not finite.
+        SystemExit: SIGTERM, SIGUSR1 or SIGINT came; ``last.pt`` holds the last complete step.
     """
     started = time.monotonic()
     config.check()
-    with join_world(config.run.device) as world, chosen_backend(config.run.backend):
-        folder = world.agree(_run_folder(config, name or config.data.name, resume))
+    with join_world(config.run.device) as world, chosen_backend(config.run.backend), ExitStack() as stack:
+        folder = world.agree(run_folder(config, name or config.data.name, resume))
+        if world.is_main:
+            tqdm.write(f"run folder: {folder}", file=sys.stderr)
+        world.on_main(lambda: stack.enter_context(claimed(folder, resume=resume)))
         trainer = Trainer(config, folder, world, resume=resume, started=started)
-        try:
-            return trainer.run()
-        finally:
-            trainer.log.close()
+        stack.callback(trainer.log.close)
+        return trainer.run()
 
 
 def chosen_backend(name: str) -> AbstractContextManager[object]:
@@ -80,66 +87,97 @@ class Trainer:
         self.config, self.folder, self.world = config, folder, world
         self.metrics: Metrics | None = None
         self.pending: list[tuple[int, float, Tensor]] = []  # steps whose losses are still on the device
-        self.mean_loss, self.train_seconds, self.train_images = float("nan"), 0.0, 0
+        self.stop = StopRequest(verbose=world.is_main)
         autocast(world.device, config.run.amp)  # refuses what the device cannot do before anything is loaded
         torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
         torch.backends.cudnn.benchmark = not config.run.deterministic
 
         train_set = open_split(config.data, config.data.train_split, training=True)
         val_set = open_split(config.data, config.data.val_split)
+        world.on_main(lambda: check_headers(train_set))
+        world.on_main(lambda: check_headers(val_set))
         self.info = train_set.info
         weights = training_class_weights(config.optim, train_set, world, config.data.workers)
-        self.state = TrainingState(config, self.info, world, weights)
-        last = folder / "last.pt"
-        resumed = resume and last.exists()
-        before = self.state.restore(last) if resumed else 0.0
+        resumed = resume and self.last.exists()
+        self.state = TrainingState(config, self.info, world, weights, load_weights=not resumed)
+        before = self.state.restore(self.last) if resumed else 0.0
 
         step, size = self.state.step, config.optim.batch_size
-        total = planned_steps(config, max(1, len(train_set) // size))
+        self.steps_per_epoch = max(1, len(train_set) // size)
+        self.progress = Progress(config, world, self.steps_per_epoch, started=started, before=before)
+        total = self.progress.total_steps
         sampler = StepSampler(
             len(train_set), size, seed=config.run.seed, rank=world.rank, world_size=world.size, start=step, stop=total
         )
-        self.steps_per_epoch = sampler.steps_per_epoch
-        self.clock = Clock(config, world, started, total, before)
         workers = config.data.workers
         self.loader = train_loader(train_set, sampler, workers=workers, pin=world.device.type == "cuda")
         self.val_loader = eval_loader(val_set, config.eval, workers=workers, world=world)
 
-        self.log = RunLog(folder, enabled=world.is_main, step=step, device=world.device)
+        # A folder with records has a checkpoint, from the first moment on: so it is known how to go on in it.
+        world.on_main(lambda: dump_config(config, folder / "config.yaml"))
+        if not resumed:
+            self.state.save_last(self.last, self.steps_per_epoch, 0.0)
+        self.log = RunLog(folder, enabled=world.is_main, step=step, validated=self.state.validated, device=world.device)
         if resume:
-            self.log.say(f"resuming {folder} at step {step}" if resumed else f"no {last} yet: starting anew")
-        for change in self.state.changes:
-            self.log.say(f"resuming with another {change}")
-        if world.is_main:
-            dump_config(config, folder / "config.yaml")
+            self.log.say(f"resuming at step {step}" if resumed else f"no {self.last} yet: starting anew")
+        for note in self.state.notes:
+            self.log.say(note)
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.pt"
 
     def run(self) -> TrainResult:
         """Train to the end, validate, and leave ``last.pt`` and ``best.pt``."""
-        state, clock, options = self.state, self.clock, self.config.run
-        elapsed = saved = clock.elapsed()
-        first, validated = state.step, -1
+        with self.stop.handled():
+            self._loop()
+        state = self.state
+        if self.world.is_main:
+            draw_losses(self.folder / "losses.csv", self.folder / "losses.png")
+        if state.skipped:
+            self.log.say(f"{state.skipped} batches (or parts of one) had no labelled pixel and were left out")
+        if self.metrics is None:
+            self.log.say(f"the run has ended at step {state.step} before; a larger run.max_steps continues it")
+        return TrainResult(
+            folder=self.folder,
+            step=state.step,
+            minutes=self.progress.elapsed() / 60,
+            best_miou=state.best,
+            metrics=self.metrics,
+            skipped=state.skipped,
+            images_per_second=self.progress.images_per_second(),
+            peak_memory=peak_memory(self.world.device),
+        )
+
+    def _loop(self) -> None:
+        """Steps; after each, and first of all where a run resumes, the validation or checkpoint that is due."""
+        state, progress, options = self.state, self.progress, self.config.run
+        first, saved_step, saved = state.step, state.step, progress.elapsed()
         batches: Iterator[tuple[Tensor, Tensor]] = iter(self.loader)
         state.model.train()
-        while clock.share(state.step, elapsed) < 1:
-            begun = time.monotonic()
-            self._train_step(*next(batches), clock.progress(state.step, elapsed))
-            if state.step % options.log_every == 0:
-                self._flush()
-            if state.step > first + 1:  # the first step also waits for loader processes to start
-                self.train_seconds += time.monotonic() - begun
-                self.train_images += self.config.optim.batch_size
-            elapsed = clock.elapsed()
-            if state.step % options.log_every == 0:
-                self._show_progress(elapsed)
-            if options.validate_every and state.step % (options.validate_every * self.steps_per_epoch) == 0:
-                self._validate()
-                validated, saved = state.step, clock.elapsed()
-            elif state.step % options.save_every_steps == 0 or elapsed - saved >= options.save_every_seconds:
+        while True:
+            elapsed = progress.elapsed()
+            stop = self.world.maximum(self.stop.signal)
+            if stop:
                 self._save()
-                saved = clock.elapsed()
-        if validated != state.step:
-            self._validate()
-        return self._finish()
+                self.log.say(f"saved step {state.step} in {self.last}; continue with --resume --folder {self.folder}")
+                raise SystemExit(128 + stop)
+            if progress.validation_due(state.step, elapsed) and state.validated != state.step:
+                self._validate()
+                saved_step, saved = state.step, progress.elapsed()
+            elif state.step != saved_step and (
+                state.step % options.save_every_steps == 0 or elapsed - saved >= options.save_every_seconds
+            ):
+                self._save()
+                saved_step, saved = state.step, progress.elapsed()
+            if progress.share(state.step, elapsed) >= 1:
+                return
+            # The first step also waits for loader processes to start.
+            with progress.measure("step") if state.step > first else nullcontext():
+                self._train_step(*next(batches), progress.schedule(state.step, elapsed))
+                if state.step % options.log_every == 0:
+                    self._flush()
+            self._show_progress(elapsed)
 
     def _train_step(self, images: Tensor, labels: Tensor, progress: float) -> None:
         """One optimizer step on this process's share of the batch, in ``optim.accumulate`` parts."""
@@ -197,50 +235,61 @@ class Trainer:
             rows.append({**row, "pixel_accuracy": hits / max(valid, 1)})
         self.pending.clear()
         self.log.log_losses(rows)
-        self.mean_loss = sum(row["loss"] for row in rows) / len(rows)
+        self.state.recent_losses.extend(row["loss"] for row in rows)
         for row in rows:
-            if not abs(row["loss"]) < float("inf"):
+            if not math.isfinite(row["loss"]):
                 raise DivergedError(
                     f"the loss of step {row['step']} is {row['loss']} at rate {row['lr']:.3g}: training diverged. "
                     "Lower optim.lr, raise optim.warmup_steps, or compute with run.amp=none "
-                    f"(now {self.config.run.amp}). A {self.folder / 'last.pt'} is from before."
+                    f"(now {self.config.run.amp}). {self.last} is from before."
                 )
 
+    def _mean_loss(self) -> float:
+        losses = self.state.recent_losses
+        return sum(losses) / len(losses) if losses else math.nan
+
     def _show_progress(self, elapsed: float) -> None:
-        step = self.state.step
-        rate = self.train_images / max(self.train_seconds, 1e-9)
-        left = self.clock.left(elapsed, step, self.config.optim.batch_size / max(rate, 1e-9))
-        self.log.progress(self.clock.share(step, elapsed), step, self.mean_loss, rate, left)
+        step, progress = self.state.step, self.progress
+        rates = f"{progress.images_per_second():.1f} images/s"
+        rates += f" ({progress.images_per_second(overall=True):.1f} with validations and checkpoints)"
+        left = remaining(progress.seconds_left(step, elapsed))
+        self.log.progress(
+            progress.share(step, elapsed), f"step {step}, loss {self._mean_loss():.4f}, {rates}, {left} left"
+        )
 
     def _save(self) -> None:
         self._flush()  # a run that diverged raises here and keeps the checkpoint from before
-        self.state.save_last(self.folder / "last.pt", self.steps_per_epoch, self.clock.elapsed())
+        with self.progress.measure("save"):
+            self.state.save_last(self.last, self.steps_per_epoch, self.progress.elapsed())
 
     def _validate(self) -> None:
         """Metrics on the whole validation split; writes ``last.pt``, and ``best.pt`` if there was none better."""
-        self._flush()
+        self._save()  # a validation image that cannot be read, or a signal, must not cost the steps before
         state, config = self.state, self.config
-        self.world.copy_buffers(state.evaluated)
-        metrics = self.metrics = evaluate_loader(
-            state.evaluated, self.val_loader, self.info, config.eval, amp=config.run.amp, world=self.world
-        )
+        with self.progress.measure("validation"), self.stop.saved(state.step):
+            self.world.copy_buffers(state.evaluated)
+            metrics = evaluate_loader(
+                state.evaluated, self.val_loader, self.info, config.eval, amp=config.run.amp, world=self.world
+            )
+            self._show_pictures()
         summary = metrics.summary()
         row = {
             "step": state.step,
             "epoch": state.step / self.steps_per_epoch,
-            "minutes": self.clock.elapsed() / 60,
-            "train_loss": self.mean_loss,
-            "images_per_second": self.train_images / max(self.train_seconds, 1e-9),
+            "minutes": self.progress.elapsed() / 60,
+            "train_loss": self._mean_loss(),
+            "images_per_second": self.progress.images_per_second(),
             "peak_memory_mb": peak_memory(self.world.device) / 2**20,
         }
         ious = zip(self.info.classes, metrics.iou.tolist(), strict=True)
         self.log.log_metrics({**row, **summary, **{f"iou_{name}": iou for name, iou in ious}})
-        self._show_pictures()
 
-        improved = summary["miou"] > state.best
-        state.best = max(state.best, summary["miou"])
-        if improved:  # before last.pt, which says how good the best is
+        # In this order: a process killed in between validates this step again when it resumes.
+        improved = not summary["miou"] <= state.best  # nan before the first
+        if improved:
+            state.best = summary["miou"]
             state.save_best(self.folder / "best.pt", summary)
+        self.metrics, state.validated = metrics, state.step
         self._save()
         self.log.say(
             f"step {state.step}: mIoU {100 * summary['miou']:.2f}, mAcc {100 * summary['macc']:.2f}, "
@@ -249,7 +298,7 @@ class Trainer:
 
     @torch.inference_mode()
     def _show_pictures(self) -> None:
-        """The first validation images beside their labels and predictions, in TensorBoard."""
+        """The first validation images with their labels and predictions, in TensorBoard."""
         if not self.world.is_main:
             return
         model, data = self.state.evaluated, self.config.data
@@ -265,31 +314,3 @@ class Trainer:
                 f"val/{i}", panel(image, label, prediction, self.info, data.mean, data.std), self.state.step
             )
         model.train(was_training)
-
-    def _finish(self) -> TrainResult:
-        state = self.state
-        if self.world.is_main:
-            draw_losses(self.folder / "losses.csv", self.folder / "losses.png")
-        if state.skipped:
-            self.log.say(f"{state.skipped} batches (or parts of one) had no labelled pixel and were left out")
-        return TrainResult(
-            folder=self.folder,
-            step=state.step,
-            minutes=self.clock.elapsed() / 60,
-            best_miou=state.best,
-            metrics=self.metrics,
-            skipped=state.skipped,
-            images_per_second=self.train_images / max(self.train_seconds, 1e-9),
-            peak_memory=peak_memory(self.world.device),
-        )
-
-
-def _run_folder(config: TrainConfig, name: str, resume: bool) -> Path:
-    if config.run.folder is None:
-        if resume:
-            raise ConfigError("which run should be resumed? name it with --folder DIR")
-        return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    folder = Path(config.run.folder)
-    if not resume and (folder / "last.pt").exists():
-        raise ConfigError(f"{folder} already holds a run: continue it with --resume, or choose another --folder")
-    return folder

@@ -110,7 +110,7 @@ class PSPNet(nn.Module):
 
         if weights is not None:
             report = load_imagenet_resnet(self, weights)
-            if not report.complete:
+            if report.partial:
                 warnings.warn(f"{weights} fits the backbone in part only: {report}", stacklevel=2)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:

@@ -5,20 +5,22 @@ Files are read with ``weights_only=True``: a checkpoint cannot run code.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from pspnet_fast.files import read_torch_file
 
 Source = str | Path | Mapping[str, Any]
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and DDP, torch.compile
-_DEEP_STEM = {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4", "conv3": "6", "bn3": "7"}
-_CLASSIFIERS = ("cls.4.", "aux.4.")
+_STEM = {"conv1": "0", "bn1": "1"}
+_DEEP_STEM = {**_STEM, "conv2": "3", "bn2": "4", "conv3": "6", "bn3": "7"}
+_CLASS_LAYERS = ("cls.4.", "aux.4.")
+_IMAGENET_CLASSIFIERS = ("fc.", "classifier.", "head.")  # torchvision's and semseg's, timm's
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class LoadReport:
     def complete(self) -> bool:
         """Whether every entry of the model was set."""
         return not self.missing and not self.mismatched
+
+    @property
+    def partial(self) -> bool:
+        """Whether the source and the model differ in anything but the source's ImageNet classifier."""
+        return not self.complete or not all(key.startswith(_IMAGENET_CLASSIFIERS) for key in self.unused)
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} entries loaded"]
@@ -71,15 +78,15 @@ def load_checkpoint_weights(
     """
     model = _unwrapped(model)
     state = {key: value for key, value in read_state_dict(source).items() if not key.startswith(tuple(skip))}
-    _check_classes(model, state)
-
     target = model.state_dict()
+    _check_classes(target, state)
+
     report = _compared(target, state)
     missing = tuple(key for key in report.missing if not key.startswith(("criterion.", *skip)))
     unused = tuple(key for key in report.unused if not key.startswith("criterion."))
-    report = LoadReport(report.loaded, missing, report.mismatched, unused)
+    report = replace(report, missing=missing, unused=unused)
     if not report.loaded or (strict and not (report.complete and not report.unused)):
-        raise ValueError(f"the checkpoint does not fit the model: {report}{_depth_hint(target, state)}")
+        raise ValueError(f"the checkpoint does not fit the model: {_cause(target, state)}{report}")
     model.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
     return report
 
@@ -97,15 +104,17 @@ def load_imagenet_resnet(model: nn.Module, source: Source) -> LoadReport:
         FileNotFoundError: there is no such file.
     """
     model = _unwrapped(model)
+    state, target = read_state_dict(source), model.state_dict()
     if hasattr(model, "backbone"):
-        state = {f"backbone.{key}": value for key, value in read_state_dict(source).items()}
         prefixes: tuple[str, ...] = ("backbone.",)
+        state = {f"backbone.{key}": value for key, value in state.items()}
     else:
-        state = _stage_names(model, read_state_dict(source))
         prefixes = tuple(f"layer{i}." for i in range(5))
+        state = _stage_names(target["layer0.0.weight"], state)
 
-    target = {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+    target = {key: value for key, value in target.items() if key.startswith(prefixes)}
     report = _with_normalisations(_compared(target, state))
+    report = replace(report, unused=tuple(key.removeprefix("backbone.") for key in report.unused))
     if not report.loaded:
         raise ValueError(f"no entry of these weights fits the backbone: {report}")
     model.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
@@ -116,11 +125,11 @@ def read_state_dict(source: Source) -> dict[str, Tensor]:
     """The state dict in a file or mapping, on the CPU, without wrappers' prefixes.
 
     Raises:
-        ValueError: the file is no checkpoint, needs code to load, or holds no tensors.
+        ValueError: the file is no checkpoint, is damaged, needs code to load, or holds no tensors.
         FileNotFoundError: there is no such file.
     """
     origin = "the mapping" if isinstance(source, Mapping) else str(source)
-    content: Any = source if isinstance(source, Mapping) else _read(Path(source))
+    content: Any = source if isinstance(source, Mapping) else read_torch_file(source)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -129,27 +138,13 @@ def read_state_dict(source: Source) -> dict[str, Tensor]:
 
     state = {}
     for key, value in content.items():
-        while key.startswith(_WRAPPERS):
-            key = key.split(".", 1)[1]
         if isinstance(value, Tensor):
+            while key.startswith(_WRAPPERS):
+                key = key.split(".", 1)[1]
             state[key] = value
     if not state:
         raise ValueError(f"{origin} holds no weights; its keys are: {_shortened(tuple(map(str, content)))}")
     return state
-
-
-def _read(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} cannot be read as weights only: {error}. If you trust it, load it yourself with "
-            "torch.load(path, weights_only=False) and pass its state dict."
-        ) from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
-        raise
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint (truncated or corrupt): {error}") from error
 
 
 def _compared(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> LoadReport:
@@ -171,56 +166,51 @@ def _with_normalisations(report: LoadReport) -> LoadReport:
             orphaned.append(key.replace("downsample.0.weight", "downsample.1."))
         elif ".conv" in key and key.endswith(".weight"):
             orphaned.append(key.removesuffix("weight").replace(".conv", ".bn"))
-    blocked = tuple(orphaned)
-    if not blocked:
-        return report
-    return LoadReport(
-        loaded=tuple(key for key in report.loaded if not key.startswith(blocked)),
-        missing=report.missing,
-        mismatched=(*report.mismatched, *(key for key in report.loaded if key.startswith(blocked))),
-        unused=report.unused,
-    )
+    blocked = tuple(key for key in report.loaded if key.startswith(tuple(orphaned)))
+    loaded = tuple(key for key in report.loaded if key not in blocked)
+    return replace(report, loaded=loaded, mismatched=(*report.mismatched, *blocked))
 
 
-def _stage_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A ResNet's own names (conv1, bn1, …) in those of the model's ``layer0``; the classifier is dropped."""
-    stem = next(value for key, value in model.state_dict().items() if key == "layer0.0.weight")
-    deep = stem.shape[-1] == 3
+def _stage_names(stem: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet's own names (conv1, bn1, …) in those of the model's ``layer0``, whose first weight is ``stem``."""
     # The stem goes in as a whole or not at all: another first convolution makes the statistics behind it meaningless.
     same_stem = "conv1.weight" in state and state["conv1.weight"].shape == stem.shape
-    places = _DEEP_STEM if deep else {"conv1": "0", "bn1": "1"}
+    places = (_DEEP_STEM if stem.shape[-1] == 3 else _STEM) if same_stem else {}
 
     renamed = {}
     for key, value in state.items():
         head, _, rest = key.partition(".")
-        if head == "fc":
-            continue
-        renamed[f"layer0.{places[head]}.{rest}" if same_stem and head in places else key] = value
+        renamed[f"layer0.{places[head]}.{rest}" if head in places else key] = value
     return renamed
 
 
-def _check_classes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = model.state_dict()
-    for prefix in _CLASSIFIERS:
+def _check_classes(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for prefix in _CLASS_LAYERS:
         key = f"{prefix}weight"
         if key in state and key in own and state[key].shape[0] != own[key].shape[0]:
             theirs, ours = state[key].shape[0], own[key].shape[0]
             raise ValueError(
                 f"the checkpoint has {theirs} classes, the model {ours} ({key}). Build PSPNet(classes={theirs}), or "
-                f"keep the model's own class layers for fine-tuning with skip={_CLASSIFIERS}."
+                f"keep the model's own class layers for fine-tuning with skip={_CLASS_LAYERS}."
             )
 
 
-def _depth_hint(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """A sentence where the two differ in depth, the likeliest cause of a long list of keys."""
+def _cause(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """The likeliest cause of a long list of keys, where there is one: another depth or normalisation."""
 
     def blocks(keys: Mapping[str, Tensor]) -> int:
         return len({key.split(".")[1] for key in keys if key.startswith("layer3.")})
 
-    theirs, ours = blocks(state), blocks(target)
-    if theirs == ours:
-        return ""
-    return f". The checkpoint's layer3 has {theirs} blocks and the model's {ours} (layers=50: 6, 101: 23, 152: 36)"
+    def norm(keys: Mapping[str, Tensor]) -> str:
+        return "batch" if any(key.endswith("running_mean") for key in keys) else "group"
+
+    causes = ""
+    if blocks(state) and blocks(state) != blocks(target):
+        depths = f"its layer3 has {blocks(state)} blocks and the model's {blocks(target)}"
+        causes += f"{depths} (layers=50: 6, 101: 23, 152: 36). "
+    if blocks(state) and norm(state) != norm(target):
+        causes += f"it has {norm(state)} normalisation and the model {norm(target)} (norm). "
+    return causes
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -231,5 +221,5 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _shortened(keys: Sequence[str], limit: int = 8) -> str:
-    return ", ".join(keys[:limit]) + (f", … ({len(keys)} in all)" if len(keys) > limit else "")
+def _shortened(keys: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")

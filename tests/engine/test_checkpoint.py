@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from run_files import file_size_limit
+from torch import nn
 
-from pspnet_fast.engine import CheckpointError, checkpoint
+from pspnet_fast.engine import CheckpointError, DivergedError, checkpoint
 
 
 class Code:
@@ -47,43 +50,119 @@ def test_crash_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", ["write", "sync"])
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save({"step": 1}, path)
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"last\.pt.*No space left"):
-        checkpoint.save({"step": 2}, path)
+    if stage == "sync":
+        monkeypatch.setattr(os, "fsync", full)
+    # torch turns a failing write into a RuntimeError.
+    with (
+        file_size_limit(100_000),
+        pytest.raises(CheckpointError, match=r"last\.pt: cannot be written .*the checkpoint before it is kept"),
+    ):
+        checkpoint.save({"step": 2, "weight": torch.randn(100_000 if stage == "write" else 1)}, path)
     assert checkpoint.load(path)["step"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_load_errors_name_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("entry", ["model", "optimizer", "ema"])
+def test_what_is_not_finite_is_not_saved(tmp_path: Path, entry: str, value: float) -> None:
+    state: dict[str, Any] = {"step": 1, "model": {"w": torch.randn(9)}, "optimizer": {"state": {0: torch.randn(9)}}}
+    state["ema"] = {"model": {"w": torch.randn(9)}, "updates": torch.tensor(3)}
+    checkpoint.save(state, tmp_path / "last.pt")
+    where = state["optimizer"]["state"] if entry == "optimizer" else state[entry].get("model", state[entry])
+    next(iter(where.values()))[4] = value
+    with pytest.raises(DivergedError, match=rf"{entry}.* is not finite after step 2.*Lower optim\.lr"):
+        checkpoint.save({**state, "step": 2}, tmp_path / "last.pt")
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 1
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    path, draw = tmp_path / "last.pt", random.Random(0)
+    checkpoint.save({"weight": torch.randn(1000), "bias": torch.randn(100)}, path)
+    good = path.read_bytes()
+    start = good.index(checkpoint.load(path)["weight"].numpy().tobytes())
+    for _ in range(40):
+        damaged = bytearray(good)
+        damaged[start + draw.randrange(4000)] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"last\.pt: damaged: entry archive/data/0") as caught:
+            checkpoint.load(path)
+        assert "copy it again" in str(caught.value)
+
+
+def written(kind: str, path: Path) -> None:
+    """A file that is no checkpoint."""
+    text = {
+        "empty": "",
+        "web page": "\n<!DOCTYPE html><html><body>Sign in</body></html>",
+        "pointer": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "script": "#!/bin/sh\nexit 0\n",
+        "text": "not a checkpoint",
+    }
+    if kind in text:
+        path.write_text(text[kind])
+    elif kind == "safetensors":
+        path.write_bytes((64).to_bytes(8, "little") + b'{"weight": {"dtype": "F32"}}'.ljust(64))
+    elif kind == "code":
+        torch.save({"model": Code()}, path)
+    elif kind == "code, old format":
+        torch.save({"model": Code()}, path, _use_new_zipfile_serialization=False)
+    elif kind == "program":
+        torch.jit.trace(nn.ReLU(), torch.zeros(1)).save(path)
+    elif kind == "list":
+        torch.save([1], path)
+    else:
+        checkpoint.save({"weight": torch.randn(1000)}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("empty", "an empty file"),
+        ("web page", "a web page.*the download failed"),
+        ("pointer", "pointer of git LFS.*git lfs pull"),
+        ("script", "no checkpoint, but a script"),
+        ("text", "no checkpoint, but a text file"),
+        ("safetensors", "a safetensors file"),
+        ("code", r"holds posix\.system besides tensors.*refused"),
+        ("code, old format", r"holds posix\.system besides tensors.*refused"),
+        ("program", "a TorchScript program"),
+        ("list", "holds a list"),
+        ("truncated", "truncated or damaged"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.jit
+def test_files_that_are_no_checkpoints(tmp_path: Path, kind: str, message: str) -> None:
     path = tmp_path / "bad.pt"
-    with pytest.raises(CheckpointError, match=r"bad\.pt: no such"):
+    written(kind, path)
+    with pytest.raises(CheckpointError, match=rf"bad\.pt: .*{message}") as caught:
+        checkpoint.load(path)
+    assert "weights_only" not in str(caught.value)  # torch advises to load code
+    assert str(caught.value).count("\n") == 0
+
+
+def test_a_missing_file_and_a_later_format(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    with pytest.raises(CheckpointError, match=r"last\.pt: no such checkpoint"):
+        checkpoint.load(path)
+    checkpoint.save({"format": 2, "config": {}}, path)
+    with pytest.raises(CheckpointError, match=r"last\.pt: has format 2.*update"):
         checkpoint.load(path)
 
-    checkpoint.save({"weight": torch.randn(1000)}, path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(CheckpointError, match=r"bad\.pt: not a readable"):
-        checkpoint.load(path)
 
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"bad\.pt: not a readable"):
-        checkpoint.load(path)
-
-    torch.save([1], path)
-    with pytest.raises(CheckpointError, match=r"holds a list"):
-        checkpoint.load(path)
-
-
-def test_code_is_refused(tmp_path: Path) -> None:
-    torch.save({"model": Code()}, tmp_path / "evil.pt")
-    with pytest.raises(CheckpointError, match=r"evil\.pt"):
-        checkpoint.load(tmp_path / "evil.pt")
+def test_the_old_format_of_torch_loads(tmp_path: Path) -> None:
+    weight = torch.randn(3)
+    torch.save({"state_dict": {"weight": weight}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    loaded = checkpoint.load(tmp_path / "old.pth")["state_dict"]["weight"]
+    torch.testing.assert_close(loaded, weight, rtol=0, atol=0)
 
 
 def test_rng_state() -> None:

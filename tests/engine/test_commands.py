@@ -155,7 +155,7 @@ def test_check(scenes: Path, tmp_path: Path) -> None:
         (("train", "--resume", "--folder", "{tmp}"), ["{tmp}", "config.yaml"]),
         (("evaluate", "{tmp}/no.pt"), ["{tmp}/no.pt", "no such checkpoint"]),
         (("evaluate", "{run}/best.pt", "--root", "/nowhere"), ["/nowhere"]),
-        (("evaluate", "{run}/config.yaml"), ["config.yaml", "not a readable checkpoint"]),
+        (("evaluate", "{run}/config.yaml"), ["config.yaml", "no checkpoint, but a text file"]),
         (("predict", "{tmp}/no.jpg", "-c", "{run}/best.pt"), ["{tmp}/no.jpg", "no such picture"]),
         (("predict", "{tmp}/empty", "-c", "{run}/best.pt"), ["{tmp}/empty", "no pictures"]),
         (("predict", "{tmp}/text.jpg", "-c", "{run}/best.pt", "-o", "{tmp}/out"), ["{tmp}/text.jpg"]),

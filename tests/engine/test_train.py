@@ -1,58 +1,41 @@
-"""Training runs: records, resuming after crashes, accumulation, bad batches."""
+"""Training runs: records, progress, accumulation, bad batches, mistakes."""
 
 from __future__ import annotations
 
-import csv
-import os
-import signal
-import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import yaml
+from run_files import TINY, file_size_limit, last_checkpoint, rows, weights
 from torch import Tensor
 
 from pspnet_fast import use_backend
+from pspnet_fast.data import DatasetError
 from pspnet_fast.engine import (
     CheckpointError,
     ConfigError,
     DivergedError,
     TrainConfig,
     checkpoint,
-    dump_config,
     load_config,
+    run_log,
     train,
 )
+from pspnet_fast.engine.distributed import World
+from pspnet_fast.engine.progress import Progress
 from pspnet_fast.engine.train import Trainer
+from pspnet_fast.files import OutputError
 
 if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
     from conftest import MakeConfig
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = checkpoint.load(folder / "last.pt")["model"]
-    return state
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Make the process die in the middle of a later step."""
-    original = Trainer._train_step
-
-    def step(self: Trainer, *args: Any) -> None:
-        if self.state.step == steps:
-            raise KeyboardInterrupt
-        original(self, *args)
-
-    monkeypatch.setattr(Trainer, "_train_step", step)
+train_module = sys.modules[Trainer.__module__]  # pspnet_fast.engine.train is the function
 
 
 def test_a_run_leaves_its_records(make_config: MakeConfig) -> None:
@@ -82,81 +65,10 @@ def test_main_and_aux_loss_add_up(make_config: MakeConfig) -> None:
         assert float(row["loss"]) == pytest.approx(float(row["main_loss"]) + 0.3 * float(row["aux_loss"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("extra", [(), ("run.amp=bf16", "optim.ema=0.9", "optim.accumulate=2", "optim.batch_size=4")])
-def test_resumed_run_equals_uninterrupted(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...]
-) -> None:
-    options = ("run.save_every_steps=2", "run.validate_every=1", *extra)
-    straight = train(make_config(*options, folder="straight")).folder
-    with monkeypatch.context() as patch:
-        stop_after(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            train(make_config(*options, folder="broken"))
-    broken = make_config(*options, folder="broken")
-    assert checkpoint.load(Path(str(broken.run.folder)) / "last.pt")["step"] == 4
-
-    torch.manual_seed(99)  # whatever the new process has drawn must not matter
-    resumed = train(broken, resume=True).folder
-    assert weights(resumed).keys() == weights(straight).keys()
-    torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=0)
-    assert rows(resumed / "losses.csv") == rows(straight / "losses.csv")
-    states = [checkpoint.load(folder / "last.pt") for folder in (resumed, straight)]
-    torch.testing.assert_close(states[0]["optimizer"]["state"], states[1]["optimizer"]["state"], rtol=0, atol=0)
-    if "optim.ema=0.9" in extra:
-        torch.testing.assert_close(states[0]["ema"], states[1]["ema"], rtol=0, atol=0)
-
-
-def test_kill_9_and_resume(make_config: MakeConfig, tmp_path: Path) -> None:
-    options = ("run.max_steps=30", "run.save_every_steps=3", "run.log_every=1", "data.crop=33", "data.workers=1")
-    config = make_config(*options, folder="killed")
-    dump_config(config, tmp_path / "config.yaml")
-    code = "import sys; from pspnet_fast.engine import *; train(load_config(sys.argv[1]))"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "config.yaml")], env=environment)
-    folder, deadline = tmp_path / "killed", time.monotonic() + 120
-    while not (folder / "last.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-
-    reached = checkpoint.load(folder / "last.pt")["step"]
-    assert 0 < reached < 30
-    resumed = train(config, resume=True)
-    assert resumed.step == 30
-    straight = train(make_config(*options, folder="straight")).folder
-    torch.testing.assert_close(weights(folder), weights(straight), rtol=0, atol=0)
-    assert rows(folder / "losses.csv") == rows(straight / "losses.csv")
-
-
-def test_resume_before_the_first_checkpoint_starts_anew(make_config: MakeConfig) -> None:
-    assert train(make_config("run.max_steps=1"), resume=True).step == 1
-
-
-def test_a_folder_is_not_overwritten(make_config: MakeConfig) -> None:
-    train(make_config("run.max_steps=1"))
-    with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
-        train(make_config("run.max_steps=1"))
-
-
-def test_resume_takes_changed_options(make_config: MakeConfig) -> None:
-    train(make_config("run.max_steps=2"))
-    folder = train(make_config("optim.lr=0.5", "optim.power=0", "run.max_steps=3"), resume=True).folder
-    assert [float(row["lr"]) for row in rows(folder / "losses.csv")][2] == pytest.approx(0.5)
-
-
 def test_environment_chooses_the_backend(make_config: MakeConfig) -> None:
     with use_backend("reference"):
         folder = train(make_config("run.max_steps=1")).folder
     assert yaml.safe_load((folder / "versions.yaml").read_text())[0]["backend"] == "reference"
-
-
-def test_resume_refuses_another_network(make_config: MakeConfig) -> None:
-    folder = train(make_config("run.max_steps=1")).folder
-    with pytest.raises(CheckpointError, match=r"last\.pt: is of another network"):
-        train(make_config("model.layers=34"), resume=True)
-    (folder / "best.pt").replace(folder / "last.pt")
-    with pytest.raises(CheckpointError, match=r"weights only.*model\.weights"):
-        train(make_config(), resume=True)
 
 
 def test_accumulation_equals_a_larger_batch(make_config: MakeConfig) -> None:
@@ -255,13 +167,12 @@ def test_mistakes_are_named(make_config: MakeConfig, change: str, message: str) 
 def test_image_that_cannot_be_read(make_config: MakeConfig, scenes: Path, tmp_path: Path) -> None:
     import shutil
 
-    from pspnet_fast.data import DatasetError
     from pspnet_fast.engine.sampling import worker_message
 
     root = tmp_path / "scenes"
     shutil.copytree(scenes, root)
     for image in (root / "images" / "train").iterdir():
-        image.write_bytes(image.read_bytes()[:300])
+        image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
     with pytest.raises(DatasetError) as caught:
         train(make_config(f"data.root={root}", "data.workers=1"))
     message = worker_message(caught.value)
@@ -272,3 +183,83 @@ def test_image_that_cannot_be_read(make_config: MakeConfig, scenes: Path, tmp_pa
 def test_config_is_checked_first() -> None:
     with pytest.raises(ConfigError, match="the run has no length"):
         train(TrainConfig())
+
+
+def test_a_step_that_spoils_the_weights_is_not_saved(make_config: MakeConfig) -> None:
+    # The loss of a step is computed before its update, so the checkpoint comes before a loss that is not finite.
+    config = make_config("optim.lr=1e39", "run.log_every=1", "run.save_every_steps=1", *TINY)
+    with pytest.raises(DivergedError, match=r"is not finite after step 1.*last\.pt is not overwritten"):
+        train(config)
+    assert checkpoint.load(last_checkpoint(config))["step"] == 0
+    assert train(make_config("run.max_steps=3", *TINY), resume=True).step == 3
+
+
+def test_the_folder_is_named_first_and_progress_goes_on(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_log, "LINE_SECONDS", 0.0)
+    original = train_module.evaluate_loader
+
+    def evaluate(*args: Any, **options: Any) -> Any:
+        said = ""
+        while "step 2, loss" not in said:  # the thread prints while the training thread is busy
+            time.sleep(0.05)
+            said += capsys.readouterr().err
+        return original(*args, **options)
+
+    monkeypatch.setattr(train_module, "evaluate_loader", evaluate)
+    folder = make_config(*TINY).run.folder
+    monkeypatch.setattr(Trainer, "__init__", announced(capsys, f"run folder: {folder}\n", Trainer.__init__))
+    train(make_config("run.max_steps=2", *TINY))
+
+
+def announced(capsys: pytest.CaptureFixture[str], text: str, original: Any) -> Any:
+    def initialise(self: Trainer, *args: Any, **options: Any) -> None:
+        assert capsys.readouterr().err == text
+        original(self, *args, **options)
+
+    return initialise
+
+
+def test_rates_and_time_left_count_validations_and_checkpoints(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    config = make_config("run.max_steps=25", "run.validate_every=1", "run.save_every_steps=5")  # batches of 2
+    progress = Progress(config, World(torch.device("cpu")), 10, started=100.0, before=0.0)
+
+    def take(part: str, seconds: float) -> None:
+        with progress.measure(part):
+            now[0] += seconds
+
+    for part, seconds in [("step", 1.0)] * 10 + [("save", 2.0)] * 2 + [("validation", 16.0)]:
+        take(part, seconds)
+    assert progress.elapsed() == 30.0
+    assert progress.images_per_second() == 2.0
+    assert progress.images_per_second(overall=True) == pytest.approx(20 / 30)
+    # From step 10: 15 steps, the validations after 20 and 25, the checkpoints of 15, 20 and 25.
+    assert progress.seconds_left(10, 30.0) == 15 * 1.0 + 2 * 16.0 + 3 * 2.0
+
+
+def test_tensorboard_on_a_full_disk(tmp_path: Path) -> None:
+    log = run_log.RunLog(tmp_path, enabled=True, step=0, validated=-1, device=torch.device("cpu"))
+    picture = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)
+
+    def fill() -> None:
+        for step in range(200):
+            log.picture("noise", picture, step)
+            with suppress(OSError):
+                log.board.flush()  # waits for the thread
+
+    with file_size_limit(20_000), pytest.raises(OutputError, match=r"tensorboard: cannot be written"):
+        fill()
+    log.close()
+
+
+def test_a_full_disk_is_found_before_the_first_step(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_train_step", None)
+    config = make_config(*TINY)
+    with file_size_limit(100_000), pytest.raises(CheckpointError, match=r"last\.pt: cannot be written"):
+        train(config)
+    assert not list(Path(str(config.run.folder)).glob("*.part"))

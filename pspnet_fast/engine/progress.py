@@ -1,0 +1,90 @@
+"""How far a run is and how fast it goes: by steps, by time, over restarts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .config import TrainConfig
+from .distributed import World
+
+
+class Progress:
+    """Decides the schedule's progress and the end of a run, alike on every rank, and measures its parts.
+
+    Args:
+        steps_per_epoch: batches of the training set.
+        started: ``time.monotonic()`` of this start.
+        before: seconds that earlier starts of the run took.
+
+    Attributes:
+        total_steps: ``run.max_steps`` or ``run.epochs``, whichever ends first; ``None`` where only time ends the run.
+    """
+
+    def __init__(
+        self, config: TrainConfig, world: World, steps_per_epoch: int, *, started: float, before: float
+    ) -> None:
+        run = config.run
+        self.config, self.world, self.started, self.before = config, world, started, before
+        ends = [run.max_steps, None if run.epochs is None else run.epochs * steps_per_epoch]
+        self.total_steps = min((end for end in ends if end is not None), default=None)
+        self.validation_steps = run.validate_every * steps_per_epoch  # 0: only after the last step
+        self._seconds = {"step": 0.0, "validation": 0.0, "save": 0.0}
+        self._counts = dict.fromkeys(self._seconds, 0)
+
+    def elapsed(self) -> float:
+        """Seconds of the run up to now, validations and earlier starts included; rank 0's reading."""
+        return self.world.agree_on_number(self.before + time.monotonic() - self.started)
+
+    def schedule(self, step: int, elapsed: float) -> float:
+        """0 … 1, what the learning rate follows (``optim.schedule_by``)."""
+        by_time = self.config.optim.schedule_by == "time"
+        return self._time_share(elapsed) if by_time else self._step_share(step)
+
+    def share(self, step: int, elapsed: float) -> float:
+        """0 … 1, how much of the run is done, by the limit that is nearer."""
+        return max(self._time_share(elapsed), self._step_share(step))
+
+    def validation_due(self, step: int, elapsed: float) -> bool:
+        """Whether ``step`` ends the run, or an epoch after which to validate."""
+        ends_epoch = step > 0 and self.validation_steps > 0 and step % self.validation_steps == 0
+        return ends_epoch or self.share(step, elapsed) >= 1
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Count the block, and its time, as a "step", a "validation" or a "save"."""
+        begun = time.monotonic()
+        yield
+        self._seconds[part] += time.monotonic() - begun
+        self._counts[part] += 1
+
+    def images_per_second(self, *, overall: bool = False) -> float:
+        """Of the training steps alone, or ``overall`` with validations and checkpoints; 0 before the first."""
+        seconds = sum(self._seconds.values()) if overall else self._seconds["step"]
+        return self._counts["step"] * self.config.optim.batch_size / max(seconds, 1e-9)
+
+    def seconds_left(self, step: int, elapsed: float) -> float | None:
+        """To the end of training, with the validations and checkpoints until then, as far as a limit tells."""
+        ends = []
+        if self.config.run.max_minutes is not None:
+            ends.append(60 * self.config.run.max_minutes - elapsed)
+        if self.total_steps is not None:
+            every, saves = self.validation_steps or self.total_steps, self.config.run.save_every_steps
+            left = {
+                "step": self.total_steps - step,
+                "validation": -(-self.total_steps // every) - step // every,
+                "save": self.total_steps // saves - step // saves,
+            }
+            ends.append(sum(count * self._mean_seconds(part) for part, count in left.items()))
+        return max(0.0, min(ends)) if ends else None
+
+    def _mean_seconds(self, part: str) -> float:
+        return self._seconds[part] / max(1, self._counts[part])
+
+    def _time_share(self, elapsed: float) -> float:
+        limit = self.config.run.max_minutes
+        return 0.0 if limit is None else min(1.0, elapsed / (60 * limit))
+
+    def _step_share(self, step: int) -> float:
+        return 0.0 if self.total_steps is None else min(1.0, step / self.total_steps)

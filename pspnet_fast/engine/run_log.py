@@ -1,0 +1,227 @@
+"""The records of a run: CSV tables, TensorBoard, progress, and the versions it ran with."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import pspnet_fast
+from pspnet_fast.backend import active_backend
+from pspnet_fast.files import output_errors, replacing
+from pspnet_fast.machine import describe_machine, git_commit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = Mapping[str, Any]
+LINE_SECONDS = 30.0  # at most between two lines where there is no terminal for a bar
+
+
+class CsvTable:
+    """A CSV file with a column ``step``, appended to row by row; the header is the first row's keys.
+
+    Args:
+        keep: the step of the last row to keep; later rows of a resumed run will come again and are dropped.
+    """
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path, self.columns = path, []  # type: Path, list[str]
+        rows: list[dict[str, str]] = []
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                rows = [row for row in csv.DictReader(file) if _step(row) <= keep]
+        with replacing(path) as file:
+            self._write(file, rows)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append rows; they are in the file when this returns."""
+        with output_errors(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+            self._write(file, rows)
+
+    def _write(self, file: IO[str], rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        writer = csv.DictWriter(file, self.columns or list(rows[0]))
+        if not self.columns:
+            writer.writeheader()
+            self.columns = list(rows[0])
+        writer.writerows([{key: _short(value) for key, value in row.items()} for row in rows])
+
+
+class RunLog:
+    """What rank 0 writes; on other ranks every method does nothing.
+
+    Args:
+        folder: gets losses.csv (a row a step), metrics.csv (a row a validation), versions.yaml and tensorboard/.
+        step: the step to go on from, 0 for a new run.
+        validated: the step of the last validation to keep.
+    """
+
+    def __init__(self, folder: Path, *, enabled: bool, step: int, validated: int, device: torch.device) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        self.losses = CsvTable(folder / "losses.csv", step)
+        self.metrics = CsvTable(folder / "metrics.csv", validated)
+        self.board_folder = folder / "tensorboard"
+        self.thread_hook = threading.excepthook
+        threading.excepthook = self._on_thread_error
+        with output_errors(self.board_folder):
+            self.board = SummaryWriter(str(self.board_folder), purge_step=step + 1 if step else None)
+        _append_versions(folder / "versions.yaml", versions(device, step))
+        self.bar = tqdm(total=1.0, desc="train", bar_format=_BAR, disable=not sys.stderr.isatty(), smoothing=0.1)
+        self.status, self.line_time, self.closing = "starting", time.monotonic(), threading.Event()
+        if self.bar.disable:
+            threading.Thread(target=self._repeat_status, daemon=True).start()
+
+    def say(self, text: str) -> None:
+        if self.enabled:
+            self.line_time = time.monotonic()
+            tqdm.write(text, file=sys.stderr)
+
+    def log_losses(self, rows: Sequence[Row]) -> None:
+        if not self.enabled:
+            return
+        self.losses.add(rows)
+        names = ("loss", "main_loss", "aux_loss", "pixel_accuracy", "lr")
+        self._show((f"train/{name}", row[name], row["step"]) for row in rows for name in names)
+
+    def log_metrics(self, row: Row) -> None:
+        if not self.enabled:
+            return
+        self.metrics.add([row])
+        tags = {name: f"iou/{name[4:]}" if name.startswith("iou_") else f"val/{name}" for name in row}
+        defined = [name for name, value in row.items() if name != "step" and value == value]
+        self._show((tags[name], row[name], row["step"]) for name in defined)
+
+    def picture(self, name: str, panel: torch.Tensor, step: int) -> None:
+        """Show uint8 [H, W, 3]."""
+        if self.enabled:
+            with output_errors(self.board_folder):
+                self.board.add_image(name, panel.numpy(), step, dataformats="HWC")
+
+    def progress(self, fraction: float, status: str) -> None:
+        """Move the bar, or print a line now and then where standard error is no terminal."""
+        if not self.enabled:
+            return
+        self.status = f"train {100 * fraction:5.1f}%  {status}"
+        if not self.bar.disable:
+            self.bar.n = min(fraction, 1.0)
+            self.bar.set_postfix_str(status)
+
+    def close(self) -> None:
+        if self.enabled:
+            self.closing.set()
+            self.bar.close()
+            try:
+                self.board.close()
+            except OSError as error:  # must not hide the error that ended the run
+                self.say(f"{self.board_folder}: the last points are missing ({error})")
+            threading.excepthook = self.thread_hook
+
+    def _show(self, scalars: Iterable[tuple[str, float, int]]) -> None:
+        with output_errors(self.board_folder):  # TensorBoard's thread hands its errors over with the next call
+            for tag, value, step in scalars:
+                self.board.add_scalar(tag, value, step)
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """No traceback for what TensorBoard's thread cannot write: its next call raises the error again."""
+        if not (type(error.thread).__module__.startswith("tensorboard.") and isinstance(error.exc_value, OSError)):
+            self.thread_hook(error)
+
+    def _repeat_status(self) -> None:
+        """A thread's work: long steps, validations and waiting for the first batch must not look like a hang."""
+        while not self.closing.wait(0.5):
+            if time.monotonic() - self.line_time >= LINE_SECONDS:
+                self.say(self.status)
+
+
+def versions(device: torch.device, step: int) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its configuration."""
+    return {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "from_step": step,
+        "command": " ".join(sys.argv),
+        "pspnet_fast": pspnet_fast.__version__,
+        "git_commit": git_commit(),
+        "backend": active_backend(),
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        **describe_machine(device),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def remaining(seconds: float | None) -> str:
+    """As in 1:02:03, or a question mark."""
+    return "?" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
+
+
+def draw_losses(table: Path, picture: Path) -> None:
+    """Plot ``losses.csv`` into a picture file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    plot_table(axes, table)
+    with replacing(picture, "wb") as file:
+        figure.savefig(file, dpi=120, format="png")
+    pyplot.close(figure)
+
+
+def plot_table(axes: Axes, table: Path) -> None:
+    """Each step's total and auxiliary loss of a ``losses.csv``, pale, and their running means."""
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
+    for color, (name, label) in zip(("C0", "C1"), (("loss", "total"), ("aux_loss", "auxiliary")), strict=True):
+        values = [float(row[name]) for row in rows]
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _running_mean(values, max(1, len(values) // 50)), color=color, label=label)
+    axes.set(xlabel="step", ylabel="cross-entropy", xlim=(0, max(steps, default=1)))
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}"
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
+    means = []
+    for end in range(1, len(values) + 1):
+        window = values[max(0, end - width) : end]
+        means.append(sum(window) / len(window))
+    return means
+
+
+def _append_versions(path: Path, entry: dict[str, Any]) -> None:
+    """A list in YAML, with an entry for each start of the run."""
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    with replacing(path) as file:
+        file.write(before + yaml.safe_dump([entry], sort_keys=False))
+
+
+def _step(row: Mapping[str, str | None]) -> float:
+    """The step of a row, infinite for a last line that was cut short."""
+    complete = all(value is not None for value in row.values()) and (row.get("step") or "").isdigit()
+    return int(row["step"] or 0) if complete else float("inf")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.8g}" if isinstance(value, float) else value

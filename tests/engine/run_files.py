@@ -1,0 +1,52 @@
+"""What the tests read of a run's folder, and a disk that is full."""
+
+from __future__ import annotations
+
+import csv
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from pspnet_fast.engine import TrainConfig, checkpoint
+
+TINY = ("model.backbone=timm/test_resnet", "data.crop=33")  # 0.6 million parameters
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = checkpoint.load(folder / "last.pt")["model"]
+    return state
+
+
+def measured(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what depends on the machine."""
+    machine = {"minutes", "images_per_second", "peak_memory_mb"}
+    return [{k: v for k, v in row.items() if k not in machine} for row in rows(folder / "metrics.csv")]
+
+
+def last_checkpoint(config: TrainConfig) -> Path:
+    return Path(str(config.run.folder)) / "last.pt"
+
+
+def saved_step(folder: Path) -> int:
+    path = folder / "last.pt"
+    step: int = checkpoint.load(path)["step"] if path.exists() else 0
+    return step
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writing beyond ``size`` bytes fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

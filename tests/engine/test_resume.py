@@ -1,0 +1,244 @@
+"""Runs that stop, by a signal or a crash, and go on as if they had not."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from run_files import TINY, last_checkpoint, measured, rows, saved_step, weights
+
+from pspnet_fast.data import DatasetError
+from pspnet_fast.engine import (
+    CheckpointError,
+    ConfigError,
+    checkpoint,
+    dump_config,
+    train,
+)
+from pspnet_fast.engine.train import Trainer
+
+if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
+    from conftest import MakeConfig
+
+
+train_module = sys.modules[Trainer.__module__]  # pspnet_fast.engine.train is the function
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Make the process die in the middle of a later step."""
+    original = Trainer._train_step
+
+    def step(self: Trainer, *args: Any) -> None:
+        if self.state.step == steps:
+            raise KeyboardInterrupt
+        original(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+
+
+@pytest.mark.parametrize("extra", [(), ("run.amp=bf16", "optim.ema=0.9", "optim.accumulate=2", "optim.batch_size=4")])
+def test_resumed_run_equals_uninterrupted(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...]
+) -> None:
+    options = ("run.save_every_steps=2", "run.validate_every=1", *extra)
+    straight = train(make_config(*options, folder="straight")).folder
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(*options, folder="broken"))
+    broken = make_config(*options, folder="broken")
+    assert checkpoint.load(Path(str(broken.run.folder)) / "last.pt")["step"] == 4
+
+    torch.manual_seed(99)  # whatever the new process has drawn must not matter
+    resumed = train(broken, resume=True).folder
+    assert weights(resumed).keys() == weights(straight).keys()
+    torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=0)
+    assert rows(resumed / "losses.csv") == rows(straight / "losses.csv")
+    states = [checkpoint.load(folder / "last.pt") for folder in (resumed, straight)]
+    torch.testing.assert_close(states[0]["optimizer"]["state"], states[1]["optimizer"]["state"], rtol=0, atol=0)
+    if "optim.ema=0.9" in extra:
+        torch.testing.assert_close(states[0]["ema"], states[1]["ema"], rtol=0, atol=0)
+
+
+def test_kill_9_and_resume(make_config: MakeConfig, tmp_path: Path) -> None:
+    options = ("run.max_steps=30", "run.save_every_steps=3", "run.log_every=1", "data.crop=33", "data.workers=1")
+    config = make_config(*options, folder="killed")
+    dump_config(config, tmp_path / "config.yaml")
+    code = "import sys; from pspnet_fast.engine import *; train(load_config(sys.argv[1]))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "config.yaml")], env=environment)
+    folder, deadline = tmp_path / "killed", time.monotonic() + 120
+    while saved_step(folder) == 0 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+    reached = checkpoint.load(folder / "last.pt")["step"]
+    assert 0 < reached < 30
+    resumed = train(config, resume=True)
+    assert resumed.step == 30
+    straight = train(make_config(*options, folder="straight")).folder
+    torch.testing.assert_close(weights(folder), weights(straight), rtol=0, atol=0)
+    assert rows(folder / "losses.csv") == rows(straight / "losses.csv")
+
+
+def test_resume_before_the_first_checkpoint_starts_anew(make_config: MakeConfig) -> None:
+    assert train(make_config("run.max_steps=1"), resume=True).step == 1
+
+
+def test_a_folder_is_not_overwritten(make_config: MakeConfig) -> None:
+    train(make_config("run.max_steps=1"))
+    with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
+        train(make_config("run.max_steps=1"))
+
+
+def test_resume_takes_changed_options(make_config: MakeConfig) -> None:
+    train(make_config("run.max_steps=2"))
+    folder = train(make_config("optim.lr=0.5", "optim.power=0", "run.max_steps=3"), resume=True).folder
+    assert [float(row["lr"]) for row in rows(folder / "losses.csv")][2] == pytest.approx(0.5)
+
+
+def test_resume_refuses_another_network(make_config: MakeConfig) -> None:
+    folder = train(make_config("run.max_steps=1")).folder
+    with pytest.raises(CheckpointError, match=r"last\.pt: is of another network"):
+        train(make_config("model.layers=34"), resume=True)
+    (folder / "best.pt").replace(folder / "last.pt")
+    with pytest.raises(CheckpointError, match=r"weights only.*model\.weights"):
+        train(make_config(), resume=True)
+
+
+def test_a_resume_that_is_killed_keeps_the_history(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = train(make_config("run.max_steps=3", *TINY)).folder
+    before = (folder / "losses.csv").read_bytes()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv.DictWriter, "writerows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config("run.max_steps=5", *TINY), resume=True)
+    assert (folder / "losses.csv").read_bytes() == before
+    train(make_config("run.max_steps=5", *TINY), resume=True)
+    assert (folder / "losses.csv").read_bytes().startswith(before)
+    assert [int(row["step"]) for row in rows(folder / "losses.csv")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_the_step_and_stops(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    original = Trainer._train_step
+
+    def step(self: Trainer, *args: Any) -> None:
+        if self.state.step == 2:
+            os.kill(os.getpid(), number)
+        original(self, *args)
+
+    straight = train(make_config(*TINY, folder="straight")).folder
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", step)
+        with pytest.raises(SystemExit) as caught:
+            train(make_config(*TINY))
+    assert caught.value.code == 128 + number
+    said = capfd.readouterr().err
+    assert f"{number.name}: stopping after this step and its checkpoint" in said
+    assert "saved step 3" in said
+    assert "--resume" in said
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+    resumed = train(make_config(*TINY), resume=True).folder
+    torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=0)
+    assert rows(resumed / "losses.csv") == rows(straight / "losses.csv")
+
+
+def test_a_second_signal_stops_at_once(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: Trainer, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second signal did not stop the process")
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    with pytest.raises(SystemExit):
+        train(make_config(*TINY))
+
+
+@pytest.mark.parametrize("failure", ["signal", "image"])
+def test_a_validation_that_ends_early_costs_no_step(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    options = ("run.validate_every=1", "run.max_steps=6", *TINY)
+    straight = train(make_config(*options, folder="straight")).folder
+
+    def evaluate(*_: Any, **__: Any) -> None:
+        if failure == "image":
+            raise DatasetError("val.png: corrupt")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "evaluate_loader", evaluate)
+        with pytest.raises((DatasetError, SystemExit)):
+            train(make_config(*options))
+    config = make_config(*options)
+    assert checkpoint.load(last_checkpoint(config))["step"] == 4
+
+    resumed = train(config, resume=True).folder
+    assert rows(resumed / "losses.csv") == rows(straight / "losses.csv")
+    assert measured(resumed) == measured(straight)
+    torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=0)
+
+
+def test_a_finished_run_is_not_validated_again(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(make_config("run.max_steps=2", *TINY))
+    before = {name: (first.folder / name).read_bytes() for name in ("metrics.csv", "losses.csv", "best.pt")}
+    monkeypatch.setattr(train_module, "evaluate_loader", None)
+    again = train(make_config("run.max_steps=2", *TINY), resume=True)
+    assert again.metrics is None
+    assert again.best_miou == first.best_miou
+    assert {name: (first.folder / name).read_bytes() for name in before} == before
+    assert "has ended at step 2 before" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(make_config: MakeConfig) -> None:
+    folder = train(make_config("run.max_steps=2", *TINY)).folder
+    state = checkpoint.load(folder / "last.pt")
+    del state["validated"], state["recent_losses"], state["config"]["model"]["pretrained_partial"]
+    checkpoint.save({**state, "best": -1.0}, folder / "last.pt")
+    resumed = train(make_config("run.max_steps=4", *TINY), resume=True)
+    assert resumed.step == 4
+    assert [int(row["step"]) for row in rows(folder / "metrics.csv")] == [2, 4]
+
+
+def test_checkpoints_without_an_entry_are_named(make_config: MakeConfig) -> None:
+    folder = train(make_config("run.max_steps=1", *TINY)).folder
+    state = checkpoint.load(folder / "last.pt")
+    optional = {"format", "epoch", "validated", "recent_losses"}
+    for key in state.keys() - optional:
+        checkpoint.save({name: value for name, value in state.items() if name != key}, folder / "last.pt")
+        message = "weights only" if key == "optimizer" else f"no entry '{key}'"
+        with pytest.raises(CheckpointError, match=rf"last\.pt: .*{message}"):
+            train(make_config("run.max_steps=2", *TINY), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.layers=34", "layer3 has 2 blocks and the model's 6"),
+        ("model.norm=group", "batch normalisation and the model group"),
+    ],
+)
+def test_another_network_is_described_in_short(make_config: MakeConfig, change: str, message: str) -> None:
+    train(make_config("run.max_steps=1"))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        train(make_config("run.max_steps=1", change), resume=True)
+    assert len(str(caught.value)) < 1000
