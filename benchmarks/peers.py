@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pspnet_fast.backend import KERNELS, unavailable, use_backend
+from pspnet_fast.backend import kernels, unavailable, use_backend
 
 EAGER, COMPILE, MAX_AUTOTUNE, OURS = "eager", "compile", "compile max-autotune", "pspnet_fast"
 OURS_COMPILED = "pspnet_fast+compile"  # of the whole network: torch.compile of what surrounds the fused operators
@@ -34,7 +34,7 @@ def our_peers(operators: Sequence[str], device: str) -> tuple[str, ...]:
     backends = [
         name
         for name in ("cpu", "cuda", "triton")
-        if any(name in KERNELS[op] and unavailable(op, name, device) is None for op in operators)
+        if any(name in kernels(op) and unavailable(op, name, device) is None for op in operators)
     ]
     return tuple(f"{OURS} {name}" for name in backends) or (OURS,)
 

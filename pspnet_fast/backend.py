@@ -14,28 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.autograd import forward_ad
 
 from pspnet_fast.extension import EXTENSION
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-# The kernels that each operator has.
-KERNELS: dict[str, tuple[str, ...]] = {
-    "pyramid_pool": ("cpu", "triton", "cuda"),
-    "pyramid_levels": ("cuda",),
-    "pyramid_concat": ("cpu", "triton", "cuda"),
-    "pyramid_conv": ("cpu", "triton", "cuda"),
-    "pyramid_conv_norm_relu": ("cpu", "triton", "cuda"),
-    "upsample_cross_entropy": ("cpu", "triton", "cuda"),
-    "dual_cross_entropy": ("cpu", "triton", "cuda"),
-    "upsample_argmax": ("cpu", "triton", "cuda"),
-}
-# Without a kernel some operators still run a better algorithm than the stock chain, written in PyTorch operators.
-COMPOSED = "composed"
-BETTER_COMPOSED = ("pyramid_levels", "pyramid_concat", "pyramid_conv", "pyramid_conv_norm_relu", "upsample_argmax")
+COMPOSED = "composed"  # made of PyTorch operators: what runs an operator where no kernel can
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for that cannot run here; the message says why and what to do."""
+    """A requested backend cannot run here; the message says why and what to do."""
 
 
 def _checked(name: str, source: str) -> str:
@@ -74,14 +62,45 @@ def active_backend() -> str:
     return _forced
 
 
-def select(operator: str, device_type: str) -> str:
+def select(operator: str, device_type: str, composed: bool = False) -> str:
     """What ``operator`` runs on for tensors of ``device_type`` ("cpu", "cuda", "meta", …).
 
-    One of :data:`BACKENDS`, or :data:`COMPOSED` where a backend has no kernel for the operator.
+    Args:
+        operator: its name, as in schemas.txt.
+        device_type: of its tensors.
+        composed: whether, without a kernel, its composition of PyTorch operators is better than the definition.
+
+    Returns:
+        One of :data:`BACKENDS`, or :data:`COMPOSED`.
+
+    Raises:
+        BackendError: a forced backend cannot run the operator here.
     """
+    definition_only = _definition_only()
     if _forced == "auto":
-        return _fastest(operator, device_type)
+        return "reference" if definition_only else _fastest(operator, device_type, composed)
+    if definition_only and _forced != "reference":
+        raise BackendError(
+            f"backend {_forced!r} cannot run {operator} under {definition_only}. Use use_backend('reference') or "
+            "use_backend('auto')."
+        )
     return _runnable(operator, _forced, device_type)
+
+
+def _definition_only() -> str | None:
+    """The transform in force that an operator with its own gradient formula cannot serve, or None.
+
+    Such an operator has no tangent, no batching rule for its gradient and no form that ``torch.jit`` records.
+    """
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func"
+    if torch.jit.is_tracing() and torch.is_grad_enabled():
+        return "torch.jit.trace with gradients"
+    return None
 
 
 @torch.compiler.assume_constant_result
@@ -92,16 +111,28 @@ def _runnable(operator: str, backend: str, device_type: str) -> str:
             f"backend {backend!r} cannot run {operator} on {device_type} tensors: {reason}. "
             "Use use_backend('auto'), or unset PSPNET_FAST_BACKEND."
         )
-    return backend if backend in (*KERNELS[operator], "reference") else COMPOSED
+    return backend if backend == "reference" or backend in kernels(operator) else COMPOSED
 
 
 # A constant to torch.compile, which cannot look into the environment; what may change, `_forced`, it guards on itself.
 @torch.compiler.assume_constant_result
-def _fastest(operator: str, device_type: str) -> str:
+def _fastest(operator: str, device_type: str, composed: bool) -> str:
     for backend in ("cuda", "triton") if device_type == "cuda" else ("cpu",):
-        if backend in KERNELS[operator] and unavailable(operator, backend, device_type) is None:
+        if backend in kernels(operator) and unavailable(operator, backend, device_type) is None:
             return backend
-    return COMPOSED if operator in BETTER_COMPOSED else "reference"
+    return COMPOSED if composed else "reference"
+
+
+@functools.cache
+def kernels(operator: str) -> tuple[str, ...]:
+    """The backends that have a kernel for ``operator`` in this installation, as the dispatcher knows them."""
+    has_kernel, name = torch._C._dispatch_has_kernel_for_dispatch_key, f"pspnet_fast::{operator}"
+    found = {
+        "cpu": has_kernel(name, "CPU"),
+        "triton": torch._C._dispatch_has_kernel(f"{name}_triton"),
+        "cuda": has_kernel(name, "CUDA"),
+    }
+    return tuple(backend for backend, there in found.items() if there)
 
 
 @functools.cache
@@ -113,8 +144,6 @@ def unavailable(operator: str, backend: str, device_type: str) -> str | None:
     wanted = "cpu" if backend == "cpu" else "cuda"
     if device_type != wanted and not interpreted:
         return f"it runs on {wanted} tensors"
-    if backend not in KERNELS[operator]:
-        return None  # composed of PyTorch operators
     if backend == "triton":
         return None if importlib.util.find_spec("triton") else "the package triton is not installed"
     return EXTENSION.cpu if backend == "cpu" else EXTENSION.cuda or _unsupported_gpu()

@@ -11,6 +11,16 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether ``x [B, C, H, W]`` fills its memory without gaps, in NCHW or channels_last order."""
+    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+
+
+def format_of(channels_last: bool) -> torch.memory_format:
+    """The memory format by its name in the schemas."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """The format that results of ``x [B, C, H, W]`` take."""
-    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    return format_of(is_channels_last(x))

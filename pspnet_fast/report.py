@@ -10,6 +10,7 @@ import torch
 
 from pspnet_fast import backend
 from pspnet_fast.extension import EXTENSION
+from pspnet_fast.ops.operator import OPERATORS, Operator
 from pspnet_fast.verification import current_digests, read_verified, verification
 
 _DESCRIPTION = {
@@ -82,25 +83,30 @@ def _operators() -> list[str]:
     """One line an operator: what it runs on for CPU and for CUDA tensors; then why some run on no kernel."""
     lines = [f"{'Operator':<24} {'on CPU tensors':<28} on CUDA tensors"]
     notes = []
-    for operator in backend.KERNELS:
+    for operator in OPERATORS.values():
         cpu, cuda = (_choice(operator, device) for device in ("cpu", "cuda"))
-        lines.append(f"{operator:<24} {cpu:<28} {cuda}")
+        lines.append(f"{operator.name:<24} {cpu:<28} {cuda}")
         notes += [note for device in ("cpu", "cuda") if (note := _why_no_kernel(operator, device))]
     return [*lines, "", *notes] if notes else lines
 
 
-def _why_no_kernel(operator: str, device: str) -> str | None:
+def _why_no_kernel(operator: Operator, device: str) -> str | None:
     """Why ``operator`` runs on no kernel for tensors of ``device``, or None if it does."""
-    if backend.active_backend() != "auto" or backend.select(operator, device) in backend.BACKENDS[1:]:
+    if backend.active_backend() != "auto" or _select(operator, device) in backend.BACKENDS[1:]:
         return None
-    names = [name for name in backend.KERNELS[operator] if (name == "cpu") == (device == "cpu")]
-    if not names:
-        return f"{operator} has no kernel for {device.upper()} tensors in this version"
-    return "; ".join(f"{operator} on {name}: {backend.unavailable(operator, name, device)}" for name in names)
+    candidates = ("cpu",) if device == "cpu" else ("cuda", "triton")
+    reasons = {name: backend.unavailable(operator.name, name, device) for name in candidates}
+    if not any(reasons.values()):
+        return f"{operator.name} has no kernel for {device.upper()} tensors in this version"
+    return "; ".join(f"{operator.name} on {name}: {reason}" for name, reason in reasons.items() if reason)
 
 
-def _choice(operator: str, device: str) -> str:
+def _select(operator: Operator, device: str) -> str:
+    return backend.select(operator.name, device, operator.composed)
+
+
+def _choice(operator: Operator, device: str) -> str:
     try:
-        return _DESCRIPTION[backend.select(operator, device)]
+        return _DESCRIPTION[_select(operator, device)]
     except backend.BackendError:
         return f"cannot run on {backend.active_backend()}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -10,39 +12,65 @@ from torch import Tensor
 from pspnet_fast.reference import NormStatistics
 
 LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
+MAX_BIN = 4096  # a side of a level; what it packs is k² cells
+MAX_SIDE = 2**24  # a side of a map; float32 counts pixels exactly up to it
 
 
 def check_bins(bins: Sequence[int]) -> list[int]:
-    """``bins`` as a list; raises unless it holds at least one positive integer and nothing else."""
-    checked = list(bins)
-    if not checked or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in checked):
-        raise ValueError(f"bins must be positive integers such as (1, 2, 3, 6), not {bins!r}")
+    """``bins`` as a list; raises unless it holds at least one integer of 1 to :data:`MAX_BIN` and nothing else."""
+    try:
+        checked = [operator.index(k) for k in bins if not isinstance(k, bool)]
+    except TypeError:
+        checked = []
+    if not checked or len(checked) != len(bins) or min(checked) < 1 or max(checked) > MAX_BIN:
+        raise ValueError(f"bins must be a sequence of integers of 1 to {MAX_BIN} such as (1, 2, 3, 6), not {bins!r}")
     return checked
 
 
+def check_size(size: Sequence[int]) -> None:
+    """Raises unless ``size`` is the ``(height, width)`` of a map whose positions float32 can count."""
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"size must be (height, width), not {size!r}")
+    # While a graph is captured sizes are symbols, which an upper limit would restrict.
+    too_large = not torch.compiler.is_compiling() and max(size) > MAX_SIDE
+    if min(size) < 1 or too_large:
+        raise ValueError(f"size must be (height, width) of 1 to {MAX_SIDE} each, not {tuple(size)}")
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raises unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(value).__name__}; convert it with torch.as_tensor")
+
+
 def check_map(name: str, x: Tensor) -> None:
-    """Raises unless ``x`` is a floating-point map ``[B, C, H, W]`` with at least one cell."""
+    """Raises unless ``x`` is a floating-point map ``[B, C, H, W]`` with at least one pixel."""
+    check_tensor(name, x)
     if x.dim() != 4:
         raise ValueError(f"{name} must be [B, C, H, W], not of shape {tuple(x.shape)}")
     if not x.dtype.is_floating_point:
         raise TypeError(f"{name} must be floating-point, not {x.dtype}; convert it with {name}.float()")
     if x.shape[2] < 1 or x.shape[3] < 1:
-        raise ValueError(f"{name} has no cells: its shape is {tuple(x.shape)}")
+        raise ValueError(f"{name} has no pixels: its shape is {tuple(x.shape)}")
 
 
 def check_levels(x: Tensor, levels: Tensor, bins: Sequence[int]) -> None:
     """Raises unless ``levels`` packs one ``k x k`` map per entry of ``bins`` for the batch of ``x``."""
+    check_tensor("levels", levels)
     cells = sum(k * k for k in bins)
     if levels.dim() != 3 or levels.shape[0] != x.shape[0] or levels.shape[2] != cells:
         raise ValueError(
             f"levels must be [{x.shape[0]}, channels, {cells}] for x of batch {x.shape[0]} and bins {tuple(bins)} "
             f"(packed as pyramid_pool packs them), not {tuple(levels.shape)}"
         )
+    if levels.shape[1] < 1:
+        raise ValueError(f"levels have no channels: their shape is {tuple(levels.shape)}")
     same_device("levels", levels, "x", x)
 
 
 def check_target(logits: Tensor, target: Tensor) -> None:
     """Raises unless ``target`` is a label map ``[B, H, W]`` for the batch of ``logits``."""
+    check_tensor("target", target)
     if target.dim() != 3 or target.shape[0] != logits.shape[0]:
         raise ValueError(
             f"target must be a label map [{logits.shape[0]}, H, W] for logits {tuple(logits.shape)}, "
@@ -69,7 +97,12 @@ def check_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
 
 def check_norm(name: str, norm: NormStatistics, weight: Tensor) -> None:
     """Raises unless every tensor of ``norm`` has one entry for each output channel of ``weight``."""
+    if not isinstance(norm, NormStatistics):
+        raise TypeError(f"{name} must be NormStatistics(mean, var, gamma, beta, eps), not {type(norm).__name__}")
+    if not (math.isfinite(norm.eps) and norm.eps >= 0):
+        raise ValueError(f"{name}.eps must be a finite number of at least 0, not {norm.eps!r}")
     for field, tensor in zip(norm._fields[:4], norm[:4], strict=True):
+        check_tensor(f"{name}.{field}", tensor)
         if tensor.shape != weight.shape[:1]:
             raise ValueError(f"{name}.{field} must be [{weight.shape[0]}], not {list(tensor.shape)}")
         same_device(f"{name}.{field}", tensor, "weight", weight)

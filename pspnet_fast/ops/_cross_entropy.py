@@ -39,13 +39,10 @@ class Options(NamedTuple):
         """For kernels that sum and leave the mean to :func:`reduce_losses`: per_pixel in the place of the reduction."""
         return *self[:4], self.reduction == "none", self.align_corners
 
-    def as_keywords(self) -> dict[str, object]:
+    def as_keywords(self) -> dict[str, Any]:
         """As keyword arguments of the reference."""
         named = {VALID: "valid", ALL: "all"}.get(self.denominator, self.denominator)
         return {**self._asdict(), "denominator": named}
-
-
-OPTION_COUNT = len(Options._fields)
 
 
 def check_options(

@@ -5,17 +5,14 @@ The main head's arg-max, which training scripts report accuracy from, falls out 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.backend import select
 from pspnet_fast.ops._checks import check_map, check_target
 from pspnet_fast.ops._cross_entropy import (
-    OPTION_COUNT,
     Options,
     check_options,
     compose_backward,
@@ -26,15 +23,7 @@ from pspnet_fast.ops._cross_entropy import (
     reduce_losses,
     wants_gradient,
 )
-from pspnet_fast.ops._library import (
-    overload,
-    register,
-    register_autocast,
-    register_composition,
-    register_triton,
-    second_gradient,
-    suffix,
-)
+from pspnet_fast.ops.operator import Autocast, Operator, second_gradient
 from pspnet_fast.reference import DualLoss, DualPrediction
 
 
@@ -128,10 +117,7 @@ def _dual(
     scoring = dict(options)
     aux_weight = scoring.pop("aux_weight")
     packed = check_options(main, target, **scoring)
-    backend = select("dual_cross_entropy", main.device.type)
-    if backend == "reference":
-        return reference.dual_cross_entropy_argmax(main, aux, target, labels=labels, correct=correct, **options)
-    main_loss, aux_loss, _, _, _, best, count = overload(f"dual_cross_entropy{suffix(backend)}")(
+    main_loss, aux_loss, _, _, _, best, count = DUAL(
         main, aux, target, wants_gradient(main, aux), labels, correct, *packed
     )
     if isinstance(aux_weight, Tensor):
@@ -139,6 +125,15 @@ def _dual(
     else:
         loss = torch.add(main_loss, aux_loss, alpha=aux_weight)
     return DualPrediction(loss, main_loss, aux_loss, best if labels else None, count if correct else None)
+
+
+def _define(
+    main: Tensor, aux: Tensor, target: Tensor, gradient: bool, labels: bool, correct: bool, *options: Any
+) -> tuple[Tensor | None, ...]:
+    result = reference.dual_cross_entropy_argmax(
+        main, aux, target, labels=labels, correct=correct, **Options(*options).as_keywords()
+    )
+    return result.main, result.aux, None, None, None, result.labels, result.correct
 
 
 def _forward(
@@ -222,17 +217,17 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def _differentiate(
-    backward: str, ctx: Any, grad_main: Tensor | None, grad_aux: Tensor | None, *_: Tensor | None
+    ctx: Any, grad_main: Tensor | None, grad_aux: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     *tensors, weight, pixel_weight = ctx.saved_tensors
     some = grad_main if grad_main is not None else grad_aux
     if some is None:
-        return (None,) * (6 + OPTION_COUNT)
+        return None, None
     grad_main = torch.zeros_like(some) if grad_main is None else grad_main
     grad_aux = torch.zeros_like(some) if grad_aux is None else grad_aux
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    grads = overload(backward)(grad_main, grad_aux, *tensors, *options)
-    return *grads, None, None, None, None, *[None] * OPTION_COUNT
+    found: tuple[Tensor, Tensor] = DUAL_BACKWARD.like(ctx)(grad_main, grad_aux, *tensors, *options)
+    return found
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -249,20 +244,24 @@ def _differentiate_again(ctx: Any, cotangent_main: Tensor, cotangent_aux: Tensor
 
     twice_main = second_gradient(definition, [main], grad_main, [cotangent_main])
     twice_aux = second_gradient(definition, [aux], grad_aux, [cotangent_aux])
-    return twice_main[0], twice_aux[0], None, twice_main[1], twice_aux[1], None, None, None, *[None] * OPTION_COUNT
+    return twice_main[0], twice_aux[0], None, twice_main[1], twice_aux[1]
 
 
-register_composition("dual_cross_entropy", _forward)
-register_composition("dual_cross_entropy_backward", _backward)
-register_triton("dual_cross_entropy", _triton_forward)
-register_triton("dual_cross_entropy_backward", _triton_backward)
-for _suffix in ("", "_triton"):
-    _backward_name = f"dual_cross_entropy_backward{_suffix}"
-    register(
-        f"dual_cross_entropy{_suffix}",
-        fake=_fake_forward,
-        setup_context=_save_forward,
-        backward=functools.partial(_differentiate, _backward_name),
-    )
-    register(_backward_name, fake=_fake_backward, setup_context=_save_backward, backward=_differentiate_again)
-    register_autocast(f"dual_cross_entropy{_suffix}")
+DUAL = Operator(
+    "dual_cross_entropy",
+    fake=_fake_forward,
+    definition=_define,
+    composition=_forward,
+    triton=_triton_forward,
+    save=_save_forward,
+    gradient=_differentiate,
+    autocast=Autocast(),
+)
+DUAL_BACKWARD = Operator(
+    "dual_cross_entropy_backward",
+    fake=_fake_backward,
+    composition=_backward,
+    triton=_triton_backward,
+    save=_save_backward,
+    gradient=_differentiate_again,
+)

@@ -9,18 +9,10 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.backend import select
 from pspnet_fast.layout import memory_format
 from pspnet_fast.ops._checks import check_bins, check_levels, check_map
 from pspnet_fast.ops._interpolation import upsample_adjoint
-from pspnet_fast.ops._library import (
-    overload,
-    register,
-    register_autocast,
-    register_composition,
-    register_triton,
-    suffix,
-)
+from pspnet_fast.ops.operator import Autocast, Operator
 from pspnet_fast.reference import DEFAULT_BINS
 
 
@@ -55,16 +47,16 @@ def pyramid_concat(
     check_levels(x, levels, checked)
     dtype = torch.promote_types(x.dtype, levels.dtype)
     x, levels = x.to(dtype), levels.to(dtype)
-    backend = select("pyramid_concat", x.device.type)
-    if backend == "reference":
-        return reference.pyramid_concat(x, levels, bins=checked, align_corners=align_corners, x_first=x_first)
-    output: Tensor = overload(f"pyramid_concat{suffix(backend)}")(x, levels, checked, align_corners, x_first)
+    output: Tensor = CONCAT(x, levels, checked, align_corners, x_first)
     return output
 
 
+def _define(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
+    return reference.pyramid_concat(x, levels, bins=bins, align_corners=align_corners, x_first=x_first)
+
+
 def _concat(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
-    output = reference.pyramid_concat(x, levels, bins=bins, align_corners=align_corners, x_first=x_first)
-    return output.contiguous(memory_format=memory_format(x))
+    return _define(x, levels, bins, align_corners, x_first).contiguous(memory_format=memory_format(x))
 
 
 def _fake_concat(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
@@ -90,54 +82,47 @@ def _fake_concat_backward(grad: Tensor, channels: int, bins: list[int], align_co
     return grad.new_empty(grad.shape[0], (grad.shape[1] - channels) // len(bins), sum(k * k for k in bins))
 
 
-def _register_pair(ending: str) -> None:
-    """Fakes and gradients of ``pyramid_concat<ending>`` and of its backward, which are each other's."""
-    forward, backward = f"pyramid_concat{ending}", f"pyramid_concat_backward{ending}"
-
-    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _, ctx.bins, ctx.align_corners, ctx.x_first = inputs
-        ctx.channels = x.shape[1]
-
-    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # x was copied as it stands: its gradient is a part of grad, and no kernel's work.
-        first = 0 if ctx.x_first else grad.shape[1] - ctx.channels
-        grad_x = grad.narrow(1, first, ctx.channels) if ctx.needs_input_grad[0] else None
-        grad_levels = None
-        if ctx.needs_input_grad[1]:
-            grad_levels = overload(backward)(grad, ctx.channels, ctx.bins, ctx.align_corners, ctx.x_first)
-        return grad_x, grad_levels, None, None, None
-
-    def save_shape(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad, ctx.channels, ctx.bins, ctx.align_corners, ctx.x_first = inputs
-        ctx.size = grad.shape[-2:]
-
-    def differentiate_again(ctx: Any, grad_levels: Tensor) -> tuple[Tensor | None, ...]:
-        nothing = grad_levels.new_zeros(grad_levels.shape[0], ctx.channels, *ctx.size)
-        twice = overload(forward)(nothing, grad_levels, ctx.bins, ctx.align_corners, ctx.x_first)
-        return twice, None, None, None, None
-
-    register(forward, fake=_fake_concat, setup_context=save_inputs, backward=differentiate)
-    register(backward, fake=_fake_concat_backward, setup_context=save_shape, backward=differentiate_again)
-    register_autocast(forward)
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, _, ctx.bins, ctx.align_corners, ctx.x_first = inputs
+    ctx.channels = x.shape[1]
 
 
-register_composition("pyramid_concat", _concat)
-register_composition("pyramid_concat_backward", _concat_backward)
-_register_pair("")
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    # x was copied as it stands: its gradient is a part of grad, and no kernel's work.
+    first = 0 if ctx.x_first else grad.shape[1] - ctx.channels
+    grad_x = grad.narrow(1, first, ctx.channels) if ctx.needs_input_grad[0] else None
+    grad_levels = None
+    if ctx.needs_input_grad[1]:
+        grad_levels = CONCAT_BACKWARD.like(ctx)(grad, ctx.channels, ctx.bins, ctx.align_corners, ctx.x_first)
+    return grad_x, grad_levels
 
 
-def _triton_forward(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
-    from pspnet_fast.triton.pyramid_concat import pyramid_concat_forward
-
-    return pyramid_concat_forward(x, levels, bins, align_corners, x_first)
-
-
-def _triton_backward(grad: Tensor, channels: int, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
-    from pspnet_fast.triton.pyramid_concat import pyramid_concat_backward
-
-    return pyramid_concat_backward(grad, channels, bins, align_corners, x_first)
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, ctx.channels, ctx.bins, ctx.align_corners, ctx.x_first = inputs
+    ctx.size = grad.shape[-2:]
 
 
-register_triton("pyramid_concat", _triton_forward)
-register_triton("pyramid_concat_backward", _triton_backward)
-_register_pair("_triton")
+def _differentiate_again(ctx: Any, grad_levels: Tensor) -> tuple[Tensor]:
+    nothing = grad_levels.new_zeros(grad_levels.shape[0], ctx.channels, *ctx.size)
+    return (CONCAT.like(ctx)(nothing, grad_levels, ctx.bins, ctx.align_corners, ctx.x_first),)
+
+
+CONCAT = Operator(
+    "pyramid_concat",
+    fake=_fake_concat,
+    definition=_define,
+    composition=_concat,
+    composed=True,
+    triton="pyramid_concat:pyramid_concat_forward",
+    save=_save_forward,
+    gradient=_differentiate,
+    autocast=Autocast(),
+)
+CONCAT_BACKWARD = Operator(
+    "pyramid_concat_backward",
+    fake=_fake_concat_backward,
+    composition=_concat_backward,
+    triton="pyramid_concat:pyramid_concat_backward",
+    save=_save_backward,
+    gradient=_differentiate_again,
+)

@@ -15,21 +15,12 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.backend import select
 from pspnet_fast.layout import memory_format
-from pspnet_fast.ops._checks import check_bins, check_dtype, check_levels, check_map, same_device
-from pspnet_fast.ops._library import (
-    overload,
-    register,
-    register_autocast,
-    register_composition,
-    register_triton,
-    second_gradient,
-    suffix,
-)
+from pspnet_fast.ops._checks import check_bins, check_dtype, check_levels, check_map, check_tensor, same_device
 from pspnet_fast.ops._pyramid_conv import backward as composed_backward
 from pspnet_fast.ops._pyramid_conv import convolve_x, convolve_x_backward, weight_parts
 from pspnet_fast.ops._pyramid_conv import forward as composed_forward
+from pspnet_fast.ops.operator import Autocast, Operator, second_gradient
 from pspnet_fast.reference import DEFAULT_BINS
 
 
@@ -64,14 +55,9 @@ def pyramid_conv(
     Differentiable twice. Under autocast it runs in the lower precision, as a convolution does.
     """
     checked = check_pyramid_conv(x, levels, weight, bias, bins)
-    backend = select("pyramid_conv", x.device.type)
-    if backend == "reference":
-        return reference.pyramid_conv(
-            x, levels, weight, bias, bins=checked, align_corners=align_corners, x_first=x_first
-        )
-    output: Tensor = overload(f"pyramid_conv{suffix(backend)}")(
-        x, levels, weight, bias, checked, align_corners, x_first
-    )
+    # PyTorch's convolution over no channels gives no channels, so there is nothing that the levels could be added to.
+    function = CONV if x.shape[1] > 0 else _define
+    output: Tensor = function(x, levels, weight, bias, checked, align_corners, x_first)
     return output
 
 
@@ -82,6 +68,7 @@ def check_pyramid_conv(
     checked = check_bins(bins)
     check_map("x", x)
     check_levels(x, levels, checked)
+    check_tensor("weight", weight)
     level_count = len(checked)
     channels = x.shape[1] + level_count * levels.shape[1]
     if weight.dim() != 4 or weight.shape[1] != channels:
@@ -91,6 +78,8 @@ def check_pyramid_conv(
         )
     if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
         raise ValueError(f"weight must have odd kernel sides, so that padding keeps the size, not {weight.shape[2:]}")
+    if bias is not None:
+        check_tensor("bias", bias)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be [{weight.shape[0]}], not {tuple(bias.shape)}")
     for name, tensor in (("levels", levels), ("weight", weight), ("bias", bias)):
@@ -98,6 +87,18 @@ def check_pyramid_conv(
             same_device(name, tensor, "x", x)
             check_dtype(name, tensor, "x", x)
     return checked
+
+
+def _define(
+    x: Tensor,
+    levels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bins: list[int],
+    align_corners: bool,
+    x_first: bool,
+) -> Tensor:
+    return reference.pyramid_conv(x, levels, weight, bias, bins=bins, align_corners=align_corners, x_first=x_first)
 
 
 def _fake_forward(
@@ -131,47 +132,33 @@ def _fake_backward(
     )
 
 
-def _register_pair(ending: str) -> None:
-    """Fakes and gradients of ``pyramid_conv<ending>``; backward is differentiated by the definition of forward."""
-    forward, backward = f"pyramid_conv{ending}", f"pyramid_conv_backward{ending}"
-
-    def save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, levels, weight, _, ctx.bins, ctx.align_corners, ctx.x_first = inputs
-        ctx.save_for_backward(x, levels, weight)
-
-    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mask = list(ctx.needs_input_grad[:3])
-        grads: Sequence[Tensor | None] = (None,) * 3
-        if any(mask):
-            options = ctx.bins, ctx.align_corners, ctx.x_first, mask
-            found = overload(backward)(grad, *ctx.saved_tensors, *options)
-            grads = [g if wanted else None for g, wanted in zip(found, mask, strict=True)]
-        grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
-        return *grads, grad_bias, None, None, None
-
-    def save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.bins, ctx.align_corners, ctx.x_first, ctx.mask = inputs
-        ctx.save_for_backward(*tensors)
-
-    def differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        grad, *inputs = ctx.saved_tensors
-
-        def definition(x: Tensor, levels: Tensor, weight: Tensor) -> Tensor:
-            return reference.pyramid_conv(
-                x, levels, weight, bins=ctx.bins, align_corners=ctx.align_corners, x_first=ctx.x_first
-            )
-
-        wanted = [c if m else None for c, m in zip(cotangents, ctx.mask, strict=True)]
-        return *second_gradient(definition, inputs, grad, wanted), None, None, None, None
-
-    register(forward, fake=_fake_forward, setup_context=save_forward, backward=differentiate)
-    register(backward, fake=_fake_backward, setup_context=save_backward, backward=differentiate_again)
-    register_autocast(forward, lower_precision=True)
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, levels, weight, _, ctx.bins, ctx.align_corners, ctx.x_first = inputs
+    ctx.save_for_backward(x, levels, weight)
 
 
-register_composition("pyramid_conv", composed_forward)
-register_composition("pyramid_conv_backward", composed_backward)
-_register_pair("")
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    mask = list(ctx.needs_input_grad[:3])
+    grads: Sequence[Tensor | None] = (None,) * 3
+    if any(mask):
+        found = CONV_BACKWARD.like(ctx)(grad, *ctx.saved_tensors, ctx.bins, ctx.align_corners, ctx.x_first, mask)
+        grads = [g if wanted else None for g, wanted in zip(found, mask, strict=True)]
+    return *grads, grad.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.bins, ctx.align_corners, ctx.x_first, ctx.mask = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    grad, *inputs = ctx.saved_tensors
+
+    def definition(x: Tensor, levels: Tensor, weight: Tensor) -> Tensor:
+        return _define(x, levels, weight, None, ctx.bins, ctx.align_corners, ctx.x_first)
+
+    wanted = [c if m else None for c, m in zip(cotangents, ctx.mask, strict=True)]
+    return (*second_gradient(definition, inputs, grad, wanted),)
 
 
 def _triton_forward(
@@ -212,6 +199,22 @@ def _triton_backward(
     return x.new_empty(0) if grad_x is None else grad_x, grad_levels, grad_weight
 
 
-register_triton("pyramid_conv", _triton_forward)
-register_triton("pyramid_conv_backward", _triton_backward)
-_register_pair("_triton")
+CONV = Operator(
+    "pyramid_conv",
+    fake=_fake_forward,
+    definition=_define,
+    composition=composed_forward,
+    composed=True,
+    triton=_triton_forward,
+    save=_save_forward,
+    gradient=_differentiate,
+    autocast=Autocast(lower_precision=True),
+)
+CONV_BACKWARD = Operator(
+    "pyramid_conv_backward",
+    fake=_fake_backward,
+    composition=composed_backward,
+    triton=_triton_backward,
+    save=_save_backward,
+    gradient=_differentiate_again,
+)

@@ -7,23 +7,16 @@ so that nothing of full size is made beside that output. Native kernels: those o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.backend import select
 from pspnet_fast.ops import _pyramid_conv as composed
 from pspnet_fast.ops._checks import check_norm, differentiable
-from pspnet_fast.ops._library import (
-    overload,
-    register,
-    register_autocast,
-    register_composition,
-    register_triton,
-    suffix,
-)
 from pspnet_fast.ops._pyramid_conv import convolve_x, weight_parts
+from pspnet_fast.ops.operator import Autocast, Operator
 from pspnet_fast.ops.pyramid_conv import check_pyramid_conv, pyramid_conv
 from pspnet_fast.reference import DEFAULT_BINS, NormStatistics
 
@@ -56,15 +49,35 @@ def pyramid_conv_norm_relu(
     """
     checked = check_pyramid_conv(x, levels, weight, bias, bins)
     check_norm("norm", norm, weight)
-    options = {"bins": checked, "align_corners": align_corners, "x_first": x_first}
-    backend = select("pyramid_conv_norm_relu", x.device.type)
-    if backend == "reference":
-        return reference.pyramid_conv_norm_relu(x, levels, weight, norm, bias, **options)  # type: ignore[arg-type]
+    arguments = x, levels, weight, bias, *norm, checked, align_corners, x_first
+    backend = CONV_NORM_RELU.backend(x)
+    if backend == "reference" or x.shape[1] == 0:  # no channels: see pyramid_conv
+        return _define(*arguments)
     if differentiable(x, levels, weight, bias, *norm[:4]):
-        return reference.norm_relu(pyramid_conv(x, levels, weight, bias, **options), norm)  # type: ignore[arg-type]
-    operator = overload(f"pyramid_conv_norm_relu{suffix(backend)}")
-    output: Tensor = operator(x, levels, weight, bias, *norm, checked, align_corners, x_first)
+        y = pyramid_conv(x, levels, weight, bias, bins=checked, align_corners=align_corners, x_first=x_first)
+        return reference.norm_relu(y, norm)
+    output: Tensor = CONV_NORM_RELU.run(backend, *arguments)
     return output
+
+
+def _define(
+    x: Tensor,
+    levels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    bins: list[int],
+    align_corners: bool,
+    x_first: bool,
+) -> Tensor:
+    norm = NormStatistics(mean, var, gamma, beta, eps)
+    return reference.pyramid_conv_norm_relu(
+        x, levels, weight, norm, bias, bins=bins, align_corners=align_corners, x_first=x_first
+    )
 
 
 def _compose(
@@ -107,25 +120,17 @@ def _triton(
     return y
 
 
-def _fake(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    bins: list[int],
-    align_corners: bool,
-    x_first: bool,
-) -> Tensor:
+def _fake(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *norm_and_options: Any) -> Tensor:
+    bins, _, x_first = norm_and_options[-3:]
     return convolve_x(x, weight, bias, weight_parts(x, levels, len(bins), x_first).x)
 
 
-register_composition("pyramid_conv_norm_relu", _compose)
-register_triton("pyramid_conv_norm_relu", _triton)
-for _name in ("pyramid_conv_norm_relu", "pyramid_conv_norm_relu_triton"):
-    register(_name, fake=_fake)
-    register_autocast(_name, lower_precision=True, keep=("mean", "var", "gamma", "beta"))
+CONV_NORM_RELU = Operator(
+    "pyramid_conv_norm_relu",
+    fake=_fake,
+    definition=_define,
+    composition=_compose,
+    composed=True,
+    triton=_triton,
+    autocast=Autocast(lower_precision=True, keep=("mean", "var", "gamma", "beta")),
+)

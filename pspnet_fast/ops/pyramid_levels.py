@@ -7,14 +7,22 @@ written. Native kernel: csrc/cuda/pyramid_levels.cu; elsewhere composed of the f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.backend import select
-from pspnet_fast.ops._checks import check_bins, check_dtype, check_map, check_norm, differentiable, same_device
-from pspnet_fast.ops._library import overload, register, register_autocast, register_composition
+from pspnet_fast.ops._checks import (
+    check_bins,
+    check_dtype,
+    check_map,
+    check_norm,
+    check_tensor,
+    differentiable,
+    same_device,
+)
+from pspnet_fast.ops.operator import Autocast, Operator, overload
 from pspnet_fast.ops.pyramid_pool import pyramid_pool
 from pspnet_fast.reference import DEFAULT_BINS, NormStatistics
 
@@ -42,20 +50,21 @@ def pyramid_levels(
     checked = check_bins(bins)
     check_map("x", x)
     _check_levels(x, weights, norms, checked)
-    backend = select("pyramid_levels", x.device.type)
-    if backend == "reference":
-        return reference.pyramid_levels(x, weights, norms, checked)
-    if differentiable(x, *weights, *(t for norm in norms for t in norm[:4])):
+    if LEVELS.backend(x) != "reference" and differentiable(x, *weights, *(t for norm in norms for t in norm[:4])):
         return _transform(pyramid_pool(x, checked), weights, norms, checked)
     mean, var, gamma, beta, eps = (list(values) for values in zip(*norms, strict=True))
-    output: Tensor = overload("pyramid_levels")(x, checked, list(weights), mean, var, gamma, beta, eps)
+    output: Tensor = LEVELS(x, checked, list(weights), mean, var, gamma, beta, eps)
     return output
 
 
 def _check_levels(x: Tensor, weights: Sequence[Tensor], norms: Sequence[NormStatistics], bins: Sequence[int]) -> None:
+    if x.shape[1] < 1:
+        raise ValueError(f"x has no channels: its shape is {tuple(x.shape)}")
     for name, given in (("weights", weights), ("norms", norms)):
         if len(given) != len(bins):
             raise ValueError(f"{name} must hold one entry for each of {len(bins)} bins, not {len(given)}")
+    for i, weight in enumerate(weights):
+        check_tensor(f"weights[{i}]", weight)
     shape = (*weights[0].shape[:1], x.shape[1], 1, 1)
     for i, (weight, norm) in enumerate(zip(weights, norms, strict=True)):
         if weight.shape != shape:
@@ -86,14 +95,27 @@ def _compose(
     beta: list[Tensor],
     eps: list[float],
 ) -> Tensor:
-    norms = [NormStatistics(*norm) for norm in zip(mean, var, gamma, beta, eps, strict=True)]
-    return _transform(overload("pyramid_pool")(x, bins), weight, norms, bins)
+    return _transform(overload("pyramid_pool")(x, bins), weight, _unpack(mean, var, gamma, beta, eps), bins)
 
 
-def _fake(x: Tensor, bins: list[int], weight: list[Tensor], *norms: list[Tensor] | list[float]) -> Tensor:
+def _define(x: Tensor, bins: list[int], weight: list[Tensor], *norms: list[Any]) -> Tensor:
+    return reference.pyramid_levels(x, weight, _unpack(*norms), bins)
+
+
+def _unpack(*norms: list[Any]) -> list[NormStatistics]:
+    """One normalisation for each level from the operator's lists of mean, var, gamma, beta and eps."""
+    return [NormStatistics(*norm) for norm in zip(*norms, strict=True)]
+
+
+def _fake(x: Tensor, bins: list[int], weight: list[Tensor], *norms: list[Any]) -> Tensor:
     return x.new_empty(x.shape[0], weight[0].shape[0], sum(k * k for k in bins))
 
 
-register_composition("pyramid_levels", _compose)
-register("pyramid_levels", fake=_fake)
-register_autocast("pyramid_levels", lower_precision=True, keep=("mean", "var", "gamma", "beta"))
+LEVELS = Operator(
+    "pyramid_levels",
+    fake=_fake,
+    definition=_define,
+    composition=_compose,
+    composed=True,
+    autocast=Autocast(lower_precision=True, keep=("mean", "var", "gamma", "beta")),
+)

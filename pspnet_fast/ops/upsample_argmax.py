@@ -8,16 +8,8 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.backend import select
-from pspnet_fast.ops._checks import LABEL_DTYPES, check_map
-from pspnet_fast.ops._library import (
-    overload,
-    register,
-    register_autocast,
-    register_composition,
-    register_triton,
-    suffix,
-)
+from pspnet_fast.ops._checks import LABEL_DTYPES, check_map, check_size
+from pspnet_fast.ops.operator import Autocast, Operator
 
 
 def upsample_argmax(
@@ -27,7 +19,7 @@ def upsample_argmax(
 
     Args:
         logits: ``[B, C, h, w]``, floating-point; interpolated in float32 at least.
-        size: ``(H, W)`` of the label map, at least 1 each.
+        size: ``(H, W)`` of the label map, 1 to 2^24 each.
         align_corners: as in ``torch.nn.functional.interpolate``.
         dtype: of the labels: int64, int32, or uint8 (at most 256 classes).
 
@@ -40,40 +32,37 @@ def upsample_argmax(
     Not differentiable.
     """
     check_map("logits", logits)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size must be (height, width) with both at least 1, not {tuple(size)}")
+    check_size(size)
     if dtype not in LABEL_DTYPES:
         raise TypeError(f"dtype must be torch.int64, torch.int32 or torch.uint8, not {dtype}")
     if dtype == torch.uint8 and logits.shape[1] > 256:
         raise ValueError(f"dtype uint8 holds 256 classes, but logits have {logits.shape[1]}; use dtype=torch.int32")
-    logits = logits.detach()
-    backend = select("upsample_argmax", logits.device.type)
-    if backend == "reference":
-        return reference.upsample_argmax(logits, size, align_corners=align_corners, dtype=dtype)
-    labels: Tensor = overload(f"upsample_argmax{suffix(backend)}")(logits, *size, align_corners, dtype)
+    labels: Tensor = ARGMAX(logits.detach(), *size, align_corners, dtype)
     return labels
+
+
+def _define(logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
+    return reference.upsample_argmax(logits, (height, width), align_corners=align_corners, dtype=dtype)
 
 
 def _argmax(logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
     # Image by image, so that full-resolution logits exist for one at a time.
     labels = logits.new_empty((logits.shape[0], height, width), dtype=dtype)
     for image, out in zip(logits.split(1), labels.split(1), strict=True):
-        out.copy_(reference.upsample_argmax(image, (height, width), align_corners=align_corners, dtype=dtype))
+        out.copy_(_define(image, height, width, align_corners, dtype))
     return labels
-
-
-def _triton_argmax(logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
-    from pspnet_fast.triton import upsample_argmax as kernel
-
-    return kernel.upsample_argmax(logits, height, width, align_corners, dtype)
 
 
 def _fake_argmax(logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
     return logits.new_empty((logits.shape[0], height, width), dtype=dtype)
 
 
-register_composition("upsample_argmax", _argmax)
-register_triton("upsample_argmax", _triton_argmax)
-for _name in ("upsample_argmax", "upsample_argmax_triton"):
-    register(_name, fake=_fake_argmax)
-    register_autocast(_name)
+ARGMAX = Operator(
+    "upsample_argmax",
+    fake=_fake_argmax,
+    definition=_define,
+    composition=_argmax,
+    composed=True,
+    triton="upsample_argmax:upsample_argmax",
+    autocast=Autocast(),
+)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.backend import select
 from pspnet_fast.ops._checks import check_map, check_target
 from pspnet_fast.ops._cross_entropy import (
-    OPTION_COUNT,
     Options,
     check_options,
     compose_backward,
@@ -22,15 +19,7 @@ from pspnet_fast.ops._cross_entropy import (
     reduce_losses,
     wants_gradient,
 )
-from pspnet_fast.ops._library import (
-    overload,
-    register,
-    register_autocast,
-    register_composition,
-    register_triton,
-    second_gradient,
-    suffix,
-)
+from pspnet_fast.ops.operator import Autocast, Operator, second_gradient
 
 
 def upsample_cross_entropy(
@@ -84,13 +73,12 @@ def upsample_cross_entropy(
         "pixel_weight": pixel_weight,
     }
     packed = check_options(logits, target, **options)
-    backend = select("upsample_cross_entropy", logits.device.type)
-    if backend == "reference":
-        return reference.upsample_cross_entropy(logits, target, **options)
-    loss: Tensor = overload(f"upsample_cross_entropy{suffix(backend)}")(
-        logits, target, wants_gradient(logits), *packed
-    )[0]
+    loss: Tensor = LOSS(logits, target, wants_gradient(logits), *packed)[0]
     return loss
+
+
+def _define(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor]:
+    return (reference.upsample_cross_entropy(logits, target, **Options(*options).as_keywords()),)
 
 
 def _forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,13 +121,12 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     ctx.save_for_backward(output[1], logits, target, output[2], ctx.options.weight, ctx.options.pixel_weight)
 
 
-def _differentiate(backward: str, ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None]:
     if grad is None:
-        return (None,) * (3 + OPTION_COUNT)
+        return (None,)
     *tensors, weight, pixel_weight = ctx.saved_tensors
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    result = overload(backward)(grad, *tensors, *options)
-    return result, None, None, *[None] * OPTION_COUNT
+    return (LOSS_BACKWARD.like(ctx)(grad, *tensors, *options),)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -156,20 +143,24 @@ def _differentiate_again(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ..
         return reference.upsample_cross_entropy(z, target, **keywords)
 
     by_grad, by_logits = second_gradient(definition, [logits], grad, [cotangent])
-    return by_grad, None, by_logits, None, None, *[None] * OPTION_COUNT
+    return by_grad, None, by_logits
 
 
-register_composition("upsample_cross_entropy", _forward)
-register_composition("upsample_cross_entropy_backward", _backward)
-register_triton("upsample_cross_entropy", _triton_forward)
-register_triton("upsample_cross_entropy_backward", _triton_backward)
-for _suffix in ("", "_triton"):
-    _backward_name = f"upsample_cross_entropy_backward{_suffix}"
-    register(
-        f"upsample_cross_entropy{_suffix}",
-        fake=_fake_forward,
-        setup_context=_save_forward,
-        backward=functools.partial(_differentiate, _backward_name),
-    )
-    register(_backward_name, fake=_fake_backward, setup_context=_save_backward, backward=_differentiate_again)
-    register_autocast(f"upsample_cross_entropy{_suffix}")
+LOSS = Operator(
+    "upsample_cross_entropy",
+    fake=_fake_forward,
+    definition=_define,
+    composition=_forward,
+    triton=_triton_forward,
+    save=_save_forward,
+    gradient=_differentiate,
+    autocast=Autocast(),
+)
+LOSS_BACKWARD = Operator(
+    "upsample_cross_entropy_backward",
+    fake=_fake_backward,
+    composition=_backward,
+    triton=_triton_backward,
+    save=_save_backward,
+    gradient=_differentiate_again,
+)

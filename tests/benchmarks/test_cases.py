@@ -26,7 +26,7 @@ from benchmarks.peers import (
 from benchmarks.session import agreeing
 from benchmarks.tables import function_words
 from pspnet_fast import reference
-from pspnet_fast.backend import KERNELS
+from pspnet_fast.ops.operator import OPERATORS
 
 EXACT = Place()
 # Small, and with what distinguishes arrangements: ignored pixels, a crop that is no multiple of the map.
@@ -99,7 +99,7 @@ def test_cases_have_distinct_names(device: str, quick: bool) -> None:
     found = [case for table in TABLES for case in cases_of(table, device, quick=quick)]
     assert len({case.id for case in found}) == len(found)
     assert not any(character.isspace() for case in found for character in case.id)
-    assert {case.operator for case in found} >= {*KERNELS} - {"pyramid_levels", "pyramid_conv_norm_relu",
+    assert {case.operator for case in found} >= {*OPERATORS} - {"pyramid_levels", "pyramid_conv_norm_relu",
                                                               "upsample_cross_entropy"}  # fmt: skip
     assert {case.labels.get("arrangement") for case in found} == {None, SEMSEG, MMSEG, SMP, TRANSFORMERS}
 

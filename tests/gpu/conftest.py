@@ -21,7 +21,8 @@ sys.path[:0] = [str(TESTS), str(TESTS / "ops")]  # for plain_pspnet and exactnes
 # cuBLAS is deterministic only with a fixed workspace, which it reads when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-from pspnet_fast.backend import KERNELS, unavailable, use_backend  # noqa: E402
+from pspnet_fast.backend import kernels, unavailable, use_backend  # noqa: E402
+from pspnet_fast.ops.operator import OPERATORS  # noqa: E402
 
 BACKENDS = ("reference", "triton", "cuda")
 EXPECTED = set(filter(None, os.environ.get("PSPNET_FAST_EXPECT_BACKENDS", "").split(",")))
@@ -40,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Everything in the test runs on this back end."""
     name: str = request.param
-    reasons = {unavailable(operator, name, "cuda") for operator, kernels in KERNELS.items() if name in kernels}
+    reasons = {unavailable(operator, name, "cuda") for operator in OPERATORS if name in kernels(operator)}
     if missing := "; ".join(sorted(reason for reason in reasons if reason)):
         assert name not in EXPECTED, f"{name} was expected, but {missing}"
         pytest.skip(missing)

@@ -9,7 +9,8 @@ import torch
 from exactness import assert_as_exact_as_stock
 from torch import Tensor
 
-from pspnet_fast.backend import BETTER_COMPOSED, KERNELS
+from pspnet_fast.backend import kernels
+from pspnet_fast.ops.operator import OPERATORS
 
 DEVICE = torch.device("cuda")
 HALF = (torch.float16, torch.bfloat16)
@@ -33,7 +34,7 @@ def blocky_labels(batch: int, height: int, width: int, classes: int, block: int 
 
 def require_kernel(operator: str, backend: str) -> None:
     """Skip where the back end runs the stock operators, about which the test would tell nothing."""
-    if backend != "reference" and backend not in KERNELS[operator] and operator not in BETTER_COMPOSED:
+    if backend != "reference" and backend not in kernels(operator) and not OPERATORS[operator].composed:
         pytest.skip(f"{operator} has no {backend} kernel: stock operators run")
 
 

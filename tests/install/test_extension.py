@@ -12,6 +12,7 @@ import pytest
 from pspnet_fast import backend
 from pspnet_fast import report as report_module
 from pspnet_fast.extension import EXTENSION, REBUILD, Extension, load
+from pspnet_fast.ops.operator import OPERATORS
 
 VERSION = "2.99.0"
 BUILT: dict[str, Any] = {"torch": VERSION, "built": ["cpu", "cuda"], "skipped": {}, "compiler": "GNU 12"}
@@ -84,7 +85,7 @@ def test_extension_that_does_not_load(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_report_names_every_operator_and_backend() -> None:
     text = report_module.report()
-    for name in (*backend.KERNELS, *backend.BACKENDS):
+    for name in (*OPERATORS, *backend.BACKENDS):
         assert f"\n{name}" in text or f"\n  {name}" in text
 
 

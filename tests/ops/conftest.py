@@ -26,7 +26,8 @@ import torch
 from running import CUDA_ON_CPU, INTERPRETED, Backend, home
 
 from pspnet_fast import backend as backends
-from pspnet_fast.backend import BETTER_COMPOSED, COMPOSED, KERNELS, use_backend
+from pspnet_fast.backend import COMPOSED, kernels, use_backend
+from pspnet_fast.ops.operator import OPERATORS
 
 if CUDA_ON_CPU is not None:
     sys.path.append(str(Path(__file__).parents[1] / "cuda_on_cpu"))
@@ -48,13 +49,13 @@ hypothesis.settings.load_profile("pspnet_fast")
 
 def implementations(operator: str) -> list[str]:
     """What can run ``operator`` here, as ids of the fixture ``backend``."""
-    kernels = [name for name in KERNELS[operator] if backends.unavailable(operator, name, home(name).type) is None]
+    found = [name for name in kernels(operator) if backends.unavailable(operator, name, home(name).type) is None]
     composed = []
-    if operator in BETTER_COMPOSED and "cpu" not in kernels:
+    if OPERATORS[operator].composed and "cpu" not in found:
         composed.append(COMPOSED)
-    if operator in BETTER_COMPOSED and torch.cuda.is_available() and not {"triton", "cuda"}.intersection(kernels):
+    if OPERATORS[operator].composed and torch.cuda.is_available() and not {"triton", "cuda"}.intersection(found):
         composed.append(f"{COMPOSED}-cuda")
-    return ["reference", *kernels, *composed]
+    return ["reference", *found, *composed]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -9,8 +9,14 @@ import torch
 from running import INTERPRETED, home
 
 from pspnet_fast import BackendError, backend, pyramid_conv, pyramid_pool, reference, use_backend
-from pspnet_fast.backend import BACKENDS, BETTER_COMPOSED, COMPOSED, KERNELS, active_backend, select, unavailable
+from pspnet_fast.backend import BACKENDS, COMPOSED, active_backend, kernels, unavailable
 from pspnet_fast.extension import EXTENSION
+from pspnet_fast.ops.operator import OPERATORS
+
+
+def select(operator: str, device: str) -> str:
+    return backend.select(operator, device, OPERATORS[operator].composed)
+
 
 EXPECTED = set(filter(None, os.environ.get("PSPNET_FAST_EXPECT_BACKENDS", "").split(",")))
 
@@ -18,8 +24,7 @@ EXPECTED = set(filter(None, os.environ.get("PSPNET_FAST_EXPECT_BACKENDS", "").sp
 @pytest.mark.parametrize("name", BACKENDS)
 def test_backend_is_present(name: str) -> None:
     """Tells what this machine's run leaves out; fails for what PSPNET_FAST_EXPECT_BACKENDS says it must not."""
-    owned = [operator for operator, kernels in KERNELS.items() if name in kernels]
-    reasons = {operator: unavailable(operator, name, home(name).type) for operator in owned}
+    reasons = {operator: unavailable(operator, name, home(name).type) for operator in OPERATORS}
     missing = "; ".join(f"{operator}: {reason}" for operator, reason in reasons.items() if reason)
     if missing and name in EXPECTED:
         pytest.fail(f"{name} was expected, but cannot run {missing}")
@@ -65,24 +70,24 @@ def test_composed_operators_refuse_a_backend_of_another_device_too() -> None:
         pyramid_conv(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1), torch.zeros(1, 2, 1, 1), bins=(1,))
 
 
-@pytest.mark.parametrize("operator", KERNELS)
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_auto_takes_the_fastest(operator: str) -> None:
-    fallback = COMPOSED if operator in BETTER_COMPOSED else "reference"
-    usable = "cpu" in KERNELS[operator] and unavailable(operator, "cpu", "cpu") is None
+    fallback = COMPOSED if OPERATORS[operator].composed else "reference"
+    usable = "cpu" in kernels(operator) and unavailable(operator, "cpu", "cpu") is None
     with use_backend("auto"):
         assert select(operator, "cpu") == ("cpu" if usable else fallback)
         # A device that nobody wrote a kernel for works too.
         assert select(operator, "xpu") == fallback
 
 
-@pytest.mark.parametrize("operator", KERNELS)
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("device", ["cpu", "cuda", "meta"])
 def test_reference_is_the_definition_everywhere(operator: str, device: str) -> None:
     with use_backend("reference"):
         assert select(operator, device) == "reference"
 
 
-@pytest.mark.parametrize("operator", KERNELS)
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_select_agrees_with_unavailable(name: str, device: str, operator: str) -> None:
@@ -91,7 +96,7 @@ def test_select_agrees_with_unavailable(name: str, device: str, operator: str) -
             with pytest.raises(BackendError, match=rf"backend '{name}' cannot run {operator} on {device} tensors"):
                 select(operator, device)
         else:
-            own = name in (*KERNELS[operator], "reference")
+            own = name in (*kernels(operator), "reference")
             assert select(operator, device) == (name if own else COMPOSED)
 
 

@@ -26,7 +26,7 @@ from running import (
 from torch import Tensor
 
 from pspnet_fast import pyramid_concat, reference
-from pspnet_fast.ops._library import overload
+from pspnet_fast.ops.operator import overload
 
 OPERATOR = "pyramid_concat"
 
@@ -206,7 +206,7 @@ def test_autocast_keeps_the_dtype(backend: Backend) -> None:
         ((2, 3, 5, 7), (2, 2, 49), (1, 2, 3, 6), r"levels must be \[2, channels, 50\] .* not \(2, 2, 49\)"),
         ((2, 3, 5, 7), (1, 2, 50), (1, 2, 3, 6), r"levels must be \[2, channels, 50\] .* not \(1, 2, 50\)"),
         ((2, 3, 5, 7), (2, 2, 7, 7), (7,), r"levels must be \[2, channels, 49\] .* not \(2, 2, 7, 7\)"),
-        ((2, 3, 5, 7), (2, 2, 50), (1, -2), r"bins must be positive integers .* not \(1, -2\)"),
+        ((2, 3, 5, 7), (2, 2, 50), (1, -2), r"bins must be a sequence of integers .* not \(1, -2\)"),
     ],
 )
 def test_bad_arguments(

@@ -167,12 +167,17 @@ def test_more_elements_than_int32_counts(backend: Backend, layout: str) -> None:
     ("x", "bins", "error", "words"),
     [
         (torch.zeros(3, 7, 9), PSPNET, ValueError, r"x must be \[B, C, H, W\], not of shape \(3, 7, 9\)"),
-        (torch.zeros(1, 3, 0, 9), PSPNET, ValueError, r"x has no cells: its shape is \(1, 3, 0, 9\)"),
+        (torch.zeros(1, 3, 0, 9), PSPNET, ValueError, r"x has no pixels: its shape is \(1, 3, 0, 9\)"),
         (torch.zeros(1, 3, 7, 9).int(), PSPNET, TypeError, r"not torch.int32; convert it with x.float\(\)"),
-        (torch.zeros(1, 3, 7, 9), (), ValueError, r"bins must be positive integers such as \(1, 2, 3, 6\), not \(\)"),
-        (torch.zeros(1, 3, 7, 9), (1, 0), ValueError, r"bins must be positive integers .* not \(1, 0\)"),
-        (torch.zeros(1, 3, 7, 9), (1, 2.0), ValueError, r"bins must be positive integers .* not \(1, 2.0\)"),
-        (torch.zeros(1, 3, 7, 9), (True,), ValueError, r"bins must be positive integers .* not \(True,\)"),
+        (
+            torch.zeros(1, 3, 7, 9),
+            (),
+            ValueError,
+            r"bins must be a sequence of integers of 1 to 4096 such as \(1, 2, 3, 6\), not \(\)",
+        ),
+        (torch.zeros(1, 3, 7, 9), (1, 0), ValueError, r"bins must be a sequence of integers .* not \(1, 0\)"),
+        (torch.zeros(1, 3, 7, 9), (1, 2.0), ValueError, r"bins must be a sequence of integers .* not \(1, 2.0\)"),
+        (torch.zeros(1, 3, 7, 9), (True,), ValueError, r"bins must be a sequence of integers .* not \(True,\)"),
     ],
 )
 def test_bad_arguments(backend: Backend, x: Tensor, bins: Sequence[int], error: type[Exception], words: str) -> None:

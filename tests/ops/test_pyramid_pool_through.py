@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pspnet_fast import reference
-from pspnet_fast.ops._library import overload
+from pspnet_fast.ops.operator import overload
 from pspnet_fast.ops.pyramid_pool import _compose_backward_add, pyramid_pool_through
 
 OPERATOR = "pyramid_pool"

@@ -268,7 +268,7 @@ def test_bad_arguments(backend: Backend, changed: dict[str, Any], error: type[Ex
     [
         (torch.zeros(3, 4, 5), ValueError, r"logits must be \[B, C, H, W\], not of shape \(3, 4, 5\)"),
         (torch.zeros(2, 3, 4, 5, dtype=torch.int32), TypeError, r"logits must be floating-point, not torch.int32"),
-        (torch.zeros(2, 3, 4, 0), ValueError, r"logits has no cells: its shape is \(2, 3, 4, 0\)"),
+        (torch.zeros(2, 3, 4, 0), ValueError, r"logits has no pixels: its shape is \(2, 3, 4, 0\)"),
     ],
 )
 def test_bad_logits(backend: Backend, logits: Tensor, error: type[Exception], words: str) -> None:

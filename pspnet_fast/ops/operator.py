@@ -1,0 +1,225 @@
+"""The declaration of an operator: everything that the dispatcher, autograd and ``torch.compile`` know about it.
+
+``pspnet_fast/schemas.txt`` lists the schemas. csrc/ops.cpp registers them and the C++ and CUDA kernels; without the
+extension they are defined here, so that ``torch.ops.pspnet_fast`` is complete in every installation and exported
+programs load everywhere. An :class:`Operator` registers two variants: ``name``, which has the C++ and CUDA kernels and
+the composition of PyTorch operators for every other device, and ``name_triton``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pspnet_fast import backend
+from pspnet_fast.extension import EXTENSION
+
+NAMESPACE = "pspnet_fast"
+
+
+def read_schemas(path: Path) -> dict[str, str]:
+    """The schemas of ``schemas.txt`` by the names of their operators; each as ``(arguments) -> results``."""
+    schemas, definitions = {}, {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("$"):
+            key, definitions[key] = line.split(" = ", 1)
+        elif line and not line.startswith("#"):
+            for key, text in definitions.items():
+                line = line.replace(key, text)
+            name, schema = line.split("(", 1)
+            schemas[name] = f"({schema}"
+    return schemas
+
+
+SCHEMAS = read_schemas(Path(__file__).parents[1] / "schemas.txt")
+OPERATORS: dict[str, Operator] = {}  # those with a definition: what users call, without the backward operators
+
+if EXTENSION.cpu is not None:
+    for _name, _schema in SCHEMAS.items():
+        torch.library.define(f"{NAMESPACE}::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
+
+
+def overload(name: str) -> Any:
+    """``torch.ops.pspnet_fast.<name>.default``."""
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """What an operator does under autocast, which is off inside it either way.
+
+    Attributes:
+        lower_precision: whether tensors are cast to the autocast dtype, as for a convolution; else they keep theirs.
+        keep: the arguments that keep their dtype anyway.
+    """
+
+    lower_precision: bool = False
+    keep: tuple[str, ...] = ()
+
+
+class Operator:
+    """One operator of ``schemas.txt``; calling it runs it on the back end in force.
+
+    Args:
+        name: as in ``schemas.txt``.
+        fake: shapes, dtypes and strides of the results, of the operator's arguments.
+        composition: the operator made of PyTorch operators, for every device without a native kernel.
+        definition: the same function in stock operators (:mod:`pspnet_fast.reference`); None for backward operators.
+        composed: whether the composition is better than the definition, where no kernel can run.
+        triton: "module:function" below :mod:`pspnet_fast.triton`, imported at the first call; or a function.
+        save: ``save(ctx, inputs, output)``, what the gradient needs; ``ctx.variant`` is set already.
+        gradient: ``gradient(ctx, *grads)``, the gradients of the first arguments; those of the others are None.
+        autocast: None for operators that autocast never sees, as backward's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        fake: Callable[..., Any],
+        composition: Callable[..., Any],
+        definition: Callable[..., Any] | None = None,
+        composed: bool = False,
+        triton: str | Callable[..., Any] | None = None,
+        save: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
+        gradient: Callable[..., Sequence[Tensor | None]] | None = None,
+        autocast: Autocast | None = None,
+    ) -> None:
+        self.name = name
+        self.definition = definition
+        self.composed = composed
+        self._save, self._gradient = save, gradient
+        self._variants = {"": overload(name)}
+
+        torch.library.impl(f"{NAMESPACE}::{name}", "CompositeExplicitAutograd")(composition)
+        if triton is not None:
+            qualified = f"{NAMESPACE}::{name}_triton"
+            torch.library.define(qualified, SCHEMAS[name], tags=torch.Tag.pt2_compliant_tag)
+            kernel = _imported_at_first_call(triton) if isinstance(triton, str) else triton
+            torch.library.impl(qualified, "CompositeExplicitAutograd")(kernel)
+            self._variants["_triton"] = overload(f"{name}_triton")
+
+        for variant, function in self._variants.items():
+            torch.library.register_fake(function.name(), fake)
+            if gradient is not None:
+                self._register_gradient(variant)
+            if autocast is not None:
+                _register_autocast(function, autocast)
+        if definition is not None:
+            OPERATORS[name] = self
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The operator on the back end for the device of its first argument."""
+        chosen = self.backend(arguments[0])
+        if chosen == "reference" and self.definition is not None:
+            return self.definition(*arguments)
+        return self.run(chosen, *arguments)
+
+    def backend(self, tensor: Tensor) -> str:
+        """What the operator runs on for ``tensor``'s device, see :func:`pspnet_fast.backend.select`."""
+        return backend.select(self.name, tensor.device.type, self.composed)
+
+    def run(self, chosen: str, *arguments: Any) -> Any:
+        """The operator on ``chosen``, which is not "reference"."""
+        if self._gradient is not None and not torch.compiler.is_compiling():
+            arguments = _savable(arguments)
+        return self._variants["_triton" if chosen == "triton" else ""](*arguments)
+
+    def like(self, ctx: Any) -> Any:
+        """This operator in the variant whose forward left ``ctx``, so that backward runs where forward ran."""
+        return self._variants[ctx.variant]
+
+    def _register_gradient(self, variant: str) -> None:
+        function = self._variants[variant]
+        count = len(function._schema.arguments)
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.variant = variant
+            if self._save is not None:
+                self._save(ctx, inputs, output)
+
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            assert self._gradient is not None
+            found = self._gradient(ctx, *grads)
+            return *found, *[None] * (count - len(found))
+
+        torch.library.register_autograd(function.name(), backward, setup_context=setup_context)
+
+
+def _imported_at_first_call(path: str) -> Callable[..., Any]:
+    module, function = path.split(":")
+
+    def kernel(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"pspnet_fast.triton.{module}"), function)(*arguments)
+
+    return kernel
+
+
+def _savable(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments; where autograd will save them, copies of those that come from inference mode."""
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+        return arguments
+    if not any(t.is_inference() for t in tensors):
+        return arguments
+    return tuple(a.clone() if isinstance(a, Tensor) and a.is_inference() else a for a in arguments)
+
+
+def _register_autocast(function: Any, autocast: Autocast) -> None:
+    # torch.library.register_autocast knows only a fixed dtype.
+    lowered = [autocast.lower_precision and a.name not in autocast.keep for a in function._schema.arguments]
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        kernel = _autocast_kernel(function, device_type, key, lowered)
+        torch.library.impl(function.name(), key)(kernel)
+
+
+def _autocast_kernel(function: Any, device_type: str, key: str, lowered: Sequence[bool]) -> Callable[..., Any]:
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def kernel(*arguments: Any) -> Any:
+        # Off inside, so that it does not reach the PyTorch operators that a composition is made of.
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            if any(lowered):
+                dtype = torch.get_autocast_dtype(device_type)
+                arguments = tuple(_lower(a, dtype) if low else a for a, low in zip(arguments, lowered, strict=False))
+            return function(*arguments)
+
+    return kernel
+
+
+def _lower(argument: Any, dtype: torch.dtype) -> Any:
+    if isinstance(argument, list):
+        return [_lower(a, dtype) for a in argument]
+    if isinstance(argument, Tensor) and argument.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return argument.to(dtype)
+    return argument
+
+
+def second_gradient(
+    function: Callable[..., Any], inputs: Sequence[Tensor], grad: Tensor, cotangents: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Differentiate a backward pass once more, by the definition of its forward.
+
+    Args:
+        function: the definition of the forward operator, over the tensors ``inputs``.
+        inputs: the differentiable inputs of forward.
+        grad: the upstream gradient that backward was given.
+        cotangents: the gradients with respect to backward's results, one per input; None where there is none.
+
+    Returns:
+        The gradients with respect to ``grad`` and to each of ``inputs``.
+    """
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        upstream = grad.detach().requires_grad_()
+        first = torch.autograd.grad(function(*leaves), leaves, upstream, create_graph=True)
+        wanted = [(f, c) for f, c in zip(first, cotangents, strict=True) if c is not None]
+        return list(
+            torch.autograd.grad([f for f, _ in wanted], [upstream, *leaves], [c for _, c in wanted], allow_unused=True)
+        )

@@ -1,0 +1,169 @@
+"""Forward-mode differentiation, torch.func and torch.jit.trace: every operator gives what its definition does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from running import draw_norm, random
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from pspnet_fast import BackendError, ops, use_backend
+from pspnet_fast.backend import kernels
+from pspnet_fast.nn import PyramidPooling
+from pspnet_fast.ops.operator import OPERATORS
+
+BINS = (1, 2)
+
+
+class Case(NamedTuple):
+    """A public function of one image's differentiable ``inputs``; each is given without its batch axis."""
+
+    function: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+
+
+def case(name: str) -> Case:
+    x, levels, weight = random(3, 5, 4), random(2, 5), random(4, 7, 3, 3)
+    logits, target = random(3, 3, 4), torch.randint(0, 3, (1, 7, 9))
+    norm, level_norms = draw_norm(4), [draw_norm(2) for _ in BINS]
+    projections = [random(2, 3, 1, 1) for _ in BINS]
+    chosen: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+        "pyramid_pool": (lambda x: ops.pyramid_pool(x[None], BINS), (x,)),
+        "pyramid_levels": (lambda x: ops.pyramid_levels(x[None], projections, level_norms, BINS), (x,)),
+        "pyramid_concat": (lambda x, p: ops.pyramid_concat(x[None], p[None], bins=BINS), (x, levels)),
+        "pyramid_conv": (lambda x, p: ops.pyramid_conv(x[None], p[None], weight, bins=BINS), (x, levels)),
+        "pyramid_conv_norm_relu": (
+            lambda x, p: ops.pyramid_conv_norm_relu(x[None], p[None], weight, norm, bins=BINS),
+            (x, levels),
+        ),
+        "upsample_cross_entropy": (lambda z: ops.upsample_cross_entropy(z[None], target), (logits,)),
+        "dual_cross_entropy": (
+            lambda z, a: ops.dual_cross_entropy(z[None], a[None], target).loss,
+            (logits, random(3, 2, 3)),
+        ),
+        "upsample_argmax": (lambda z: ops.upsample_argmax(z[None], (7, 9)), (logits,)),
+    }
+    return Case(*chosen[name])
+
+
+DIFFERENTIABLE = [name for name in OPERATORS if name != "upsample_argmax"]
+
+
+def as_definition(transformed: Callable[..., Any], *arguments: Any) -> None:
+    """Holds ``transformed`` to what it gives on the definition."""
+    with use_backend("reference"):
+        expected = transformed(*arguments)
+    torch.testing.assert_close(transformed(*arguments), expected, rtol=1e-4, atol=1e-5)
+
+
+def batches(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.stack([t, t.flip(-1), 2 * t]) for t in inputs)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_tangents(name: str) -> None:
+    function, inputs = case(name)
+    tangents = tuple(torch.randn_like(t) for t in inputs)
+
+    def dual_tensors() -> Tensor:
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(t, d) for t, d in zip(inputs, tangents, strict=True)]
+            tangent = forward_ad.unpack_dual(function(*duals)).tangent
+        assert tangent is not None
+        return tangent
+
+    assert dual_tensors().abs().max() > 0
+    as_definition(dual_tensors)
+    as_definition(lambda: torch.func.jvp(function, inputs, tangents))
+    as_definition(lambda: torch.func.jacfwd(function)(*inputs))
+    if "norm" in name or name == "pyramid_levels":
+        return  # torch cannot compile the tangent of its own batch normalisation
+    compiled = torch.compile(lambda: torch.func.jvp(function, inputs, tangents), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(), torch.func.jvp(function, inputs, tangents))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_vmap(name: str) -> None:
+    function, inputs = case(name)
+    as_definition(torch.func.vmap(function), *batches(inputs))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_under_transforms(name: str) -> None:
+    function, inputs = case(name)
+
+    def scalar(*tensors: Tensor) -> Tensor:
+        return function(*tensors).square().sum()
+
+    gradient = torch.func.grad(scalar, argnums=tuple(range(len(inputs))))
+    as_definition(gradient, *inputs)
+    as_definition(torch.func.vmap(gradient), *batches(inputs))  # a gradient for each sample
+    as_definition(lambda: torch.func.vjp(scalar, *inputs)[1](torch.ones(())))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_through_vmap(name: str) -> None:
+    function, inputs = case(name)
+
+    def gradients() -> tuple[Tensor, ...]:
+        leaves = [t.requires_grad_() for t in batches(inputs)]
+        return torch.autograd.grad(torch.func.vmap(function)(*leaves).sum(), leaves)
+
+    as_definition(gradients)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_jit_trace_records_the_definition_where_gradients_are_enabled(name: str) -> None:
+    function, inputs = case(name)
+    leaves = tuple(t.requires_grad_() for t in inputs)
+    traced = torch.jit.trace(function, leaves, check_trace=False)
+    assert "pspnet_fast::" not in str(traced.graph)
+    torch.testing.assert_close(traced(*leaves), function(*leaves))
+
+
+@pytest.mark.skipif("cpu" not in kernels("pyramid_pool"), reason="there are no kernels to refuse")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_forced_backend_refuses_transforms(name: str) -> None:
+    function, inputs = case(name)
+    message = rf"backend 'cpu' cannot run {name} under a transform of torch.func. Use use_backend\('reference'\)"
+    with use_backend("cpu"), pytest.raises(BackendError, match=message):
+        torch.func.vmap(function)(*batches(inputs))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramid = PyramidPooling(4, 2, BINS, norm="group")
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pyramid(x))
+
+
+def test_per_sample_gradients_of_a_network() -> None:
+    net, images = Net(), random(3, 4, 6, 5)
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(net, parameters, image[None]).square().mean()
+
+    as_definition(torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0)), parameters, images)
+
+
+@pytest.mark.parametrize("name", ["pyramid_conv", "pyramid_concat", "pyramid_conv_norm_relu"])
+def test_inputs_of_inference_mode_under_a_trainable_weight(name: str) -> None:
+    with torch.inference_mode():
+        x = random(2, 3, 5, 4)
+    levels, weight = random(2, 2, 5).requires_grad_(), random(4, 7, 3, 3).requires_grad_()
+    if name == "pyramid_concat":
+        result = ops.pyramid_concat(x, levels, bins=BINS)
+    elif name == "pyramid_conv":
+        result = ops.pyramid_conv(x, levels, weight, bins=BINS)
+    else:
+        result = ops.pyramid_conv_norm_relu(x, levels, weight, draw_norm(4), bins=BINS)
+    (gradient,) = torch.autograd.grad(result.sum(), levels)
+    assert gradient.isfinite().all()
