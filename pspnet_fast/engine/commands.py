@@ -35,6 +35,7 @@ from .distributed import join_world
 from .errors import ConfigError
 from .evaluate import evaluate as evaluate_model
 from .models import check_classes, load_trained
+from .run_folder import no_run_named
 from .train import chosen_backend
 from .train import train as train_model
 
@@ -140,6 +141,8 @@ def _config_source(config: str | None, data: str | None, folder: Path | None, re
         if not (folder / "config.yaml").is_file():
             raise ConfigError(f"{folder} holds no run (no config.yaml): name the folder of the run to resume")
         return str(folder / "config.yaml")
+    if resume:
+        raise no_run_named()
     if data in DEFAULT_CONFIGS:
         return DEFAULT_CONFIGS[data]
     raise ConfigError(

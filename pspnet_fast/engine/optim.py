@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from pspnet_fast.nn import PSPNet
 
@@ -58,26 +59,24 @@ class PolySchedule:
         return float(optimizer.param_groups[0]["lr"])
 
 
-class AveragedWeights:
-    """Exponential moving average of a model's parameters and floating-point buffers.
+def averaged_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of a model's parameters and floating-point buffers, in ``.module``.
 
     After n updates the decay is ``min(decay, (1 + n) / (10 + n))``: a short run does not average its random start.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def average(averages: Any, values: Any, _: Any) -> None:
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, values)
+            return
+        updates = averaged_updates(averaged)  # not the argument, which lies on the device: reading it would wait
+        torch._foreach_lerp_(averages, values, 1.0 - min(decay, (1 + updates) / (10 + updates)))
 
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        averages: list[torch.Tensor] = []
-        values: list[torch.Tensor] = []
-        for average, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value)
-            else:
-                average.copy_(value)
-        torch._foreach_lerp_(averages, values, 1.0 - decay)
+    averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True).eval().requires_grad_(False)
+    averaged.n_averaged += 1  # the copy of the start counts, so that the first update is an average with it
+    return averaged
+
+
+def averaged_updates(averaged: AveragedModel) -> int:
+    """The number of updates so far."""
+    return int(averaged.n_averaged) - 1

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from pspnet_fast.data import DatasetInfo
+
+from .config import TrainConfig
+from .inference import autocast, predict_labels
 
 
 def colorize(labels: Tensor, info: DatasetInfo) -> Tensor:
@@ -32,3 +36,18 @@ def panel(
     scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
     picture = (image.cpu() * scale + shift).clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0)
     return torch.cat([picture, colorize(label, info), colorize(prediction, info)], dim=1)
+
+
+@torch.inference_mode()
+def validation_panels(model: nn.Module, dataset: Any, info: DatasetInfo, config: TrainConfig) -> Iterator[Tensor]:
+    """A :func:`panel` of each of the first ``run.pictures`` samples; the model's training mode is kept."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    for i in range(min(config.run.pictures, len(dataset))):
+        image, label = dataset[i]
+        batch = image[None].to(device, memory_format=torch.channels_last)
+        with autocast(device, config.run.amp):
+            prediction = predict_labels(model, batch, config.eval)[0]
+        yield panel(image, label, prediction, info, config.data.mean, config.data.std)
+    model.train(was_training)

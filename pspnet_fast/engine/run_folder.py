@@ -26,8 +26,15 @@ def run_folder(config: TrainConfig, name: str, resume: bool) -> Path:
     if config.run.folder is not None:
         return Path(config.run.folder)
     if resume:
-        raise ConfigError("which run should be resumed? name it with --folder DIR")
+        raise no_run_named()
     return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def no_run_named() -> ConfigError:
+    """The error for a resume without a folder; names the run that was saved last, if there is one."""
+    runs = sorted(Path("runs").glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
+    hint = f"; the last one is --folder {runs[-1].parent}" if runs else ""
+    return ConfigError(f"--resume needs the run to go on with: name its folder with --folder DIR{hint}")
 
 
 @contextmanager

@@ -83,7 +83,8 @@ class RunLog:
             self.board = SummaryWriter(str(self.board_folder), purge_step=step + 1 if step else None)
         _append_versions(folder / "versions.yaml", versions(device, step))
         self.bar = tqdm(total=1.0, desc="train", bar_format=_BAR, disable=not sys.stderr.isatty(), smoothing=0.1)
-        self.status, self.line_time, self.closing = "starting", time.monotonic(), threading.Event()
+        self.status, self.closing = "starting", threading.Event()
+        self.line_time = self.bar_time = time.monotonic()
         if self.bar.disable:
             threading.Thread(target=self._repeat_status, daemon=True).start()
 
@@ -107,18 +108,19 @@ class RunLog:
         defined = [name for name, value in row.items() if name != "step" and value == value]
         self._show((tags[name], row[name], row["step"]) for name in defined)
 
-    def picture(self, name: str, panel: torch.Tensor, step: int) -> None:
-        """Show uint8 [H, W, 3]."""
-        if self.enabled:
+    def show_panels(self, panels: Iterable[torch.Tensor], step: int) -> None:
+        """Show uint8 [H, W, 3] each."""
+        for i, panel in enumerate(panels):
             with output_errors(self.board_folder):
-                self.board.add_image(name, panel.numpy(), step, dataformats="HWC")
+                self.board.add_image(f"val/{i}", panel.numpy(), step, dataformats="HWC")
 
     def progress(self, fraction: float, status: str) -> None:
         """Move the bar, or print a line now and then where standard error is no terminal."""
         if not self.enabled:
             return
         self.status = f"train {100 * fraction:5.1f}%  {status}"
-        if not self.bar.disable:
+        if not self.bar.disable and time.monotonic() - self.bar_time >= 0.2:
+            self.bar_time = time.monotonic()
             self.bar.n = min(fraction, 1.0)
             self.bar.set_postfix_str(status)
 

@@ -106,7 +106,7 @@ def loader_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         pattern = r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: \w+|exited)"
-        ended = re.search(pattern, str(error))
+        ended = re.search(pattern, f"{error.__cause__}\n{error}")
         if ended is None:
             raise
         raise LoaderError(

@@ -20,7 +20,7 @@ from .config_io import changed_keys
 from .distributed import World
 from .errors import CheckpointError, ConfigError
 from .models import build_model, check_classes, dataset_record, read_dataset_record
-from .optim import AveragedWeights, PolySchedule, build_sgd
+from .optim import PolySchedule, averaged_updates, averaged_weights, build_sgd
 from .sampling import mix
 
 
@@ -74,7 +74,7 @@ class TrainingState:
 
         self.optimizer = build_sgd(self.model, options)
         self.schedule = PolySchedule(options.power, options.warmup_steps)
-        self.average = AveragedWeights(self.model, options.ema) if options.ema else None
+        self.average = averaged_weights(self.model, options.ema) if options.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
 
         self.parallel: DistributedDataParallel | None = None
@@ -92,7 +92,7 @@ class TrainingState:
     @property
     def evaluated(self) -> nn.Module:
         """The network that is validated and kept as best: with averaged weights, where those are on."""
-        return self.model if self.average is None else self.average.model
+        return self.model if self.average is None else self.average.module
 
     def update(self) -> None:
         """The optimizer step on the gradients at hand; they are cleared and the step is counted."""
@@ -100,7 +100,7 @@ class TrainingState:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(self.model)
+            self.average.update_parameters(self.model)
         self.step += 1
 
     def save_last(self, path: Path, steps_per_epoch: int, elapsed: float) -> None:
@@ -120,7 +120,8 @@ class TrainingState:
             "skipped": self.skipped,
         }
         if self.average is not None:
-            state["ema"] = {"model": self.average.model.state_dict(), "updates": self.average.updates}
+            updates = averaged_updates(self.average)
+            state["ema"] = {"model": self.average.module.state_dict(), "updates": updates}
         self.world.on_main(lambda: checkpoint.save(state, path))
 
     def save_best(self, path: Path, metrics: dict[str, float]) -> None:
@@ -144,8 +145,8 @@ class TrainingState:
             if state["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
             if self.average is not None and "ema" in state:
-                self._restore_model(self.average.model, state["ema"]["model"], path)
-                self.average.updates = state["ema"]["updates"]
+                self._restore_model(self.average.module, state["ema"]["model"], path)
+                self.average.n_averaged.fill_(state["ema"]["updates"] + 1)
             self.step, self.skipped = state["step"], state["skipped"]
             self.best = state["best"] if state["best"] >= 0 else math.nan  # -1: none, in earlier versions
             self.validated = state.get("validated", self.step)  # earlier versions saved after the validation

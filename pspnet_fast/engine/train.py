@@ -25,9 +25,9 @@ from .datasets import open_split
 from .distributed import World, join_world
 from .errors import DivergedError
 from .evaluate import eval_loader, evaluate_loader
-from .inference import autocast, predict_labels
+from .inference import autocast
 from .metrics import Metrics
-from .pictures import panel
+from .pictures import validation_panels
 from .progress import Progress
 from .run_folder import claimed, run_folder
 from .run_log import RunLog, draw_losses, remaining
@@ -271,7 +271,9 @@ class Trainer:
             metrics = evaluate_loader(
                 state.evaluated, self.val_loader, self.info, config.eval, amp=config.run.amp, world=self.world
             )
-            self._show_pictures()
+            if self.world.is_main:
+                panels = validation_panels(state.evaluated, self.val_loader.dataset, self.info, config)
+                self.log.show_panels(panels, state.step)
         summary = metrics.summary()
         row = {
             "step": state.step,
@@ -295,22 +297,3 @@ class Trainer:
             f"step {state.step}: mIoU {100 * summary['miou']:.2f}, mAcc {100 * summary['macc']:.2f}, "
             f"pixels {100 * summary['accuracy']:.2f}{' (best)' if improved else ''}"
         )
-
-    @torch.inference_mode()
-    def _show_pictures(self) -> None:
-        """The first validation images with their labels and predictions, in TensorBoard."""
-        if not self.world.is_main:
-            return
-        model, data = self.state.evaluated, self.config.data
-        was_training = model.training
-        model.eval()
-        share = self.val_loader.dataset
-        for i in range(min(self.config.run.pictures, len(share))):  # type: ignore[arg-type]
-            image, label = share[i]
-            batch = image[None].to(self.world.device, memory_format=self.state.layout)
-            with autocast(self.world.device, self.config.run.amp):
-                prediction = predict_labels(model, batch, self.config.eval)[0]
-            self.log.picture(
-                f"val/{i}", panel(image, label, prediction, self.info, data.mean, data.std), self.state.step
-            )
-        model.train(was_training)

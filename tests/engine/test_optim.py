@@ -13,7 +13,7 @@ from pspnet_fast.data import open_dataset
 from pspnet_fast.engine import ConfigError, OptimConfig
 from pspnet_fast.engine.class_weights import label_counts, median_frequency_weights, training_class_weights
 from pspnet_fast.engine.distributed import World
-from pspnet_fast.engine.optim import AveragedWeights, PolySchedule, build_sgd, parameter_groups
+from pspnet_fast.engine.optim import PolySchedule, averaged_updates, averaged_weights, build_sgd, parameter_groups
 
 WORLD = World(torch.device("cpu"))
 
@@ -49,18 +49,19 @@ def test_schedule_keeps_the_ratio_of_the_groups() -> None:
 
 def test_averaged_weights() -> None:
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
-    average = AveragedWeights(model, decay=0.5)
+    average = averaged_weights(model, decay=0.5)
     expected = model[0].weight.detach().clone()
     for n in range(20):
         with torch.no_grad():
             model[0].weight.add_(1.0)
             model[1].num_batches_tracked.add_(1)
-        average.update(model)
+        average.update_parameters(model)
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
-    torch.testing.assert_close(average.model[0].weight, expected)
-    assert average.model[1].num_batches_tracked == 20
-    assert not average.model[0].weight.requires_grad
+    torch.testing.assert_close(average.module[0].weight, expected)
+    assert average.module[1].num_batches_tracked == 20
+    assert averaged_updates(average) == 20
+    assert not average.module[0].weight.requires_grad
 
 
 def test_median_frequency_weights() -> None:

@@ -10,8 +10,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from pspnet_fast.engine import CheckpointError, ConfigError
+from pspnet_fast.engine.commands import app
 from pspnet_fast.engine.run_folder import claimed
 from pspnet_fast.files import OutputError
 
@@ -82,3 +84,16 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     folder = {"a file": file, "below a file": file / "run", "not writable": Path("/proc/run")}[place]
     with pytest.raises(OutputError, match=rf"{folder}: cannot be written"), claimed(folder, resume=False):
         pass
+
+
+def test_resume_alone_names_the_last_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = ["train", "--resume"]
+    for hint in ("--folder DIR", "the last one is --folder runs/b"):
+        result = CliRunner().invoke(app, call, env={"COLUMNS": "200"})
+        assert result.exit_code == 2
+        assert hint in result.stderr
+        for age, name in enumerate(("b", "a")):
+            (tmp_path / "runs" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "runs" / name / "last.pt").touch()
+            os.utime(tmp_path / "runs" / name / "last.pt", (1000 - age, 1000 - age))

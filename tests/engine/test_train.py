@@ -248,7 +248,7 @@ def test_tensorboard_on_a_full_disk(tmp_path: Path) -> None:
 
     def fill() -> None:
         for step in range(200):
-            log.picture("noise", picture, step)
+            log.show_panels([picture], step)
             with suppress(OSError):
                 log.board.flush()  # waits for the thread
 
