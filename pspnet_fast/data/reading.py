@@ -165,7 +165,7 @@ def _opened(path: Path, options: ReadOptions) -> Any:
     except Image.DecompressionBombError as error:
         raise DatasetError(
             f"{path}: {str(error).split(',')[0]}; if the file can be trusted, raise the limit with data.max_pixels "
-            "(predict and check: --max-pixels)"
+            "(predict: --max-pixels)"
         ) from error
     except _DECODE_ERRORS as error:
         raise _corrupt(path, error) from error

@@ -7,13 +7,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pspnet_fast.data import DatasetError, draw_scene, open_dataset, write_scenes
-from pspnet_fast.data.scenes import write
+from pspnet_fast.data import DatasetError, draw_scene, open_dataset, scenes, write_scenes
 
 SIZE = (60, 80)
 
@@ -101,7 +101,7 @@ def test_more_scenes_begin_with_the_same_ones(tmp_path: Path) -> None:
 
 def test_second_call_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_scenes(tmp_path / "s", train=1, val=1, size=SIZE)
-    monkeypatch.setattr(write, "draw_scene", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(scenes, "draw_scene", lambda *_: pytest.fail("drawn again"))
     assert write_scenes(tmp_path / "s", train=1, val=1, size=SIZE) == tmp_path / "s"
 
 
@@ -109,7 +109,7 @@ def test_second_call_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_other_scenes_are_not_replaced(tmp_path: Path, change: dict) -> None:
     arguments = {"train": 1, "val": 1, "size": SIZE, "seed": 0}
     write_scenes(tmp_path / "s", **arguments)
-    with pytest.raises(DatasetError, match=r"scenes.json: holds other scenes.*choose another folder or delete"):
+    with pytest.raises(DatasetError, match=r"scenes.json: holds other scenes.*choose another folder"):
         write_scenes(tmp_path / "s", **{**arguments, **change})
 
 
@@ -132,7 +132,7 @@ def test_broken_off_run_leaves_no_half_data_set(tmp_path: Path, monkeypatch: pyt
             raise KeyboardInterrupt
         return draw_scene(seed, size)
 
-    monkeypatch.setattr(write, "draw_scene", third_fails)
+    monkeypatch.setattr(scenes, "draw_scene", third_fails)
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path / "s", train=3, val=1, size=SIZE)
     assert not (tmp_path / "s").exists()
@@ -141,16 +141,13 @@ def test_broken_off_run_leaves_no_half_data_set(tmp_path: Path, monkeypatch: pyt
 def test_two_writers_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second process that finishes first, with the same scenes, is no error."""
     arguments = {"train": 1, "val": 1, "size": SIZE, "seed": 0}
-    split = write._write_split
-    others = []
 
-    def other_is_faster(*args: object) -> None:
-        split(*args)
-        if not others:
-            others.append(True)
-            write_scenes(tmp_path / "s", **arguments)
+    def other_is_faster(*args: Any) -> tuple[np.ndarray, np.ndarray]:
+        monkeypatch.undo()
+        write_scenes(tmp_path / "s", **arguments)
+        return draw_scene(*args)
 
-    monkeypatch.setattr(write, "_write_split", other_is_faster)
+    monkeypatch.setattr(scenes, "draw_scene", other_is_faster)
     write_scenes(tmp_path / "s", **arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
