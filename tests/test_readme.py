@@ -29,7 +29,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Beside the README the project's other pages: their commands must not rot either.
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/benchmarks.md")
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "benchmarks/README.md",
+        "docs/benchmarks.md",
+        "docs/add_an_operator.md",
+    )
 }
 
 
