@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.render_training import aux_weight
 from benchmarks.results import RESULTS, ROOT, machine, write_json
 from pspnet_fast.data import write_scenes
 from pspnet_fast.engine import TrainConfig, load_config, train
@@ -156,31 +157,6 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": deviation, "min": low, "max": high, "values": [round(value, 6) for value in values]}
 
 
-def verdict(rows: Sequence[Mapping[str, Any]], key: str) -> str:
-    """'is higher in every seed with λ=0.2, 0.4; not of one sign over the seeds with λ=1'."""
-    groups: dict[str, list[str]] = {}
-    for row in rows:
-        low, high = row[key]["min"], row[key]["max"]
-        kind = "higher in every seed" if low > 0 else "lower in every seed"
-        if low <= 0 <= high:
-            kind = "not of one sign over the seeds"
-        groups.setdefault(kind, []).append(f"{row['weight']:g}")
-    return "is " + "; ".join(f"{kind} with λ={', '.join(weights)}" for kind, weights in groups.items())
-
-
-def sentences(results: Mapping[str, Any]) -> str:
-    """What the runs say of the claim, and how little so few seeds can say."""
-    others = [row for row in results["summary"]["weights"] if row["weight"] > 0]
-    n = len(results["summary"]["seeds"])
-    tried = f", and {len(others)} weights were tried" if len(others) > 1 else ""
-    return (
-        f"mIoU {verdict(others, 'final_miou_difference')}.\n"
-        f"The main loss, averaged over the whole run, {verdict(others, 'mean_loss_difference')}.\n"
-        f"One sign in all of {n} seeds has, for a weight without any effect, a chance of 1 in {2 ** (n - 1)}{tried}; "
-        "and training this short says nothing of a long one."
-    )
-
-
 # ---- command ---------------------------------------------------------------------------------------------------------
 
 
@@ -213,9 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = run_all(options)
     if options.save:
         print(write_json(RESULTS / f"aux_weight_{results['data']}.json", results))
-    from benchmarks.renderers import aux_weight  # (reads no other results)
-
-    print(aux_weight([{**results, "name": "aux_weight"}]), sentences(results), sep="\n\n")
+    print(aux_weight([{**results, "name": "aux_weight"}]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from benchmarks.network import Setting
 from benchmarks.peers import EAGER, MMSEG, OURS, SEMSEG, SMP
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BOTH = "forward + backward"
 
 
 def map_size(*crop: int) -> tuple[int, int]:
@@ -123,27 +122,25 @@ def projects(device: str, *, quick: bool = False) -> Iterator[Case]:
             yield from (head_case(recipe, place, name) for name in heads_at(recipe, quick=quick))
 
 
-def labels(recipe: Recipe, place: Place, shape: str, project: str, direction: str = BOTH) -> dict[str, Any]:
-    return {"configuration": recipe.name, **place.labels(shape, direction), "arrangement": project}
+def labelled(case: Case, recipe: Recipe, project: str) -> Case:
+    """A case with the names of its recipe and of the project whose arrangement it is."""
+    return replace(case, labels={"configuration": recipe.name, **case.labels, "arrangement": project})
 
 
 def loss_cases(recipe: Recipe, place: Place) -> Iterator[Case]:
     """The losses of every project, and the arg-max of validation."""
     problem = Problem(recipe.images, recipe.classes, map_size(*recipe.crop), recipe.crop, place)
-    for project in losses.ARRANGEMENTS:
-        yield losses.losses(problem, project, labels(recipe, place, problem.shape, project))
+    yield from (labelled(losses.losses(problem, project), recipe, project) for project in losses.ARRANGEMENTS)
     if place.dtype == torch.float32:
-        yield losses.argmax(problem, labels(recipe, place, problem.shape, SEMSEG, "forward"))
+        yield labelled(losses.argmax(problem), recipe, SEMSEG)
 
 
 def map_cases(recipe: Recipe, place: Place) -> Iterator[Case]:
-    """The pyramid's operators alone."""
-    shape = recipe.map_shape()
-    text = "x".join(map(str, shape))
-    yield pyramid.pool(shape, place, labels=labels(recipe, place, text, SEMSEG))
+    """The pyramid's operators alone; pooling is the same in every project."""
+    shape, project = recipe.map_shape(), recipe.project
+    yield labelled(pyramid.pool(shape, place), recipe, SEMSEG)
     for operator in ("pyramid_concat", "pyramid_conv"):
-        told = labels(recipe, place, text, recipe.project)
-        yield pyramid.merging(operator, shape, place, recipe.project, told)
+        yield labelled(pyramid.merging(operator, shape, place, project), recipe, project)
 
 
 def heads_at(recipe: Recipe, *, quick: bool) -> list[str]:
@@ -154,19 +151,23 @@ def heads_at(recipe: Recipe, *, quick: bool) -> list[str]:
 def head_case(recipe: Recipe, place: Place, project: str) -> Case:
     """A project's head; the channels behind it follow from the backbone's."""
     shape = recipe.map_shape(pyramid.ARRANGEMENTS[project].narrowed)
-    told = labels(recipe, place, "x".join(map(str, shape)), project)
-    case = pyramid.head(shape, place, project, out=recipe.channels // 4, labels=told)
-    return replace(case, parts=(), page_faults=False)
+    case = pyramid.head(shape, place, project, out=recipe.channels // 4)
+    return labelled(replace(case, parts=(), page_faults=False), recipe, project)
 
 
 # ---- the whole network -----------------------------------------------------------------------------------------------
+
+
+def uncompiled(case: Case) -> Case:
+    """Without the peers whose compiling takes minutes."""
+    return replace(case, peers=(EAGER, OURS))
 
 
 def networks(device: str, *, quick: bool = False) -> Iterator[Case]:
     """A training step at the usual crop, inference of a whole Cityscapes image."""
     if quick:
         small = Setting(18, 19, 2, (57, 57), Place(device, layout=LAST))
-        yield from (network.case(small, mode) for mode in network.OPERATORS)
+        yield from (uncompiled(network.case(small, mode)) for mode in network.OPERATORS)
         return
     place = Place(device) if device == "cpu" else Place(device, torch.bfloat16, LAST)
     infer = Setting(50, 19, 1, (1024, 2048), replace(place, layout=LAST))
@@ -208,7 +209,8 @@ def end_to_end(device: str, *, quick: bool = False, options: str = "") -> Iterat
     for layers in values["layers"].split(","):
         setting = Setting(int(layers), int(values["classes"]), batch, (size, size), place)
         for mode in network.OPERATORS:
-            yield network.end_to_end(setting, mode, SECOND_BATCH[device][mode] * batch)
+            case = network.end_to_end(setting, mode, SECOND_BATCH[device][mode] * batch)
+            yield uncompiled(case) if quick else case
 
 
 # ---- scaling ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Protocol
 
-from benchmarks.results import Row
 from benchmarks.session import Outcome
 
 
@@ -42,27 +41,9 @@ def replayed_clock() -> float:
 
 
 def record(benchmark: Benchmark, outcome: Outcome, peer: str) -> None:
-    """Enter a peer's rounds, and what else its row says of it; nothing under ``--benchmark-disable``."""
+    """Enter a peer's rounds, and the row of its case; nothing under ``--benchmark-disable``."""
     milliseconds = outcome.rounds.get(peer, [])
     if milliseconds:
         CLOCK.load([value / 1e3 for value in milliseconds])
-        benchmark.extra_info.update(extra_info(outcome.row, peer))
+        benchmark.extra_info.update(peer=peer, row=outcome.row)
     benchmark.pedantic(lambda: None, rounds=len(milliseconds) or 1, iterations=1)
-
-
-def extra_info(row: Row, peer: str) -> dict[str, Any]:
-    """All that a row says of a peer: what holds for the whole row, and the peer's entry of what is told by peer."""
-    time = row["milliseconds"][peer]
-    per_peer = {name: value for name, value in row.items() if isinstance(value, dict) and peer in value}
-    whole = {name: value for name, value in row.items() if not isinstance(value, dict)}
-    return {
-        **whole,
-        **{name: value[peer] for name, value in per_peer.items()},
-        "peer": peer,
-        "times_ours": row["ratio"].get(peer),
-        # Of this peer's median to each one's.
-        "ratio": {name: round(time["median"] / other["median"], 4) for name, other in row["milliseconds"].items()},
-        "floor": row["floor"],
-        "rates": row["rates"],
-        "without_page_faults": {name: v.get(peer) for name, v in row.get("without_page_faults", {}).items()},
-    }

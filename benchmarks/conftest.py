@@ -47,7 +47,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--network", default="", help='of the table end_to_end: "layers=50 size=713 classes=150 batch=4 ..."'
     )
-    group.addoption("--memory", default="8,24,80", help="in GB, by commas: what the largest batches are computed for")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -103,7 +102,6 @@ def session(request: pytest.FixtureRequest) -> Session:
         rounds=option.benchmark_min_rounds,
         seconds=min(seconds, QUICK_SECONDS) if quick else seconds,
         quick=quick,
-        memories=tuple(float(word) for word in option.memory.split(",")),
     )
     request.config.stash[SESSION] = Session(plan, wanted, option.save)
     return request.config.stash[SESSION]

@@ -1,54 +1,30 @@
-"""Reads the reports of pytest (JUnit), nvcc (``-Xptxas=-v``) and compute-sanitizer."""
+"""Reads the reports of pytest (JUnit) and compute-sanitizer."""
 
 from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results import ROOT
 
-_BACKEND = re.compile(r"\[(composed-cuda|composed|reference|cpu|triton|cuda)[-\]]")
-_SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
-_COMPILING = re.compile(r"Compiling entry function '(\w+)'")
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 _FINDING = re.compile(r"^=+ +(Invalid|Misaligned|Uninitialized|Out-of-range|Error:|Warning:|Race|Potential|Barrier)")
 _GLOBAL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(")
-OTHER = "other"  # tests without a back end
-ABOUT_BACKENDS = ("test_backend",)  # modules whose parameters are names of back ends, on which nothing runs
-KEPT = 20
 
 
-def count_junit(paths: Iterable[Path]) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Passed, failed and skipped tests by the back end in each test's id, and the names of the first failed ones."""
-    counts: dict[str, dict[str, int]] = {}
-    failures: list[str] = []
-    for case in (case for path in paths for case in ElementTree.parse(path).iter("testcase")):
-        name, module = case.get("name", ""), case.get("classname", "")
-        found = None if module.split(".")[-1] in ABOUT_BACKENDS else _BACKEND.search(name)
-        own = counts.setdefault(found[1] if found else OTHER, {"passed": 0, "failed": 0, "skipped": 0})
-        broken = [child for child in case if child.tag in ("failure", "error")]  # an error in a fixture is a failure
-        kind = "failed" if broken else "skipped" if case.find("skipped") is not None else "passed"
-        own[kind] += 1
-        if broken and len(failures) < KEPT:
-            message = (broken[0].get("message") or "").strip().splitlines() or [""]
-            failures.append(f"{module}::{name}: {message[0]}"[:400])
-    return counts, failures
-
-
-def spilling_kernels(log: str) -> list[str]:
-    """The kernels whose registers did not suffice."""
-    name, spilling = "", []
-    for line in log.splitlines():
-        if found := _COMPILING.search(line):
-            name = found[1]
-        elif (found := _SPILLS.search(line)) and name:
-            if found.groups() != ("0", "0"):
-                spilling.append(name)
-            name = ""  # what follows are device functions
-    return spilling
+def count_junit(path: Path) -> dict[str, int]:
+    """Passed, failed (with errors in fixtures) and skipped tests of a pytest run; all 0 where it left no report."""
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    for suite in ElementTree.parse(path).iter("testsuite") if path.is_file() else ():
+        tests, errors, failures, skipped = (
+            int(suite.get(name, 0)) for name in ("tests", "errors", "failures", "skipped")
+        )
+        counts["passed"] += tests - errors - failures - skipped
+        counts["failed"] += errors + failures
+        counts["skipped"] += skipped
+    return counts
 
 
 def read_sanitizer(report: Path, junit: Path) -> dict[str, Any]:
@@ -57,21 +33,18 @@ def read_sanitizer(report: Path, junit: Path) -> dict[str, Any]:
     After a crash the tool reports no errors either, so pytest's own report must exist, with tests that passed.
     Errors that cannot be attributed count as this project's.
     """
-    lines = report.read_text(errors="replace").splitlines() if report.is_file() else []
-    kernels = re.compile(rf"\b({'|'.join(own_kernels())})\b")
-    blocks = [
-        " ".join(part.lstrip("= ") for part in lines[i : i + 4]) for i, line in enumerate(lines) if _FINDING.match(line)
-    ]
-    ours = [block[:300] for block in blocks if kernels.search(block)]
-    summaries = [int(number) for number in _SUMMARY.findall("\n".join(lines))]
-    counts, failures = count_junit([junit]) if junit.is_file() else ({}, [])
-    problems = [*ours[:KEPT], *failures]
+    text = report.read_text(errors="replace") if report.is_file() else ""
+    lines, kernels = text.splitlines(), re.compile(rf"\b({'|'.join(own_kernels())})\b")
+    starts = [index for index, line in enumerate(lines) if _FINDING.match(line)]
+    blocks = [" ".join(part.lstrip("= ") for part in lines[index : index + 4]) for index in starts]
+    problems = ours = [block[:300] for block in blocks if kernels.search(block)]
+    summaries, counts = [int(number) for number in _SUMMARY.findall(text)], count_junit(junit)
     if not summaries:
-        problems.append("the tool printed no summary")
+        problems = [*ours, "the tool printed no summary"]
     elif sum(summaries) and not blocks:
-        problems.append(f"{sum(summaries)} errors of unknown origin")
-    if not any(own["passed"] for own in counts.values()):
-        problems.append("no test passed under the tool")
+        problems = [f"{sum(summaries)} errors of unknown origin"]
+    if counts["failed"] or not counts["passed"]:
+        problems = [*problems, f"tests under the tool: {counts}"]
     return {"errors": sum(summaries), "ours": len(ours), "others": len(blocks) - len(ours), "problems": problems}
 
 

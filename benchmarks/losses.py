@@ -46,13 +46,11 @@ class LossArrangement:
     """A project's losses.
 
     Attributes:
-        words: the function, for the table.
         align_corners: of the upsampling.
         all_pixels: whether the mean is over all pixels, with 0 for ignored ones, instead of over the labelled ones.
         labels: whether the main head's arg-max is computed too.
     """
 
-    words: str
     align_corners: bool = True
     all_pixels: bool = False
     labels: bool = False
@@ -64,11 +62,11 @@ class LossArrangement:
         return {"align_corners": self.align_corners, **mean}
 
 
-NETWORK = LossArrangement("align_corners, mean over labelled pixels")
+NETWORK = LossArrangement()
 ARRANGEMENTS = {
-    SEMSEG: LossArrangement("align_corners, mean over labelled pixels, with the arg-max", labels=True),
-    MMSEG: LossArrangement("no align_corners, mean over all pixels", align_corners=False, all_pixels=True),
-    TRANSFORMERS: LossArrangement("no align_corners, mean over labelled pixels", align_corners=False),
+    SEMSEG: LossArrangement(labels=True),
+    MMSEG: LossArrangement(align_corners=False, all_pixels=True),
+    TRANSFORMERS: LossArrangement(align_corners=False),
 }
 
 
@@ -154,15 +152,14 @@ def build_losses(problem: Problem, arrangement: LossArrangement, peer: str) -> C
     return step
 
 
-def losses(problem: Problem, arrangement: str | None = None, labels: Mapping[str, Any] | None = None) -> Case:
+def losses(problem: Problem, arrangement: str | None = None) -> Case:
     """The losses as a project arranges them; without a name, as this package's network does."""
     kind = NETWORK if arrangement is None else ARRANGEMENTS[arrangement]
     packages, skipped = package_peers(arrangement or "")
     gradient_bytes = 2 * problem.nodes * problem.place.dtype.itemsize
     return Case(
         operator="dual_cross_entropy",
-        labels=labels
-        or {**problem.place.labels(problem.shape), **({"logits": "far apart"} if problem.far_apart else {})},
+        labels={**problem.place.labels(problem.shape), **({"logits": "far apart"} if problem.far_apart else {})},
         device=problem.place.device,
         peers=(EAGER, COMPILE, *packages, *our_peers(["dual_cross_entropy"], problem.place.device)),
         build=functools.partial(build_losses, problem, kind),
@@ -193,11 +190,11 @@ def build_argmax(problem: Problem, peer: str) -> Call:
     return labels
 
 
-def argmax(problem: Problem, labels: Mapping[str, Any] | None = None) -> Case:
+def argmax(problem: Problem) -> Case:
     """Labels from logits, as in validation."""
     return Case(
         operator="upsample_argmax",
-        labels=labels or problem.place.labels(problem.shape, "forward"),
+        labels=problem.place.labels(problem.shape, "forward"),
         device=problem.place.device,
         peers=(EAGER, COMPILE, *our_peers(["upsample_argmax"], problem.place.device)),
         build=functools.partial(build_argmax, problem),

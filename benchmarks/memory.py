@@ -22,7 +22,6 @@ class Batches(Generic[CaseT]):
         sizes: the two batches whose peak memory is measured.
         least: the smallest batch that can be run.
         weights_bytes: what lies in memory besides a call: parameters, running statistics, in training SGD's momentum.
-        momentum_bytes: the momentum's part of it; 0 in inference.
         image_bytes: what lies in memory for each image: the image, in training its labels.
     """
 
@@ -30,7 +29,6 @@ class Batches(Generic[CaseT]):
     sizes: tuple[int, int]
     least: int
     weights_bytes: int
-    momentum_bytes: int
     image_bytes: int
 
     def line(self, peaks: dict[str, int]) -> Line:
@@ -85,20 +83,3 @@ def _container_bytes(group: Path) -> int | None:
     except OSError:
         return None
     return None if limit == "max" else int(limit) - used + int(statistics.get("inactive_file", 0))
-
-
-def largest_tried(fits: Callable[[int], bool], start: int, attempts: int = 4) -> dict[str, int | None]:
-    """Try ``start``, then larger or smaller batches, until one fits and one does not.
-
-    Returns:
-        The largest batch that "fits" and the smallest that "fails" of those tried; None where there was none.
-    """
-    found: dict[str, int | None] = {"fits": None, "fails": None}
-    step, batch = max(1, start // 32), start
-    for _ in range(attempts):
-        if batch < 1 or None not in found.values():
-            break
-        good = fits(batch)
-        found["fits" if good else "fails"] = batch
-        batch += step if good else -step
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -110,7 +110,7 @@ def network_flops(setting: Setting, mode: str) -> int:
     return counter.get_total_flops() - (3 if training else 1) * 2 * (upsampled - instead)
 
 
-def case(setting: Setting, mode: str, *, autotuned: bool = False, labels: dict[str, Any] | None = None) -> Case:
+def case(setting: Setting, mode: str, *, autotuned: bool = False) -> Case:
     """A training step, or inference; ``autotuned``: compared with torch.compile's longest search, and that alone.
 
     The floor is arithmetic alone: what must pass through memory depends on the caches.
@@ -120,7 +120,7 @@ def case(setting: Setting, mode: str, *, autotuned: bool = False, labels: dict[s
     extra = {"compiled": "max-autotune"} if autotuned else {}
     return Case(
         operator=OPERATORS[mode],
-        labels={**(labels or {}), **place.labels(setting.shape, direction), **extra},
+        labels={**place.labels(setting.shape, direction), **extra},
         device=place.device,
         peers=(OURS, MAX_AUTOTUNE) if autotuned else (EAGER, COMPILE, OURS, OURS_COMPILED),
         build=functools.partial(BUILD[mode], setting),
@@ -140,17 +140,17 @@ def end_to_end(setting: Setting, mode: str, second_batch: int) -> Case:
     with torch.device("meta"):
         net = PlainPSPNet(layers=setting.layers, classes=setting.classes)
     parameters, statistics = (sum(t.nbytes for t in tensors) for tensors in (net.parameters(), net.buffers()))
-    momentum, labels = (parameters, 8) if mode == "training" else (0, 0)
+    momentum, label_bytes = (parameters, 8) if mode == "training" else (0, 0)
     batches = Batches(
         at=functools.partial(at_batch, setting, mode),
         sizes=(setting.batch, second_batch),
         least=LEAST[mode],
         weights_bytes=parameters + statistics + momentum,
-        momentum_bytes=momentum,
-        image_bytes=(3 * 4 + labels) * setting.size[0] * setting.size[1],
+        image_bytes=(3 * 4 + label_bytes) * setting.size[0] * setting.size[1],
     )
     facts = {"mode": mode, "layers": setting.layers, "classes": setting.classes, "size": setting.size[0]}
-    return replace(case(setting, mode, labels={**facts, "batch": setting.batch}), batches=batches)
+    plain = case(setting, mode)
+    return replace(plain, labels={**facts, "batch": setting.batch, **plain.labels}, batches=batches)
 
 
 def at_batch(setting: Setting, mode: str, batch: int) -> Case:

@@ -7,7 +7,6 @@ channels, its upsampling, its kernel, and what is normalised.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +46,6 @@ class HeadArrangement:
     """A project's head.
 
     Attributes:
-        words: the function, for the table.
         align_corners: of the levels' upsampling.
         x_first: whether the map comes before its levels in the concatenation.
         kernel: side of the convolution behind it.
@@ -55,7 +53,6 @@ class HeadArrangement:
         normalised_1x1: whether the 1x1 level has batch normalisation; a bias where not.
     """
 
-    words: str
     align_corners: bool = True
     x_first: bool = True
     kernel: int = 3
@@ -69,15 +66,9 @@ class HeadArrangement:
 
 
 ARRANGEMENTS = {
-    SEMSEG: HeadArrangement("align_corners, x first, 3x3 convolution"),
-    MMSEG: HeadArrangement("no align_corners, x first, 3x3 convolution", align_corners=False),
-    SMP: HeadArrangement(
-        "align_corners, x last, 1x1 convolution, no normalisation of the 1x1 level",
-        x_first=False,
-        kernel=1,
-        narrowed=4,
-        normalised_1x1=False,
-    ),
+    SEMSEG: HeadArrangement(),
+    MMSEG: HeadArrangement(align_corners=False),
+    SMP: HeadArrangement(x_first=False, kernel=1, narrowed=4, normalised_1x1=False),
 }
 
 
@@ -97,14 +88,14 @@ def build_pool(shape: Shape, place: Place, backward: bool, peer: str) -> Call:
     return (lambda: (x.sum(),)) if peer == PLAIN_READ else pooled
 
 
-def pool(shape: Shape, place: Place, *, backward: bool = True, labels: Mapping[str, Any] | None = None) -> Case:
+def pool(shape: Shape, place: Place, *, backward: bool = True) -> Case:
     """Pooling to every level: the same function in every project."""
     size, cells = shape[0] * shape[1] * shape[2] * shape[3], shape[0] * shape[1] * CELLS
     passes = 2 if backward else 1  # one read of x; one write of its gradient
     direction = "forward + backward" if backward else "forward"
     return Case(
         operator="pyramid_pool",
-        labels=labels or place.labels(dimensions(*shape), direction),
+        labels=place.labels(dimensions(*shape), direction),
         device=place.device,
         peers=(EAGER, COMPILE, *our_peers(["pyramid_pool"], place.device)),
         build=functools.partial(build_pool, shape, place, backward),
@@ -140,7 +131,7 @@ def build_merging(operator: str, shape: Shape, place: Place, arrangement: HeadAr
     return step
 
 
-def merging(operator: str, shape: Shape, place: Place, project: str, labels: Mapping[str, Any] | None = None) -> Case:
+def merging(operator: str, shape: Shape, place: Place, project: str) -> Case:
     """``pyramid_concat``, or ``pyramid_conv`` of the same concatenation, as a project arranges it."""
     batch, channels, height, width = shape
     if operator == "pyramid_conv":
@@ -151,7 +142,7 @@ def merging(operator: str, shape: Shape, place: Place, project: str, labels: Map
         floor = Floor(bytes=6 * elements * place.dtype.itemsize, flops=2 * 2 * elements)
     return Case(
         operator=operator,
-        labels=labels or place.labels(dimensions(*shape)),
+        labels=place.labels(dimensions(*shape)),
         device=place.device,
         peers=(EAGER, COMPILE, *our_peers([operator], place.device)),
         build=functools.partial(build_merging, operator, shape, place, ARRANGEMENTS[project]),
@@ -244,15 +235,13 @@ def levels_together(count: int, results: Results) -> Results:
     return y, x, torch.cat([gradient.flatten() for gradient in levels]), *rest
 
 
-def head(
-    shape: Shape, place: Place, project: str = SEMSEG, *, out: int = 0, labels: Mapping[str, Any] | None = None
-) -> Case:
+def head(shape: Shape, place: Place, project: str = SEMSEG, *, out: int = 0) -> Case:
     """The head of a map [batch, channels, height, width] with ``out`` channels behind it (a quarter by default)."""
     arrangement, out_channels = ARRANGEMENTS[project], out or shape[1] // 4
     packages, skipped = package_peers(project)
     return Case(
         operator="psp_head",
-        labels=labels or place.labels(dimensions(*shape)),
+        labels=place.labels(dimensions(*shape)),
         device=place.device,
         peers=(EAGER, COMPILE, *packages, *our_peers(["pyramid_pool", "pyramid_conv"], place.device)),
         build=functools.partial(build_head, shape, out_channels, place, project),

@@ -21,7 +21,7 @@ from benchmarks.measure import (
     peak_bytes,
     timing,
 )
-from benchmarks.memory import available_bytes, largest_tried
+from benchmarks.memory import available_bytes
 from benchmarks.peers import OURS_COMPILED, is_ours, package_versions
 from benchmarks.results import ResultFile, Row
 
@@ -168,7 +168,7 @@ class Session:
         return found
 
     def _count_batches(self, case: Case, row: Row, peers: Sequence[str]) -> None:
-        """Images a second, and the largest batch in each memory: computed, and on a GPU tried."""
+        """Images a second, and the largest batch in each memory."""
         assert case.batches is not None
         batches, (small, large) = case.batches, case.batches.sizes
         second = self._peaks(row, batches.at(large), peers)
@@ -184,8 +184,6 @@ class Session:
             }
             for memory in self.plan.memories
         }
-        if case.device == "cuda":
-            row["largest_tried"] = {memory: tried(case, float(memory), row) for memory in row["largest_batch"]}
 
 
 # ---- parts of it, some of which run in processes of their own --------------------------------------------------------
@@ -273,31 +271,3 @@ def timed_alone(case: Case, peers: Sequence[str], rounds: int, seconds: float) -
     times = {name: timing(values) for name, values in interleaved(calls, rounds, case.device, seconds).items()}
     row = {"milliseconds": times, "floor": case.floor.milliseconds(Rates(1.0, 1.0, 1.0, 1.0))}
     return {"milliseconds": times, "times_ours": summarise(row)["ratio"]}
-
-
-def tried(case: Case, memory: float, row: Row) -> dict[str, dict[str, int | None]]:
-    """The batches around the computed one that were tried on the GPU with ``memory`` GB of it, for each peer."""
-    assert case.batches is not None
-    if memory * 1e9 > torch.cuda.mem_get_info()[1]:
-        return {}
-    at, momentum = case.batches.at, case.batches.momentum_bytes
-    return {
-        peer: largest_tried(lambda batch, peer=peer: in_new_process(fits, at(batch), peer, memory, momentum), batch)  # type: ignore[misc]
-        for peer, batch in row["largest_batch"][f"{memory:g}"].items()
-        if batch
-    }
-
-
-def fits(case: Case, peer: str, memory: float, momentum_bytes: int) -> bool:
-    """Whether a call fits into ``memory`` GB of the GPU, SGD's momentum included."""
-    torch.cuda.set_per_process_memory_fraction(memory * 1e9 / torch.cuda.mem_get_info()[1])
-    try:
-        call = case.build(peer)
-        momentum = torch.empty(momentum_bytes, dtype=torch.uint8, device="cuda")
-        for _ in range(2):
-            call()
-        torch.cuda.synchronize()
-        del momentum
-    except torch.OutOfMemoryError:
-        return False
-    return True

@@ -52,7 +52,7 @@ def case_table(row: Row) -> Iterator[str]:
     """Heading, floor, and a line for each peer: those that were timed, then those that were not and why."""
     yield ", ".join([row["operator"], *(str(row[name]) for name in LABELS[:-1] if name in row)])
     if "arrangement" in row:
-        yield f"  as {row['arrangement']}: {function_words(row['operator'], row['arrangement'])}"
+        yield f"  as {row['arrangement']}: {arrangement(row['operator'], row['arrangement'])}"
     if "floor" in row:
         floor = row["floor"]
         yield (
@@ -60,34 +60,26 @@ def case_table(row: Row) -> Iterator[str]:
             f"{floor['arithmetic_milliseconds']:.4g} ms for {floor['flops'] / 1e9:.4g} GFLOP in {floor['rate']}"
         )
     peers = list(row.get("milliseconds", {}))
-    columns = [(title, [cell(row, peer) for peer in peers]) for title, cell in COLUMNS]
-    columns = [(title, cells) for title, cells in columns if any(cells)]
     reasons = {**row.get("skipped", {}), **{peer: f"FAILED: {reason}" for peer, reason in row["failures"].items()}}
-    first = max(map(len, ("", *peers, *reasons)))
-
-    if peers:
-        widths = [max(map(len, (title, *cells))) for title, cells in columns]
-        yield _line(first, "", widths, [title for title, _ in columns])
-        for i, peer in enumerate(peers):
-            yield _line(first, peer, widths, [cells[i] for _, cells in columns])
+    names = max(map(len, ("", *peers, *reasons)))
+    columns = [[title, *cells(row, entry, text, peers)] for title, entry, text in COLUMNS]
+    columns = [column for column in columns if any(column[1:])]
+    for i, name in enumerate(["", *peers] if peers else []):
+        line = "".join(f"   {column[i]:>{max(map(len, column))}}" for column in columns)
+        yield f"  {name:<{names}}{line}".rstrip()
     for peer, reason in reasons.items():
-        yield f"  {peer:<{first}}  {reason}"
+        yield f"  {peer:<{names}}  {reason}"
     if batches := row.get("largest_batch"):
         for memory, found in batches.items():
             yield f"  largest batch in {memory} GB: {', '.join(f'{peer} {batch}' for peer, batch in found.items())}"
 
 
-def function_words(operator: str, project: str) -> str:
-    """What is computed in a project's arrangement, in words."""
-    if operator == "dual_cross_entropy":
-        return losses.ARRANGEMENTS[project].words
-    fixed = {"pyramid_pool": "the same in every project", "upsample_argmax": "align_corners"}
-    return fixed.get(operator) or pyramid.ARRANGEMENTS[project].words
-
-
-def _line(first: int, name: str, widths: list[int], cells: list[str]) -> str:
-    aligned = "".join(f"   {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-    return f"  {name:<{first}}{aligned}".rstrip()
+def arrangement(operator: str, project: str) -> str:
+    """The options of a project's arrangement: which function of the inputs all peers compute."""
+    if operator in ("pyramid_pool", "upsample_argmax"):
+        return "the same in every project"
+    every = losses.ARRANGEMENTS if operator == "dual_cross_entropy" else pyramid.ARRANGEMENTS
+    return ", ".join(f"{name}={value}" for name, value in vars(every[project]).items())
 
 
 def milliseconds_text(value: float) -> str:
@@ -95,36 +87,30 @@ def milliseconds_text(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _median(times: Mapping[str, Any], peer: str) -> str:
-    return f"{milliseconds_text(times[peer]['median'])} ms" if peer in times else ""
+def median_text(time: Mapping[str, float]) -> str:
+    return f"{milliseconds_text(time['median'])} ms"
 
 
-def _spread(row: Row, peer: str) -> str:
-    time = row["milliseconds"][peer]
+def spread_text(time: Mapping[str, float]) -> str:
     return f"{milliseconds_text(time['p20'])} to {milliseconds_text(time['p80'])}"
 
 
-def _ratio(ratios: Mapping[str, float], peer: str) -> str:
-    return f"{ratios[peer]:.2f}" if peer in ratios else ""
-
-
-def _peak(row: Row, peer: str) -> str:
-    peak = row.get("peak_bytes", {}).get(peer)
-    return "" if peak is None else f"{peak / 1e6:.1f} MB"
-
-
-def _floor(row: Row, peer: str) -> str:
-    return f"{100 * row['floor_reached'][peer]:.1f} %" if peer in row["floor_reached"] else ""
-
-
-COLUMNS: tuple[tuple[str, Callable[[Row, str], str]], ...] = (
-    ("median", lambda row, peer: _median(row["milliseconds"], peer)),
-    ("p20 to p80", _spread),
-    ("x ours", lambda row, peer: _ratio(row["ratio"], peer)),
-    ("images/s", lambda row, peer: str(row.get("images_per_second", {}).get(peer, ""))),
-    ("peak", _peak),
-    ("of floor", _floor),
-    ("graph", lambda row, peer: _median(row.get("graph_milliseconds", {}), peer)),
-    ("no page faults", lambda row, peer: _median(row.get("without_page_faults", {}).get("milliseconds", {}), peer)),
-    ("x ours", lambda row, peer: _ratio(row.get("without_page_faults", {}).get("times_ours", {}), peer)),
+# Title, the entry of the row that has a value for each peer ("a.b": entry b of entry a), and the text of a value.
+COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("median", "milliseconds", median_text),
+    ("p20 to p80", "milliseconds", spread_text),
+    ("x ours", "ratio", "{:.2f}".format),
+    ("images/s", "images_per_second", str),
+    ("peak", "peak_bytes", lambda size: f"{size / 1e6:.1f} MB"),
+    ("of floor", "floor_reached", lambda share: f"{100 * share:.1f} %"),
+    ("graph", "graph_milliseconds", median_text),
+    ("no page faults", "without_page_faults.milliseconds", median_text),
+    ("x ours", "without_page_faults.times_ours", "{:.2f}".format),
 )
+
+
+def cells(row: Row, entry: str, text: Callable[[Any], str], peers: Iterable[str]) -> list[str]:
+    """A column; empty where a peer has no value."""
+    outer, _, inner = entry.partition(".")
+    values = row.get(outer, {}).get(inner, {}) if inner else row.get(outer, {})
+    return ["" if values.get(peer) is None else text(values[peer]) for peer in peers]

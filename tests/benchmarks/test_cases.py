@@ -24,7 +24,7 @@ from benchmarks.peers import (
     our_peers,
 )
 from benchmarks.session import agreeing
-from benchmarks.tables import function_words
+from benchmarks.tables import arrangement
 from pspnet_fast import reference
 from pspnet_fast.ops.operator import OPERATORS
 
@@ -54,7 +54,7 @@ def test_peers_are_one_function(case: Case) -> None:
     for part in case.parts:
         case.build(part)()
     if "arrangement" in case.labels:
-        assert function_words(case.operator, case.labels["arrangement"])
+        assert arrangement(case.operator, case.labels["arrangement"])
 
 
 def with_ours(case: Case, other: Case) -> Case:

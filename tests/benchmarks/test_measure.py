@@ -14,7 +14,7 @@ import torch
 from benchmarks import memory, results
 from benchmarks.case import difference
 from benchmarks.measure import in_new_process, interleaved, measure_rates, on_threads, peak_bytes, timing
-from benchmarks.memory import Batches, Line, largest_tried
+from benchmarks.memory import Batches, Line
 from benchmarks.results import ResultFile
 
 
@@ -87,22 +87,8 @@ def test_line_through_two_batches() -> None:
     assert Line.through({1: 500, 2: 500}).largest(10**9) is None
     with pytest.raises(ValueError, match=r"two batch sizes, not at \[2\]"):
         Line.through({2: 600})
-    batches = Batches(at=str, sizes=(2, 4), least=2, weights_bytes=1000, momentum_bytes=0, image_bytes=50)
+    batches = Batches(at=str, sizes=(2, 4), least=2, weights_bytes=1000, image_bytes=50)
     assert batches.line({"2": 600, "4": 1100}) == Line(1100, 300)
-
-
-@pytest.mark.parametrize(
-    ("computed", "real", "expected"),
-    [
-        (10, 10, {"fits": 10, "fails": 11}),
-        (10, 8, {"fits": 8, "fails": 9}),
-        (10, 99, {"fits": 13, "fails": None}),
-        (1, 0, {"fits": None, "fails": 1}),
-        (320, 335, {"fits": 330, "fails": 340}),
-    ],
-)
-def test_batches_around_the_computed_one_are_tried(computed: int, real: int, expected: dict[str, int | None]) -> None:
-    assert largest_tried(lambda batch: batch <= real, computed) == expected
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
