@@ -1,52 +1,120 @@
-"""Class weights, given or counted from the training labels."""
+"""Pixels of each class in the labels: the checks before training, their table, and class weights."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pspnet_fast.data import SegmentationDataset, count_pixels
+from pspnet_fast.data import DatasetInfo, SegmentationDataset, count_pixels
 
-from .config import OptimConfig
+from .config import DataConfig, OptimConfig
 from .distributed import World
 from .errors import ConfigError
 
 
-def training_class_weights(
-    options: OptimConfig, dataset: SegmentationDataset, world: World, workers: int
-) -> Tensor | None:
-    """The loss's weight of each class, float32 [C], or ``None`` for equal weights.
+@dataclass(frozen=True)
+class PixelCounts:
+    """Pixels of each train id in both splits, int64 [256]; entry 255 counts those that are left out."""
+
+    info: DatasetInfo
+    train: Tensor
+    val: Tensor
+
+    @classmethod
+    def of(cls, train: SegmentationDataset, val: SegmentationDataset, world: World, workers: int) -> PixelCounts:
+        """Read every label; the processes share the reading."""
+        counts = (count_pixels(split, workers=workers, rank=world.rank, ranks=world.size) for split in (train, val))
+        return cls(train.info, *map(world.sum, counts))  # CPU tensors: gloo
+
+    def absent(self, counts: Tensor) -> list[str]:
+        """The classes without a pixel in ``counts``."""
+        return [name for name, count in zip(self.info.classes, counts.tolist(), strict=False) if count == 0]
+
+    def check(self, data: DataConfig, images: tuple[int, int]) -> None:
+        """Raise :class:`ConfigError` for labels that cannot train or validate; ``images`` of each split.
+
+        A class without a training pixel is an error where the classes are the user's own (data set "list"), or where
+        at most one class is left.
+        """
+        splits = (data.train_split, data.val_split)
+        for split, number, counts in zip(splits, images, (self.train, self.val), strict=True):
+            require_labels(self.info, split, number, int(counts[: self.info.num_classes].sum()))
+        absent = self.absent(self.train)
+        own_classes = data.name == "list" and not data.allow_absent_classes
+        if not absent or (not own_classes and len(absent) < self.info.num_classes - 1):
+            return
+        ignored = 100 * float(self.train[255] / self.train.sum())
+        remedy = f"set data.classes (now {self.info.num_classes}) to the classes that the labels hold"
+        if ignored:
+            remedy = (
+                f"{ignored:.1f}% of the training pixels have the value 255, which is left out and never a class: where "
+                f"it means a class, save that as an index below {self.info.num_classes}; else {remedy}"
+            )
+        if own_classes:
+            remedy += ", or set data.allow_absent_classes=true"
+        raise ConfigError(f"no training pixel has class {', '.join(map(repr, absent))}: {remedy}")
+
+    def table(self) -> str:
+        """A line a class, and a warning for each class without a pixel in a split."""
+        ids = [*range(self.info.num_classes), 255]
+        names = [*self.info.classes, "left out (255)"]
+        columns = [_column(counts, ids) for counts in (self.train, self.val)]
+        width = max(map(len, names))
+        lines = [f"{'pixels of each class':<{width}}  {'training':>22}  {'validation':>22}"]
+        lines += [f"{name:<{width}}  {a:>22}  {b:>22}" for name, a, b in zip(names, *columns, strict=True)]
+        for split, counts, effect in (
+            ("training", self.train, "the network cannot learn it"),
+            ("validation", self.val, "its IoU is not measured"),
+        ):
+            lines += [f"warning: no {split} pixel has class {name!r}: {effect}" for name in self.absent(counts)]
+        return "\n".join(lines)
+
+
+def require_labels(info: DatasetInfo, split: str, images: int, labelled: int) -> None:
+    """Raise :class:`ConfigError` if a split has no labelled pixel."""
+    if labelled == 0:
+        raise ConfigError(
+            f"{info.name}, split {split!r}: none of the {images} images has a labelled pixel (all are 255, or "
+            "there are no label files); choose another split, or correct the labels"
+        )
+
+
+def training_class_weights(options: OptimConfig, info: DatasetInfo, counts: Tensor) -> Tensor | None:
+    """The loss's weight of each class, float32 [C], or ``None`` for equal weights; ``counts`` of the training pixels.
 
     Raises:
-        ConfigError: a list of the wrong length, or labels without a labelled pixel.
+        ConfigError: a list of the wrong length, or one that leaves no training pixel a weight.
     """
-    classes = dataset.info.num_classes
     if options.class_weights == "none":
         return None
+    counts = counts[: info.num_classes]
     if options.class_weights == "frequency":
-        return median_frequency_weights(label_counts(dataset, world, workers), options.class_weight_power)
-    if len(options.class_weights) != classes:
+        return median_frequency_weights(counts, options.class_weight_power)
+    if len(options.class_weights) != info.num_classes:
         raise ConfigError(
-            f"optim.class_weights has {len(options.class_weights)} entries, {dataset.info.name} has {classes} classes"
+            f"optim.class_weights has {len(options.class_weights)} entries, {info.name} has {info.num_classes} classes"
         )
-    return torch.tensor(options.class_weights, dtype=torch.float32)
+    weights = torch.tensor(options.class_weights, dtype=torch.float32)
+    if not weights[counts > 0].any():
+        raise ConfigError(f"optim.class_weights = {list(options.class_weights)} is 0 for every class with a pixel")
+    return weights
 
 
 def median_frequency_weights(counts: Tensor, power: float = 1.0) -> Tensor:
     """``(median frequency / frequency) ** power``, scaled to mean 1 (median-frequency balancing: Eigen & Fergus, 2015).
 
-    ``counts`` int64 [C] are labelled pixels; a class that has none gets the largest weight of the others.
+    ``counts`` int64 [C] are labelled pixels, not all 0; a class that has none gets the largest weight of the others.
     """
     present = counts > 0
-    if not present.any():
-        raise ConfigError("optim.class_weights = frequency: no training image has a labelled pixel")
     counts = counts.double()
     weights = (counts[present].median() / counts.clamp(min=1)) ** power
     weights = torch.where(present, weights, weights[present].max())
     return (weights / weights.mean()).float()
 
 
-def label_counts(dataset: SegmentationDataset, world: World, workers: int = 0) -> Tensor:
-    """Labelled pixels of each class over the data set, int64 [C]; the processes share the reading."""
-    counts = count_pixels(dataset, workers=workers, rank=world.rank, ranks=world.size)
-    return world.sum(counts[: dataset.info.num_classes])  # CPU tensors: gloo
+def _column(counts: Tensor, ids: Sequence[int]) -> list[str]:
+    total = max(1, int(counts.sum()))
+    return [f"{int(counts[i])} ({100 * int(counts[i]) / total:5.2f}%)" for i in ids]

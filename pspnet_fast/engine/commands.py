@@ -11,9 +11,14 @@ import torch
 import typer
 from rich.console import Console
 
+from pspnet_fast import __version__
+from pspnet_fast.data import DatasetInfo
+
 from . import data_commands
+from .class_weights import require_labels
 from .config_io import load_config, ready_configs
 from .console import (
+    DEBUG,
     Amp,
     Backend,
     Checkpoint,
@@ -29,6 +34,8 @@ from .console import (
     framed,
     inference_changes,
     load_for_inference,
+    say,
+    warn,
 )
 from .datasets import open_split
 from .distributed import join_world
@@ -39,9 +46,26 @@ from .run_folder import no_run_named
 from .train import chosen_backend
 from .train import train as train_model
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train and use PSPNet."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"pspnet-fast {__version__} (torch {torch.__version__})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train and use PSPNet."""
+    if debug:
+        os.environ[DEBUG] = "1"
+
 
 # The configuration that --data alone stands for.
 DEFAULT_CONFIGS = {
@@ -78,10 +102,9 @@ def train(
     source = _config_source(config, data, folder, resume)
     result = train_model(load_config(source, changes), resume=resume, name=Path(source).stem)
     if result.metrics is not None and _is_main():
-        console = Console()
-        console.print(result.metrics.table(f"{result.folder}: step {result.step}, {result.minutes:.1f} minutes"))
-        console.print(f"{result.images_per_second:.1f} images/s, peak memory {result.peak_memory / 2**20:.0f} MB")
-        console.print(f"best.pt (mIoU {100 * result.best_miou:.2f}) and last.pt are in {result.folder}", soft_wrap=True)
+        Console().print(result.metrics.table(f"{result.folder}: step {result.step}, {result.minutes:.1f} minutes"))
+        say(f"{result.images_per_second:.1f} images/s, peak memory {result.peak_memory / 2**20:.0f} MB")
+        say(f"best.pt (mIoU {100 * result.best_miou:.2f}) and last.pt are in {result.folder}")
 
 
 @app.command()
@@ -110,12 +133,17 @@ def evaluate(
         if trained is None:
             trained = load_trained(checkpoint, config=options, info=dataset.info)
         check_classes(checkpoint, trained.info, dataset.info)
+        if world.is_main:
+            _warn_of_other_classes(checkpoint, trained.info, dataset.info)
+        split = options.data.val_split
+        require_labels(dataset.info, split, len(dataset), sum(sample.label is not None for sample in dataset.samples))
         model = trained.model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         metrics = evaluate_model(
             model, dataset, options.eval, amp=options.run.amp, workers=options.data.workers, world=world
         )
+        require_labels(dataset.info, split, len(dataset), int(metrics.confusion.sum()))
         if world.is_main:
-            Console().print(metrics.table(f"{dataset.info.name} {options.data.val_split}, {len(dataset)} images"))
+            Console().print(metrics.table(f"{dataset.info.name} {split}, {len(dataset)} images"))
             if save is not None:
                 save.write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
 
@@ -149,6 +177,14 @@ def _config_source(config: str | None, data: str | None, folder: Path | None, re
         f"name a configuration ({', '.join(ready_configs())}, or a YAML file), "
         f"or one of --data {', '.join(DEFAULT_CONFIGS)}" + (f"; --data {data} alone stands for none" if data else "")
     )
+
+
+def _warn_of_other_classes(checkpoint: Path, trained: DatasetInfo, data: DatasetInfo) -> None:
+    pairs = zip(trained.classes, data.classes, strict=True)
+    others = [f"{i} is {old!r} there, {new!r} here" for i, (old, new) in enumerate(pairs) if old != new]
+    if others:
+        more = f", and {len(others) - 3} more" if len(others) > 3 else ""
+        warn(f"the classes of {checkpoint} ({trained.name}) have other names: {'; '.join(others[:3])}{more}")
 
 
 def _is_main() -> bool:

@@ -54,6 +54,7 @@ class DataConfig(Section):
     train_list: File | None = None  # semseg list files, for name: list
     val_list: File | None = None
     classes: Annotated[int, Field(ge=2, le=254)] | None = None  # for name: list
+    allow_absent_classes: bool = False  # for name: list; train although a class has no training pixel
     crop: Size = 473
     scale: Pair[Positive] = (0.5, 2.0)
     rotate: Annotated[Real, Field(ge=0, le=180)] = 10.0  # degrees either way

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
-import torch
 import typer
 from rich.console import Console
 from rich.panel import Panel
@@ -16,16 +17,16 @@ from rich.text import Text
 
 from pspnet_fast.backend import BackendError
 from pspnet_fast.data import DATASETS, DatasetError
-from pspnet_fast.files import OutputError
 
 from .config import TrainConfig
-from .config_io import config_from_dict, load_config
+from .config_io import config_from_dict, load_config, parse_override
 from .distributed import pick_device
-from .errors import UserError
+from .errors import ConfigError, UserError, is_out_of_memory
 from .inference import autocast
 from .models import TrainedModel, load_trained
 from .sampling import loader_errors, worker_message
 
+DEBUG = "PSPNET_FAST_DEBUG"  # the environment variable that the option --debug sets
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -47,36 +48,74 @@ Foreign = Annotated[str | None, typer.Option(help="For a checkpoint that does no
 
 
 def framed(command: Callable[P, R]) -> Callable[P, R]:
-    """Show the errors that a user can mend as one framed message, without a traceback."""
+    """Show an error as one framed message with exit code 2; ``pspnet-fast --debug`` prints its traceback before."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             with loader_errors():
                 return command(*args, **kwargs)
-        except (UserError, DatasetError, BackendError, OutputError) as error:
-            fail(worker_message(error), error)
-        except ImportError as error:
-            fail(f"{error}. The commands need the extra: pip install 'pspnet-fast[train]'", error)
-        except torch.OutOfMemoryError as error:
-            remedy = (
-                "Lower optim.batch_size or raise optim.accumulate; in evaluation lower eval.batch_size or set --crop."
-            )
-            fail(f"{error}\n{remedy}", error)
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise
+        except Exception as error:
+            if os.environ.get(DEBUG):
+                traceback.print_exc()
+            message = _explain(error)
+            Console(stderr=True).print(Panel(Text(message), title="pspnet-fast: error", border_style="red"))
+            raise typer.Exit(2) from error
 
     return run
 
 
-def fail(message: str, cause: BaseException) -> NoReturn:
-    """Print ``message`` in a frame on standard error and exit with code 2."""
-    Console(stderr=True).print(Panel(Text(message), title="pspnet-fast: error", border_style="red"))
-    raise typer.Exit(2) from cause
+def say(text: str) -> None:
+    """Print a line as it is: neither wrapped nor searched for Rich's markup, which a path may resemble."""
+    Console().print(Text(text), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    Console(stderr=True).print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+
+def _explain(error: Exception) -> str:
+    text = worker_message(error)
+    if isinstance(error, (UserError, DatasetError, BackendError)):
+        return text
+    if isinstance(error, ImportError):
+        return f"{text}. The commands need the extra: pip install 'pspnet-fast[train]'"
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename is not None and error.strerror else ""
+        return f"{place}{error.strerror or text}"
+    first = next((line for line in text.splitlines() if line.strip()), "no message")
+    if is_out_of_memory(error):
+        return f"not enough memory: {first}\n{_LESS_MEMORY}"
+    remedy = f"This should not happen. To see where, run it as: pspnet-fast --debug COMMAND ... (or with {DEBUG}=1)"
+    return f"{type(error).__name__}: {first}\n{remedy}"
+
+
+_OF_TRAINING = (
+    *(f"data.{name}" for name in ("train_split", "train_list", "allow_absent_classes")),
+    *(f"data.{name}" for name in ("crop", "scale", "rotate", "blur", "flip")),
+    *(f"model.{name}" for name in ("pretrained", "weights", "dropout")),
+)
+_LESS    "In training lower optim.batch_size or data.crop, or raise optim.accumulate; in evaluate and predict set --crop or "
+    "lower eval.batch_size."
+)
 
 
 def load_for_inference(
     checkpoint: Path, config: str | None, changes: list[str]
 ) -> tuple[TrainedModel | None, TrainConfig]:
-    """The checkpoint's network with its changed configuration; no network yet where ``config`` must tell which."""
+    """The checkpoint's network with its changed configuration; no network yet where ``config`` must tell which.
+
+    Raises:
+        ConfigError: a change that neither evaluate nor predict can follow.
+    """
+    for key, _ in map(parse_override, changes):
+        section, name = key.split(".")
+        if key in _OF_TRAINING or section == "optim" or (section == "run" and name not in ("device", "backend", "amp")):
+            raise ConfigError(f"{key} is an option of training and has no effect here: leave it out")
+        if section == "model" and config is None:
+            raise ConfigError(f"{key} cannot be changed: {checkpoint} holds its network; leave it out")
     if config is not None:
         options, trained = load_config(config, changes), None
     else:
@@ -89,22 +128,20 @@ def load_for_inference(
 def inference_changes(
     scales: str | None, flip: bool | None, crop: int | None, device: str | None, backend: str | None, amp: str | None
 ) -> list[str]:
-    changes = {
-        "eval.scales": None if scales is None else f"[{scales}]",
-        "eval.flip": None if flip is None else str(flip).lower(),
-        "eval.crop": None if crop is None else crop or "null",
-        "run.device": device,
-        "run.backend": backend,
-        "run.amp": amp,
+    """Overrides from the options that evaluate and predict share."""
+    options = {
+        "eval.scales": None if scales is None else scales.split(","),
+        "eval.flip": flip,
+        "eval.crop": crop or None,
     }
-    return as_overrides(changes)
+    changes = as_overrides({**options, "run.device": device, "run.backend": backend, "run.amp": amp})
+    return [*changes, "eval.crop=null"] if crop == 0 else changes
 
 
-def as_overrides(values: Mapping[str, object]) -> list[str]:
-    # JSON quoting keeps a path such as "007" text when it is read as YAML.
-    given = {
-        key: json.dumps(str(value)) if isinstance(value, Path) else value
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
+    """``key=value`` for each value that is given; JSON keeps a path such as 007 text when it is read as YAML."""
+    return [
+        f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
         for key, value in values.items()
         if value is not None
-    }
-    return [f"{key}={value}" for key, value in given.items()]
+    ]

@@ -12,6 +12,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pspnet_fast.data import DATASETS, DatasetError, SegmentationDataset, write_scenes
 from pspnet_fast.data.check import Report, check_dataset, list_problems
@@ -32,6 +33,7 @@ from .console import (
     as_overrides,
     inference_changes,
     load_for_inference,
+    say,
 )
 from .datasets import open_split, read_options
 from .distributed import join_world
@@ -83,7 +85,7 @@ def predict(
             world=world,
         )
     if world.is_main:
-        Console().print(f"{len(written)} pictures: {out}/labels, {out}/colors, {out}/overlay", soft_wrap=True)
+        say(f"{len(written)} pictures: {out}/labels, {out}/colors, {out}/overlay")
 
 
 def check(
@@ -115,7 +117,7 @@ def check(
                 f"{key if isinstance(key, str) else '{}x{}'.format(*key)} ({n})" for key, n in counts.most_common()
             ]
             more = f", and {len(found) - 8} more" if len(found) > 8 else ""
-            Console().print(f"{what}: {', '.join(found[:8])}{more}", soft_wrap=True, markup=False, highlight=False)
+            say(f"{what}: {', '.join(found[:8])}{more}")
         problems += report.problems
         count += len(dataset)
     if problems:
@@ -123,7 +125,7 @@ def check(
 
 
 def _class_table(dataset: SegmentationDataset, report: Report, title: str) -> Table:
-    table = Table(title=title)
+    table = Table(title=Text(title))
     for column in ("class", "pixels", "share", "labels"):
         table.add_column(column, justify="left" if column == "class" else "right")
     total = max(1, int(report.pixels.sum()))
@@ -131,7 +133,9 @@ def _class_table(dataset: SegmentationDataset, report: Report, title: str) -> Ta
     for index, name in names:
         pixels = int(report.pixels[index])
         style = "yellow" if pixels == 0 and index != IGNORE else None
-        table.add_row(name, f"{pixels}", f"{100 * pixels / total:.2f} %", f"{int(report.labels[index])}", style=style)
+        table.add_row(
+            Text(name), f"{pixels}", f"{100 * pixels / total:.2f} %", f"{int(report.labels[index])}", style=style
+        )
     return table
 
 
@@ -150,6 +154,4 @@ def scenes(
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    Console().print(
-        f"{train} + {val} scenes in {root}; now: pspnet-fast train --data scenes --root {root}", soft_wrap=True
-    )
+    say(f"{train} + {val} scenes in {root}; now: pspnet-fast train --data scenes --root {root}")

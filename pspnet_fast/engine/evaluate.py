@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm import tqdm
 
 from pspnet_fast.data import DatasetInfo, SegmentationDataset
 from pspnet_fast.data.processes import start_loader_process
@@ -18,6 +17,7 @@ from .config import Amp, EvalConfig
 from .distributed import World
 from .inference import autocast, predict_labels
 from .metrics import ConfusionMatrix, Metrics
+from .watch import watched
 
 Pair = tuple[Tensor, Tensor]
 
@@ -34,7 +34,7 @@ def evaluate(
     """Predict every image at its full size and count.
 
     Args:
-        model: a PSPNet on its device; its training mode is put back afterwards.
+        model: a PSPNet on its device; its training mode is restored afterwards.
         dataset: with the transform :func:`pspnet_fast.data.eval_transform`.
         world: the processes that share the work; each then returns the metrics of the whole data set.
     """
@@ -63,13 +63,14 @@ def eval_loader(dataset: Dataset[Any], options: EvalConfig, *, workers: int, wor
 def evaluate_loader(
     model: nn.Module, loader: DataLoader[Any], info: DatasetInfo, options: EvalConfig, *, amp: Amp, world: World
 ) -> Metrics:
-    """:func:`evaluate` on a loader that is kept from one validation to the next."""
+    """:func:`evaluate` on a loader of :func:`eval_loader`, which serves several validations."""
     matrix = ConfusionMatrix(info.num_classes, world.device, info.ignore_index)
     was_training = model.training
     model.eval()
     try:
-        bar = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None if world.is_main else True)
-        for images, labels in (group for batch in bar for group in _equal_sizes(batch)):
+        total = world.size * len(loader.dataset)  # type: ignore[arg-type]  # the ranks advance alike
+        batches = watched(loader, "evaluate", total, count=lambda batch: world.size * len(batch), enabled=world.is_main)
+        for images, labels in (group for batch in batches for group in _equal_sizes(batch)):
             images = images.to(world.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             labels = labels.to(world.device, non_blocking=True)
             with autocast(world.device, amp):

@@ -101,13 +101,14 @@ class Metrics:
     def table(self, title: str | None = None) -> Any:
         """A ``rich`` table: IoU, accuracy and share of the labelled pixels for each class, the means below."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table("class", title=title)
+        table = Table("class", title=None if title is None else Text(title))  # Text: names may resemble markup
         for name in ("IoU", "accuracy", "pixels"):
             table.add_column(name, justify="right")
         share = self.confusion.sum(1).double() / self.confusion.sum().double()
-        for row in zip(self.classes, *(_percent(values) for values in (self.iou, self.recall, share)), strict=True):
-            table.add_row(*row)
+        for name, *row in zip(self.classes, *map(_percent, (self.iou, self.recall, share)), strict=True):
+            table.add_row(Text(name), *row)
         table.add_section()
         table.add_row("mean", *_percent((self.miou, self.macc)), "", style="bold")
         table.add_row("all pixels", "", *_percent((self.accuracy,)), "", style="bold")
@@ -119,4 +120,4 @@ def _defined(value: float) -> float | None:
 
 
 def _percent(values: Tensor | Sequence[float]) -> list[str]:
-    return [f"{100 * float(value):.2f}" if value == value else "-" for value in values]
+    return [f"{100 * float(value):.2f}" for value in values]

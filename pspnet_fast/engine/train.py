@@ -18,7 +18,7 @@ from pspnet_fast import use_backend
 from pspnet_fast.data import check_headers
 from pspnet_fast.machine import peak_memory
 
-from .class_weights import training_class_weights
+from .class_weights import PixelCounts, training_class_weights
 from .config import TrainConfig
 from .config_io import dump_config
 from .datasets import open_split
@@ -97,7 +97,9 @@ class Trainer:
         world.on_main(lambda: check_headers(train_set))
         world.on_main(lambda: check_headers(val_set))
         self.info = train_set.info
-        weights = training_class_weights(config.optim, train_set, world, config.data.workers)
+        pixels = PixelCounts.of(train_set, val_set, world, config.data.workers)
+        pixels.check(config.data, (len(train_set), len(val_set)))
+        weights = training_class_weights(config.optim, self.info, pixels.train)
         resumed = resume and self.last.exists()
         self.state = TrainingState(config, self.info, world, weights, load_weights=not resumed)
         before = self.state.restore(self.last) if resumed else 0.0
@@ -120,6 +122,7 @@ class Trainer:
         self.log = RunLog(folder, enabled=world.is_main, step=step, validated=self.state.validated, device=world.device)
         if resume:
             self.log.say(f"resuming at step {step}" if resumed else f"no {self.last} yet: starting anew")
+        self.log.say(pixels.table())
         for note in self.state.notes:
             self.log.say(note)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import pspnet_fast
 from pspnet_fast.data import DATASETS
-from pspnet_fast.engine import checkpoint, load_trained
+from pspnet_fast.engine import checkpoint, commands, load_trained, watch
 from pspnet_fast.engine.commands import app
 
 TINY = (
@@ -192,6 +195,112 @@ def test_checkpoint_of_other_classes(run: Path, scenes: Path, tmp_path: Path) ->
     lists = ("data.name=list", f"data.val_list={tmp_path}/pairs.txt", "data.classes=12")
     output = call("evaluate", run / "best.pt", *lists, code=2).output
     assert "best.pt: has 11 classes (scenes), but list has 12" in output
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("model.layers=50", "model.layers cannot be changed: {run}/best.pt holds its network"),
+        ("model.use_ppm=false", "model.use_ppm cannot be changed"),
+        ("model.weights=x.pth", "model.weights is an option of training"),
+        ("optim.lr=0.1", "optim.lr is an option of training"),
+        ("data.crop=65", "data.crop is an option of training"),
+        ("data.train_list=x", "data.train_list is an option of training"),
+        ("run.seed=1", "run.seed is an option of training"),
+        ("eval.lr=1", "unknown key 'eval.lr'; did you mean optim.lr?"),
+    ],
+)
+def test_evaluate_refuses_overrides_without_effect(run: Path, override: str, part: str) -> None:
+    assert part.format(run=run) in call("evaluate", run / "best.pt", override, code=2).output
+
+
+def test_evaluate_warns_of_other_class_names(run: Path, scenes: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((64, 96), dtype=np.uint8)).save(tmp_path / "label.png")
+    (tmp_path / "pairs.txt").write_text(f"{scenes}/images/val/00000.jpg {tmp_path}/label.png\n")
+    lists = ("data.name=list", f"data.val_list={tmp_path}/pairs.txt", "data.classes=11")
+    output = call("evaluate", run / "best.pt", *lists).output
+    assert (
+        f"warning: the classes of {run}/best.pt (scenes) have other names: 0 is 'sky' there, 'class 0' here" in output
+    )
+    assert "and 8 more" in output
+    assert "warning" not in call("evaluate", run / "best.pt").output
+
+
+def test_evaluate_shows_progress_in_a_log(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LINE_SECONDS", 0.0)
+    output = call("evaluate", run / "best.pt").output
+    assert "evaluate: 3 images\n" in output
+    for done in (1, 2, 3):
+        assert f"evaluate: {done} of 3 images, " in output
+    assert "0:00:00 left" in output
+
+
+def test_paths_that_resemble_markup(run: Path, scenes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "[/red]a[bold]"
+    shutil.copytree(scenes, root)
+    folder = tmp_path / "[link]run[/]"
+    output = call("train", "camvid_r18", *TINY, "--data", "scenes", "--root", root, "--folder", folder).output
+    assert f"last.pt are in {folder}" in output
+    assert f"{folder}: step 2" in re.sub(r"\n *", "", output)  # the table's title is wrapped
+    call("predict", root / "images" / "val", "-c", folder / "best.pt", "-o", tmp_path / "[/]out")
+    assert (tmp_path / "[/]out" / "labels" / "00000.png").is_file()
+    assert "[/]missing" in call("evaluate", tmp_path / "[/]missing", code=2).output
+
+
+@pytest.mark.parametrize("option", ["train_list", "val_list"])
+def test_messages_name_the_option_of_a_list(option: str, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text(f"{scenes}/images/val/00000.jpg {scenes}/labels/val/00000.png\n" * 2)
+    other = {"train_list": "val_list", "val_list": "train_list"}[option]
+    arguments = ("train", "camvid_r18", *TINY, "--root", scenes, f"data.{other}={tmp_path}/pairs.txt")
+    output = call(*arguments, "data.name=list", "data.classes=11", code=2).output
+    assert f"data.{option} is not set" in output
+    assert "list_file" not in output
+    output = call(*arguments, "--data", "scenes", code=2).output
+    assert f"data.{other} = {tmp_path}/pairs.txt is for data.name=list, not for scenes" in output
+
+
+def _raise(error: Exception) -> Callable[..., None]:
+    def raising(*_: object, **__: object) -> None:
+        raise error
+
+    return raising
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:125] data. DefaultCPUAllocator: can't allocate memory: you"),
+         ["not enough memory", "DefaultCPUAllocator", "--crop"]),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), ["not enough memory", "20.00 GiB"]),
+        (MemoryError(), ["not enough memory", "optim.batch_size"]),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), ["pid 7", "data.workers"]),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), ["7, 8", "data.workers"]),
+        (PermissionError(13, "Permission denied", "/x/[y]"), ["/x/[y]: Permission denied"]),
+        (OSError(28, "No space left on device"), ["No space left on device"]),
+        (KeyError("lost"), ["KeyError: 'lost'", "pspnet-fast --debug"]),
+        (ZeroDivisionError("division by zero\nmore"), ["ZeroDivisionError: division by zero", "pspnet-fast --debug"]),
+        (ModuleNotFoundError("No module named 'timm'"), ["No module named 'timm'", "pip install"]),
+    ],
+)  # fmt: skip
+def test_every_error_is_framed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, parts: list[str]
+) -> None:
+    monkeypatch.setattr(commands, "evaluate_model", _raise(error))
+    monkeypatch.delenv("PSPNET_FAST_DEBUG", raising=False)
+    output = call("evaluate", run / "best.pt", code=2).output
+    for part in ["pspnet-fast: error", *parts]:
+        assert part in output
+    assert "Traceback" not in output
+    assert "more" not in output
+
+    monkeypatch.setenv("PSPNET_FAST_DEBUG", "")  # so that the test's end removes what --debug sets
+    output = call("--debug", "evaluate", run / "best.pt", code=2).output
+    assert "Traceback (most recent call last)" in output
+    assert "pspnet-fast: error" in output
+
+
+def test_version() -> None:
+    assert call("--version").output.startswith(f"pspnet-fast {pspnet_fast.__version__} (torch {torch.__version__}")
 
 
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

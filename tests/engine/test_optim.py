@@ -1,21 +1,14 @@
-"""Schedule, parameter groups, averaged weights, class weights."""
+"""Schedule, parameter groups, averaged weights."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from pspnet_fast import PSPNet
-from pspnet_fast.data import open_dataset
-from pspnet_fast.engine import ConfigError, OptimConfig
-from pspnet_fast.engine.class_weights import label_counts, median_frequency_weights, training_class_weights
-from pspnet_fast.engine.distributed import World
+from pspnet_fast.engine import OptimConfig
 from pspnet_fast.engine.optim import PolySchedule, averaged_updates, averaged_weights, build_sgd, parameter_groups
-
-WORLD = World(torch.device("cpu"))
 
 
 def test_poly_schedule() -> None:
@@ -62,25 +55,3 @@ def test_averaged_weights() -> None:
     assert average.module[1].num_batches_tracked == 20
     assert averaged_updates(average) == 20
     assert not average.module[0].weight.requires_grad
-
-
-def test_median_frequency_weights() -> None:
-    counts = torch.tensor([100, 400, 25, 0])
-    weights = median_frequency_weights(counts, power=0.5)
-    ratios = torch.tensor([1.0, 0.5, 2.0, 2.0])  # (median 100 / count) ** 0.5; the absent class gets the largest
-    torch.testing.assert_close(weights, ratios / ratios.mean())
-
-
-def test_label_counts(scenes: Path) -> None:
-    dataset = open_dataset("scenes", scenes, "train")
-    expected = sum(torch.bincount(dataset[i][1].flatten(), minlength=256)[:11] for i in range(len(dataset)))
-    torch.testing.assert_close(label_counts(dataset, WORLD), expected)
-
-
-def test_class_weights_options(scenes: Path) -> None:
-    dataset = open_dataset("scenes", scenes, "train")
-    assert training_class_weights(OptimConfig(), dataset, WORLD, 0) is None
-    given = training_class_weights(OptimConfig(class_weights=tuple(range(1, 12))), dataset, WORLD, 0)
-    torch.testing.assert_close(given, torch.arange(1.0, 12.0))
-    with pytest.raises(ConfigError, match=r"has 2 entries, scenes has 11 classes"):
-        training_class_weights(OptimConfig(class_weights=(1.0, 2.0)), dataset, WORLD, 0)
