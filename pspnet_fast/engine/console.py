@@ -97,7 +97,8 @@ _OF_TRAINING = (
     *(f"data.{name}" for name in ("crop", "scale", "rotate", "blur", "flip")),
     *(f"model.{name}" for name in ("pretrained", "weights", "dropout")),
 )
-_LESS    "In training lower optim.batch_size or data.crop, or raise optim.accumulate; in evaluate and predict set --crop or "
+_LESS_MEMORY = (
+    "In training lower optim.batch_size or data.crop, or raise optim.accumulate; in evaluate and predict set --crop or "
     "lower eval.batch_size."
 )
 

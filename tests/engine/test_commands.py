@@ -273,7 +273,7 @@ def _raise(error: Exception) -> Callable[..., None]:
          ["not enough memory", "DefaultCPUAllocator", "--crop"]),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), ["not enough memory", "20.00 GiB"]),
         (MemoryError(), ["not enough memory", "optim.batch_size"]),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), ["pid 7", "data.workers"]),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), ["process 7", "data.workers"]),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), ["7, 8", "data.workers"]),
         (PermissionError(13, "Permission denied", "/x/[y]"), ["/x/[y]: Permission denied"]),
         (OSError(28, "No space left on device"), ["No space left on device"]),
@@ -282,9 +282,7 @@ def _raise(error: Exception) -> Callable[..., None]:
         (ModuleNotFoundError("No module named 'timm'"), ["No module named 'timm'", "pip install"]),
     ],
 )  # fmt: skip
-def test_every_error_is_framed(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, parts: list[str]
-) -> None:
+def test_every_error_is_framed(run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, parts: list[str]) -> None:
     monkeypatch.setattr(commands, "evaluate_model", _raise(error))
     monkeypatch.delenv("PSPNET_FAST_DEBUG", raising=False)
     output = call("evaluate", run / "best.pt", code=2).output
