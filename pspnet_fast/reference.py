@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DEFAULT_BINS = (1, 2, 3, 6)
+DEFAULT_AUX_WEIGHT = 0.4  # λ of Zhao et al. 2017, section 3.3
 
 
 class DualLoss(NamedTuple):
@@ -211,7 +212,7 @@ def dual_cross_entropy(
     aux: Tensor,
     target: Tensor,
     *,
-    aux_weight: float | Tensor = 0.4,
+    aux_weight: float | Tensor = DEFAULT_AUX_WEIGHT,
     weight: Tensor | None = None,
     ignore_index: int = 255,
     label_smoothing: float = 0.0,
@@ -233,7 +234,7 @@ def dual_cross_entropy_argmax(
     target: Tensor,
     labels: bool = True,
     correct: bool = False,
-    aux_weight: float | Tensor = 0.4,
+    aux_weight: float | Tensor = DEFAULT_AUX_WEIGHT,
     weight: Tensor | None = None,
     ignore_index: int = 255,
     label_smoothing: float = 0.0,
@@ -262,7 +263,8 @@ def dual_cross_entropy_argmax(
 
 def correct_pixels(labels: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """The number of pixels whose label is that of ``target``, ignored ones left out; int64, 0-d."""
-    return ((labels == target) & (target != ignore_index)).sum()
+    truth = target.long()  # compared with a number that a uint8 cannot hold, that would wrap
+    return ((labels == truth) & (truth != ignore_index)).sum()
 
 
 def upsample_argmax(

@@ -204,7 +204,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const Options options{weight,    pixel_weight, ignore_index, label_smoothing,
                         reduction, denominator,  empty,        align_corners};
   Losses losses;
-  if (main.sizes() == aux.sizes()) {
+  if (main.sizes() == aux.sizes() && in_channels_last(main) == in_channels_last(aux)) {
     losses = cross_entropy({main, aux}, target, gradient, options);
   } else {
     losses = cross_entropy({main}, target, gradient, options);

@@ -1,12 +1,12 @@
 // What leaves a chunk: rows of the gradient, and losses of pixels. Included by kernel files inside their namespace.
 
-// Write or add [C, padded] to [C, w] of these strides; what lies beyond the map belongs to its outer nodes.
+// Write or add [C, padded] to [C, w] of these strides; what lies behind the map belongs to its last node. (In front of it
+// stands nothing: its cells' pixels have no share of their left nodes.)
 template <typename Real>
 void write_nodes(const CrossEntropyProblem& p, int64_t padded, Real* from, Real* to, int64_t stride_c, int64_t stride_w, bool add) {
   const int64_t width = p.columns.nodes, before = -p.columns.first_node;
   for (int64_t c = 0; c < p.classes; ++c) {
     Real* row = from + c * padded;
-    for (int64_t q = 0; q < before; ++q) row[before] += row[q];
     for (int64_t q = before + width; q <= p.columns.cells; ++q) row[before + width - 1] += row[q];
   }
   constexpr int64_t n = kLanes<Real>;
@@ -37,8 +37,9 @@ void write_nodes(const CrossEntropyProblem& p, int64_t padded, Real* from, Real*
 template <typename Real>
 void emit_gradient(Workspace<Real>& ws, int64_t head, int64_t task, int64_t b, int64_t r) {
   const CrossEntropyProblem& p = ws.p;
+  if (in_front(p.rows, r)) return;
   const int64_t begin = chunk_begin(p, task % p.chunks), h = node_at(p.rows, r);
-  const bool shared = begin > 0 && h == node_at(p.rows, begin), add = r > begin && h == node_at(p.rows, r - 1);
+  const bool shared = begin > 0 && h == node_at(p.rows, begin), add = r > begin && !in_front(p.rows, r - 1) && h == node_at(p.rows, r - 1);
   if (shared) {
     Real* to = static_cast<Real*>(p.head[head].boundary) + task * p.classes * p.columns.nodes;
     write_nodes(p, ws.padded, ws.carry[head][r & 1], to, p.columns.nodes, 1, add);
@@ -48,35 +49,34 @@ void emit_gradient(Workspace<Real>& ws, int64_t head, int64_t task, int64_t b, i
   }
 }
 
-// Losses of the pixels of cell row r from their log-sum-exps.
+// Losses of the pixels of cell row r, from how far their labels lie behind the log-sum-exps.
 template <typename Real>
 void emit_losses(Workspace<Real>& ws, int64_t head, int64_t b, int64_t r) {
   const CrossEntropyProblem& p = ws.p;
-  const Real *above = ws.nodes[head][r & 1], *below = ws.nodes[head][(r & 1) ^ 1];
-  const Real *above_peak = ws.peak[head][r & 1], *below_peak = ws.peak[head][(r & 1) ^ 1];
-  const Real own = static_cast<Real>(1.0 - p.smoothing), smooth = static_cast<Real>(p.smoothing / static_cast<double>(p.classes));
+  const Real *above = ws.nodes[head][r & 1], *below = ws.nodes[head][p.rows.nodes == p.out_height ? r & 1 : (r & 1) ^ 1];
   for (int64_t j = 0; j < p.rows.count[r]; ++j) {
     const int64_t line = (b * p.out_height + p.rows.begin[r] + j) * p.out_width;
-    const Real s = static_cast<Real>(p.rows.start[r] + static_cast<double>(j) * p.rows.step);
+    const Real s = static_cast<Real>(fraction_in(p.rows, r, j));
     for (int64_t q = 0; q < p.columns.cells; ++q) {
       for (int64_t k = 0; k < p.columns.count[q]; ++k) {
         const int64_t pixel = line + p.columns.begin[q] + k, label = read_label(p.label_type, p.target, pixel);
         Real& loss = static_cast<Real*>(p.head[head].loss)[pixel];
         loss = 0;
         if (label == p.ignore_index || label < 0 || label >= p.classes) continue;
-        const Real t = ws.first[q] + static_cast<Real>(k) * static_cast<Real>(p.columns.step);
-        const Real lse = ws.lse[(j * p.columns.most + k) * ws.padded + q];
-        const auto behind = [&](int64_t c) {  // how far class c lies behind the log-sum-exp
+        const Real t = ws.fraction[k * ws.padded + q];
+        const Real behind = ws.loss[(j * p.columns.most + k) * ws.padded + q];
+        const auto logit = [&](int64_t c) {
           const Real *a = above + c * ws.padded + q, *b = below + c * ws.padded + q;
-          const Real top = (1 - t) * (a[0] - above_peak[q]) + t * (a[1] - above_peak[q + 1]);
-          const Real bottom = (1 - t) * (b[0] - below_peak[q]) + t * (b[1] - below_peak[q + 1]);
-          return lse - ((1 - s) * top + s * bottom);
+          return (1 - s) * ((1 - t) * a[0] + t * a[ws.right]) + s * ((1 - t) * b[0] + t * b[ws.right]);
         };
-        loss = own * ws.class_weight(label) * behind(label);
-        if (smooth > 0) {
+        loss = ws.own * ws.class_weight(label) * behind;
+        if (ws.smooth > 0) {
+          const Real own = logit(label);
           Real spread = 0;
-          for (int64_t c = 0; c < p.classes; ++c) spread += ws.class_weight(c) * behind(c);
-          loss += smooth * spread;
+          for (int64_t c = 0; c < p.classes; ++c) {
+            spread += ws.class_weight(c) * (c == label || __builtin_isinf(behind) ? behind : behind + (own - logit(c)));
+          }
+          loss += ws.smooth * spread;
         }
         if (p.pixel_weight) loss *= static_cast<const Real*>(p.pixel_weight)[pixel];
       }

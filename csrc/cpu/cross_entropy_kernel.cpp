@@ -8,8 +8,8 @@ namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
 namespace {
 
 #include "cross_entropy_nodes.h"
-#include "cross_entropy_workspace.h"
 #include "cross_entropy_tile.h"
+#include "cross_entropy_workspace.h"
 #include "cross_entropy_direct.h"
 #include "cross_entropy_progression.h"
 #include "cross_entropy_emit.h"
@@ -27,73 +27,83 @@ int64_t tile_memory(const CrossEntropyProblem& p) {
   return direct > progression ? direct : progression;
 }
 
-inline bool near_enough(const float* above, const float* below) {
-  bool near = true;
-  for (int64_t i = 0; i <= kLanes<float>; ++i) near &= (above[i] < kMaxRange) & (below[i] < kMaxRange);
-  return near;
+// The largest range of a tile's nodes; NaN where a logit is not finite.
+inline float largest_range(const float* above, const float* below) {
+  float most = 0, poison = 0;
+  for (int64_t i = 0; i <= kLanes<float>; ++i) {
+    most = above[i] > most ? above[i] : most, most = below[i] > most ? below[i] : most;
+    poison += 0 * (above[i] + below[i]);
+  }
+  return most + poison;
 }
 
-void sum_tile(
-    const CrossEntropyProblem& p, const Tile<float>& tile, const float* above, const float* below, LossSum& total) {
-  progressions_pay(p) && near_enough(above, below) ? sum_by_progression(tile, total) : sum_directly(tile, total);
+// `peak` and `range` are those of the nodes above and below.
+void sum_tile(const Tile<float>& tile, const float* const (&peak)[2], const float* const (&range)[2], LossSum& total) {
+  const float most = progressions_pay(tile.p) ? largest_range(range[0], range[1]) : kMaxRange;
+  if (!(most < kMaxRange)) return sum_directly(tile, total);
+  const Shift shift = choose_shift(tile, peak[0], peak[1], range[0], range[1]);
+  most < kNarrowRange ? sum_by_progression<true>(tile, shift, total) : sum_by_progression<false>(tile, shift, total);
 }
-void sum_tile(const CrossEntropyProblem&, const Tile<double>& tile, const double*, const double*, LossSum& total) {
+void sum_tile(const Tile<double>& tile, const double* const (&)[2], const double* const (&)[2], LossSum& total) {
   sum_directly(tile, total);
 }
 
-// Σ mass · (log-sum-exp less the peaks) over the pixels of cell row r; fills the corners of its cells.
+// Σ mass · (how far the label lies behind the log-sum-exp) over the pixels of cell row r; fills the corners of its cells.
 template <typename Real>
-double sum_cells(Workspace<Real>& ws, int64_t head, int64_t r) {
+double sum_cells(Workspace<Real>& ws, int64_t head, int64_t b, int64_t r) {
   const CrossEntropyProblem& p = ws.p;
-  const int64_t above = r & 1, below = above ^ 1, columns = p.columns.most;
+  const int64_t above = r & 1, columns = p.columns.most;
+  const int64_t below = p.rows.nodes == p.out_height ? above : above ^ 1;  // PyTorch reads no other node at equal sizes
   LossSum total;
   for (int64_t i = 0; p.rows.count[r] == 0 && i < 4 * ws.map; ++i) ws.corner[i] = 0;
   for (int64_t q = 0; q < p.columns.cells; q += kLanes<Real>) {
     for (int64_t j = 0; j < p.rows.count[r]; j += kTileRows) {
-      Tile<Real> tile;
-      tile.classes = p.classes, tile.padded = ws.padded;
-      tile.top = ws.nodes[head][above] + q, tile.bottom = ws.nodes[head][below] + q;
-      tile.top_peak = ws.peak[head][above] + q, tile.bottom_peak = ws.peak[head][below] + q;
-      tile.first = ws.first + q, tile.column_step = static_cast<Real>(p.columns.step);
-      tile.row_start = static_cast<Real>(p.rows.start[r] + static_cast<double>(j) * p.rows.step);
-      tile.row_step = static_cast<Real>(p.rows.step);
+      Tile<Real> tile(p);
+      tile.padded = ws.padded, tile.memory = ws.tile;
+      tile.top = ws.nodes[head][above] + q, tile.bottom = ws.nodes[head][below] + q, tile.right = ws.right;
+      tile.first = ws.first + q, tile.step = ws.step + q;
+      tile.cell_row = r, tile.line = j;
+      tile.row_start = static_cast<Real>(fraction_in(p.rows, r, j));
+      tile.row_step = static_cast<Real>(step_in(p.rows, r));
       tile.rows = p.rows.count[r] - j < kTileRows ? p.rows.count[r] - j : kTileRows, tile.columns = columns;
-      tile.mass = ws.mass + j * columns * ws.padded + q, tile.exists = ws.exists + q;
+      tile.mass = ws.mass + j * columns * ws.padded + q, tile.fraction = ws.fraction + q, tile.exists = ws.exists + q;
       tile.masses_are_one = ws.uniform;
-      tile.memory = ws.tile;
       tile.gradient = p.head[head].grad != nullptr, tile.add = j > 0, tile.corner = ws.corner + q;
-      tile.lse = ws.lse ? ws.lse + j * columns * ws.padded + q : nullptr;
-      sum_tile(p, tile, ws.range[head][above] + q, ws.range[head][below] + q, total);
+      tile.loss = ws.loss ? ws.loss + j * columns * ws.padded + q : nullptr;
+      tile.label = ws.label + q, tile.cell = q, tile.pixel = (b * p.out_height + p.rows.begin[r] + j) * p.out_width;
+      sum_tile(
+          tile, {ws.peak[head][above] + q, ws.peak[head][below] + q},
+          {ws.range[head][above] + q, ws.range[head][below] + q}, total);
     }
   }
   return total.total();
 }
 
-// Joins the corners of neighbouring cells to the gradient of the rows of nodes above and below, less what the labels
-// take; returns what the labels take from the loss: their shares times the logits, less the peaks.
+// Joins the corners of neighbouring cells to the gradient of the rows of nodes above and below, less what the labels take.
+// Returns what smoothing takes from the loss: ε / C times the sum over the classes, and over the pixels, of the class's
+// weight times its logit less the label's.
 template <typename Real>
 double join_cells(Workspace<Real>& ws, int64_t head, int64_t r) {
   using V = Lanes<Real>;
   const CrossEntropyProblem& p = ws.p;
   const int64_t above = r & 1, below = above ^ 1;
-  const bool gradient = p.head[head].grad != nullptr;
-  const Real smooth = static_cast<Real>(p.smoothing / static_cast<double>(p.classes));
+  const bool gradient = p.head[head].grad != nullptr, smooth = ws.smooth > 0;
   V taken{};
-  for (int64_t c = 0; c < p.classes; ++c) {
-    const bool labelled = ws.present[c] || smooth > 0;
-    if (!gradient && !labelled) continue;
-    const Real of_class = smooth * ws.class_weight(c);
+  for (int64_t c = 0; c < p.classes && (gradient || smooth); ++c) {
+    const Real of_label = ws.own * ws.class_weight(c), of_all = ws.smooth * ws.class_weight(c);
     for (int64_t q = 0, i = c * ws.padded; q < ws.padded; q += kLanes<Real>, i += kLanes<Real>) {
       V share[2] = {};
-      if (labelled) {
-        for (int side = 0; side < 2; ++side) {
-          if (ws.present[c]) share[side] = get(ws.label_share[side] + i);
-          if (smooth > 0) share[side] += of_class * get(ws.smooth_share[side] + q);
-          // A logit of minus infinity concerns those pixels only whose label it is.
-          const int64_t row = side == 0 ? above : below;
-          const V loss = share[side] * (get(ws.nodes[head][row] + i) - get(ws.peak[head][row] + q));
-          taken += share[side] != Real(0) ? loss : V{};
-        }
+      for (int side = 0; side < 2; ++side) {
+        const V label = ws.present[c] ? get(ws.label_share[side] + i) : V{};
+        share[side] = of_label * label;
+        if (!smooth) continue;
+        const V even = of_all * get(ws.smooth_share[side] + q);
+        share[side] += even;
+        // A logit of minus infinity concerns only the pixels that have a share of it.
+        const V factor = even - ws.smooth * ws.class_sum * label;
+        const int64_t row = side == 0 ? above : below;
+        const V term = factor * (get(ws.nodes[head][row] + i) - get(ws.peak[head][row] + q));
+        taken += factor != Real(0) ? term : V{};
       }
       if (!gradient) continue;
       const Real* corner = ws.corner + 4 * c * ws.padded + q;  // the right corner of a node lies one lane before it
@@ -128,8 +138,8 @@ void sum_chunk(const CrossEntropyProblem& p, int64_t task, void* memory) {
       reader.read_row(b, r);
       for (int64_t head = 0; head < p.heads; ++head) {
         stage_nodes(ws, head, b, r + 1);
-        sum[head] += sum_cells(ws, head, r);
-        sum[head] -= join_cells(ws, head, r);
+        const double loss = sum_cells(ws, head, b, r), smooth = join_cells(ws, head, r);
+        sum[head] += __builtin_isinf(loss) ? loss : loss - smooth;  // of a label whose logit is minus infinity
         if (p.head[head].loss) emit_losses(ws, head, b, r);
         if (p.head[head].grad == nullptr) continue;
         emit_gradient(ws, head, task, b, r);

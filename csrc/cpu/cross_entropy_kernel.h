@@ -14,7 +14,7 @@ namespace pspnet_fast {
 
 enum class LogitType { f32, f64, f16, bf16 };
 enum class LabelType { i64, i32, u8 };
-constexpr int64_t kNoLabel = INT64_MIN;
+constexpr int64_t kNoLabel = 0;  // a class always, so never a label out of range
 
 // How one axis is upsampled. Cell q lies between nodes first_node + q and first_node + q + 1, clamped to the map: with
 // half-pixel centres the border pixels lie outside the outer nodes, in cells -1 and n - 1. It holds the output positions
@@ -26,9 +26,16 @@ struct CellAxis {
   const double* start;
   double step;
 };
+// Outputs in front of the first node lie at it, and have no share of the second, which is their cell's upper or left node:
+// that shows where a logit is infinite, as no share of it is NaN.
+static inline bool in_front(const CellAxis& axis, int64_t q) { return q < -axis.first_node; }
 static inline int64_t node_at(const CellAxis& axis, int64_t q) {  // upper or left node of cell q
-  const int64_t n = axis.first_node + q;
-  return n < 0 ? 0 : n < axis.nodes ? n : axis.nodes - 1;
+  const int64_t n = in_front(axis, q) ? 1 : axis.first_node + q;
+  return n < axis.nodes ? n : axis.nodes - 1;
+}
+static inline double step_in(const CellAxis& axis, int64_t q) { return in_front(axis, q) ? 0.0 : axis.step; }
+static inline double fraction_in(const CellAxis& axis, int64_t q, int64_t i) {  // of its i-th output
+  return in_front(axis, q) ? 1.0 : axis.start[q] + static_cast<double>(i) * axis.step;
 }
 
 struct CrossEntropyHead {
@@ -60,7 +67,7 @@ struct CrossEntropyProblem {
 
   int64_t chunks;      // of every image
   double* divisor;     // [tasks] sums of the weights of labelled pixels
-  int64_t* bad_label;  // [tasks] the first label outside [0, C), else kNoLabel
+  int64_t* bad_label;  // [tasks] the first label outside [0, C), or kNoLabel
 };
 static inline int64_t chunk_begin(const CrossEntropyProblem& p, int64_t chunk) { return p.rows.cells * chunk / p.chunks; }
 

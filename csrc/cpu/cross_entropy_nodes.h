@@ -46,7 +46,7 @@ void for_overlapping_blocks(int64_t size, int64_t n, const Block& block) {
   if (size % n != 0) block(size - n);
 }
 
-// Copy row h of nodes of image b to [C, padded]; beyond the map its outer nodes are repeated.
+// Copy row h of nodes of image b to [C, padded]; beyond the map stands what node_at() tells.
 template <typename T, typename Problem, typename Real>
 void copy_nodes_as(const Problem& p, const void* logits, int64_t b, int64_t h, int64_t padded, Real* to) {
   const T* from = static_cast<const T*>(logits) + b * p.stride_b + h * p.stride_h;
@@ -78,7 +78,7 @@ void copy_nodes_as(const Problem& p, const void* logits, int64_t b, int64_t h, i
   }
   for (int64_t c = 0; c < p.classes; ++c) {
     Real* row = to + c * padded;
-    for (int64_t q = 0; q < before; ++q) row[q] = row[before];
+    for (int64_t q = 0; q < before; ++q) row[q] = row[before + node_at(p.columns, q)];
     for (int64_t q = before + width; q < padded; ++q) row[q] = row[before + width - 1];
   }
 }

@@ -1,33 +1,53 @@
 // A tile: the output pixels of one vector of neighbouring cells, and how the two ways to sum them give and take.
 // Included by kernel files inside their namespace (see isa.h).
 
+// What a cell's scored pixels are labelled: a class, or one of these.
+constexpr int32_t kNone = -1, kMixed = -2;
+
+// The loss of a pixel is its label's distance behind the log-sum-exp, log(Σ_c exp(z_c - z_label)). Taken as the difference
+// of two logarithms it would lose its digits where the label is nearly certain.
 template <typename Real>
 struct Tile {
-  int64_t classes, padded;
-  const Real *top, *bottom;            // nodes above and below the tile's first cell; [C, padded]
-  const Real *top_peak, *bottom_peak;  // their largest logits
-  const Real* first;         // fraction of each cell's first column
-  Real column_step, row_start, row_step;
+  const CrossEntropyProblem& p;
+  int64_t padded;
+  const Real *top, *bottom;   // nodes above and below the tile's first cell; [C, padded]
+  int64_t right;              // from a cell's left node to its right one: 1, or 0 where the columns are not upsampled
+  const Real *first, *step;   // fraction of each cell's first column, and of the next one behind it
+  int64_t cell_row, line;  // the tile's row of cells, and the number of its first line of pixels there
+  Real row_start, row_step;
   int64_t rows, columns;
-  const Real *mass, *exists;  // [rows, columns, padded], [columns, padded]
+  const Real *mass, *fraction, *exists;  // [rows, columns, padded], and of columns [columns, padded]
   bool masses_are_one;        // or zero
   Real* memory;
 
   bool gradient, add;  // the gradient of the corners is written, or added, to corner
   Real* corner;        // [C, 4, padded]
-  Real* lse;           // [rows, columns, padded] or null: log-sum-exp less the peaks interpolated
+  Real* loss;          // [rows, columns, padded] or null: the label's distance behind the log-sum-exp
+
+  const int32_t* label;  // of each cell
+  int64_t cell, pixel;   // number of the tile's first cell; the first pixel of its first line of pixels
+
+  explicit Tile(const CrossEntropyProblem& problem) : p(problem) {}
 
   int64_t mass_at(int64_t row, int64_t column) const { return (row * columns + column) * padded; }
+
+  // The class of a pixel of the cell in a lane, or kNone.
+  int64_t label_at(int64_t lane, int64_t row, int64_t column) const {
+    const int64_t q = cell + lane;
+    if (q >= p.columns.cells || column >= p.columns.count[q]) return kNone;
+    const int64_t label = read_label(p.label_type, p.target, pixel + row * p.out_width + p.columns.begin[q] + column);
+    return label == p.ignore_index || label < 0 || label >= p.classes ? kNone : label;
+  }
 };
 
 // Losses of a row of cells, as the kernels sum them: each takes its total once a row.
 struct LossSum {
-  Log2Sum log2s;
+  Log2Sum sums, likelihoods;  // of pixels of mass 1: a loss is the logarithm of a sum, or less that of a likelihood
   Lanes<float> losses{};
   double rest = 0;
 
   double total() const {
-    double sum = rest + log2s.total() * 0.69314718055994531;
+    double sum = rest + (sums.total() - likelihoods.total()) * 0.69314718055994531;
     for (int i = 0; i < kLanes<float>; ++i) sum += static_cast<double>(losses[i]);
     return sum;
   }
@@ -37,6 +57,9 @@ struct LossSum {
 template <typename Real>
 inline __attribute__((always_inline)) void put_corners(
     const Tile<Real>& tile, int64_t c, bool add, Lanes<Real> sum, Lanes<Real> of_t, Lanes<Real> of_s, Lanes<Real> of_st) {
+  // Where a side has one node, its share of the other is no zero if the gradient is not finite.
+  if (tile.right == 0) of_t = of_st = Lanes<Real>{};
+  if (tile.top == tile.bottom) of_s = of_st = Lanes<Real>{};
   Real* to = tile.corner + 4 * c * tile.padded;
   Lanes<Real> corner[4] = {sum - of_t - of_s + of_st, of_t - of_st, of_s - of_st, of_st};
   for (int i = 0; i < 4; ++i) {

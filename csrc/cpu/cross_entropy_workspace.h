@@ -5,18 +5,22 @@ template <typename Real>
 struct Workspace {
   const CrossEntropyProblem& p;
   int64_t padded, map;        // cells of a row in whole lanes and one vector more; C · padded
-  Real *first, *exists;       // [padded], [most columns, padded]: fraction of each cell's first column; 1 at its columns
+  int64_t right;              // from a cell's left node to its right one, see Tile
+  Real *first, *step;         // [padded] fraction of each cell's first column, and of the next one behind it
+  Real *fraction, *exists;    // [most columns, padded] of every column; 1 where a cell has it
   Real* nodes[2][2];          // of each head, the rows of nodes above and below: [C, padded]
   Real *peak[2][2], *range[2][2];  // [padded] a node's largest logit, and how far its smallest lies below
   Real* carry[2][2];          // of each head, gradient of those rows of nodes: [C, padded]
   Real* corner;               // [C, 4, padded] gradient of the cells' corners: top left, top right, bottom left, right
-  Real* label_share[2];       // [C, padded] what labels take from the gradient of the nodes above and below
-  Real* smooth_share[2];      // [padded] the same of label smoothing, for a class of weight 1
+  Real* label_share[2];       // [C, padded] pixels of a label, by their weights at the nodes above and below
+  Real* smooth_share[2];      // [padded] the same of all labels
   Real* mass;                 // [most rows, most columns, padded] how much of its softmax a pixel gives to the gradient
-  Real* lse;                  // as mass: log-sum-exps, for a loss of every pixel; else null
+  Real* loss;                 // as mass: how far labels lie behind log-sum-exps, for a loss of every pixel; else null
   Real* tile;                 // memory of the kernel that fills `corner`
   uint8_t* present;           // [C] whether label_share holds the class
+  int32_t* label;             // [padded] of a cell's scored pixels, see Tile
   bool uniform;               // every labelled pixel weighs 1
+  Real own, smooth, class_sum;  // 1 - ε, ε / C and, if it matters, Σ_c w_c
 
   // With `memory` null nothing is written, and bytes() tells how much is needed.
   Workspace(const CrossEntropyProblem& problem, void* memory, int64_t tile_size);
@@ -30,10 +34,11 @@ struct Workspace {
 
 template <typename Real>
 Workspace<Real>::Workspace(const CrossEntropyProblem& problem, void* memory, int64_t tile_size) : p(problem) {
-  padded = padded_cells<Real>(p.columns), map = p.classes * padded;
+  padded = padded_cells<Real>(p.columns), map = p.classes * padded, right = p.columns.nodes == p.out_width ? 0 : 1;
   uniform = p.class_weight == nullptr && p.pixel_weight == nullptr;
+  own = static_cast<Real>(1.0 - p.smoothing), smooth = static_cast<Real>(p.smoothing / static_cast<double>(p.classes));
   Arena<Real> arena{static_cast<Real*>(memory)};
-  first = arena.take(padded), exists = arena.take(p.columns.most * padded);
+  first = arena.take(padded), step = arena.take(padded), fraction = arena.take(p.columns.most * padded), exists = arena.take(p.columns.most * padded);
   for (int64_t i = 0; i < p.heads; ++i) {
     for (int side = 0; side < 2; ++side) nodes[i][side] = arena.take(map);
     for (int side = 0; side < 2; ++side) peak[i][side] = arena.take(padded), range[i][side] = arena.take(padded);
@@ -42,18 +47,23 @@ Workspace<Real>::Workspace(const CrossEntropyProblem& problem, void* memory, int
   corner = arena.take(4 * map);
   for (int side = 0; side < 2; ++side) label_share[side] = arena.take(map), smooth_share[side] = arena.take(padded);
   mass = arena.take(p.rows.most * p.columns.most * padded);
-  lse = p.head[0].loss ? arena.take(p.rows.most * p.columns.most * padded) : nullptr;
+  loss = p.head[0].loss ? arena.take(p.rows.most * p.columns.most * padded) : nullptr;
   tile = arena.take(tile_size);
   present = reinterpret_cast<uint8_t*>(arena.take(p.classes));
+  label = reinterpret_cast<int32_t*>(arena.take(padded));
   bytes_ = arena.bytes();
   if (memory == nullptr) return;
 
-  for (int64_t i = 0; i < p.columns.most * padded; ++i) exists[i] = 0;
-  for (int64_t q = 0; q < padded; ++q) first[q] = 0;
+  for (int64_t i = 0; i < p.columns.most * padded; ++i) fraction[i] = exists[i] = 0;
+  for (int64_t q = 0; q < padded; ++q) first[q] = 0, step[q] = static_cast<Real>(step_in(p.columns, q));
   for (int64_t q = 0; q < p.columns.cells; ++q) {
-    first[q] = static_cast<Real>(p.columns.start[q]);
-    for (int64_t k = 0; k < p.columns.count[q]; ++k) exists[k * padded + q] = 1;
+    first[q] = static_cast<Real>(fraction_in(p.columns, q, 0));
+    for (int64_t k = 0; k < p.columns.count[q]; ++k) {
+      fraction[k * padded + q] = static_cast<Real>(fraction_in(p.columns, q, k)), exists[k * padded + q] = 1;
+    }
   }
+  class_sum = 0;
+  for (int64_t c = 0; c < p.classes; ++c) class_sum += class_weight(c);
   // No cell writes the last vector of a plane of corners; it is the left neighbour of the next plane's first cell.
   for (int64_t plane = 1; plane <= 4 * p.classes; ++plane) put(corner + plane * padded - kLanes<Real>, Lanes<Real>{});
 }
@@ -63,16 +73,13 @@ template <typename Label, typename Real>
 struct LabelReader {
   Workspace<Real>& ws;
   const CrossEntropyProblem& p = ws.p;
-  Real own = static_cast<Real>(1.0 - p.smoothing), smooth = 0, column_step = static_cast<Real>(p.columns.step);
   double divisor = 0;
   int64_t bad_label = kNoLabel;
 
   void read_row(int64_t b, int64_t r) {
     for (int64_t c = 0; c < p.classes; ++c) ws.present[c] = 0;
     for (int side = 0; side < 2; ++side) zero(ws.smooth_share[side], ws.padded);
-    smooth = 0;
-    for (int64_t c = 0; c < p.classes; ++c) smooth += ws.class_weight(c);
-    smooth *= static_cast<Real>(p.smoothing / static_cast<double>(p.classes));
+    for (int64_t q = 0; q < ws.padded; ++q) ws.label[q] = kNone;
 
     const int64_t row = p.columns.most * ws.padded;
     for (int64_t j = 0; j < p.rows.count[r]; ++j) {
@@ -88,12 +95,12 @@ struct LabelReader {
   void read_cell(int64_t b, int64_t r, int64_t q) {
     const int64_t n = p.columns.count[q], rows = p.rows.count[r];
     const Label* labels = static_cast<const Label*>(p.target) + at(b, r, 0) + p.columns.begin[q];
-    const Real right = static_cast<Real>(n) * ws.first[q] + column_step * static_cast<Real>(n * (n - 1) / 2);
+    const Real right = column_fractions(q, 0, n);
     // Cells walk down lines that lie far apart, which the processor does not foresee. (Beyond the end it does no harm.)
     for (int64_t j = 0; j < rows; ++j) __builtin_prefetch(labels + (rows + j) * p.out_width);
     for (int64_t j = 0; j < rows;) {
       if (p.pixel_weight != nullptr || !alike(labels + j * p.out_width, n)) {
-        read_pixels(b, r, q, j++);
+        read_line(labels + j * p.out_width, q, j, row_fraction(r, j), pixel_weights(b, r, q, j)), ++j;
         continue;
       }
       const Label label = labels[j * p.out_width];
@@ -108,15 +115,17 @@ struct LabelReader {
     }
   }
 
-  void read_pixels(int64_t b, int64_t r, int64_t q, int64_t j) {
-    const int64_t line = at(b, r, j) + p.columns.begin[q];
-    const Real s = row_fraction(r, j);
-    for (int64_t k = 0; k < p.columns.count[q]; ++k) {
-      const Label label = static_cast<const Label*>(p.target)[line + k];
-      const Real weight = p.pixel_weight ? static_cast<const Real*>(p.pixel_weight)[line + k] : Real(1);
-      const Real t = ws.first[q] + static_cast<Real>(k) * column_step;
-      if (!score(label, q, j, j + 1, k, k + 1, weight)) continue;
-      share(label, q, weight, (1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t);
+  // A line of a cell: pixels of one label and weight are one update.
+  void read_line(const Label* labels, int64_t q, int64_t j, Real s, const Real* weights) {
+    for (int64_t k = 0, n = p.columns.count[q]; k < n;) {
+      const int64_t begin = k;
+      const Label label = labels[k];
+      do ++k;
+      while (k < n && weights == nullptr && labels[k] == label);
+      const Real weight = weights ? weights[begin] : Real(1);
+      if (!score(label, q, j, j + 1, begin, k, weight)) continue;
+      const Real right = column_fractions(q, begin, k), left = static_cast<Real>(k - begin) - right;
+      share(label, q, weight, (1 - s) * left, (1 - s) * right, s * left, s * right);
     }
   }
 
@@ -124,7 +133,13 @@ struct LabelReader {
     return (b * p.out_height + p.rows.begin[r] + j) * p.out_width;
   }
   Real row_fraction(int64_t r, int64_t j) const {
-    return static_cast<Real>(p.rows.start[r] + static_cast<double>(j) * p.rows.step);
+    return static_cast<Real>(fraction_in(p.rows, r, j));
+  }
+  Real column_fractions(int64_t q, int64_t k, int64_t k_end) const {  // Σ t over columns [k, k_end)
+    return static_cast<Real>(k_end - k) * (ws.first[q] + ws.step[q] * (static_cast<Real>(k + k_end - 1) / 2));
+  }
+  const Real* pixel_weights(int64_t b, int64_t r, int64_t q, int64_t j) const {
+    return p.pixel_weight ? static_cast<const Real*>(p.pixel_weight) + at(b, r, j) + p.columns.begin[q] : nullptr;
   }
 
   // Whether n labels are one, by blocks of constant length without branches.
@@ -159,11 +174,13 @@ struct LabelReader {
     }
     const Real of_class = ws.class_weight(label);
     divisor += static_cast<double>((j_end - j) * (k_end - k)) * of_class * weight;
-    if (!ws.uniform) fill(weight * (own * of_class + smooth));
+    if (!ws.uniform) fill(weight * (ws.own * of_class + ws.smooth * ws.class_sum));
+    int32_t& cell = ws.label[q];
+    cell = cell == kNone || cell == label ? static_cast<int32_t>(label) : kMixed;
     return true;
   }
 
-  // What pixels of one label and weight take from the gradient of the corners, by their bilinear weights there.
+  // Adds pixels of one label and weight, by the sums of their bilinear weights at the corners.
   void share(int64_t label, int64_t q, Real weight, Real top_left, Real top_right, Real bottom_left, Real bottom_right) {
     if (!ws.present[label]) {
       ws.present[label] = 1;
@@ -173,7 +190,7 @@ struct LabelReader {
       to[0][i] += factor * top_left, to[0][i + 1] += factor * top_right;
       to[1][i] += factor * bottom_left, to[1][i + 1] += factor * bottom_right;
     };
-    add(ws.label_share, label * ws.padded + q, weight * own * ws.class_weight(label));
+    add(ws.label_share, label * ws.padded + q, weight);
     if (p.smoothing > 0) add(ws.smooth_share, q, weight);
   }
 

@@ -54,25 +54,39 @@ static inline __attribute__((always_inline)) void transpose(Lanes<Real>* v) {
   }
 }
 
-// 2^z for z in [-126, 127]: no clamps, NaN is lost.
-static inline __attribute__((always_inline)) Lanes<float> exp2_bounded(Lanes<float> z) {
-  const Lanes<float> magic = all(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer
-  const Lanes<float> shifted = z + magic;
-  const Lanes<float> f = z - (shifted - magic);  // in [-1/2, 1/2]; 2^z = 2^f · 2^integer
-  Lanes<float> p = f * 0.00015345807f + 0.0013399931f;
-  p = p * f + 0.0096184889f;
-  p = p * f + 0.055503288f;
-  p = p * f + 0.24022647f;
-  p = p * f + 0.69314721f;
-  p = p * f + 1.0f;
-  return reinterpret_cast<Lanes<float>>(
-      reinterpret_cast<IntLanes<float>>(p) + (reinterpret_cast<IntLanes<float>>(shifted) << 23));
+// 2^(scale · z) for products in [-126, 127] is (1 + fraction) · 2^integer: no clamps, NaN is lost. The product is not rounded
+// where multiply-adds are fused.
+struct Exp2 {
+  Lanes<float> fraction;
+  IntLanes<float> integer;  // as a shift of the exponent's bits
+
+  __attribute__((always_inline)) Exp2(Lanes<float> z, float scale) {
+    const Lanes<float> magic = all(12582912.0f);  // 1.5 · 2^23: adding it rounds to an integer
+    const Lanes<float> shifted = z * scale + magic;
+    const Lanes<float> f = z * scale - (shifted - magic);  // in [-1/2, 1/2]
+    Lanes<float> p = f * 0.00015345807f + 0.0013399931f;
+    p = p * f + 0.0096184889f;
+    p = p * f + 0.055503288f;
+    p = p * f + 0.24022647f;
+    p = p * f + 0.69314721f;
+    fraction = p * f, integer = reinterpret_cast<IntLanes<float>>(shifted) << 23;
+  }
+};
+static inline __attribute__((always_inline)) Lanes<float> exp2_bounded(Lanes<float> z, float scale) {
+  const Exp2 e(z, scale);
+  return reinterpret_cast<Lanes<float>>(reinterpret_cast<IntLanes<float>>(e.fraction + 1.0f) + e.integer);
+}
+// 2^(scale · z) - 1, which keeps its digits where z is near zero.
+static inline __attribute__((always_inline)) Lanes<float> exp2_minus_1(Lanes<float> z, float scale) {
+  const Exp2 e(z, scale);
+  const Lanes<float> power = reinterpret_cast<Lanes<float>>(e.integer + 0x3f800000);
+  return e.fraction * power + (power - 1.0f);
 }
 
 // exp(z) for z <= 0; exp(-87) below that, which no sum of exponentials with a term 1 can see. NaN stays NaN.
 static inline __attribute__((always_inline)) Lanes<float> exp_nonpositive(Lanes<float> z) {
   const Lanes<float> clamped = z < -87.0f ? all(-87.0f) : z;
-  const Lanes<float> result = exp2_bounded(clamped * 1.44269504f);
+  const Lanes<float> result = exp2_bounded(clamped, 1.44269504f);
   return z == z ? result : z;
 }
 static inline __attribute__((always_inline)) Lanes<double> exp_nonpositive(Lanes<double> z) {

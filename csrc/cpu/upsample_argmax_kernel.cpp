@@ -15,7 +15,6 @@ struct ArgmaxRows {
   const ArgmaxProblem& p;
   int64_t padded, map;
   int64_t next;    // from a column's left node to its right one: 0 at equal sizes, else 1 (see bilinear_taps)
-  bool outside;    // whether the first cells lie in front of the first node
   Real* nodes[2];  // [C, padded] rows of nodes above and below
   Real* row;       // [C, padded] nodes interpolated to one output row
   Real* first;     // [padded] fraction of each cell's first column
@@ -24,25 +23,19 @@ struct ArgmaxRows {
 
   ArgmaxRows(const ArgmaxProblem& problem, void* memory) : p(problem) {
     padded = padded_cells<Real>(p.columns), map = p.classes * padded;
-    next = p.columns.nodes == p.out_width ? 0 : 1, outside = p.rows.first_node < 0;
+    next = p.columns.nodes == p.out_width ? 0 : 1;
     Arena<Real> arena{static_cast<Real*>(memory)};
     for (Real*& side : nodes) side = arena.take(map);
     row = arena.take(map), first = arena.take(padded);
     best = arena.take(p.columns.most * padded);
     bytes = arena.bytes();
     if (memory == nullptr) return;
-    for (int64_t q = 0; q < padded; ++q) first[q] = q < p.columns.cells ? static_cast<Real>(p.columns.start[q]) : Real(0);
-    if (outside) first[0] = Real(1);
+    for (int64_t q = 0; q < padded; ++q) {
+      first[q] = q < p.columns.cells ? static_cast<Real>(fraction_in(p.columns, q, 0)) : Real(0);
+    }
   }
 
-  // Outputs in front of the first node lie at it, and have no share of the second: that stands in their cells' first node.
-  void stage(int64_t b, int64_t r) {
-    const int64_t node = outside && r == 0 ? p.rows.nodes > 1 : node_at(p.rows, r);
-    copy_nodes(p, p.logits, b, node, padded, nodes[r & 1]);
-    if (!outside) return;
-    const int64_t second = p.columns.nodes > 1 ? 2 : 1;
-    for (int64_t c = 0; c < p.classes; ++c) nodes[r & 1][c * padded] = nodes[r & 1][c * padded + second];
-  }
+  void stage(int64_t b, int64_t r) { copy_nodes(p, p.logits, b, node_at(p.rows, r), padded, nodes[r & 1]); }
 
   void interpolate(int64_t r, Real s) {
     const Real *above = nodes[r & 1], *below = p.rows.nodes == p.out_height ? above : nodes[(r & 1) ^ 1];
@@ -117,8 +110,7 @@ void argmax_rows(const ArgmaxProblem& p, int64_t begin, int64_t end, void* scrat
     rows.stage(b, r + 1);
     int64_t correct = 0;
     for (int64_t j = 0; j < p.rows.count[r]; ++j) {
-      const double s = rows.outside && r == 0 ? 1.0 : p.rows.start[r] + static_cast<double>(j) * p.rows.step;
-      rows.interpolate(r, static_cast<Real>(s));
+      rows.interpolate(r, static_cast<Real>(fraction_in(p.rows, r, j)));
       rows.find_row();
       correct += rows.emit((b * p.out_height + p.rows.begin[r] + j) * p.out_width);
     }

@@ -1,8 +1,8 @@
 // The path that is always right: every pixel's own maximum, an exponential for every pixel and class. For float64, for
 // logits too far apart for the progression, NaN and infinities, and for maps that are made smaller or hardly larger.
 //
-// Logits are interpolated as PyTorch does, (1 - t) · a + t · b, so that infinities end alike. The largest of a node is
-// subtracted here too if all are finite: in logits of 1e4 little would be left of the differences that matter.
+// Logits are interpolated as PyTorch does, so that infinities end alike. The largest of a node is subtracted here too if all
+// are finite: in logits of 1e4 little would be left of the differences that matter.
 #pragma once
 
 #include "cross_entropy_patch.cuh"
@@ -14,7 +14,7 @@ struct Direct {
   using Real = R;
   static constexpr int kRows = 1, kColumns = K, kForwardPasses = 2;
   static constexpr int kPartRows = 1;
-  static constexpr Real kUnit = 1;  // of logits: 1 or log2 e
+  static constexpr Real kUnit = 1, kScale = 1;  // of logits in units of the path, and the other way round
 
   Patch<Real> patch;
   Real largest[K];
@@ -28,13 +28,12 @@ struct Direct {
   // Calls visit(k, logit, t) for the pixels.
   template <typename Visit>
   __device__ __forceinline__ void for_pixels(const Corners<Real>& node, Visit visit) const {
-    const Real left = (1 - patch.s) * node.value[0] + patch.s * node.value[2];
-    const Real right = (1 - patch.s) * node.value[1] + patch.s * node.value[3];
+    const Ends<Real> row = ends_of_row(node, patch.s, patch);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       if (k >= patch.columns) break;
       const Real t = patch.t + k * patch.t_step;
-      visit(k, (1 - t) * left + t * right, t);
+      visit(k, mix(t, row.left, row.right), t);
     }
   }
 
@@ -58,10 +57,26 @@ struct Direct {
 #pragma unroll
     for (int k = 0; k < K; ++k) value[k] = pixels[k][lane.number];
   }
-  template <typename Pixels>
-  static __device__ __forceinline__ Real log_sum(const Pixels& pixels, int k, Lane lane, Real sum) {
-    return pixels[K + k][lane.number] + log_of_sum(sum);
-  }
+  // The label of a pixel.
+  struct Label {
+    unsigned code = kIgnored;  // that `row` is of
+    Ends<Real> row;
+
+    __device__ __forceinline__ void read(const Direct& path, unsigned label, const Corners<Real>& node) {
+      code = label, row = ends_of_row(node, path.patch.s, path.patch);
+    }
+    __device__ __forceinline__ void begin(int, int) {}
+    __device__ __forceinline__ void next(int) {}
+    __device__ __forceinline__ Real logit(const Direct& path, int, int k) const {
+      return mix(path.patch.t + k * path.patch.t_step, row.left, row.right);
+    }
+    template <typename Pixels>
+    __device__ __forceinline__ Real add(
+        const Direct& path, const Pixels& pixels, int i, Lane lane, int r, int k, Real sum) const {
+      return (pixels[K + i][lane.number] - logit(path, r, k)) + log(sum);
+    }
+    __device__ __forceinline__ Real finish() const { return 0; }
+  };
 
   __device__ __forceinline__ Corners<Real> gradient(const Corners<Real>& node) const {
     Real left_sum = 0, right_sum = 0;
@@ -70,7 +85,8 @@ struct Direct {
       left_sum += (1 - t) * share;
       right_sum += t * share;
     });
-    const Real upper_left = patch.s * left_sum, upper_right = patch.s * right_sum;
+    if (patch.one_column) right_sum = 0;
+    const Real upper_left = patch.one_row ? 0 : patch.s * left_sum, upper_right = patch.one_row ? 0 : patch.s * right_sum;
     return {{left_sum - upper_left, right_sum - upper_right, upper_left, upper_right}};
   }
 };

@@ -8,9 +8,6 @@
 
 namespace pspnet_fast::cuda {
 
-constexpr unsigned kIgnored = 0xffff;
-constexpr unsigned kMerged = 0xfffe;  // as the pixel before it in the row
-
 // Class weights w and pixel weights q. A pixel weighs q · w_y · (1 - ε) on its own class, and q · ε / C · w_c on every
 // class.
 template <typename Real>
@@ -93,18 +90,15 @@ __device__ __forceinline__ unsigned read_labels(
   return combine_lanes(present, 16, [](unsigned a, unsigned b) { return a | b; });
 }
 
-// The labels in the chunk of classes from `first`: returns the sum of what their logits weigh times the logits, and
-// takes the weights from the corners' gradients, if `gradient`. With `loss`, a map, each pixel's part goes there
-// instead (no pixels are merged then).
+// Takes the weights of the labels in the chunk of classes from `first` from the corners' gradients.
 template <class Path, typename Memory>
-__device__ __forceinline__ typename Path::Real score_labels(
+__device__ __forceinline__ void take_labels(
     Memory& memory, unsigned present, const Weights<typename Path::Real>& weights,
-    const Patch<typename Path::Real>& patch, Lane lane, int first, bool gradient, typename Path::Real* loss) {
+    const Patch<typename Path::Real>& patch, Lane lane, int first) {
   using Real = typename Path::Real;
   using Mask = typename Memory::Mask;
   constexpr int K = Path::kColumns, kPixels = Path::kPartRows * K;
-  Real total = 0;
-  if ((present >> (first / kChunk % 32) & 1) == 0) return total;
+  if ((present >> (first / kChunk % 32) & 1) == 0) return;
 
 #pragma unroll 1
   for (int part = 0; part < Path::kRows / Path::kPartRows; ++part) {
@@ -125,21 +119,10 @@ __device__ __forceinline__ typename Path::Real score_labels(
       const Real t = patch.t + (k + (count - 1) / 2) * patch.t_step;  // of the run's middle
       const Real right = own * count * t, left = own * count * (1 - t);
       const Corners<Real> weight{{(1 - s) * left, (1 - s) * right, s * left, s * right}};
-
-      Real logit = 0;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        logit += weight.value[j] * memory.nodes[c][j / 2 * kRowNodes + lane.cell() + j % 2];
-        if (gradient) memory.corners[c][j * 32 + lane.number] -= weight.value[j];
-      }
-      if (loss != nullptr) {
-        loss[weights.pixel(r, k)] = -logit;
-      } else {
-        total += logit;
-      }
+      for (int j = 0; j < 4; ++j) memory.corners[c][j * 32 + lane.number] -= weight.value[j];
     }
   }
-  return total;
 }
 
 // Sums over a lane's pixels.
@@ -149,15 +132,33 @@ struct PixelSums {
   Corners<Real> mass;  // Σ q, times the bilinear weights of the corners; if labels are smoothed
 };
 
-// Turns a part's sums into weights, the loss's derivatives by them, and adds up the losses but for the labels' logits.
-// With `loss`, a map, each pixel's part is added to what score_labels has left there. If labels are smoothed,
-// memory.smooth holds Σ_c w_c · logit of the corners.
+// A label's logits at the corners of the lane's cell, as they were staged.
+template <typename Memory>
+__device__ __forceinline__ Corners<typename Memory::Real> corners_of_label(
+    const Memory& memory, Lane lane, int label, typename Memory::Real scale) {
+  using Real = typename Memory::Real;
+  const LogitMap& logits = memory.head.logits;
+  const int64_t at = memory.strip.image * logits.stride_b + label * logits.stride_c;
+  Corners<Real> corners;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int slot = j / 2 * kRowNodes + lane.cell() + j % 2;
+    corners.value[j] = fma(load_logit<Real>(logits, at + memory.offset[slot]), scale, -memory.shift[slot]);
+  }
+  return corners;
+}
+
+// Turns a part's sums into weights, the loss's derivatives by them, and adds up the losses. A pixel's is its label's
+// distance behind the log-sum-exp: taken as a difference of logarithms it would lose its digits where the label is nearly
+// certain. `label` is what the path knows of the last pixel's. With `loss`, a map, each pixel's goes there. If labels are
+// smoothed, memory.smooth holds Σ_c w_c · logit of the corners.
 template <class Path, typename Memory>
 __device__ __forceinline__ void weigh_pixels(
-    Memory& memory, int part, const Patch<typename Path::Real>& patch, const Weights<typename Path::Real>& weights,
-    Lane lane, typename Path::Real* loss, PixelSums<typename Path::Real>& sums) {
+    Memory& memory, int part, const Path& path, const Weights<typename Path::Real>& weights, Lane lane,
+    typename Path::Label& label, typename Path::Real* loss, PixelSums<typename Path::Real>& sums) {
   using Real = typename Path::Real;
   constexpr int K = Path::kColumns, kPixels = Path::kPartRows * K;
+  const Patch<Real>& patch = path.patch;
   Real pixel = 0, class_weight = 0, weight = 0;
   bool scored = false;
 #pragma unroll 2
@@ -165,32 +166,45 @@ __device__ __forceinline__ void weigh_pixels(
     const int r = part * Path::kPartRows + i / K, k = i % K;
     const unsigned code = memory.codes[part * kPixels + i][lane.number];
     if (code != kMerged) {
+      sums.loss += weight * label.finish();
       scored = code != kIgnored;
       pixel = scored ? weights.of_pixel(r, k) : Real(0);
       class_weight = scored ? weights.of_class(code) : Real(0);
       weight = pixel * (memory.own * class_weight + memory.share * memory.class_sum);
+      if (scored) {
+        if (code != label.code) label.read(path, code, corners_of_label(memory, lane, code, Path::kScale));
+        label.begin(r, k);
+      }
+    } else {
+      label.next(k);
     }
     const Real sum = memory.pixels[i][lane.number];
-    Real of_pixel = scored ? weight * Path::log_sum(memory.pixels, i, lane, sum) : Real(0);
     memory.pixels[i][lane.number] = scored ? quotient(weight, sum) : Real(0);
     sums.divisor += pixel * class_weight;
+    Real of_pixel = scored ? weight * label.add(path, memory.pixels, i, lane, r, k, sum) : Real(0);
 
     if (memory.share > 0 && scored) {
       const Real s = patch.s + r * patch.s_step, t = patch.t + k * patch.t_step;
       const Corners<Real> at{{(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t}};
+      Corners<Real> smooth;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         sums.mass.value[j] += pixel * at.value[j];
-        of_pixel -= memory.share * pixel * at.value[j] * memory.smooth[j][lane.number];
+        smooth.value[j] = memory.smooth[j][lane.number];
       }
+      const Ends<Real> row = ends_of_row(smooth, s, patch);
+      // Σ_c w_c · (the label's logit - c's)
+      const Real behind = memory.class_sum * label.logit(path, r, k) - mix(t, row.left, row.right);
+      // Of a label whose logit is minus infinity the loss is infinite already.
+      if (of_pixel < INFINITY || of_pixel != of_pixel) of_pixel += memory.share * pixel * behind;
     }
     if (loss == nullptr) {
       sums.loss += of_pixel;
     } else if (r < patch.rows && k < patch.columns) {
-      Real* to = loss + weights.pixel(r, k);
-      *to = scored ? (of_pixel + *to) * Path::kUnit : Real(0);
+      loss[weights.pixel(r, k)] = (of_pixel + weight * label.finish()) * Path::kUnit;
     }
   }
+  sums.loss += weight * label.finish();
 }
 
 }  // namespace pspnet_fast::cuda

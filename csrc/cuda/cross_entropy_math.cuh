@@ -28,8 +28,12 @@ __device__ __forceinline__ float fast_exp2(float x) {
 __device__ __forceinline__ float exp_nonpositive(float x) { return fast_exp2(x * kLog2E); }
 __device__ __forceinline__ double exp_nonpositive(double x) { return exp(x); }
 
-__device__ __forceinline__ float log_of_sum(float x) { return __logf(x); }
-__device__ __forceinline__ double log_of_sum(double x) { return log(x); }
+// (1 - t) · a + t · b, not a + t · (b - a): what an infinite logit gives must be what PyTorch gives. Its rounding is pinned
+// down, so that a pixel's logit is the same wherever it is computed.
+template <typename Real>
+__device__ __forceinline__ Real mix(Real t, Real a, Real b) {
+  return fma(t, b, (1 - t) * a);
+}
 
 __device__ __forceinline__ float quotient(float x, float y) { return __fdividef(x, y); }
 __device__ __forceinline__ double quotient(double x, double y) { return x / y; }

@@ -5,10 +5,15 @@
 
 namespace pspnet_fast::cuda {
 
+// A pixel's label is a code: its class, or one of these.
+constexpr unsigned kIgnored = 0xffff;
+constexpr unsigned kMerged = 0xfffe;  // as the pixel before it in the row
+
 template <typename Real>
 struct Patch {
   int y, rows, x, columns;    // rows are the same for all lanes
   Real s, s_step, t, t_step;  // shares of the upper and right node in the first pixel, and from one pixel to the next
+  bool one_row, one_column;   // the size stays: pixels are nodes
 };
 
 // Part `part` of `parts` that differ by one pixel at most.
@@ -37,6 +42,7 @@ __device__ __forceinline__ Patch<typename Memory::Real> place_patch(
   patch.t = patch.columns > 0 ? static_cast<Real>(columns.fraction(patch.x, cell)) : Real(0);
   patch.s_step = static_cast<Real>(rows.step(row.cell));
   patch.t_step = static_cast<Real>(columns.step(cell));
+  patch.one_row = rows.nodes == rows.out, patch.one_column = columns.nodes == columns.out;
   return patch;
 }
 
@@ -49,6 +55,18 @@ struct Corners {
 template <typename Real>
 __device__ __forceinline__ Corners<Real> corners_at(const Real* node) {
   return {{node[0], node[1], node[kRowNodes], node[kRowNodes + 1]}};
+}
+
+// A row of pixels at both columns of nodes. At equal sizes PyTorch reads no second node.
+template <typename Real>
+struct Ends {
+  Real left, right;
+};
+template <typename Real>
+__device__ __forceinline__ Ends<Real> ends_of_row(const Corners<Real>& node, Real s, const Patch<Real>& patch) {
+  const Real left = mix(s, node.value[0], patch.one_row ? node.value[0] : node.value[2]);
+  const Real right = mix(s, node.value[1], patch.one_row ? node.value[1] : node.value[3]);
+  return {left, patch.one_column ? left : right};
 }
 
 template <typename Real>

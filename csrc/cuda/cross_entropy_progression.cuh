@@ -24,7 +24,7 @@ struct Progression {
   using Real = float;
   static constexpr int kRows = 8, kColumns = K, kForwardPasses = 1;
   static constexpr int kPartRows = 4;  // that go through shared memory together
-  static constexpr float kUnit = kLn2;
+  static constexpr float kUnit = kLn2, kScale = kLog2E;
 
   Patch<float> patch;
   float value[kRows][K];  // sums, then weights
@@ -85,11 +85,40 @@ struct Progression {
     for (int i = 0; i < kPartRows * K; ++i) value[part * kPartRows + i / K][i % K] = pixels[i][lane.number];
   }
 
-  // log Σ exp of a pixel in units of log2 e (less the interpolated maximum), of its sum.
-  template <typename Pixels>
-  static __device__ __forceinline__ float log_sum(const Pixels&, int, Lane, float sum) {
-    return __log2f(sum);
-  }
+  // The label of a run of pixels: its own terms of their sums, by the same products. A run's losses are the logarithm of
+  // Π sum / term = Π (1 + others / term).
+  struct Label {
+    unsigned code = kIgnored;  // that `at` is of
+    Start at;
+    float even, ratio;  // the term of the last pixel of even number, and R
+    float product = 1;
+
+    __device__ __forceinline__ void read(const Progression& path, unsigned label, const Corners<float>& node) {
+      code = label, at = path.start(node);
+    }
+    __device__ __forceinline__ void begin(int r, int k) {
+      const Powers e = powers(at, r);
+      even = e.first, ratio = e.ratio, product = 1;
+      for (int i = 2; i <= k; i += 2) even *= ratio * ratio;
+    }
+    __device__ __forceinline__ void next(int k) {
+      if (k % 2 == 0) even *= ratio * ratio;
+    }
+    __device__ __forceinline__ float logit(const Progression&, int r, int k) const {
+      return at.logit + r * at.logit_step + k * (at.step + r * at.step_step);
+    }
+    template <typename Pixels>
+    __device__ __forceinline__ float add(const Progression&, const Pixels&, int, Lane, int, int k, float sum) {
+      const float term = k % 2 == 0 ? even : even * ratio;
+      product += product * fmaxf(quotient(sum - term, term), 0.0f);
+      return product > 0x1p10f ? finish() : 0.0f;
+    }
+    __device__ __forceinline__ float finish() {
+      const float logarithm = product == 1 ? 0.0f : log2f(product);
+      product = 1;
+      return logarithm;
+    }
+  };
 
   // The gradients of the corners' logits of a class, but for the labels' own.
   __device__ __forceinline__ Corners<float> gradient(const Corners<float>& node) const {

@@ -11,7 +11,7 @@ __device__ __forceinline__ void score_patch(
     Memory& memory, const CrossEntropyProblem& p, Lane lane, const Patch<typename Path::Real>& patch) {
   using Real = typename Path::Real;
   const bool gradient = memory.head.grad != nullptr, smoothed = p.smoothed, mine = counts(memory, lane);
-  const Real scale = Path::kUnit == 1 ? Real(1) : Real(kLog2E);
+  const Real scale = Path::kScale;
   const Weights<Real> weights{p, (int64_t{memory.strip.image} * p.out_height + patch.y) * p.out_width + patch.x};
   Real* loss = mine ? static_cast<Real*>(memory.head.loss) : nullptr;
   const unsigned present = read_labels<Path>(
@@ -20,7 +20,6 @@ __device__ __forceinline__ void score_patch(
   for (int j = 0; j < 4 && smoothed; ++j) memory.smooth[j][lane.number] = 0;
 
   Path path(patch);
-  Real labelled = 0;
   for (int pass = 0; pass < Path::kForwardPasses; ++pass) {
     const bool last = pass == Path::kForwardPasses - 1;
     for_chunks(memory, p.classes, lane, 0, scale, [&](int first, int count) {
@@ -29,14 +28,14 @@ __device__ __forceinline__ void score_patch(
         path.add_class(pass, corners_at(node));
         if (last && smoothed) add_scaled(memory.smooth, lane, weights.of_class(first + c), node);
       }
-      if (last && !gradient) labelled += score_labels<Path>(memory, present, weights, patch, lane, first, false, loss);
     });
   }
   PixelSums<Real> sums{};
+  typename Path::Label label{};
 #pragma unroll
   for (int part = 0; part < Path::kRows / Path::kPartRows; ++part) {
     path.put(memory.pixels, part, lane);
-    weigh_pixels<Path>(memory, part, patch, weights, lane, loss, sums);
+    weigh_pixels<Path>(memory, part, path, weights, lane, label, loss, sums);
     path.get(memory.pixels, part, lane);
   }
   for (int j = 0; j < 4 && smoothed; ++j) memory.smooth[j][lane.number] = sums.mass.value[j];
@@ -56,11 +55,10 @@ __device__ __forceinline__ void score_patch(
 #pragma unroll
         for (int j = 0; j < 4; ++j) to[j * 32] = corner.value[j];
       }
-      labelled += score_labels<Path>(memory, present, weights, patch, lane, first, true, nullptr);
+      take_labels<Path>(memory, present, weights, patch, lane, first);
       emit_nodes(memory, lane, first, count);
     });
   }
-  if (mine) memory.loss[lane.number] -= static_cast<double>(labelled * Path::kUnit);
 }
 
 // All pixels of a row of cells, in as many patches as a path takes.

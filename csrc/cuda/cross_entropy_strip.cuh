@@ -97,6 +97,14 @@ __device__ __forceinline__ void place_nodes(Memory& memory, Lane lane) {
 
 // ---- Logits ---------------------------------------------------------------------------------------------------------
 
+template <typename Real>
+__device__ __forceinline__ Real load_logit(const LogitMap& logits, int64_t at) {
+  if constexpr (sizeof(Real) == 8) return load_as<Real>(static_cast<const double*>(logits.data) + at);
+  if (logits.type == LogitType::f32) return load_as<Real>(static_cast<const float*>(logits.data) + at);
+  if (logits.type == LogitType::f16) return load_as<Real>(static_cast<const __half*>(logits.data) + at);
+  return load_as<Real>(static_cast<const __nv_bfloat16*>(logits.data) + at);
+}
+
 // A chunk of `count` classes of the nodes' rows from `first_row` on, from global to shared memory, as logit · scale -
 // shift (rounded once). `image` is at the first class. Neighbouring lanes read neighbouring nodes, or in channels_last
 // neighbouring classes.

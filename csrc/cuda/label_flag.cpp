@@ -12,7 +12,7 @@
 namespace pspnet_fast::cuda {
 namespace {
 
-constexpr int64_t kNone = INT64_MIN;
+constexpr int64_t kNone = 0;  // a class always, so never a label out of range
 
 struct Flag {
   int64_t* on_host;

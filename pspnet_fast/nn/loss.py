@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pspnet_fast.ops._checks import LABEL_DTYPES
 from pspnet_fast.ops.dual_cross_entropy import dual_cross_entropy
-from pspnet_fast.reference import DualLoss
+from pspnet_fast.reference import DEFAULT_AUX_WEIGHT, DualLoss
 
 from .fusion import changed_reason
 
@@ -27,14 +27,32 @@ class LowResolutionLoss(nn.Module):
     """A criterion ``(main logits, aux logits, target) -> DualLoss`` that upsamples the logits itself.
 
     PSPNet gives a criterion of this type its low-resolution logits; any other is called on upsampled ones.
+
+    Args:
+        aux_weight: λ, the weight of the auxiliary loss in the total; None for DEFAULT_AUX_WEIGHT. PSPNet returns both
+            losses unweighted, for its caller to weigh, and refuses a criterion that has a λ of its own.
     """
+
+    def __init__(self, aux_weight: float | None = None) -> None:
+        super().__init__()
+        self.aux_weight = aux_weight
+
+    def weigh(self, main: Tensor, aux: Tensor) -> DualLoss:
+        """``DualLoss`` of both heads' losses."""
+        return DualLoss(main + self.total_weight * aux, main, aux)
+
+    @property
+    def total_weight(self) -> float:
+        """λ as a number."""
+        return DEFAULT_AUX_WEIGHT if self.aux_weight is None else self.aux_weight
 
 
 class DualCrossEntropyLoss(LowResolutionLoss):
     """Cross-entropy of both heads from their low-resolution logits, without ever building full-resolution logits.
 
     Args:
-        aux_weight: λ, the weight of the auxiliary loss in the total.
+        aux_weight: λ, the weight of the auxiliary loss in the total, 0.4 where None; not for PSPNet, which returns the
+            losses unweighted.
         weight: [C], the weights of the classes; moves with the module.
         ignore_index: the label that is left out.
         label_smoothing: in [0, 1].
@@ -48,7 +66,7 @@ class DualCrossEntropyLoss(LowResolutionLoss):
 
     def __init__(
         self,
-        aux_weight: float = 0.4,
+        aux_weight: float | None = None,
         *,
         weight: Tensor | None = None,
         ignore_index: int = 255,
@@ -58,9 +76,8 @@ class DualCrossEntropyLoss(LowResolutionLoss):
         empty: str = "nan",
         align_corners: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(aux_weight)
         self.register_buffer("weight", weight)
-        self.aux_weight = aux_weight
         self.options: dict[str, Any] = {
             "ignore_index": ignore_index,
             "label_smoothing": label_smoothing,
@@ -76,11 +93,19 @@ class DualCrossEntropyLoss(LowResolutionLoss):
         Labels are int64, int32 or uint8; ``pixel_weight`` is [B, H, W].
         """
         return dual_cross_entropy(
-            main, aux, target, aux_weight=self.aux_weight, weight=self.weight, pixel_weight=pixel_weight, **self.options
+            main,
+            aux,
+            target,
+            aux_weight=self.total_weight,
+            weight=self.weight,
+            pixel_weight=pixel_weight,
+            **self.options,
         )
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in {"aux_weight": self.aux_weight, **self.options}.items())
+        return ", ".join(
+            f"{name}={value!r}" for name, value in {"aux_weight": self.total_weight, **self.options}.items()
+        )
 
 
 def fusable_options(criterion: object) -> CrossEntropyOptions | None:
@@ -93,6 +118,15 @@ def fusable_options(criterion: object) -> CrossEntropyOptions | None:
         label_smoothing=criterion.label_smoothing,
         reduction=criterion.reduction,
     )
+
+
+def check_criterion(criterion: object) -> None:
+    """Raise ValueError if ``criterion`` has a weight of the auxiliary loss, which PSPNet would not apply."""
+    if isinstance(criterion, LowResolutionLoss) and criterion.aux_weight is not None:
+        raise ValueError(
+            f"criterion has aux_weight={criterion.aux_weight}, but PSPNet returns the main and the auxiliary loss "
+            f"unweighted; leave aux_weight out and train on main_loss + {criterion.aux_weight} * aux_loss"
+        )
 
 
 def check_target(target: Tensor, shape: Sequence[int]) -> None:

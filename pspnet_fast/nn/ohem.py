@@ -29,7 +29,8 @@ class OhemCrossEntropyLoss(LowResolutionLoss):
     Where pixels tie at the border, all of them are kept.
 
     Args:
-        aux_weight: λ, the weight of the auxiliary loss in the total.
+        aux_weight: λ, the weight of the auxiliary loss in the total, 0.4 where None; not for PSPNet, which returns the
+            losses unweighted.
         threshold: in (0, 1].
         min_kept: pixels per image, at least 1.
         share: in (0, 1]; in the place of ``threshold`` and ``min_kept``.
@@ -46,7 +47,7 @@ class OhemCrossEntropyLoss(LowResolutionLoss):
 
     def __init__(
         self,
-        aux_weight: float = 0.4,
+        aux_weight: float | None = None,
         *,
         threshold: float = 0.7,
         min_kept: int = 100_000,
@@ -56,14 +57,13 @@ class OhemCrossEntropyLoss(LowResolutionLoss):
         label_smoothing: float = 0.0,
         align_corners: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(aux_weight)
         for name, value in (("threshold", threshold), ("share", 1.0 if share is None else share)):
             if not 0 < value <= 1:
                 raise ValueError(f"{name} must be in (0, 1], not {value!r}")
         if min_kept < 1:
             raise ValueError(f"min_kept must be at least 1 pixel per image, not {min_kept!r}")
         self.register_buffer("weight", weight)
-        self.aux_weight = aux_weight
         self.threshold = threshold
         self.min_kept = min_kept
         self.share = share
@@ -76,8 +76,7 @@ class OhemCrossEntropyLoss(LowResolutionLoss):
 
         Labels are int64, int32 or uint8. Where nothing is labelled, the losses are NaN with zero gradient.
         """
-        main_loss, aux_loss = (self._one_head(logits, target) for logits in (main, aux))
-        return DualLoss(main_loss + self.aux_weight * aux_loss, main_loss, aux_loss)
+        return self.weigh(*(self._one_head(logits, target) for logits in (main, aux)))
 
     def hard_pixels(self, logits: Tensor, target: Tensor) -> Tensor:
         """The pixels that are learned from, bool [B, H, W]."""
@@ -85,7 +84,7 @@ class OhemCrossEntropyLoss(LowResolutionLoss):
             loss = upsample_cross_entropy(
                 logits, target, ignore_index=self.ignore_index, reduction="none", align_corners=self.align_corners
             )
-        valid = target != self.ignore_index
+        valid = target.long() != self.ignore_index  # a uint8 would wrap a number that it cannot hold
         if valid.numel() == 0:
             return valid
         # Ignored pixels, at 0 like the easiest, sort behind every other one.
@@ -109,4 +108,4 @@ class OhemCrossEntropyLoss(LowResolutionLoss):
 
     def extra_repr(self) -> str:
         choice = f"threshold={self.threshold}, min_kept={self.min_kept}"
-        return f"aux_weight={self.aux_weight}, " + (choice if self.share is None else f"share={self.share}")
+        return f"aux_weight={self.total_weight}, " + (choice if self.share is None else f"share={self.share}")

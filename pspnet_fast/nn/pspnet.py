@@ -17,7 +17,7 @@ from pspnet_fast.ops.upsample_argmax import upsample_argmax
 from .external import external_stages
 from .fusion import log_plain_road
 from .heads import AuxHead, PSPHead, unfusable_reason
-from .loss import LowResolutionLoss, check_target, fusable_options
+from .loss import LowResolutionLoss, check_criterion, check_target, fusable_options
 from .norm import Norm
 from .pyramid import PyramidPooling
 from .resnet import resnet_stages
@@ -41,7 +41,8 @@ class PSPNet(nn.Module):
         use_ppm: False leaves the pyramid out.
         criterion: the loss of logits [N, C, h, w] and labels; ``nn.CrossEntropyLoss(ignore_index=255)`` where None.
             Exactly that type runs fused, as do :class:`~pspnet_fast.nn.LowResolutionLoss` such as
-            :class:`~pspnet_fast.nn.OhemCrossEntropyLoss`; any other is called on the upsampled logits.
+            :class:`~pspnet_fast.nn.OhemCrossEntropyLoss` (without ``aux_weight``); any other is called on the upsampled
+            logits.
         pretrained: ImageNet weights for the backbone: a file, or True for ``./initmodel/resnet{layers}_v2.pth`` (with
             ``backbone``: ``./initmodel/{name}.pth``), or False.
         backbone: a model of torchvision or timm instead of the deep-stem ResNet, such as "resnet50",
@@ -88,6 +89,7 @@ class PSPNet(nn.Module):
             raise ValueError(f"zoom_factor must be 1, 2, 4 or 8, not {zoom_factor}")
         if use_ppm and not bins:
             raise ValueError("bins must not be empty; use_ppm=False leaves the pyramid out")
+        check_criterion(criterion)
         weights = _initial_weights(pretrained, layers, backbone)
 
         self.layers = layers
@@ -126,6 +128,7 @@ class PSPNet(nn.Module):
 
         if y is None:
             raise ValueError("in training mode PSPNet needs labels: model(x, y); for logits call model.eval() first")
+        check_criterion(self.criterion)  # it may have been replaced
         options = fusable_options(self.criterion)
         low_resolution = isinstance(self.criterion, LowResolutionLoss)
         if options is not None and y.is_floating_point() and y.dim() == 4:

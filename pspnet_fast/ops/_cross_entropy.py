@@ -65,23 +65,27 @@ def check_options(
         check_choice("denominator", denominator, ("valid", "all"))
     elif not denominator > 0:
         raise ValueError(f"denominator must be 'valid', 'all' or a positive number, not {denominator!r}")
+    if target.shape[1] < 1 or target.shape[2] < 1:
+        raise ValueError(f"target has no pixels: its shape is {tuple(target.shape)}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing!r}")
     if weight is not None:
         if weight.shape != logits.shape[1:2]:
             raise ValueError(f"weight must be [{logits.shape[1]}], one per class, not {tuple(weight.shape)}")
-        _not_differentiable("weight", weight)
+        _check_factor("weight", weight)
         same_device("weight", weight, "logits", logits)
     if pixel_weight is not None:
         if pixel_weight.shape != target.shape:
             raise ValueError(f"pixel_weight must be {tuple(target.shape)}, as target, not {tuple(pixel_weight.shape)}")
-        _not_differentiable("pixel_weight", pixel_weight)
+        _check_factor("pixel_weight", pixel_weight)
         same_device("pixel_weight", pixel_weight, "logits", logits)
     number = {"valid": VALID, "all": ALL}[denominator] if isinstance(denominator, str) else float(denominator)
     return Options(weight, pixel_weight, ignore_index, label_smoothing, reduction, number, empty, align_corners)
 
 
-def _not_differentiable(name: str, tensor: Tensor) -> None:
+def _check_factor(name: str, tensor: Tensor) -> None:
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be real, not {tensor.dtype}; convert it with {name}.real")
     if tensor.requires_grad:
         raise ValueError(f"{name} requires grad, but the loss is not differentiable by it; pass {name}.detach()")
 

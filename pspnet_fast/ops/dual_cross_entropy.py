@@ -5,6 +5,7 @@ The main head's arg-max, which training scripts report accuracy from, falls out 
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from pspnet_fast.ops._cross_entropy import (
     wants_gradient,
 )
 from pspnet_fast.ops.operator import Autocast, Operator, second_gradient
-from pspnet_fast.reference import DualLoss, DualPrediction
+from pspnet_fast.reference import DEFAULT_AUX_WEIGHT, DualLoss, DualPrediction
 
 
 def dual_cross_entropy(
@@ -32,7 +33,7 @@ def dual_cross_entropy(
     aux: Tensor,
     target: Tensor,
     *,
-    aux_weight: float | Tensor = 0.4,
+    aux_weight: float | Tensor = DEFAULT_AUX_WEIGHT,
     weight: Tensor | None = None,
     ignore_index: int = 255,
     label_smoothing: float = 0.0,
@@ -91,7 +92,7 @@ def dual_cross_entropy_argmax(
 
 
 _DEFAULTS: dict[str, Any] = {
-    "aux_weight": 0.4,
+    "aux_weight": DEFAULT_AUX_WEIGHT,
     "weight": None,
     "ignore_index": 255,
     "label_smoothing": 0.0,
@@ -116,6 +117,7 @@ def _dual(
         )
     scoring = dict(options)
     aux_weight = scoring.pop("aux_weight")
+    _check_aux_weight(aux_weight)
     packed = check_options(main, target, **scoring)
     main_loss, aux_loss, _, _, _, best, count = DUAL(
         main, aux, target, wants_gradient(main, aux), labels, correct, *packed
@@ -125,6 +127,17 @@ def _dual(
     else:
         loss = torch.add(main_loss, aux_loss, alpha=aux_weight)
     return DualPrediction(loss, main_loss, aux_loss, best if labels else None, count if correct else None)
+
+
+def _check_aux_weight(aux_weight: object) -> None:
+    if isinstance(aux_weight, Tensor):
+        if aux_weight.dim() != 0 or not aux_weight.dtype.is_floating_point:
+            raise ValueError(
+                f"aux_weight must be a number or a 0-d floating-point tensor, not {aux_weight.dtype} of shape "
+                f"{tuple(aux_weight.shape)}"
+            )
+    elif isinstance(aux_weight, bool) or not isinstance(aux_weight, numbers.Real):
+        raise TypeError(f"aux_weight must be a number or a 0-d floating-point tensor, not {aux_weight!r}")
 
 
 def _define(
@@ -212,7 +225,8 @@ def _fake_backward(
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     main, aux, target, _, _, _, *options = inputs
     ctx.options = Options(*options)
-    only_losses_are_differentiable(ctx, output[2:])
+    frozen = [loss for loss, needed in zip(output[:2], ctx.needs_input_grad[:2], strict=True) if not needed]
+    only_losses_are_differentiable(ctx, [*frozen, *output[2:]])
     ctx.save_for_backward(*output[2:3], main, aux, target, *output[3:5], ctx.options.weight, ctx.options.pixel_weight)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pspnet_fast.triton.bilinear import interpolate
+from pspnet_fast.triton.bilinear import interpolate, second_node
 from pspnet_fast.triton.cross_entropy_forward import choose
 
 
@@ -30,7 +30,7 @@ def add_left_neighbour(left, right, CLASSES: tl.constexpr, CELLS: tl.constexpr):
     return left + tl.where((lane > 0)[None, :], tl.gather(right, before, axis=1), 0.0)
 
 
-@triton.jit(do_not_specialize=["classes", "low_height", "low_width", "height", "slots"])
+@triton.jit(do_not_specialize=["classes", "low_height", "low_width", "height", "width", "slots"])
 def cross_entropy_bwd_kernel(
     main,  # [B, C, h, w], by its strides
     aux,  # the same
@@ -47,6 +47,7 @@ def cross_entropy_bwd_kernel(
     low_height,
     low_width,
     height,
+    width,
     slots,
     stride_b,
     stride_c,
@@ -78,9 +79,9 @@ def cross_entropy_bwd_kernel(
     dtype = softmax.dtype.element_ty
     valid = (class_ < classes)[:, None] & (cell < low_width)[None, :]
     upper = choose(head, main, aux) + image * stride_b + top * stride_h + class_.to(tl.int64)[:, None] * stride_c
-    lower = upper + (tl.minimum(top + 1, low_height - 1) - top) * stride_h
+    lower = upper + (second_node(top, low_height, height) - top) * stride_h
     left = cell.to(tl.int64)[None, :] * stride_w
-    right = tl.minimum(cell + 1, low_width - 1).to(tl.int64)[None, :] * stride_w
+    right = second_node(cell, low_width, width).to(tl.int64)[None, :] * stride_w
     upper_left = tl.load(upper + left, mask=valid, other=0.0).to(dtype)
     upper_right = tl.load(upper + right, mask=valid, other=0.0).to(dtype)
     lower_left = tl.load(lower + left, mask=valid, other=0.0).to(dtype)
@@ -132,7 +133,12 @@ def cross_entropy_bwd_kernel(
         grad_lower_left += (1 - tx) * grad_below
         grad_lower_right += tx * grad_below
 
-    # 4. From corners to nodes: along the rows here, down the columns in memory. The last cell's nodes are one.
+    # 4. From corners to nodes: along the rows here, down the columns in memory. The last cell's nodes are one. At equal
+    # sizes so are every cell's; their second node's part is 0, or NaN.
+    grad_upper_right = tl.where(low_width == width, 0.0, grad_upper_right)
+    grad_lower_right = tl.where(low_width == width, 0.0, grad_lower_right)
+    grad_lower_left = tl.where(low_height == height, 0.0, grad_lower_left)
+    grad_lower_right = tl.where(low_height == height, 0.0, grad_lower_right)
     last = (cell == low_width - 1)[None, :]
     grad_upper_left += tl.where(last, grad_upper_right, 0.0)
     grad_lower_left += tl.where(last, grad_lower_right, 0.0)

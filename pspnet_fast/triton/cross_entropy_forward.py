@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pspnet_fast.triton.bilinear import exceeds, interpolate_tile
+from pspnet_fast.triton.bilinear import exceeds, interpolate_tile, second_node
 
 
 @triton.jit
@@ -84,8 +84,8 @@ def cross_entropy_fwd_kernel(
     top = tl.load(row_cell + first).to(tl.int64)
     near = tl.load(column_cell + column, mask=column < width, other=0).to(tl.int64)
     upper = choose(head, main, aux) + image * stride_b + top * stride_h
-    lower = upper + (tl.minimum(top + 1, low_height - 1) - top) * stride_h
-    left, right = near * stride_w, tl.minimum(near + 1, low_width - 1) * stride_w
+    lower = upper + (second_node(top, low_height, height) - top) * stride_h
+    left, right = near * stride_w, second_node(near, low_width, width) * stride_w
     tx = tl.load(column_t + column, mask=column < width, other=0.0)[None, :]
     ty = tl.load(row_t + row, mask=row < end, other=0.0)[:, None]
 

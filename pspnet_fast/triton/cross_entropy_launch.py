@@ -165,7 +165,7 @@ def _launch_gradient(
         cross_entropy_bwd_kernel[blocks * cell_rows, batch, len(heads)](
             heads[0], heads[-1], states[0], states[-1], softmax, softmax_label, table,
             rows.edge, rows.t, columns.edge, columns.slot_t,
-            classes, rows.nodes, columns.nodes, softmax.shape[3], columns.slots,
+            classes, rows.nodes, columns.nodes, softmax.shape[3], columns.cell.shape[0], columns.slots,
             *heads[0].stride(), *states[0].stride(),
             PARITY=parity, PIXEL_WEIGHTS=softmax.shape[0] == 3, SMOOTHING=smoothing,
             CLASSES=tile, CELLS=cells, num_warps=max(1, cells // 32),

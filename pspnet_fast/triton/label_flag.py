@@ -13,7 +13,7 @@ import os
 import torch
 from torch import Tensor
 
-NOTHING = torch.iinfo(torch.int64).min
+NOTHING = 0  # a class always, so never a label out of range
 
 
 def watch_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor | None:
@@ -30,7 +30,8 @@ def watch_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor | No
         IndexError: a bad label in ``target`` (CPU), or one that an earlier call on the device has met (GPU).
     """
     if target.device.type == "cpu":
-        bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+        labels = target.long()  # compared with a number that a uint8 cannot hold, that would wrap
+        bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
         if bad.any():
             raise IndexError(f"Target {target[bad][0].item()} is out of bounds.")
         return None

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from network_pairs import CLASSES, assert_near, assert_same_step, make_batch, make_pair, training_step
 from torch import Tensor, nn
 
-from pspnet_fast.nn import DualCrossEntropyLoss
+from pspnet_fast import PSPNet
+from pspnet_fast.nn import DualCrossEntropyLoss, OhemCrossEntropyLoss
 from pspnet_fast.nn.loss import fusable_options
 
 WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
@@ -106,3 +107,24 @@ def test_dual_cross_entropy_loss() -> None:
         assert_near(a, w, 1e-12)
     assert "aux_weight=0.3" in repr(criterion)
     assert criterion.float().weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("criterion", [DualCrossEntropyLoss, OhemCrossEntropyLoss])
+@pytest.mark.parametrize("aux_weight", [0.4, 1.0, 0.0])
+def test_pspnet_refuses_a_weight_that_it_would_not_apply(criterion: Any, aux_weight: float) -> None:
+    words = rf"aux_weight={aux_weight}, but PSPNet returns .* unweighted; leave aux_weight out and train on main_loss"
+    with pytest.raises(ValueError, match=words):
+        PSPNet(18, classes=CLASSES, criterion=criterion(aux_weight=aux_weight), pretrained=False)
+    network = PSPNet(18, classes=CLASSES, criterion=criterion(), pretrained=False)
+    network.criterion = criterion(aux_weight)
+    with pytest.raises(ValueError, match=words):
+        network(*make_batch())
+
+
+def test_default_weight_of_the_auxiliary_loss() -> None:
+    main, aux = (torch.randn(1, CLASSES, 3, 3) for _ in range(2))
+    target = torch.randint(0, CLASSES, (1, 9, 9))
+    for criterion in (DualCrossEntropyLoss(), OhemCrossEntropyLoss(min_kept=1)):
+        losses = criterion(main, aux, target)
+        torch.testing.assert_close(losses.loss, losses.main + 0.4 * losses.aux)
+        assert "aux_weight=0.4" in repr(criterion)

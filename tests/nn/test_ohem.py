@@ -89,6 +89,13 @@ def test_keeps_the_hard_pixels() -> None:
     assert loss[kept].min() > loss[valid & ~kept].max()
 
 
+def test_uint8_labels_do_not_wrap() -> None:
+    logits = torch.randn(1, 160, 2, 2)
+    target = torch.full((1, 9, 9), 156, dtype=torch.uint8)
+    kept = OhemCrossEntropyLoss(share=1.0, ignore_index=-100).hard_pixels(logits, target)
+    assert kept.all()
+
+
 def test_nothing_labelled() -> None:
     main, aux, target = draw()
     losses = OhemCrossEntropyLoss()(main.requires_grad_(), aux, torch.full_like(target, 255))

@@ -119,6 +119,11 @@ ANY_OPTIONS = st.fixed_dictionaries(
 BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"target": torch.zeros(2, 1, 8, 10)}, ValueError, r"target must be a label map \[2, H, W\] .* not of shape"),
     ({"target": torch.zeros(3, 8, 10, dtype=torch.int64)}, ValueError, r"target must be a label map \[2, H, W\]"),
+    (
+        {"target": torch.zeros(2, 0, 10, dtype=torch.int64)},
+        ValueError,
+        r"target has no pixels: its shape is \(2, 0, 10\)",
+    ),
     ({"target": torch.zeros(2, 8, 10)}, TypeError, r"target must be int64, int32 or uint8 .* not torch.float32"),
     ({"reduction": "avg"}, ValueError, r"reduction must be one of 'none', 'sum', 'mean', not 'avg'"),
     ({"denominator": "pixels"}, ValueError, r"denominator must be one of 'valid', 'all', not 'pixels'"),
@@ -129,6 +134,12 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"label_smoothing": -0.1}, ValueError, r"label_smoothing must be in \[0, 1\], not -0.1"),
     ({"weight": torch.ones(4)}, ValueError, r"weight must be \[3\], one per class, not \(4,\)"),
     ({"weight": torch.ones(3, requires_grad=True)}, ValueError, r"weight requires grad, .* pass weight.detach\(\)"),
+    ({"weight": torch.ones(3, dtype=torch.complex64)}, TypeError, r"weight must be real, not torch.complex64"),
+    (
+        {"pixel_weight": torch.ones(2, 8, 10, dtype=torch.complex64)},
+        TypeError,
+        r"pixel_weight must be real, not torch.complex64",
+    ),
     ({"pixel_weight": torch.ones(2, 4, 5)}, ValueError, r"pixel_weight must be \(2, 8, 10\), as target"),
     (
         {"pixel_weight": torch.ones(2, 8, 10, requires_grad=True)},

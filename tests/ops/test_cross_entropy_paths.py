@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cross_entropy_cases import draw_options, draw_target, stock_loss
+from exactness import assert_as_exact_as_stock
 from running import CUDA_ON_CPU, INTERPRETED, Backend, check_exactness, check_same_bits, differentiate, random
 from torch import Tensor
 
@@ -75,6 +77,55 @@ def test_some_logits_far_apart(backend: Backend, dtype: torch.dtype) -> None:
     logits[0, 1, 2, 3] = 200
     logits[0, 2, 4, 20] = -500
     check(backend, logits, (41, 313), dtype)
+
+
+def check_losses(logits: Tensor, target: Tensor, **options: Any) -> None:
+    """Means and maps hold to the rule, and no pixel's loss is negative."""
+    for reduction in ("mean", "none"):
+        options["reduction"] = reduction
+        loss, stock = upsample_cross_entropy(logits, target, **options), stock_loss(logits, target, **options)
+        assert_as_exact_as_stock(loss, stock, stock_loss(logits.double(), target, **options), torch.float32, reduction)
+        assert loss.min() >= 0
+
+
+def best_classes(logits: Tensor, high: tuple[int, int], align_corners: bool = True) -> Tensor:
+    up = F.interpolate(logits.double(), high, mode="bilinear", align_corners=align_corners)
+    return up.argmax(dim=1)
+
+
+def test_label_nearly_certain(backend: Backend) -> None:
+    logits = torch.tensor([92.0, -18, -131, 34, -65, -84, 24, 50, -43, -24, -36, 11], device=backend.device)
+    logits = logits.view(1, 3, 2, 2)
+    target = best_classes(logits, (7, 7))
+    assert upsample_cross_entropy(logits, target, reduction="none").min() >= 0
+    torch.testing.assert_close(upsample_cross_entropy(logits, target).item(), 0.015181548, rtol=2e-6, atol=0)
+
+
+# Own arg-max as labels, with other labels in places, ignored ones, and one label for each block of pixels.
+@pytest.mark.parametrize("labels", ["best", "mostly", "blocks"])
+@pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "centres"])
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("scale", [20.0, 60.0])
+def test_labels_mostly_right(backend: Backend, scale: float, classes: int, align_corners: bool, labels: str) -> None:
+    logits, high = random(1, classes, 4, 5, device=backend.device) * scale, (25, 37)
+    target = best_classes(logits, high, align_corners)
+    if labels == "mostly":
+        wrong = torch.rand(target.shape) < 0.05
+        target[wrong.to(backend.device)] = classes - 1
+        target[:, 3:5] = 255
+    if labels == "blocks":
+        target = target[:, ::12, ::12].repeat_interleave(12, 1).repeat_interleave(12, 2)[:, :25, :37]
+    check_losses(logits, target, align_corners=align_corners)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_nearly_uniform_logits(backend: Backend, classes: int, scale: float) -> None:
+    low = 3 if INTERPRETED else 9
+    logits = random(1, classes, low, low, device=backend.device) * scale
+    high = (8 * low - 7, 8 * low - 7)
+    check_losses(logits, draw_target((1, *high), classes, ignored=0, device=backend.device))
+    check_losses(logits, best_classes(logits, high))
 
 
 # On both sides of the range within which cells are summed by progressions, 76.

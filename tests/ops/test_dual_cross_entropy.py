@@ -135,6 +135,59 @@ def test_correct_pixels(backend: Backend, labels: torch.dtype, ignore_index: int
     torch.testing.assert_close(result.correct, hits.sum())
 
 
+def test_uint8_labels_do_not_wrap(backend: Backend) -> None:
+    logits = random(1, 160, 2, 2, device=backend.device)
+    target = upsample_argmax(logits, (4, 5)).fill_(156).to(torch.uint8)
+    logits[:, 156] += 9
+    result = dual_cross_entropy_argmax(logits, logits, target, correct=True, ignore_index=-100)
+    assert result.correct is not None
+    assert result.correct.item() == target.numel()
+
+
+@pytest.mark.parametrize("layouts", [("channels_last", "nchw"), ("nchw", "channels_last")], ids=str)
+@pytest.mark.parametrize("height", [1, 4])
+def test_compile_heads_of_different_layouts(backend: Backend, height: int, layouts: tuple[str, str]) -> None:
+    target = draw_target((2, 9, 13), CLASSES, device=backend.device)
+
+    def losses(main: Tensor, aux: Tensor) -> tuple[Tensor, ...]:
+        return tuple(dual_cross_entropy(main, aux, target))
+
+    inputs = [random(2, CLASSES, height, 5, device=backend.device, layout=layout) for layout in layouts]
+    check_compiles(losses, inputs, backend=backend.compiler)
+    check_meta(
+        lambda main, aux: dual_cross_entropy(main, aux, torch.zeros_like(target, device=main.device)),
+        inputs,
+        strides=backend.name != "reference",
+    )
+
+
+def test_only_heads_that_require_grad_have_losses_that_do(backend: Backend) -> None:
+    main, aux = heads(backend)
+    target = draw_target((2, 9, 13), CLASSES, device=backend.device)
+    for frozen in (0, 1):
+        given = [t.detach().requires_grad_(i != frozen) for i, t in enumerate((main, aux))]
+        losses = dual_cross_entropy(*given, target)
+        assert [t.requires_grad for t in losses] == [True, frozen != 0, frozen != 1]
+
+
+@pytest.mark.parametrize(
+    ("aux_weight", "error"),
+    [
+        (True, TypeError),
+        (None, TypeError),
+        ([0.4], TypeError),
+        ("0.4", TypeError),
+        (torch.ones(2), ValueError),
+        (torch.ones((), dtype=torch.int64), ValueError),
+    ],
+    ids=str,
+)
+def test_bad_aux_weight(backend: Backend, aux_weight: Any, error: type[Exception]) -> None:
+    target = torch.zeros(2, 9, 13, dtype=torch.int64, device=backend.device)
+    with pytest.raises(error, match="aux_weight must be a number or a 0-d floating-point tensor, not"):
+        dual_cross_entropy(*heads(backend), target, aux_weight=aux_weight)
+
+
 def test_learned_aux_weight(backend: Backend) -> None:
     main, aux = heads(backend)
     target = draw_target((2, 9, 13), CLASSES, device=backend.device)

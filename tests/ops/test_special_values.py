@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cross_entropy_cases import draw_target, stock_loss
 from running import INTERPRETED, LAYOUTS, Backend, differentiate, random
 from torch import Tensor
 
-from pspnet_fast import pyramid_concat, pyramid_conv, reference, upsample_argmax
+from pspnet_fast import pyramid_concat, pyramid_conv, reference, upsample_argmax, upsample_cross_entropy
 
 OPERATOR = "pyramid_conv"  # all operators here have the same back ends
 # Equal sizes, one equal side, a single node, nodes that are hit exactly, smaller results. Left out are sizes such as 1
@@ -69,6 +70,35 @@ def test_an_infinite_logit_stays_at_its_pixel(backend: Backend) -> None:
     logits = torch.zeros(1, 2, 1, 3, device=backend.device)
     logits[0, 1, 0, 2] = torch.inf
     assert upsample_argmax(logits, (1, 3)).tolist() == [[[0, 0, 1]]]
+
+
+@each_value
+@each_corners
+@pytest.mark.parametrize(("layout", "smoothing"), [("nchw", 0.0), ("channels_last", 0.1)])
+@pytest.mark.parametrize("size", [size for size in SIZES if size != "from_1x1"])
+def test_upsample_cross_entropy(
+    backend: Backend, size: str, smoothing: float, layout: str, align_corners: bool, value: float
+) -> None:
+    low, high = SIZES[size]
+    places = torch.randperm(low[0] * low[1])[: 2 * PLACES]
+    logits = random(1, 3, *low, device=backend.device).repeat(len(places), 1, 1, 1)
+    for image, node in enumerate(places):
+        logits[image, image % 3].view(-1)[node] = value
+    target = draw_target((len(places), *high), 3, device=backend.device)
+    (loss,), (gradient,) = differentiate(
+        lambda z: upsample_cross_entropy(
+            z, target, reduction="none", label_smoothing=smoothing, align_corners=align_corners
+        ),
+        [LAYOUTS[layout](logits)],
+    )
+    (expected,), (expected_gradient,) = differentiate(
+        lambda z: stock_loss(z, target, reduction="none", label_smoothing=smoothing, align_corners=align_corners),
+        [logits.double()],
+    )
+    torch.testing.assert_close(loss, expected.float(), equal_nan=True)
+    finite = expected_gradient.isfinite()
+    assert finite.any()
+    torch.testing.assert_close(gradient[finite], expected_gradient.float()[finite])
 
 
 @each_value

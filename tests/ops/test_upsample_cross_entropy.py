@@ -55,6 +55,15 @@ def test_label_dtypes(backend: Backend, ignore_index: int, labels: torch.dtype) 
     check(backend, {"ignore_index": ignore_index, "weighted": True}, labels=labels)
 
 
+@pytest.mark.parametrize("ignore_index", [-100, -1, 256 + 3, -(2**63), 2**63 - 1])
+def test_uint8_labels_do_not_wrap(backend: Backend, ignore_index: int) -> None:
+    """A label is left out if it is ``ignore_index``, not if its last 8 bits are."""
+    logits = random(1, 256, 2, 2, device=backend.device)
+    target = torch.full((1, 3, 4), ignore_index % 256, dtype=torch.uint8, device=backend.device)
+    loss = upsample_cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
+    torch.testing.assert_close(loss, stock_loss(logits, target.long(), ignore_index=-7, reduction="none"))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(backend: Backend, layout: str) -> None:
     check(backend, {}, layout=layout)
@@ -229,8 +238,10 @@ def test_autocast_does_not_lose_precision(backend: Backend, dtype: torch.dtype) 
     torch.testing.assert_close(differentiate(under_autocast, [logits]), expected)
 
 
-@pytest.mark.parametrize("label", [3, 200, -2])
-@pytest.mark.parametrize("labels", [torch.int64, torch.int32])
+@pytest.mark.parametrize(
+    ("label", "labels"), [(label, labels) for label in (3, 200, -2) for labels in (torch.int64, torch.int32)]
+    + [(label, torch.int64) for label in (2**32, 2**63 - 1, -(2**63))] + [(-(2**31), torch.int32)],
+)  # fmt: skip
 def test_label_out_of_range(backend: Backend, label: int, labels: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PSPNET_FAST_CHECK_LABELS", "1")  # a GPU is waited for only then
     target = torch.zeros(1, 4, 4, dtype=labels, device=backend.device)
