@@ -175,6 +175,9 @@ def _decoded(path: Path, picture: Any) -> Any:
     """The picture decoded to its last row (opening alone misses truncation), its rows turned for display."""
     try:
         picture.load()
+        if picture.format == "PNG":  # decoding does not compare the checksums of the pixels
+            with Image.open(path) as file:
+                file.verify()
         turn = _TURNS.get(_orientation(picture))  # Pillow has turned TIFFs, and removed their tag
         return picture if turn is None else picture.transpose(turn)
     except _DECODE_ERRORS as error:

@@ -154,7 +154,8 @@ class TrainingState:
             if self.world.rank < len(state["rng"]):
                 checkpoint.restore_rng(state["rng"][self.world.rank], self.world.device)
             changes = changed_keys(state["config"], self.config.to_dict())
-            self.notes += [f"resuming with another {change}" for change in changes]
+            moved = "run.folder"  # a folder may be moved
+            self.notes += [f"resuming with another {change}" for change in changes if not change.startswith(moved)]
             return float(state["scheduler"]["elapsed"])
 
     @staticmethod
@@ -167,7 +168,9 @@ class TrainingState:
 
     def _restore_optimizer(self, state: dict[str, Any], path: Path) -> None:
         """Momenta from ``state``, but rates and the like from this configuration, which may have changed on purpose."""
-        current = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
+        # "lr" is what the schedule makes of "base_lr" at the next step.
+        kept = ("params", "lr")
+        current = [{key: value for key, value in g.items() if key not in kept} for g in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state)
         except ValueError as error:
