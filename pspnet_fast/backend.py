@@ -90,7 +90,7 @@ def select(operator: str, device_type: str, composed: bool = False) -> str:
 def _definition_only() -> str | None:
     """The transform in force that an operator with its own gradient formula cannot serve, or None.
 
-    Such an operator has no tangent, no batching rule for its gradient and no form that ``torch.jit`` records.
+    Such an operator has no tangent and no batching rule for its gradient.
     """
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation"
@@ -98,8 +98,6 @@ def _definition_only() -> str | None:
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a transform of torch.func"
-    if torch.jit.is_tracing() and torch.is_grad_enabled():
-        return "torch.jit.trace with gradients"
     return None
 
 

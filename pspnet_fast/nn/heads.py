@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pspnet_fast.ops.pyramid_conv import pyramid_conv
 from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
 
-from .fusion import changed_reason, global_hook_reason
+from .fusibility import changed_reason, global_hook_reason
 from .norm import Norm, frozen_norm, make_norm
 from .pyramid import PyramidPooling
 

@@ -11,7 +11,7 @@ from pspnet_fast.ops._checks import LABEL_DTYPES
 from pspnet_fast.ops.dual_cross_entropy import dual_cross_entropy
 from pspnet_fast.reference import DEFAULT_AUX_WEIGHT, DualLoss
 
-from .fusion import changed_reason
+from .fusibility import changed_reason
 
 
 class CrossEntropyOptions(TypedDict):

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pspnet_fast.reference import NormStatistics
 
-from .fusion import changed_reason
+from .fusibility import changed_reason
 
 Norm = Literal["batch", "group"]
 
@@ -37,10 +37,10 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
 def frozen_norm(norm: nn.Module, activation: nn.Module) -> NormStatistics | None:
     """The statistics of a batch normalisation with ReLU behind it that inference may apply as a factor and a sum.
 
-    None where the modules must be called: gradients are recorded, the batch's own statistics are used, or one of the
-    modules was replaced or hooked.
+    None where the modules must be called: gradients are recorded, the batch's own statistics are used, one of the
+    modules was replaced or hooked, or torch.jit.trace runs, which compares a trace with gradients with one without.
     """
-    if torch.is_grad_enabled() or norm.training or not isinstance(norm, _BatchNorm):
+    if torch.is_grad_enabled() or torch.jit.is_tracing() or norm.training or not isinstance(norm, _BatchNorm):
         return None
     types = nn.SyncBatchNorm if isinstance(norm, nn.SyncBatchNorm) else nn.BatchNorm2d
     if changed_reason("norm", norm, types) or changed_reason("activation", activation, nn.ReLU):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pspnet_fast.ops.dual_cross_entropy import dual_cross_entropy_argmax
 from pspnet_fast.ops.upsample_argmax import upsample_argmax
 
-from .external import external_stages
-from .fusion import log_plain_road
+from .backbones import external_stages
+from .fusibility import log_unfused
 from .heads import AuxHead, PSPHead, unfusable_reason
 from .loss import LowResolutionLoss, check_criterion, check_target, fusable_options
 from .norm import Norm
@@ -46,7 +46,7 @@ class PSPNet(nn.Module):
         pretrained: ImageNet weights for the backbone: a file, or True for ``./initmodel/resnet{layers}_v2.pth`` (with
             ``backbone``: ``./initmodel/{name}.pth``), or False.
         backbone: a model of torchvision or timm instead of the deep-stem ResNet, such as "resnet50",
-            "torchvision/resnet101" or "timm/regnetx_032" (:func:`~pspnet_fast.nn.external.external_stages`). timm's
+            "torchvision/resnet101" or "timm/regnetx_032" (:func:`~pspnet_fast.nn.backbones.external_stages`). timm's
             have one attribute ``backbone`` in the place of ``layer0`` … ``layer4``.
         norm: "batch", or "group", which trains on single images too.
 
@@ -98,7 +98,7 @@ class PSPNet(nn.Module):
         self.zoom_factor = zoom_factor
         self.use_ppm = use_ppm
         self.criterion = nn.CrossEntropyLoss(ignore_index=255) if criterion is None else criterion
-        self._plain_reasons: set[str] = set()
+        self._unfused_reasons: set[str] = set()
 
         stages = resnet_stages(layers, norm) if backbone is None else external_stages(backbone, norm)
         for name, module in stages.modules.items():
@@ -145,7 +145,7 @@ class PSPNet(nn.Module):
             losses = self.criterion(main, aux, y)
             return upsample_argmax(main, y.shape[1:]), losses.main, losses.aux
         if options is None:
-            log_plain_road(self._plain_reasons, f"criterion {type(self.criterion).__name__} is called as it is")
+            log_unfused(self._unfused_reasons, f"criterion {type(self.criterion).__name__} is called as it is")
             return self._plain_losses(_upsample(main, size), _upsample(aux, size), y)
         result = dual_cross_entropy_argmax(main, aux, y, **options)
         return cast(Tensor, result.labels), result.main, result.aux
@@ -198,7 +198,7 @@ class PSPNet(nn.Module):
             return self.cls(stage4)
         reason = unfusable_reason(self.ppm, self.cls)
         if reason is not None:
-            log_plain_road(self._plain_reasons, reason)
+            log_unfused(self._unfused_reasons, reason)
             return self.cls(self.ppm(stage4))
         return self.cls(*self.ppm.forward_levels(stage4), self.ppm.bins)
 

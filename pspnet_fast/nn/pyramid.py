@@ -16,7 +16,7 @@ from pspnet_fast.ops.pyramid_levels import pyramid_levels
 from pspnet_fast.ops.pyramid_pool import pyramid_pool, pyramid_pool_through
 from pspnet_fast.reference import NormStatistics, unpack_levels
 
-from .fusion import changed_reason, global_hook_reason, log_plain_road
+from .fusibility import changed_reason, global_hook_reason, log_unfused
 from .norm import Norm, frozen_norm, make_norm
 
 
@@ -51,7 +51,7 @@ class PyramidPooling(nn.Module):
             )
             for k in self.bins
         )
-        self._plain_reasons: set[str] = set()
+        self._unfused_reasons: set[str] = set()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [B, C, H, W]`` and its levels, upsampled and concatenated: [B, C + L·Ck, H, W].
@@ -64,7 +64,7 @@ class PyramidPooling(nn.Module):
         if reason is None:
             return pyramid_concat(x, self._transform(pyramid_pool(x, self.bins)), bins=self.bins)
 
-        log_plain_road(self._plain_reasons, reason)
+        log_unfused(self._unfused_reasons, reason)
         size = x.shape[-2:]
         levels = [F.interpolate(f(x), size, mode="bilinear", align_corners=True) for f in self.features]
         return torch.cat([x, *levels], dim=1)

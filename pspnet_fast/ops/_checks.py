@@ -109,8 +109,13 @@ def check_norm(name: str, norm: NormStatistics, weight: Tensor) -> None:
 
 
 def differentiable(*tensors: Tensor | None) -> bool:
-    """Whether autograd would want a gradient for any of the tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether an operator must be made of what is differentiable: autograd wants a gradient for any of the tensors.
+
+    So it must be under torch.jit.trace, which compares a trace with gradients with one without.
+    """
+    return torch.jit.is_tracing() or (
+        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    )
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -96,6 +96,8 @@ class Operator:
         self.composed = composed
         self._save, self._gradient = save, gradient
         self._variants = {"": overload(name)}
+        # What it keeps for backward, torch.jit.trace would find in a trace with gradients and miss in one without.
+        self._traceable = len(overload(name)._schema.returns) == 1
 
         torch.library.impl(f"{NAMESPACE}::{name}", "CompositeExplicitAutograd")(composition)
         if triton is not None:
@@ -123,6 +125,8 @@ class Operator:
 
     def backend(self, tensor: Tensor) -> str:
         """What the operator runs on for ``tensor``'s device, see :func:`pspnet_fast.backend.select`."""
+        if torch.jit.is_tracing() and not self._traceable:
+            return "reference"
         return backend.select(self.name, tensor.device.type, self.composed)
 
     def run(self, chosen: str, *arguments: Any) -> Any:

@@ -54,8 +54,10 @@ def pyramid_pool_through(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> tuple
     check_map("x", x)
     checked = check_bins(bins)
     backend = POOL.backend(x)
-    # The definition's gradients may be views of one another, and a compiler plans its memory itself.
-    if backend == "reference" or torch.compiler.is_compiling() or not differentiable(x):
+    # The definition's gradients may be views of one another, a compiler plans its memory itself, and a trace records no
+    # Python function.
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if backend == "reference" or recorded or not differentiable(x):
         return x, POOL(x, checked)
     through: tuple[Tensor, Tensor] = _PoolThrough.apply(x, checked, backend)
     return through

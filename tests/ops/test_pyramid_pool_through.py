@@ -257,5 +257,7 @@ def test_empty_batch(backend: Backend) -> None:
 
 
 def test_definition_returns_x_itself(backend: Backend) -> None:
+    """As every back end does where no gradient is wanted: there is nothing to add into."""
     x = random(1, 2, 5, 4, device=backend.device)
-    assert (pyramid_pool_through(x)[0] is x) == (backend.name == "reference")
+    assert pyramid_pool_through(x)[0] is x
+    assert (pyramid_pool_through(x.requires_grad_())[0] is x) == (backend.name == "reference")

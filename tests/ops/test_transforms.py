@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from running import draw_norm, random
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from pspnet_fast import BackendError, ops, use_backend
+from pspnet_fast import BackendError, PSPNet, ops, use_backend
 from pspnet_fast.backend import kernels
 from pspnet_fast.nn import PyramidPooling
 from pspnet_fast.ops.operator import OPERATORS
@@ -116,13 +117,26 @@ def test_gradients_through_vmap(name: str) -> None:
     as_definition(gradients)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_jit_trace_records_the_definition_where_gradients_are_enabled(name: str) -> None:
+def test_jit_trace_with_and_without_gradients(name: str, recorded: bool) -> None:
+    """torch.jit.trace compares its trace with one without gradients; a trace is saved, and differentiable."""
     function, inputs = case(name)
-    leaves = tuple(t.requires_grad_() for t in inputs)
-    traced = torch.jit.trace(function, leaves, check_trace=False)
-    assert "pspnet_fast::" not in str(traced.graph)
-    torch.testing.assert_close(traced(*leaves), function(*leaves))
+    file = io.BytesIO()
+    with torch.set_grad_enabled(recorded):
+        torch.jit.save(torch.jit.trace(function, tuple(t.requires_grad_(recorded) for t in inputs)), file)
+    file.seek(0)
+    leaves = tuple((0.5 * t).detach().requires_grad_() for t in inputs)
+    results = [f(*leaves) for f in (torch.jit.load(file), function)]
+    torch.testing.assert_close(*results)
+    if name in DIFFERENTIABLE:
+        torch.testing.assert_close(*(torch.autograd.grad(r.square().sum(), leaves) for r in results))
+
+
+def test_jit_trace_of_a_network() -> None:
+    """With gradients enabled, as users forget to disable them."""
+    model, images = PSPNet(18, classes=3, pretrained=False).eval(), random(1, 3, 33, 33)
+    torch.testing.assert_close(torch.jit.trace(model, images)(images), model(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif("cpu" not in kernels("pyramid_pool"), reason="there are no kernels to refuse")

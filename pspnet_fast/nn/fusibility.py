@@ -1,7 +1,7 @@
-"""When modules may be fused: only where nobody could tell the difference.
+"""When modules may be fused: only where the result is the same and every hook still runs.
 
 A fused operator runs several modules in one step, without calling them. Whoever replaced one of those modules, hooked
-it or parametrised it must get it called, so those cases take the plain road: every module is called as it stands.
+it or parametrised it must get it called, so those cases run unfused: every module is called as it stands.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def global_hook_reason() -> str | None:
     return None
 
 
-def log_plain_road(logged: set[str], reason: str) -> None:
-    """Record once for each set ``logged``, at debug level, that the plain road is taken, and why.
+def log_unfused(logged: set[str], reason: str) -> None:
+    """Record once for each set ``logged``, at debug level, that modules run unfused, and why.
 
     The set belongs to the module that decides, so data-parallel replicas, which copy a module's attributes, share it.
     """
