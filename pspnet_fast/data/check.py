@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,15 +67,8 @@ def check_dataset(
         workers: loader processes; 0 reads in this one.
         watch: wraps the iteration over the samples, to show progress.
     """
-    loader = DataLoader(
-        _Survey(dataset, images),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=start_loader_process,
-    )
     report = Report()
-    for headers, counts, problem in watch(loader):
+    for headers, counts, problem in watch(_results(partial(_survey, dataset, images), range(len(dataset)), workers)):
         for kind, header in headers.items():
             report.modes[f"{kind}: {header.format} {header.mode}"] += 1
         if "image" in headers:
@@ -97,16 +91,8 @@ def count_pixels(dataset: SegmentationDataset, *, workers: int = 0, rank: int = 
     Raises:
         DatasetError: a label that cannot be read.
     """
-    share = _Counts(dataset, range(rank, len(dataset), ranks))
-    # Its own generator: otherwise starting the loader would draw from the stream that dropout uses.
-    loader = DataLoader(
-        share,
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=start_loader_process,
-        generator=torch.Generator(),
-    )
-    return sum(loader, torch.zeros(256, dtype=torch.int64))
+    counts = _results(partial(_label_counts, dataset), range(rank, len(dataset), ranks), workers)
+    return sum(counts, torch.zeros(256, dtype=torch.int64))
 
 
 def list_problems(problems: Sequence[str], what: str, limit: int = 10) -> str:
@@ -131,39 +117,47 @@ def _survey_headers(dataset: SegmentationDataset, index: int) -> tuple[dict[str,
     return headers, None
 
 
-class _Survey(Dataset[Any]):
-    """Headers, pixels of each train id, and problem of each sample."""
-
-    def __init__(self, dataset: SegmentationDataset, images: bool) -> None:
-        self.dataset, self.images = dataset, images
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[dict[str, Header], Tensor, str | None]:
-        counts = torch.zeros(256, dtype=torch.int64)
-        headers, problem = _survey_headers(self.dataset, index)
+def _survey(dataset: SegmentationDataset, images: bool, index: int) -> tuple[dict[str, Header], Tensor, str | None]:
+    """Headers, pixels of each train id, and problem of a sample."""
+    headers, problem = _survey_headers(dataset, index)
+    counts = torch.zeros(256, dtype=torch.int64)
+    try:
         if problem is None:
-            try:
-                label = self.dataset.read(index)[1] if self.images else self.dataset.read_label(index)
-                counts = counts if label is None else torch.bincount(label.flatten(), minlength=256)
-            except DatasetError as error:
-                problem = str(error)
-        return headers, counts, problem
+            counts = _count(dataset.read(index)[1] if images else dataset.read_label(index))
+    except DatasetError as error:
+        problem = str(error)
+    return headers, counts, problem
 
 
-class _Counts(Dataset[Tensor]):
-    """Pixels of each train id in the labels of some samples; images are not read."""
+def _count(label: Tensor | None) -> Tensor:
+    return torch.bincount(torch.empty(0, dtype=torch.uint8) if label is None else label.flatten(), minlength=256)
 
-    def __init__(self, dataset: SegmentationDataset, share: Sequence[int]) -> None:
-        self.dataset, self.share = dataset, share
+
+def _label_counts(dataset: SegmentationDataset, index: int) -> Tensor:
+    return _count(dataset.read_label(index))
+
+
+def _results(function: Callable[[int], Any], indices: Sequence[int], workers: int) -> Iterable[Any]:
+    """The function's results, in order, from loader processes (0: from this one)."""
+    return DataLoader(
+        _Mapped(function, indices),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=start_loader_process,
+        generator=torch.Generator(),  # starting the loader leaves alone the stream that dropout draws from
+    )
+
+
+class _Mapped(Dataset[Any]):
+    def __init__(self, function: Callable[[int], Any], indices: Sequence[int]) -> None:
+        self.function, self.indices = function, indices
 
     def __len__(self) -> int:
-        return len(self.share)
+        return len(self.indices)
 
-    def __getitem__(self, position: int) -> Tensor:
-        label = self.dataset.read_label(self.share[position])
-        return torch.bincount(torch.zeros(0, dtype=torch.uint8) if label is None else label.flatten(), minlength=256)
+    def __getitem__(self, position: int) -> Any:
+        return self.function(self.indices[position])
 
 
 def _unchanged(sample: Any) -> Any:

@@ -138,24 +138,18 @@ def predict_paths(
 
 
 def _plan(paths: Sequence[str | Path], folder: OutputFolder, world: World) -> list[Written]:
-    """The pictures and their files, checked by one process before any of them writes."""
-    jobs, problem = [], None
-    if world.is_main:
-        try:
-            for path, name in find_images(paths):
-                places = [
-                    folder.folder / kind / name.with_name(f"{name.name}.png")
-                    for kind in ("labels", "colors", "overlay")
-                ]
-                jobs.append(Written(path, *places))
-            files = [file for job in jobs for file in (job.labels, job.colors, job.overlay)]
-            folder.prepare(files, [job.image for job in jobs])
-        except (InferenceError, DatasetError) as error:
-            problem = str(error)
-    jobs, problem = world.agree((jobs, problem))
-    if problem is not None:
-        raise InferenceError(problem)
-    return jobs
+    """The pictures and their files, found and checked by one process before any of them writes."""
+    jobs: list[Written] = []
+
+    def check() -> None:
+        for path, name in find_images(paths):
+            png = name.with_name(f"{name.name}.png")
+            jobs.append(Written(path, *(folder.folder / kind / png for kind in ("labels", "colors", "overlay"))))
+        files = [file for job in jobs for file in (job.labels, job.colors, job.overlay)]
+        folder.prepare(files, [job.image for job in jobs])
+
+    world.on_main(check)
+    return world.agree(jobs)
 
 
 def _labels(trained: TrainedModel, image: Tensor, options: EvalConfig, amp: Amp) -> Tensor:
