@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def read_image(path: Path, options: ReadOptions = DEFAULT_READING) -> Tensor:
             grey = _to_8_bits(path, np.asarray(stored), str(picture.format), stored.mode, options.value_range)
             array = np.repeat(grey[..., None], 3, axis=2)
         else:
-            array = np.array(stored.convert("RGB"))
+            straight = stored.convert(stored.mode.upper()) if stored.mode in ("RGBa", "La") else stored
+            array = np.array(straight.convert("RGB"))
             # Pillow keeps the upper 8 bits of 16-bit colours: right, unless they are 12 bits in 16.
             if ";16" in coded and array.max(initial=0) < 16:
                 raise DatasetError(
@@ -156,8 +158,9 @@ def read_label(path: Path, table: np.ndarray, options: ReadOptions = DEFAULT_REA
 def _opened(path: Path, options: ReadOptions) -> Any:
     """The file with its header read."""
     if options.max_pixels is not None:
-        # Pillow refuses twice its limit and warns from there; every process that reads sets it anew.
+        # Pillow warns from its limit on and refuses from twice as many; every process that reads sets it anew.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, -(-options.max_pixels // 2))
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
         return Image.open(path)
     except FileNotFoundError:
