@@ -32,24 +32,37 @@ def replacing(
     Raises:
         OutputError: the folder or the file cannot be written, or the disk is full.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
+    target, part = _places(path)
+    _check_kind(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(part, mode, encoding="utf-8" if mode == "w" else None, newline="" if mode == "w" else None) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if verify is not None:
             verify(part)
-        os.replace(part, path)
-        _sync_folder(path.parent)
+        os.replace(part, target)
+        _sync_folder(target.parent)
     except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise _unwritable(path, error) from error
         raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise :class:`OutputError` unless :func:`replacing` can write ``path``; makes its folder.
+
+    For the result of long work: a path that cannot be written is found before the work.
+    """
+    _check_kind(path)
+    with output_errors(path):
+        target, part = _places(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        part.unlink()
 
 
 @contextmanager
@@ -132,6 +145,19 @@ _OTHER_KINDS: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     ),
     (_is_text, "a text file"),
 )
+
+
+def _places(path: str | Path) -> tuple[Path, Path]:
+    """The file behind ``path``, so that a link stays a link, and the temporary file in its folder."""
+    target = Path(os.path.realpath(path))
+    return target, target.with_name(f".{target.name}.part")
+
+
+def _check_kind(path: str | Path) -> None:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OutputError(f"{path}: cannot be written, as it is a {'folder' if os.path.isdir(path) else 'device'}")
+    if os.path.isfile(path) and not os.access(path, os.W_OK):
+        raise OutputError(f"{path}: cannot be written, as the file is read-only; choose another path")
 
 
 def _unwritable(path: str | Path, error: OSError) -> OutputError:

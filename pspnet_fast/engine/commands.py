@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pspnet_fast import __version__
 from pspnet_fast.data import DatasetInfo
+from pspnet_fast.files import check_writable, replacing
 
 from . import data_commands
 from .class_weights import require_labels
@@ -127,6 +128,8 @@ def evaluate(
     """Print mIoU, mAcc, pixel accuracy and the table of classes."""
     changes = list(overrides or []) + as_overrides({"data.name": data, "data.root": root, "data.val_split": split})
     changes += inference_changes(scales, flip, crop, device, backend, amp)
+    if save is not None:
+        check_writable(save)
     trained, options = load_for_inference(checkpoint, config, changes)
     with join_world(options.run.device) as world, chosen_backend(options.run.backend):
         dataset = open_split(options.data, options.data.val_split)
@@ -145,7 +148,8 @@ def evaluate(
         if world.is_main:
             Console().print(metrics.table(f"{dataset.info.name} {split}, {len(dataset)} images"))
             if save is not None:
-                save.write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
+                with replacing(save) as file:
+                    file.write(json.dumps(metrics.to_dict(), indent=1) + "\n")
 
 
 app.command()(framed(data_commands.predict))

@@ -1,4 +1,4 @@
-"""What a user can mend. Such an error names the thing, its value and the remedy; commands show it without traceback."""
+"""Errors the user can fix: each names the thing, its value and the remedy; commands show them without traceback."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ import torch
 
 pytest.importorskip("torchvision", reason="the engine needs the extra [train]")
 pytest.importorskip("typer", reason="the engine needs the extra [train]")
+pytest.importorskip("pydantic", reason="the engine needs the extra [train]")
+pytest.importorskip("torchmetrics", reason="the engine needs the extra [train]")
 
 from pspnet_fast.data import write_scenes
 from pspnet_fast.engine import TrainConfig, config_from_dict

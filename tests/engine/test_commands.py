@@ -297,6 +297,48 @@ def test_every_error_is_framed(run: Path, monkeypatch: pytest.MonkeyPatch, error
     assert "pspnet-fast: error" in output
 
 
+def test_memory_of_the_cpu_runs_out(run: Path) -> None:
+    output = call("evaluate", run / "best.pt", "eval.base_size=3000000", code=2).output
+    assert "not enough memory" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("file/metrics.json", "(Not a directory|File exists)"),
+        ("folder", "it is a folder"),
+        ("/dev/null", "it is a device"),
+        ("/proc/metrics.json", "cannot be written"),
+        ("/dev/full/metrics.json", "cannot be written"),
+        ("x" * 260, "File ?name ?too ?long"),
+    ],
+)
+def test_json_is_checked_before_the_evaluation(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, reason: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(commands, "evaluate_model", _raise(AssertionError("the evaluation was started")))
+    output = call("evaluate", run / "best.pt", "--json", tmp_path / place, code=2).output
+    unwrapped = re.sub(r" *│\n│ *", "", output)
+    assert re.search(f"{re.escape(str(tmp_path / place))}.*{reason}", unwrapped)
+    assert "Traceback" not in output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_json_in_a_missing_folder_and_through_a_link(run: Path, tmp_path: Path) -> None:
+    call("evaluate", run / "best.pt", "--json", tmp_path / "new" / "metrics.json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "new" / "metrics.json")
+    before = (tmp_path / "new" / "metrics.json").read_text()
+    (tmp_path / "new" / "metrics.json").write_text("old")
+    call("evaluate", run / "best.pt", "--json", tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "new" / "metrics.json").read_text() == before
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["metrics.json"]
+
+
 def test_version() -> None:
     assert call("--version").output.startswith(f"pspnet-fast {pspnet_fast.__version__} (torch {torch.__version__}")
 
