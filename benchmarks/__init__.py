@@ -1,1 +1,1 @@
-"""Speed and memory, measured side by side. See README.md beside this file."""
+"""Speed and memory, compared with other implementations. See README.md in this folder."""

@@ -81,6 +81,8 @@ def compare_all(options: argparse.Namespace, root: Path, folder: Path) -> list[d
         ("float64", options.steps, options.steps, "none"),
         ("float32", options.training_steps, options.validate_every, options.amp),
     ):
+        if steps == 0:
+            continue
         config = configuration(options, root, steps, amp)
         runs = compare(
             config,
@@ -103,8 +105,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", help="options of the training, as in model.layers=50")
     parser.add_argument("--root", type=Path, help="folder of the data set; without it scenes are drawn")
     parser.add_argument("--data", help="its format; camvid, or scenes where there is no --root")
-    parser.add_argument("--steps", type=int, default=15, help="in float64")
-    parser.add_argument("--training-steps", type=int, default=200, help="in the precision of --amp")
+    parser.add_argument("--steps", type=int, default=15, help="in float64; 0 leaves it out")
+    parser.add_argument("--training-steps", type=int, default=200, help="in the precision of --amp; 0 leaves it out")
     parser.add_argument(
         "--amp", choices=("none", "bf16", "fp16"), default="none", help="of the training; none: float32"
     )

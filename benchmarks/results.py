@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import os
-import re
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from buildtools.sources import csrc_digests
 from pspnet_fast.digest import folder_digest
+from pspnet_fast.extension import EXTENSION
 from pspnet_fast.machine import cpu_name, describe_machine, git_commit, output_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,27 +38,16 @@ def machine(device: str | None = None) -> dict[str, Any]:
 def _gpu() -> dict[str, Any]:
     """Driver, clocks and versions; None for what cannot be found out."""
     query = f"--query-gpu=driver_version,{','.join(CLOCKS)}"
-    values = output_of("nvidia-smi", query, "--format=csv,noheader").split("\n")[0].split(", ")
-    driver, *clocks = values if len(values) == 1 + len(CLOCKS) else [None] * (1 + len(CLOCKS))
-    found = re.search(r"\bV(\d+\.\d+\.\d+)", output_of(nvcc() or "nvcc", "--version"))
-    triton = output_of("python", "-c", "import triton; print(triton.__version__)")
+    driver, *clocks = output_of("nvidia-smi", query, "--format=csv,noheader").partition("\n")[0].split(", ")
     return {
         "processor": cpu_name(),
-        "driver": driver,
-        "clocks": dict(zip(CLOCKS, clocks, strict=True)),
+        "driver": driver or None,
+        "clocks": dict(zip(CLOCKS, clocks, strict=False)),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "triton": triton or None,
-        "nvcc": found[1] if found else None,
+        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
+        "nvcc": EXTENSION.info.get("nvcc"),
     }
-
-
-def nvcc() -> str | None:
-    """The path of nvcc as the build looks for it, or None."""
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if folder := os.environ.get(variable):
-            return shutil.which("nvcc", path=str(Path(folder) / "bin"))
-    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def commit() -> str:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # for benchmarks, which is not installed
 report = importlib.import_module("benchmarks.report")
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# Beside the README the project's other pages: their commands must not rot either.
+# The README and the other pages: all their commands must work.
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in (
@@ -176,10 +176,10 @@ def test_replacement_for_semsegs_import() -> None:
 
 def test_operator_table_names_the_kernels_there_are() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .* \| .* \|([^|]*)\|$", README, re.MULTILINE)
-    told = {name: set(re.findall(r"`(\w+)`", kernels)) for name, kernels in rows}
+    named = {name: set(re.findall(r"`(\w+)`", kernels)) for name, kernels in rows}
     not_built = {name for name, reason in (("cpu", EXTENSION.cpu), ("cuda", EXTENSION.cuda)) if reason is not None}
     for operator in OPERATORS:
-        assert told[operator] - not_built == {*backend.kernels(operator)}
+        assert named[operator] - not_built == {*backend.kernels(operator)}
 
 
 def test_data_set_table_names_the_data_sets_there_are() -> None:

@@ -1,1 +1,1 @@
-"""``python -m pspnet_fast.demo``: a small PSPNet trained on drawn scenes, beside the same net in stock PyTorch."""
+"""``python -m pspnet_fast.demo``: a small PSPNet trained on drawn scenes, compared with stock PyTorch."""

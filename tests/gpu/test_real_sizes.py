@@ -62,7 +62,7 @@ def test_pyramid_in_evaluation_mode(backend: str, channels_last: bool, dtype: to
     projections = [random(512, 2048, 1, 1, dtype=dtype) / 45 for _ in range(4)]
     weight = random(512, 4096, 3, 3, dtype=dtype) / 192
     mean, root, gamma, beta = random(4, 512)
-    norm = NormStatistics(mean, root.square() + 0.5, gamma, beta, 1e-5)  # in float32, beside whatever maps
+    norm = NormStatistics(mean, root.square() + 0.5, gamma, beta, 1e-5)  # in float32, whatever the dtype of the maps
 
     def norm_in(to: torch.dtype) -> NormStatistics:
         return NormStatistics(*(t.to(to) for t in norm[:4]), norm.eps)
