@@ -138,7 +138,7 @@ def read_label(path: Path, table: np.ndarray, options: ReadOptions = DEFAULT_REA
         stretch = _STRETCHED.get(_raw_mode(picture), 1)
         values = np.array(_decoded(path, picture))
 
-    if values.dtype != np.uint8:  # 1- and 16-bit files: as good as any as long as their values are
+    if values.dtype != np.uint8:  # 1- and 16-bit files, whose values may fit
         outside = values[(values > 255) | (values < 0)] if values.dtype != bool else values[:0]
         if outside.size:
             raise DatasetError(f"{path}: label value {outside.flat[0]} does not fit 8 bits; save class indices")
@@ -221,7 +221,7 @@ def _check_label(path: Path, picture: Any) -> None:
     if picture.format not in _LOSSLESS_FORMATS or compression in _LOSSY_TIFF:
         kind = picture.format if compression == "raw" else f"{picture.format} with {compression} compression"
         raise DatasetError(
-            f"{path}: a label map in {kind}, which does not keep class indices; make the label anew as PNG"
+            f"{path}: a label map in {kind}, which does not keep class indices; write the label as PNG, from its source"
         )
     tags = _check_bands(path, picture)
     if picture.mode not in ("L", "P", "1", *_DEEP_MODES) or picture.mode == "F":

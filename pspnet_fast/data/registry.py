@@ -5,7 +5,7 @@ A data set is a row of DATASETS, not a reader: `find_samples` walks any of the l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -56,6 +56,10 @@ class Layout:
     label_suffix: str = ".png"
     split_file: str | None = None
     splits: dict[str, str] = field(default_factory=lambda: {name: name for name in ("train", "val", "test")})
+
+    def folders(self, root: Path, split: str) -> tuple[Path, Path]:
+        """The folders of the images and of the labels of a split."""
+        return root / self.images.format(split=self.splits[split]), root / self.labels.format(split=self.splits[split])
 
 
 @dataclass(frozen=True)
@@ -153,55 +157,41 @@ def find_samples(source: DatasetSource, root: Path, split: str) -> tuple[list[Sa
         DatasetError: unknown split, missing folder or split file, an image without its label, a label without its
             image, two images of one name, or no image at all.
     """
-    layouts = source.layouts
-    name = source.info.name if source.info else "list"
+    layouts, name = source.layouts, source.info.name if source.info else "list"
     if split not in layouts[0].splits:
         raise DatasetError(f"{name}: split '{split}' does not exist; choose from {', '.join(layouts[0].splits)}")
+    places = {root / sub: layouts[0].folders(root / sub, split)[0] for sub in source.subfolders}
+    base = next((base for base, image_dir in places.items() if image_dir.is_dir()), None)
+    if base is None:
+        looked = " or ".join(map(str, places.values()))
+        raise DatasetError(f"{looked}: folder not found for split '{split}' of {name}, root={root}; {source.origin}")
 
-    root = _find_root(source, root, split)
     # Cityscapes ships labelIds and many have made labelTrainIds too: read the more complete, in doubt the first.
-    layout = max(layouts, key=lambda layout: _count_labels(root, layout, split))
-    image_dir = _folder(root, layout.images, layout, split)
-    label_dir = _folder(root, layout.labels, layout, split)
-
-    images = _files(image_dir, layout.image_suffixes)
+    layout = max(layouts, key=lambda layout: len(_files(layout.folders(base, split)[1], (layout.label_suffix,))))
+    image_dir, label_dir = layout.folders(base, split)
+    images, labels = _files(image_dir, layout.image_suffixes), _files(label_dir, (layout.label_suffix,))
     if not images:
-        raise DatasetError(
-            f"{image_dir}: no image ({' '.join(layout.image_suffixes)}) for split '{split}' of {name}; {source.origin}"
-        )
+        suffixes = " ".join(layout.image_suffixes)
+        raise DatasetError(f"{image_dir}: no image ({suffixes}) for split '{split}' of {name}; {source.origin}")
     if not label_dir.is_dir() and split != "test":
         raise DatasetError(f"{label_dir}: folder of the labels not found, though {image_dir} exists; {source.origin}")
 
-    labels = _files(label_dir, (layout.label_suffix,))
+    names: Sequence[str] = sorted(images.keys() | labels.keys())
     if layout.split_file:
-        names = _split_names(root / layout.split_file.format(split=layout.splits[split]), source.origin)
-    else:
-        names = sorted(images.keys() | labels.keys())
-
-    # Test splits come without labels, or with all of them.
-    unlabelled = split == "test" and not any(name in labels for name in names)
-    _check_pairs(names, images, dict.fromkeys(names) if unlabelled else labels, image_dir, label_dir, layout)
+        names = _split_names(base / layout.split_file.format(split=layout.splits[split]), source.origin)
+    unlabelled = split == "test" and not any(name in labels for name in names)  # such splits have all labels or none
+    for kind, other, found, folder, suffix in (
+        ("label", "image", names if unlabelled else labels, label_dir, layout.label_suffix),
+        ("image", "label", images, image_dir, layout.image_suffixes[0]),
+    ):
+        missing = [name for name in names if name not in found]
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise DatasetError(
+                f"{folder / (missing[0] + suffix)}: no such {kind}{more}, but the {other}s or the split have it; found "
+                f"{len(images)} images, {len(labels)} labels; add the missing {kind} or remove the {other}"
+            )
     return [Sample(images[name], None if unlabelled else labels[name]) for name in names], layout.table
-
-
-def _folder(root: Path, pattern: str, layout: Layout, split: str) -> Path:
-    return root / pattern.format(split=layout.splits[split])
-
-
-def _count_labels(root: Path, layout: Layout, split: str) -> int:
-    return len(_files(_folder(root, layout.labels, layout, split), (layout.label_suffix,)))
-
-
-def _find_root(source: DatasetSource, root: Path, split: str) -> Path:
-    """The first of the sub-folders that holds the split's images."""
-    wanted = [_folder(root / sub, source.layouts[0].images, source.layouts[0], split) for sub in source.subfolders]
-    for sub, folder in zip(source.subfolders, wanted, strict=True):
-        if folder.is_dir():
-            return root / sub
-
-    name = source.info.name if source.info else "list"
-    looked = " or ".join(str(folder) for folder in wanted)
-    raise DatasetError(f"{looked}: folder not found for split '{split}' of {name}, root={root}; {source.origin}")
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
@@ -228,25 +218,3 @@ def _split_names(path: Path, origin: str) -> list[str]:
     if not names:
         raise DatasetError(f"{path}: names no picture; {origin}")
     return names
-
-
-def _check_pairs(
-    names: Sequence[str],
-    images: Mapping[str, Path],
-    labels: Mapping[str, Path | None],
-    image_dir: Path,
-    label_dir: Path,
-    layout: Layout,
-) -> None:
-    for missing, folder, suffix, partner in (
-        ([name for name in names if name not in labels], label_dir, layout.label_suffix, image_dir),
-        ([name for name in names if name not in images], image_dir, layout.image_suffixes[0], label_dir),
-    ):
-        if not missing:
-            continue
-        kind, other = ("label", "image") if folder is label_dir else ("image", "label")
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DatasetError(
-            f"{folder / (missing[0] + suffix)}: no such {kind}{more}, but {partner} or the split has it: "
-            f"{len(images)} images and {len(labels)} labels do not match; add the missing {kind} or remove the {other}"
-        )

@@ -51,8 +51,8 @@ class RandomAffineCrop(v2.Transform):
     Images (uint8 or float, [..., H, W]) become float32 of the same range, sampled bilinearly; masks keep their dtype,
     sampled at the nearest pixel. What lies outside the picture becomes `fill` in images and `ignore_index` in masks.
 
-    Against the chain of whole-picture steps: the same distribution of scales, angles and positions; where a rotated
-    picture sticks out of its old frame, the crop shows the picture instead of padding.
+    Scales, angles and positions are distributed as in a chain of whole-picture steps. Where a rotated picture exceeds
+    its old frame, the crop shows the picture, and such a chain padding.
 
     Args:
         size: (h, w) of the crop.
@@ -223,7 +223,7 @@ def plan_crop(
     grid[0, ..., 1] = across * (yx / half_h) + (down * (yy / half_h) + ((y + 0.5 - rows.start) / half_h - 1))
 
     # The part under the crop ends where the picture ends, unless the crop ends first: so a pixel of the crop outside
-    # the one is outside the other. The hair's breadth keeps pixels that lie on the edge but for rounding.
+    # the one is outside the other. The margin of 1e-6 keeps pixels on the edge in spite of rounding.
     reached = x - reach_x >= 0 and x + reach_x <= width - 1 and y - reach_y >= 0 and y + reach_y <= height - 1
     return CropPlan(rows, columns, grid, None if reached else (grid.abs().amax(-1) > 1 + 1e-6)[0])
 

@@ -74,7 +74,7 @@ def _pictures(folder: Path) -> list[Path]:
     predictions = {parent / name for parent in above for name in read_manifest(parent)}
     pictures = [file for file in files if file not in predictions]
     if not pictures:
-        besides = f" besides {len(files)} predictions" if files else ""
+        besides = f" except {len(files)} predictions" if files else ""
         raise InferenceError(f"{folder}: holds no pictures{besides} ({', '.join(IMAGE_SUFFIXES)})")
     return pictures
 

@@ -248,7 +248,7 @@ def test_lossy_labels_are_refused_whatever_they_hold(tmp_path: Path, name: str, 
         pytest.skip(f"this Pillow does not write {name}: {error}")
     renamed = path.rename(path.with_suffix(".png"))  # the content decides
     for read in (lambda: read_label(renamed, TABLE), lambda: read_header(renamed, label=True)):
-        with pytest.raises(DatasetError, match=r"a.png: a label map in .*make the label anew as PNG"):
+        with pytest.raises(DatasetError, match=r"a.png: a label map in .*write the label as PNG"):
             read()
 
 

@@ -57,7 +57,7 @@ def test_every_class_shows_up_and_little_is_unlabelled() -> None:
     assert share[[0, 1, 3, 5]].sum() > 0.6  # sky, building, road and tree are what a street is made of
 
 
-def test_no_class_is_told_by_its_colour_alone() -> None:
+def test_colour_alone_does_not_give_the_class() -> None:
     """The best guess from a pixel's colour, 4 bits a channel, is often wrong even on the scenes it was made from."""
     scenes = [draw_scene(seed, SIZE) for seed in range(16)]
     image = np.concatenate([image.reshape(-1, 3) for image, _ in scenes]) >> 4

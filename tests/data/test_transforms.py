@@ -57,7 +57,7 @@ def test_label_stays_under_its_image(seed: int, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_scale_and_angle_are_as_asked(seed: int) -> None:
+def test_scale_and_angle_are_as_requested(seed: int) -> None:
     crop, _ = crop_positions(seed, (31, 31), rotate_p=1.0, flip=0.5)
     inside = crop[2] > 0
     with_neighbours = (inside[:-1, :-1] & inside[:-1, 1:] & inside[1:, :-1]).nonzero()
@@ -137,7 +137,7 @@ def test_padding_is_mean_and_255() -> None:
     torch.testing.assert_close(crop[:, mask == 0], expected[:, None].expand(3, 100))
 
 
-def test_crop_beside_the_picture_is_all_padding() -> None:
+def test_crop_outside_the_picture_is_all_padding() -> None:
     """A wide picture, steeply turned: crops at its ends can miss it."""
     image, label = torch.full((3, 4, 200), 200, dtype=torch.uint8), torch.zeros(4, 200, dtype=torch.uint8)
     transform = train_transform(8, **{**PLAIN, "rotate": 90.0})

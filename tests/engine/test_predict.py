@@ -131,7 +131,7 @@ def test_predictions_are_not_predicted_again(trained: TrainedModel, tmp_path: Pa
         assert [file.image.name for file in written] == ["a.png", "b.png"]
     predict_paths(trained, [tmp_path / "in"], tmp_path / "elsewhere")
     assert len(list((tmp_path / "elsewhere/labels").rglob("*.png"))) == 2
-    with pytest.raises(InferenceError, match=r"holds no pictures besides 6 predictions"):
+    with pytest.raises(InferenceError, match=r"holds no pictures except 6 predictions"):
         find_images([tmp_path / "elsewhere"])
     assert find_images([tmp_path / "elsewhere/overlay/a.png"])  # named, hence meant
 
