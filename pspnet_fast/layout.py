@@ -21,6 +21,12 @@ def format_of(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def empty_map(like: Tensor, channels: int, height: int, width: int, channels_last: bool) -> Tensor:
+    """An empty map of ``like``'s batch, dtype and device."""
+    shape = (like.shape[0], channels, height, width)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=format_of(channels_last))
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """The format that results of ``x [B, C, H, W]`` take."""
     return format_of(is_channels_last(x))

@@ -65,9 +65,16 @@ def pyramid_levels(
     x: Tensor, weights: Sequence[Tensor], norms: Sequence[NormStatistics], bins: Sequence[int] = DEFAULT_BINS
 ) -> Tensor:
     """The levels of ``x [B, C, H, W]``: :func:`pyramid_pool`, a 1x1 convolution, normalisation and ReLU at each."""
+    return transform_levels(pyramid_pool(x, bins), weights, norms, bins)
+
+
+def transform_levels(
+    pooled: Tensor, weights: Sequence[Tensor], norms: Sequence[NormStatistics], bins: Sequence[int]
+) -> Tensor:
+    """A 1x1 convolution, normalisation and ReLU of each level of the packed ``pooled [B, C, Σk²]``, packed again."""
     levels = [
         norm_relu(F.conv2d(level, weight), norm).flatten(2)
-        for level, weight, norm in zip(unpack_levels(pyramid_pool(x, bins), bins), weights, norms, strict=True)
+        for level, weight, norm in zip(unpack_levels(pooled, bins), weights, norms, strict=True)
     ]
     return torch.cat(levels, dim=2)
 

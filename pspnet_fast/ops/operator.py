@@ -9,7 +9,7 @@ the composition of PyTorch operators for every other device, and ``name_triton``
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pspnet_fast import backend
 from pspnet_fast.extension import EXTENSION
+from pspnet_fast.ops._checks import differentiable
 
 NAMESPACE = "pspnet_fast"
 
@@ -71,6 +72,7 @@ class Operator:
         fake: shapes, dtypes and strides of the results, of the operator's arguments.
         composition: the operator made of PyTorch operators, for every device without a native kernel.
         definition: the same function in stock operators (:mod:`pspnet_fast.reference`); None for backward operators.
+        recorded: what runs where autograd records, for an operator without ``gradient``, which is made for inference.
         composed: whether the composition is better than the definition, where no kernel can run.
         triton: "module:function" below :mod:`pspnet_fast.triton`, imported at the first call; or a function.
         save: ``save(ctx, inputs, output)``, what the gradient needs; ``ctx.variant`` is set already.
@@ -85,6 +87,7 @@ class Operator:
         fake: Callable[..., Any],
         composition: Callable[..., Any],
         definition: Callable[..., Any] | None = None,
+        recorded: Callable[..., Any] | None = None,
         composed: bool = False,
         triton: str | Callable[..., Any] | None = None,
         save: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
@@ -94,6 +97,7 @@ class Operator:
         self.name = name
         self.definition = definition
         self.composed = composed
+        self._recorded = recorded
         self._save, self._gradient = save, gradient
         self._variants = {"": overload(name)}
         # What it keeps for backward, torch.jit.trace would find in a trace with gradients and miss in one without.
@@ -121,6 +125,8 @@ class Operator:
         chosen = self.backend(arguments[0])
         if chosen == "reference" and self.definition is not None:
             return self.definition(*arguments)
+        if self._recorded is not None and differentiable(*_tensors(arguments)):
+            return self._recorded(*arguments)
         return self.run(chosen, *arguments)
 
     def backend(self, tensor: Tensor) -> str:
@@ -163,6 +169,15 @@ def _imported_at_first_call(path: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(f"pspnet_fast.triton.{module}"), function)(*arguments)
 
     return kernel
+
+
+def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments, those in lists too."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list):
+            yield from _tensors(argument)
 
 
 def _savable(arguments: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.layout import memory_format
+from pspnet_fast.layout import empty_map, is_channels_last, memory_format
 from pspnet_fast.ops._checks import check_bins, check_levels, check_map
 from pspnet_fast.ops._interpolation import upsample_adjoint
 from pspnet_fast.ops.operator import Autocast, Operator
@@ -61,12 +61,7 @@ def _concat(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool, x_f
 
 def _fake_concat(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
     channels = x.shape[1] + len(bins) * levels.shape[1]
-    return torch.empty(
-        (x.shape[0], channels, x.shape[2], x.shape[3]),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=memory_format(x),
-    )
+    return empty_map(x, channels, x.shape[2], x.shape[3], is_channels_last(x))
 
 
 def _concat_backward(grad: Tensor, channels: int, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
@@ -88,7 +83,7 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    # x was copied as it stands: its gradient is a part of grad, and no kernel's work.
+    # x was copied unchanged: its gradient is a part of grad, and needs no kernel.
     first = 0 if ctx.x_first else grad.shape[1] - ctx.channels
     grad_x = grad.narrow(1, first, ctx.channels) if ctx.needs_input_grad[0] else None
     grad_levels = None
@@ -103,8 +98,8 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_again(ctx: Any, grad_levels: Tensor) -> tuple[Tensor]:
-    nothing = grad_levels.new_zeros(grad_levels.shape[0], ctx.channels, *ctx.size)
-    return (CONCAT.like(ctx)(nothing, grad_levels, ctx.bins, ctx.align_corners, ctx.x_first),)
+    zeros = grad_levels.new_zeros(grad_levels.shape[0], ctx.channels, *ctx.size)
+    return (CONCAT.like(ctx)(zeros, grad_levels, ctx.bins, ctx.align_corners, ctx.x_first),)
 
 
 CONCAT = Operator(

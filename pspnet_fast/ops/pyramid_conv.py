@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.layout import memory_format
+from pspnet_fast.layout import empty_map, is_channels_last
 from pspnet_fast.ops._checks import check_bins, check_dtype, check_levels, check_map, check_tensor, same_device
 from pspnet_fast.ops._pyramid_conv import backward as composed_backward
 from pspnet_fast.ops._pyramid_conv import convolve_x, convolve_x_backward, weight_parts
@@ -89,51 +89,30 @@ def check_pyramid_conv(
     return checked
 
 
-def _define(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bins: list[int],
-    align_corners: bool,
-    x_first: bool,
-) -> Tensor:
+def _define(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    bins, align_corners, x_first = options
     return reference.pyramid_conv(x, levels, weight, bias, bins=bins, align_corners=align_corners, x_first=x_first)
 
 
-def _fake_forward(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bins: list[int],
-    align_corners: bool,
-    x_first: bool,
-) -> Tensor:
-    # The convolution itself says which layout its backend will answer in.
+def convolve_x_part(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """The convolution over x alone, for options that end in bins, align_corners and x_first; all the results' fake."""
+    bins, _, x_first = options[-3:]
     return convolve_x(x, weight, bias, weight_parts(x, levels, len(bins), x_first).x)
 
 
 def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bins: list[int],
-    align_corners: bool,
-    x_first: bool,
-    mask: list[bool],
+    grad: Tensor, x: Tensor, levels: Tensor, weight: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    *_, mask = options
     return (
-        grad_x if mask[0] else x.new_empty(0),
+        empty_map(x, x.shape[1], x.shape[2], x.shape[3], is_channels_last(x)) if mask[0] else x.new_empty(0),
         levels.new_empty(levels.shape if mask[1] else 0),
         torch.empty_like(weight) if mask[2] else weight.new_empty(0),
     )
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, levels, weight, _, ctx.bins, ctx.align_corners, ctx.x_first = inputs
+    x, levels, weight, _, *ctx.options = inputs
     ctx.save_for_backward(x, levels, weight)
 
 
@@ -141,39 +120,32 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     mask = list(ctx.needs_input_grad[:3])
     grads: Sequence[Tensor | None] = (None,) * 3
     if any(mask):
-        found = CONV_BACKWARD.like(ctx)(grad, *ctx.saved_tensors, ctx.bins, ctx.align_corners, ctx.x_first, mask)
+        found = CONV_BACKWARD.like(ctx)(grad, *ctx.saved_tensors, *ctx.options, mask)
         grads = [g if wanted else None for g, wanted in zip(found, mask, strict=True)]
     return *grads, grad.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.bins, ctx.align_corners, ctx.x_first, ctx.mask = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.options = inputs[4:7]
+    ctx.mask = inputs[7]
+    ctx.save_for_backward(*inputs[:4])
 
 
 def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     grad, *inputs = ctx.saved_tensors
 
     def definition(x: Tensor, levels: Tensor, weight: Tensor) -> Tensor:
-        return _define(x, levels, weight, None, ctx.bins, ctx.align_corners, ctx.x_first)
+        return _define(x, levels, weight, None, *ctx.options)
 
     wanted = [c if m else None for c, m in zip(cotangents, ctx.mask, strict=True)]
     return (*second_gradient(definition, inputs, grad, wanted),)
 
 
-def _triton_forward(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bins: list[int],
-    align_corners: bool,
-    x_first: bool,
-) -> Tensor:
+def _triton_forward(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     from pspnet_fast.triton.pyramid_conv import pyramid_conv_add
 
-    y = convolve_x(x, weight, bias, weight_parts(x, levels, len(bins), x_first).x)
-    pyramid_conv_add(y, levels, weight, bins, align_corners, x_first)
+    y = convolve_x_part(x, levels, weight, bias, *options)
+    pyramid_conv_add(y, levels, weight, *options)
     return y
 
 
@@ -201,7 +173,7 @@ def _triton_backward(
 
 CONV = Operator(
     "pyramid_conv",
-    fake=_fake_forward,
+    fake=convolve_x_part,
     definition=_define,
     composition=composed_forward,
     composed=True,

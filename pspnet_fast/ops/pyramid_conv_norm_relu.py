@@ -6,7 +6,7 @@ so that nothing of full size is made beside that output. Native kernels: those o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,9 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.ops import _pyramid_conv as composed
-from pspnet_fast.ops._checks import check_norm, differentiable
-from pspnet_fast.ops._pyramid_conv import convolve_x, weight_parts
+from pspnet_fast.ops._checks import check_norm
 from pspnet_fast.ops.operator import Autocast, Operator
-from pspnet_fast.ops.pyramid_conv import check_pyramid_conv, pyramid_conv
+from pspnet_fast.ops.pyramid_conv import check_pyramid_conv, convolve_x_part, pyramid_conv
 from pspnet_fast.reference import DEFAULT_BINS, NormStatistics
 
 
@@ -49,87 +48,44 @@ def pyramid_conv_norm_relu(
     """
     checked = check_pyramid_conv(x, levels, weight, bias, bins)
     check_norm("norm", norm, weight)
-    arguments = x, levels, weight, bias, *norm, checked, align_corners, x_first
-    backend = CONV_NORM_RELU.backend(x)
-    if backend == "reference" or x.shape[1] == 0:  # no channels: see pyramid_conv
-        return _define(*arguments)
-    if differentiable(x, levels, weight, bias, *norm[:4]):
-        y = pyramid_conv(x, levels, weight, bias, bins=checked, align_corners=align_corners, x_first=x_first)
-        return reference.norm_relu(y, norm)
-    output: Tensor = CONV_NORM_RELU.run(backend, *arguments)
+    # PyTorch's convolution over no channels gives no channels: see pyramid_conv.
+    function = CONV_NORM_RELU if x.shape[1] > 0 else _behind(reference.pyramid_conv)
+    output: Tensor = function(x, levels, weight, bias, *norm, checked, align_corners, x_first)
     return output
 
 
-def _define(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    bins: list[int],
-    align_corners: bool,
-    x_first: bool,
-) -> Tensor:
-    norm = NormStatistics(mean, var, gamma, beta, eps)
-    return reference.pyramid_conv_norm_relu(
-        x, levels, weight, norm, bias, bins=bins, align_corners=align_corners, x_first=x_first
-    )
+def _behind(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The operator in PyTorch operators behind this convolution over the pyramid."""
+
+    def conv_norm_relu(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+        *norm, bins, align_corners, x_first = options
+        y = convolve(x, levels, weight, bias, bins=bins, align_corners=align_corners, x_first=x_first)
+        return reference.norm_relu(y, NormStatistics(*norm))
+
+    return conv_norm_relu
 
 
-def _compose(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    bins: list[int],
-    align_corners: bool,
-    x_first: bool,
-) -> Tensor:
-    y = composed.forward(x, levels, weight, bias, bins, align_corners, x_first)
+def _compose(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    mean, var, gamma, beta, eps, *rest = options
+    y = composed.forward(x, levels, weight, bias, *rest)
     return torch.relu_(torch.batch_norm(y, gamma, beta, mean, var, False, 0.0, eps, False))
 
 
-def _triton(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    bins: list[int],
-    align_corners: bool,
-    x_first: bool,
-) -> Tensor:
+def _triton(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     from pspnet_fast.triton.pyramid_conv import pyramid_conv_add
 
-    y = convolve_x(x, weight, bias, weight_parts(x, levels, len(bins), x_first).x)
-    norm = NormStatistics(mean, var, gamma, beta, eps)
-    pyramid_conv_add(y, levels, weight, bins, align_corners, x_first, norm)
+    y = convolve_x_part(x, levels, weight, bias, *options)
+    *norm, bins, align_corners, x_first = options
+    pyramid_conv_add(y, levels, weight, bins, align_corners, x_first, NormStatistics(*norm))
     return y
-
-
-def _fake(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *norm_and_options: Any) -> Tensor:
-    bins, _, x_first = norm_and_options[-3:]
-    return convolve_x(x, weight, bias, weight_parts(x, levels, len(bins), x_first).x)
 
 
 CONV_NORM_RELU = Operator(
     "pyramid_conv_norm_relu",
-    fake=_fake,
-    definition=_define,
+    fake=convolve_x_part,
+    definition=_behind(reference.pyramid_conv),
     composition=_compose,
+    recorded=_behind(pyramid_conv),
     composed=True,
     triton=_triton,
     autocast=Autocast(lower_precision=True, keep=("mean", "var", "gamma", "beta")),

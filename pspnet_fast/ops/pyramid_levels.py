@@ -6,10 +6,9 @@ written. Native kernel: csrc/cuda/pyramid_levels.cu; elsewhere composed of the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pspnet_fast import reference
@@ -19,7 +18,6 @@ from pspnet_fast.ops._checks import (
     check_map,
     check_norm,
     check_tensor,
-    differentiable,
     same_device,
 )
 from pspnet_fast.ops.operator import Autocast, Operator, overload
@@ -50,8 +48,6 @@ def pyramid_levels(
     checked = check_bins(bins)
     check_map("x", x)
     _check_levels(x, weights, norms, checked)
-    if LEVELS.backend(x) != "reference" and differentiable(x, *weights, *(t for norm in norms for t in norm[:4])):
-        return _transform(pyramid_pool(x, checked), weights, norms, checked)
     mean, var, gamma, beta, eps = (list(values) for values in zip(*norms, strict=True))
     output: Tensor = LEVELS(x, checked, list(weights), mean, var, gamma, beta, eps)
     return output
@@ -74,37 +70,14 @@ def _check_levels(x: Tensor, weights: Sequence[Tensor], norms: Sequence[NormStat
         check_norm(f"norms[{i}]", norm, weight)
 
 
-def _transform(
-    pooled: Tensor, weights: Sequence[Tensor], norms: Sequence[NormStatistics], bins: Sequence[int]
-) -> Tensor:
-    """Projection, normalisation and ReLU of packed pooled levels."""
-    levels = [
-        reference.norm_relu(torch.conv2d(level, weight), norm).flatten(2)
-        for level, weight, norm in zip(reference.unpack_levels(pooled, bins), weights, norms, strict=True)
-    ]
-    return torch.cat(levels, dim=2)
+def _behind(pool: Callable[[Tensor, list[int]], Tensor]) -> Callable[..., Tensor]:
+    """The operator in PyTorch operators behind this pooling."""
 
+    def levels(x: Tensor, bins: list[int], weight: list[Tensor], *norms: list[Any]) -> Tensor:
+        statistics = [NormStatistics(*norm) for norm in zip(*norms, strict=True)]
+        return reference.transform_levels(pool(x, bins), weight, statistics, bins)
 
-def _compose(
-    x: Tensor,
-    bins: list[int],
-    weight: list[Tensor],
-    mean: list[Tensor],
-    var: list[Tensor],
-    gamma: list[Tensor],
-    beta: list[Tensor],
-    eps: list[float],
-) -> Tensor:
-    return _transform(overload("pyramid_pool")(x, bins), weight, _unpack(mean, var, gamma, beta, eps), bins)
-
-
-def _define(x: Tensor, bins: list[int], weight: list[Tensor], *norms: list[Any]) -> Tensor:
-    return reference.pyramid_levels(x, weight, _unpack(*norms), bins)
-
-
-def _unpack(*norms: list[Any]) -> list[NormStatistics]:
-    """One normalisation for each level from the operator's lists of mean, var, gamma, beta and eps."""
-    return [NormStatistics(*norm) for norm in zip(*norms, strict=True)]
+    return levels
 
 
 def _fake(x: Tensor, bins: list[int], weight: list[Tensor], *norms: list[Any]) -> Tensor:
@@ -114,8 +87,9 @@ def _fake(x: Tensor, bins: list[int], weight: list[Tensor], *norms: list[Any]) -
 LEVELS = Operator(
     "pyramid_levels",
     fake=_fake,
-    definition=_define,
-    composition=_compose,
+    definition=_behind(reference.pyramid_pool),
+    composition=_behind(overload("pyramid_pool")),
+    recorded=_behind(pyramid_pool),
     composed=True,
     autocast=Autocast(lower_precision=True, keep=("mean", "var", "gamma", "beta")),
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.layout import format_of, is_channels_last, is_dense
+from pspnet_fast.layout import empty_map, format_of, is_channels_last, is_dense
 from pspnet_fast.ops._checks import check_bins, check_map, differentiable
 from pspnet_fast.ops.operator import Autocast, Operator
 from pspnet_fast.reference import DEFAULT_BINS
@@ -90,8 +90,7 @@ def _fake_forward(x: Tensor, bins: list[int]) -> Tensor:
 
 
 def _fake_backward(grad: Tensor, height: int, width: int, bins: list[int], channels_last: bool) -> Tensor:
-    shape = (grad.shape[0], grad.shape[1], height, width)
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=format_of(channels_last))
+    return empty_map(grad, grad.shape[1], height, width, channels_last)
 
 
 def _compose_backward(grad: Tensor, height: int, width: int, bins: list[int], channels_last: bool) -> Tensor:
