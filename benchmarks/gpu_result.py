@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import results as provenance
 from benchmarks.results import write_json
+from pspnet_fast.files import replacing
 from pspnet_fast.verification import KERNELS, VERIFIED, read_verified
 
 ROWS = ("operators_gpu", "network_gpu")
@@ -87,7 +88,8 @@ def save(result: Mapping[str, Any], results: Path, verified: Path = VERIFIED) ->
     if entry is not None:
         others = [old for old in read_verified(verified) if old["device"] != entry["device"]]
         entries = sorted([*others, entry], key=lambda item: str(item["device"]))
-        verified.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+        with replacing(verified) as file:
+            file.write(json.dumps(entries, indent=1) + "\n")
         paths.append(verified)
     return paths
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from buildtools.sources import csrc_digests
 from pspnet_fast.digest import folder_digest
 from pspnet_fast.extension import EXTENSION
+from pspnet_fast.files import replacing
 from pspnet_fast.machine import cpu_name, describe_machine, git_commit, output_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +71,6 @@ def same_sources(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Write ``content``, replacing an older file in one step; each entry of a list is a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     parts = []
     for key, value in content.items():
         if isinstance(value, list):
@@ -79,9 +78,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
             parts.append(f"{json.dumps(key)}: [\n{lines}\n]")
         else:
             parts.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write("{\n" + ",\n".join(parts) + "\n}\n")
     return path
 
 
