@@ -131,6 +131,8 @@ def evaluate(
     if save is not None:
         check_writable(save)
     trained, options = load_for_inference(checkpoint, config, changes)
+    if split is not None and options.data.name == "list":
+        raise ConfigError("--split has no effect with data.name=list: name the list file, with data.val_list=FILE")
     with join_world(options.run.device) as world, chosen_backend(options.run.backend):
         dataset = open_split(options.data, options.data.val_split)
         if trained is None:

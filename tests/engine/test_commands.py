@@ -223,6 +223,8 @@ def test_evaluate_warns_of_other_class_names(run: Path, scenes: Path, tmp_path: 
         f"warning: the classes of {run}/best.pt (scenes) have other names: 0 is 'sky' there, 'class 0' here" in output
     )
     assert "and 8 more" in output
+    output = call("evaluate", run / "best.pt", *lists, "--split", "train", code=2).output
+    assert "--split has no effect with data.name=list" in output
     assert "warning" not in call("evaluate", run / "best.pt").output
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,33 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def keep(folder: str, names: list[str]) -> set[str]:
     """The package's folder that only shares its name with the output of `make demo`."""
     return set() if Path(folder) == ROOT else {"demo"} & set(names)
+
+
+@pytest.mark.parametrize(
+    ("folders", "extras"),
+    [
+        (("ops", "reference.py", "backend.py", "extension.py", "layout.py"), ()),
+        (("data", "engine", "demo", "files.py", "machine.py"), ("train",)),
+    ],
+)
+def test_imported_packages_are_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = project["dependencies"] + [item for extra in extras for item in project["optional-dependencies"][extra]]
+    names = {re.split(r"[<>=~! ]", item)[0].lower() for item in declared}
+
+    imported: set[str] = set()
+    for folder in folders:
+        place = ROOT / "pspnet_fast" / folder
+        for path in [place] if place.is_file() else place.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                    imported.add(node.module.split(".")[0])
+    packages = {"PIL": "pillow", "yaml": "pyyaml"}
+    others = {packages.get(name, name) for name in imported - sys.stdlib_module_names - {"pspnet_fast"}}
+    assert "torch" in others
+    assert others - names <= {"triton"}  # comes with torch, where there is one
 
 
 def test_sdist_has_every_source(sdist: Path) -> None:
