@@ -35,11 +35,11 @@ class OutputFolder:
         Raises:
             InferenceError: a file is one of the ``inputs``, is not the folder's own, or its folder cannot be written.
         """
-        protected = {_identity(path): path for path in inputs}
+        protected = {_identity(path): path for path in inputs if path.exists()}
         foreign = []
         for file in files:
             identity = _identity(file)
-            if identity is None:
+            if not os.path.lexists(file):  # a link that leads nowhere is the user's, too
                 continue
             if identity in protected:
                 raise InferenceError(f"{file} would replace the input {protected[identity]}: choose another --out")
@@ -59,6 +59,10 @@ class OutputFolder:
                 tempfile.TemporaryFile(dir=folder).close()
             except OSError as error:
                 raise _unwritable(folder, error) from error
+        try:
+            open(self.folder / MANIFEST, "a").close()
+        except OSError as error:
+            raise _unwritable(self.folder / MANIFEST, error) from error
 
     def write(self, file: Path, content: bytes) -> None:
         """Write a file of the folder, whole or not at all.
@@ -72,7 +76,7 @@ class OutputFolder:
             part.write_bytes(content)
             # First the manifest: a crash in between leaves an entry that no file fits, instead of a file without one.
             with open(self.folder / MANIFEST, "a", encoding="utf-8") as manifest:
-                manifest.write(json.dumps(entry) + "\n")
+                manifest.write(f"\n{json.dumps(entry)}\n")  # a line of its own, whatever a crash left before
             os.replace(part, file)
         except BaseException as error:
             with suppress(OSError):

@@ -122,6 +122,24 @@ def test_a_damaged_manifest_owns_nothing(trained: TrainedModel, tmp_path: Path, 
         predict_paths(trained, [picture], out)
 
 
+def test_a_truncated_manifest_is_continued(trained: TrainedModel, tmp_path: Path) -> None:
+    picture, out = save(tmp_path / "a.jpg"), tmp_path / "out"
+    predict_paths(trained, [picture], out)
+    with (out / MANIFEST).open("a") as manifest:
+        manifest.write('{"file": "labels/a.p')
+    save(picture, seed=1)
+    predict_paths(trained, [picture], out)
+    predict_paths(trained, [picture], out)
+
+
+def test_links_that_lead_nowhere_are_kept(trained: TrainedModel, tmp_path: Path) -> None:
+    link = _made(tmp_path / "out/labels/a.png")
+    link.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(InferenceError, match=r"labels/a.png: exists and was not written by predict"):
+        predict_paths(trained, [save(tmp_path / "a.jpg")], tmp_path / "out")
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize("out", ["in/predictions", "in", "in/x/y"])
 def test_predictions_are_not_predicted_again(trained: TrainedModel, tmp_path: Path, out: str) -> None:
     save(tmp_path / "in/a.png")
@@ -200,7 +218,9 @@ def test_a_picture_too_large_for_memory(
     assert len(raised.value.written) == 1
 
 
-@pytest.mark.parametrize("place", ["a file", "below a file", "labels is a file", "a target is a folder", "/proc/x"])
+@pytest.mark.parametrize(
+    "place", ["a file", "below a file", "labels is a file", "a target is a folder", "the manifest is one", "/proc/x"]
+)
 def test_outputs_are_checked_first(
     trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -210,6 +230,8 @@ def test_outputs_are_checked_first(
         out = Path(place)
     elif place == "labels is a file":
         _made(out / "labels").write_text("x")
+    elif place == "the manifest is one":
+        (out / MANIFEST).mkdir(parents=True)
     elif place == "a target is a folder":
         (out / "overlay/a.png").mkdir(parents=True)
     else:
