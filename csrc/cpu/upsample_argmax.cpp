@@ -1,7 +1,5 @@
 // Arg-max of upsampled logits on CPU tensors, and what the operators on upsampled logits share.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/mul.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
@@ -32,11 +30,6 @@ LabelType label_type(const char* name, at::ScalarType type) {
 
 at::ScalarType real_type(const at::Tensor& logits) {
   return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-at::Tensor scaled(const at::Tensor& state, double factor, at::ScalarType type) {
-  at::Tensor result = at::empty_like(state, state.options().dtype(type));
-  return at::mul_out(result, state, at::scalar_tensor(factor, state.options().memory_format(std::nullopt)));
 }
 
 namespace {

@@ -75,9 +75,6 @@ void run_tasks(int64_t tasks, int64_t scratch_bytes, const Task& task) {
   });
 }
 
-// state · factor, of `type` and the strides of `state`.
-at::Tensor scaled(const at::Tensor& state, double factor, at::ScalarType type);
-
 // Labels [B, H, W] of upsampled logits and the number of those that are `target`; each empty unless wanted.
 std::pair<at::Tensor, at::Tensor> argmax(
     const at::Tensor& logits, const at::Tensor& target, int64_t ignore_index, bool align_corners, bool labels,

@@ -58,26 +58,8 @@ void plan_cross_entropy(CrossEntropyHead& head, int64_t batch, int32_t heads, in
 // partial, and where wanted loss or grad and edges.
 void launch_cross_entropy(const CrossEntropyProblem& problem, cudaStream_t stream);
 
-// How a sum of losses becomes the loss.
-struct Reduction {
-  bool mean;
-  double divisor;  // of the mean; 0: what the labelled pixels weigh, Σ q · w_y
-  double nothing;  // the mean if the divisor is zero
-};
-
-// Adds edges to grad, and reduces partial: losses are Real 0-d, or null; scale is Real 0-d, d loss / d(sum of losses).
+// Adds edges to grad, and sums partial up: losses are Real 0-d, or null; divisor is Real 0-d, Σ q · w_y.
 void launch_cross_entropy_finish(
-    const CrossEntropyProblem& problem, const Reduction& reduction, void* const (&losses)[2], void* scale,
-    cudaStream_t stream);
-
-// grad_logits = state · (grad · scale), of one or two heads.
-struct ScaledGradient {
-  const void* state;  // Real [count]
-  const void* grad;   // Real 0-d
-  const void* scale;  // Real 0-d
-  void* grad_logits;  // [count], of the logits' type and the strides of state
-  int64_t count;
-};
-void launch_scale_gradient(LogitType type, const ScaledGradient (&heads)[2], int32_t head_count, cudaStream_t stream);
+    const CrossEntropyProblem& problem, void* const (&losses)[2], void* divisor, cudaStream_t stream);
 
 }  // namespace pspnet_fast::cuda

@@ -1,9 +1,4 @@
-// What follows the cross-entropy kernel: the loss, the nodes between two strips; and in backward the scaled gradient.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <algorithm>
-
+// What follows the cross-entropy kernel: sums of losses, and the nodes between two strips.
 #include "cross_entropy.h"
 #include "launch.h"
 
@@ -15,7 +10,7 @@ constexpr int kPerThread = 4;
 
 struct Results {
   void* loss[2];
-  void* scale;
+  void* divisor;
 };
 
 __device__ __forceinline__ int64_t partial_count(const CrossEntropyProblem& p, const CrossEntropyHead& head) {
@@ -24,8 +19,7 @@ __device__ __forceinline__ int64_t partial_count(const CrossEntropyProblem& p, c
 
 // A block sums a head's losses, and the divisor, which is the first head's: every thread its own, then in pairs.
 template <typename Real>
-__device__ __forceinline__ void reduce_head(
-    const CrossEntropyProblem& p, const Reduction& reduction, const Results& results, int which) {
+__device__ __forceinline__ void reduce_head(const CrossEntropyProblem& p, const Results& results, int which) {
   __shared__ double losses[kThreads], divisors[kThreads];
   const int thread = threadIdx.x;
   double loss = 0, divisor = 0;
@@ -38,12 +32,8 @@ __device__ __forceinline__ void reduce_head(
   }
   if (thread != 0) return;
 
-  divisor = reduction.divisor > 0 ? reduction.divisor : divisors[0];
-  const bool nothing = reduction.mean && divisor == 0;
-  const double scale = nothing ? 0 : reduction.mean ? 1 / divisor : 1;
-  if (which == 0) *static_cast<Real*>(results.scale) = static_cast<Real>(scale);
-  if (results.loss[which] == nullptr) return;
-  *static_cast<Real*>(results.loss[which]) = static_cast<Real>(nothing ? reduction.nothing : losses[0] * scale);
+  if (which == 0) *static_cast<Real*>(results.divisor) = static_cast<Real>(divisors[0]);
+  if (results.loss[which] != nullptr) *static_cast<Real*>(results.loss[which]) = static_cast<Real>(losses[0]);
 }
 
 int64_t blocks_of_row(const CrossEntropyProblem& p, const CrossEntropyHead& head) {
@@ -74,12 +64,11 @@ __device__ __forceinline__ void add_edges(
 // Blocks: one for each head's loss, then those of the first head's edges, then those of the second's.
 template <typename Real>
 __global__ void __launch_bounds__(kThreads) cross_entropy_finish_kernel(
-    const __grid_constant__ CrossEntropyProblem p, const __grid_constant__ Reduction reduction,
-    const __grid_constant__ Results results, int64_t edge_blocks_of_first, int64_t row_blocks_of_first,
-    int64_t row_blocks_of_second) {
+    const __grid_constant__ CrossEntropyProblem p, const __grid_constant__ Results results, int64_t edge_blocks_of_first,
+    int64_t row_blocks_of_first, int64_t row_blocks_of_second) {
   const int64_t block = int64_t{blockIdx.x} - p.heads;
   if (block < 0) {
-    reduce_head<Real>(p, reduction, results, blockIdx.x);
+    reduce_head<Real>(p, results, blockIdx.x);
   } else if (block < edge_blocks_of_first) {
     add_edges<Real>(p, p.head[0], block, row_blocks_of_first);
   } else {
@@ -88,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_finish_kernel(
 }
 
 template <typename Real>
-void finish(const CrossEntropyProblem& p, const Reduction& reduction, const Results& results, cudaStream_t stream) {
+void finish(const CrossEntropyProblem& p, const Results& results, cudaStream_t stream) {
   int64_t edge_blocks[2] = {0, 0}, row_blocks[2] = {1, 1};
   for (int i = 0; i < p.heads; ++i) {
     row_blocks[i] = blocks_of_row(p, p.head[i]);
@@ -96,54 +85,17 @@ void finish(const CrossEntropyProblem& p, const Reduction& reduction, const Resu
   }
   const auto blocks = static_cast<unsigned>(p.heads + edge_blocks[0] + edge_blocks[1]);
   PSPNET_FAST_LAUNCH(
-      (cross_entropy_finish_kernel<Real>), blocks, kThreads, 0, stream, p, reduction, results, edge_blocks[0],
-      row_blocks[0], row_blocks[1]);
-}
-
-struct ScaledGradients {
-  ScaledGradient head[2];
-};
-
-template <typename T, typename Real>
-__global__ void __launch_bounds__(kThreads) scale_gradient_kernel(const __grid_constant__ ScaledGradients heads) {
-  const ScaledGradient& head = heads.head[blockIdx.y];
-  const Real* state = static_cast<const Real*>(head.state);
-  T* grad_logits = static_cast<T*>(head.grad_logits);
-  const Real scale = *static_cast<const Real*>(head.grad) * *static_cast<const Real*>(head.scale);
-  const int64_t first = int64_t{blockIdx.x} * kThreads * kPerThread + threadIdx.x;
-#pragma unroll
-  for (int j = 0; j < kPerThread; ++j) {
-    const int64_t i = first + j * kThreads;
-    if (i < head.count) grad_logits[i] = static_cast<T>(state[i] * scale);
-  }
-}
-
-template <typename T, typename Real>
-void scale_gradient(const ScaledGradient (&heads)[2], int32_t head_count, cudaStream_t stream) {
-  const ScaledGradients copies{{heads[0], heads[head_count - 1]}};
-  const int64_t most = std::max(copies.head[0].count, copies.head[1].count);
-  if (most == 0) return;
-  const dim3 blocks(static_cast<unsigned>((most + kThreads * kPerThread - 1) / (kThreads * kPerThread)), head_count);
-  PSPNET_FAST_LAUNCH((scale_gradient_kernel<T, Real>), blocks, kThreads, 0, stream, copies);
+      (cross_entropy_finish_kernel<Real>), blocks, kThreads, 0, stream, p, results, edge_blocks[0], row_blocks[0],
+      row_blocks[1]);
 }
 
 }  // namespace
 
 void launch_cross_entropy_finish(
-    const CrossEntropyProblem& problem, const Reduction& reduction, void* const (&losses)[2], void* scale,
-    cudaStream_t stream) {
-  const Results results{{losses[0], losses[1]}, scale};
-  if (problem.head[0].logits.type == LogitType::f64) return finish<double>(problem, reduction, results, stream);
-  finish<float>(problem, reduction, results, stream);
-}
-
-void launch_scale_gradient(LogitType type, const ScaledGradient (&heads)[2], int32_t head_count, cudaStream_t stream) {
-  switch (type) {
-    case LogitType::f32: return scale_gradient<float, float>(heads, head_count, stream);
-    case LogitType::f64: return scale_gradient<double, double>(heads, head_count, stream);
-    case LogitType::f16: return scale_gradient<__half, float>(heads, head_count, stream);
-    case LogitType::bf16: return scale_gradient<__nv_bfloat16, float>(heads, head_count, stream);
-  }
+    const CrossEntropyProblem& problem, void* const (&losses)[2], void* divisor, cudaStream_t stream) {
+  const Results results{{losses[0], losses[1]}, divisor};
+  if (problem.head[0].logits.type == LogitType::f64) return finish<double>(problem, results, stream);
+  finish<float>(problem, results, stream);
 }
 
 }  // namespace pspnet_fast::cuda

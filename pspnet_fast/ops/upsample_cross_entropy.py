@@ -6,20 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
-from pspnet_fast import reference
+from pspnet_fast.loss_options import LossOptions
 from pspnet_fast.ops._checks import check_map, check_target
 from pspnet_fast.ops._cross_entropy import (
-    Options,
     check_options,
-    compose_backward,
-    compose_forward,
+    compose,
+    define,
     empty_gradient,
-    fake_forward,
+    fake,
     only_losses_are_differentiable,
-    reduce_losses,
+    scale_state,
     wants_gradient,
 )
-from pspnet_fast.ops.operator import Autocast, Operator, second_gradient
+from pspnet_fast.ops.operator import Autocast, Operator, overload, second_gradient
 
 
 def upsample_cross_entropy(
@@ -62,63 +61,41 @@ def upsample_cross_entropy(
     """
     check_map("logits", logits)
     check_target(logits, target)
-    options: dict[str, Any] = {
-        "weight": weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "reduction": reduction,
-        "denominator": denominator,
-        "empty": empty,
-        "align_corners": align_corners,
-        "pixel_weight": pixel_weight,
-    }
-    packed = check_options(logits, target, **options)
-    loss: Tensor = LOSS(logits, target, wants_gradient(logits), *packed)[0]
-    return loss
+    options, how = check_options(
+        logits,
+        target,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        denominator=denominator,
+        empty=empty,
+        align_corners=align_corners,
+        pixel_weight=pixel_weight,
+    )
+    losses, divisor, *_ = LOSS(logits, target, how.per_pixel, wants_gradient(logits), *options)
+    return how.apply([losses], divisor, target)[0]
 
 
-def _define(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor]:
-    return (reference.upsample_cross_entropy(logits, target, **Options(*options).as_keywords()),)
+def _define(logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool, *options: Any) -> tuple[Tensor, Tensor]:
+    return define(logits, target, per_pixel, LossOptions(*options))
 
 
-def _forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return compose_forward(logits, target, gradient, Options(*options))
+def _compose(
+    logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return compose(logits, target, per_pixel, gradient, LossOptions(*options))
 
 
-def _backward(grad: Tensor, scale: Tensor, logits: Tensor, target: Tensor, state: Tensor, *options: Any) -> Tensor:
-    return compose_backward(grad, scale, logits, target, state, Options(*options))
+def _fake(logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return fake(logits, target, per_pixel, gradient)
 
 
-def _triton_forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    from pspnet_fast.triton import cross_entropy
-
-    packed = Options(*options)
-    losses, divisor, state = cross_entropy.upsample_cross_entropy(logits, target, gradient, *packed.of_sums())
-    return *reduce_losses(losses, divisor, target, packed), state
-
-
-def _triton_backward(
-    grad: Tensor, scale: Tensor, logits: Tensor, target: Tensor, state: Tensor, *options: Any
-) -> Tensor:
-    from pspnet_fast.triton import cross_entropy
-
-    of_sums = Options(*options).of_sums()
-    return cross_entropy.upsample_cross_entropy_backward(grad * scale, logits, target, state, *of_sums)
-
-
-def _fake_forward(logits: Tensor, target: Tensor, gradient: bool, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return fake_forward(logits, target, gradient, Options(*options))
-
-
-def _fake_backward(grad: Tensor, scale: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    return empty_gradient(logits)
-
-
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, _, *options = inputs
-    ctx.options = Options(*options)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, ctx.per_pixel, _, *options = inputs
+    ctx.options = LossOptions(*options)
     only_losses_are_differentiable(ctx, output[1:])
-    ctx.save_for_backward(output[1], logits, target, output[2], ctx.options.weight, ctx.options.pixel_weight)
+    ctx.save_for_backward(logits, target, output[2], ctx.options.weight, ctx.options.pixel_weight)
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None]:
@@ -126,41 +103,62 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Te
         return (None,)
     *tensors, weight, pixel_weight = ctx.saved_tensors
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    return (LOSS_BACKWARD.like(ctx)(grad, *tensors, *options),)
+    return (LOSS_BACKWARD.like(ctx)(grad, *tensors, ctx.per_pixel, *options),)
+
+
+def _backward(
+    grad: Tensor, logits: Tensor, target: Tensor, state: Tensor, per_pixel: bool, *options: Any, variant: str = ""
+) -> Tensor:
+    if not per_pixel:
+        return scale_state(grad, logits, state)
+    # Σ g_p · loss_p is the sum of losses with g among the weights of the pixels.
+    given = LossOptions(*options)
+    weights = grad if given.pixel_weight is None else grad * given.pixel_weight.to(grad.dtype)
+    forward = overload(f"upsample_cross_entropy{variant}")
+    state = forward(logits, target, False, True, *given._replace(pixel_weight=weights))[2]
+    return empty_gradient(logits).copy_(state)
+
+
+def _backward_triton(*arguments: Any) -> Tensor:
+    return _backward(*arguments, variant="_triton")
+
+
+def _fake_backward(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
+    return empty_gradient(logits)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, _, logits, target, _, *options = inputs
-    ctx.options = Options(*options)
+    grad, logits, target, _, ctx.per_pixel, *options = inputs
+    ctx.options = LossOptions(*options)
     ctx.save_for_backward(grad, logits, target, ctx.options.weight, ctx.options.pixel_weight)
 
 
 def _differentiate_again(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     grad, logits, target, weight, pixel_weight = ctx.saved_tensors
-    keywords = ctx.options._replace(weight=weight, pixel_weight=pixel_weight).as_keywords()
+    options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
 
     def definition(z: Tensor) -> Tensor:
-        return reference.upsample_cross_entropy(z, target, **keywords)
+        return define(z, target, ctx.per_pixel, options)[0]
 
-    by_grad, by_logits = second_gradient(definition, [logits], grad, [cotangent])
-    return by_grad, None, by_logits
+    return tuple(second_gradient(definition, [logits], grad, [cotangent]))
 
 
 LOSS = Operator(
     "upsample_cross_entropy",
-    fake=_fake_forward,
+    fake=_fake,
     definition=_define,
-    composition=_forward,
-    triton=_triton_forward,
-    save=_save_forward,
+    composition=_compose,
+    triton="cross_entropy:upsample_cross_entropy",
+    save=_save,
     gradient=_differentiate,
     autocast=Autocast(),
 )
+# Of both cross-entropies, head by head.
 LOSS_BACKWARD = Operator(
     "upsample_cross_entropy_backward",
     fake=_fake_backward,
     composition=_backward,
-    triton=_triton_backward,
+    triton=_backward_triton,
     save=_save_backward,
     gradient=_differentiate_again,
 )

@@ -40,8 +40,7 @@ def cross_entropy_fwd_kernel(
     main,  # [B, C, h, w], by its strides
     aux,  # the same
     target,  # [B, H, W]
-    main_pixel_weight,  # [B, H, W] or None
-    aux_pixel_weight,
+    pixel_weight,  # [B, H, W] or None
     class_table,  # [3, C], see class_table(); None where no class differs from another
     row_cell,  # the tables of both axes, see Cells
     row_t,
@@ -136,8 +135,8 @@ def cross_entropy_fwd_kernel(
             loss += (m + log_s) * even_sum - even_dot
         divisor *= tl.load(class_table + y)
         scale *= hit + even_sum
-    if main_pixel_weight is not None:
-        q = tl.load(choose(head, main_pixel_weight, aux_pixel_weight) + pixel, mask=scored, other=0.0)
+    if pixel_weight is not None:
+        q = tl.load(pixel_weight + pixel, mask=scored, other=0.0)
         loss *= q
         divisor *= q
         scale *= q
@@ -162,5 +161,5 @@ def cross_entropy_fwd_kernel(
         tl.store(softmax + place, m, mask=inside)
         tl.store(softmax + plane + place, scale / s, mask=inside)
         tl.store(softmax_label + place, tl.where(scored, y, -1).to(tl.int32), mask=inside)
-        if main_pixel_weight is not None:
+        if pixel_weight is not None:
             tl.store(softmax + 2 * plane + place, q, mask=inside)

@@ -309,7 +309,7 @@ MUTANTS = [
     strip("unwritten_node", "min(kOwned, nodes - first_node)", "min(kOwned, nodes - first_node - 1)", UNWRITTEN),
     strip("class_too_many", "c < count ? load_as<Real>(from) : Real(0)", "load_as<Real>(from)", BEYOND, "checked"),
     finish("barrier", "half /= 2) {\n    __syncthreads();", "half /= 2) {", ORDER),
-    finish("element_too_many", "if (i < head.count) ", "if (i <= head.count) ", BEYOND, "checked"),
+    finish("edge_too_many", "if (i >= values) return;", "if (i > values) return;", BEYOND, "checked"),
     argmax("column_too_many", "  if (x >= p.columns.out) rows.count = 0;\n", "", BEYOND, variant="checked"),
     argmax(
         "exited_lanes",

@@ -9,8 +9,9 @@ import torch
 from cross_entropy_cases import OPTIONS, draw_options, draw_target, stock_loss
 from exactness import assert_as_exact_as_stock
 from running import DTYPES, LAYOUTS, differentiate, random
+from torch import Tensor
 
-from pspnet_fast.ops._cross_entropy import check_options, compose_backward, compose_forward
+from pspnet_fast.ops._cross_entropy import check_options, compose
 
 CLASSES = 5
 DEFAULTS: dict[str, Any] = {
@@ -25,17 +26,26 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def composed(logits: Tensor, target: Tensor, upstream: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient, of the operators' own compositions."""
+    given, how = check_options(logits, target, **{**DEFAULTS, **options})
+    losses, divisor, state = compose(logits, target, how.per_pixel, True, given)
+    losses.requires_grad_()
+    loss = how.apply([losses], divisor, target)[0]
+    (grad,) = torch.autograd.grad(loss, losses, upstream.to(loss.dtype))
+    backward = torch.ops.pspnet_fast.upsample_cross_entropy_backward
+    return loss.detach(), backward(grad, logits, target, state, how.per_pixel, *given)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_composition(options: dict[str, Any], dtype: torch.dtype) -> None:
     logits = random(2, CLASSES, 4, 5, dtype=dtype) * 3
     target = draw_target((2, 25, 33), CLASSES, options.get("ignore_index", 255))
     drawn = draw_options(target, CLASSES, **options)
-    packed = check_options(logits, target, **{**DEFAULTS, **drawn})
 
-    loss, scale, state = compose_forward(logits, target, True, packed)
-    upstream = random(*loss.shape)
-    gradient = compose_backward(upstream.to(loss.dtype), scale, logits, target, state, packed)
+    upstream = random(*(target.shape if options.get("reduction") == "none" else ()))
+    loss, gradient = composed(logits, target, upstream, **drawn)
     stock, exact = (
         differentiate(lambda z: stock_loss(z, target, **drawn), [z], [upstream]) for z in (logits, logits.double())
     )
@@ -47,10 +57,8 @@ def test_composition(options: dict[str, Any], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("empty", ["nan", "zero"])
 def test_nothing_to_score(empty: str) -> None:
     logits, target = random(2, CLASSES, 4, 5), torch.full((2, 9, 13), 255)
-    packed = check_options(logits, target, **{**DEFAULTS, "empty": empty})
-    loss, scale, state = compose_forward(logits, target, True, packed)
+    loss, gradient = composed(logits, target, torch.ones(()), empty=empty)
     torch.testing.assert_close(loss, torch.tensor(torch.nan if empty == "nan" else 0.0), equal_nan=True)
-    gradient = compose_backward(torch.ones(()), scale, logits, target, state, packed)
     torch.testing.assert_close(gradient, torch.zeros_like(logits))
 
 
@@ -58,9 +66,7 @@ def test_nothing_to_score(empty: str) -> None:
 def test_layouts(layout: str) -> None:
     logits = random(2, CLASSES, 4, 5, layout=layout)
     target = draw_target((2, 9, 13), CLASSES)
-    packed = check_options(logits, target, **DEFAULTS)
-    loss, scale, state = compose_forward(logits, target, True, packed)
-    gradient = compose_backward(torch.ones_like(loss), scale, logits, target, state, packed)
+    _, gradient = composed(logits, target, torch.ones(()))
     format_ = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     assert gradient.is_contiguous(memory_format=format_)
     _, (expected,) = differentiate(lambda z: stock_loss(z, target), [logits])

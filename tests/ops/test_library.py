@@ -12,7 +12,6 @@ from running import INTERPRETED, LAYOUTS, as_tuple, random
 from torch.torch_version import TorchVersion
 
 from pspnet_fast.extension import EXTENSION
-from pspnet_fast.ops._cross_entropy import ALL, VALID
 from pspnet_fast.ops.operator import NAMESPACE, SCHEMAS, overload
 
 TRITON = [f"{name}_triton" for name in SCHEMAS if name != "pyramid_levels"]
@@ -51,15 +50,10 @@ def samples(name: str, layout: str = "nchw", size: tuple[int, int] = (7, 5)) -> 
     target = draw_target((2, 9, 13), 3)
     class_weight, pixel_weight = torch.tensor([1.0, 0.5, 2.0]), random(2, 9, 13).abs()
     options = [
-        (None, None, 255, 0.0, "sum", VALID, "nan", True),
-        (class_weight, pixel_weight, -1, 0.1, "none", VALID, "nan", False),
-        (class_weight, None, 255, 0.0, "mean", ALL, "zero", True),
+        (None, None, 255, 0.0, True),
+        (class_weight, pixel_weight, -1, 0.1, False),
     ]
-    targets = [target, target.masked_fill(target == 255, -1), target]
-    losses = [(), (2, 9, 13), ()]
-
-    def kept(logits: torch.Tensor, labels: torch.Tensor, chosen: tuple[Any, ...]) -> list[torch.Tensor]:
-        return overload("upsample_cross_entropy")(logits.detach(), labels, True, *chosen)[1:]
+    targets = [target, target.masked_fill(target == 255, -1)]
 
     def norms(channels: int, count: int) -> tuple[list[Any], ...]:
         """mean, var, gamma, beta and eps of so many normalisations."""
@@ -95,21 +89,16 @@ def samples(name: str, layout: str = "nchw", size: tuple[int, int] = (7, 5)) -> 
             maps = random(2, 3, *size, layout=layout), random(2, 2, 14), random(4, 9, 3, 3, layout=layout), random(4)
             yield *maps, *(values[0] for values in norms(4, 1)), BINS, True, True
         case "upsample_cross_entropy":
-            for labels, chosen in zip(targets, options, strict=True):
-                yield leaf(2, 3, *low), labels, True, *chosen
+            for per_pixel, labels, chosen in zip((False, True), targets, options, strict=True):
+                yield leaf(2, 3, *low), labels, per_pixel, True, *chosen
         case "upsample_cross_entropy_backward":
-            for labels, chosen, shape in zip(targets, options, losses, strict=True):
+            for per_pixel, labels, chosen in zip((False, True), targets, options, strict=True):
                 logits = leaf(2, 3, *low)
-                scale, state = kept(logits, labels, chosen)
-                yield leaf(*shape), scale, logits, labels, state, *chosen
+                state = overload("upsample_cross_entropy")(logits.detach(), labels, per_pixel, True, *chosen)[2]
+                yield leaf(*labels.shape if per_pixel else ()), logits, labels, state, per_pixel, *chosen
         case "dual_cross_entropy":
-            for want_labels, labels, chosen in zip((True, False, True), targets, options, strict=True):
-                yield leaf(2, 3, *low), leaf(2, 3, 2, 5), labels, True, want_labels, not want_labels, *chosen
-        case "dual_cross_entropy_backward":
-            for labels, chosen, shape in zip(targets, options, losses, strict=True):
-                heads = leaf(2, 3, *low), leaf(2, 3, 2, 5)
-                (scale, main_state), (_, aux_state) = (kept(z, labels, chosen) for z in heads)
-                yield leaf(*shape), leaf(*shape), scale, *heads, labels, main_state, aux_state, *chosen
+            for per_pixel, labels, chosen in zip((False, True), targets, options, strict=True):
+                yield leaf(2, 3, *low), leaf(2, 3, 2, 5), labels, per_pixel, True, per_pixel, not per_pixel, *chosen
         case "upsample_argmax":
             yield random(2, 3, *low, layout=layout), 9, 13, True, torch.int64
             yield random(2, 3, *low, layout=layout), 9, 13, False, torch.uint8

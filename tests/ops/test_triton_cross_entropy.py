@@ -19,7 +19,9 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from pspnet_fast.triton import cross_entropy, cross_entropy_launch, label_flag
+import pspnet_fast  # noqa: F401  defines the operators
+from pspnet_fast.loss_options import LossOptions
+from pspnet_fast.triton import cross_entropy, label_flag
 from pspnet_fast.triton.upsample_argmax import upsample_argmax
 
 DEVICE = home("triton")
@@ -30,22 +32,34 @@ pytestmark = pytest.mark.skipif(
 DTYPES = [torch.float32, torch.float64, torch.float16]
 
 
-def packed(reduction: str = "sum", align_corners: bool = True, **options: Any) -> list[Any]:
-    """The options in the order of the operators' schemas."""
-    names = {"weight": None, "pixel_weight": None, "ignore_index": 255, "label_smoothing": 0.0}
-    return [*(options.get(name, default) for name, default in names.items()), reduction == "none", align_corners]
+def packed(**options: Any) -> LossOptions:
+    defaults = {
+        "weight": None,
+        "pixel_weight": None,
+        "ignore_index": 255,
+        "label_smoothing": 0.0,
+        "align_corners": True,
+    }
+    return LossOptions(**{**defaults, **options})
 
 
-def fused(heads: Sequence[Tensor], target: Tensor, upstream: Sequence[Tensor], **options: Any) -> list[Tensor]:
-    """The totals of one or two heads, and the gradients by their logits."""
-    terms = packed(**options)
+def fused(
+    heads: Sequence[Tensor], target: Tensor, upstream: Sequence[Tensor], reduction: str = "sum", **options: Any
+) -> list[Tensor]:
+    """The sums or maps of losses of one or two heads, and the gradients by their logits."""
+    given, per_pixel = packed(**options), reduction == "none"
     if len(heads) == 1:
-        total, _, state = cross_entropy.upsample_cross_entropy(heads[0], target, True, *terms)
-        grad = cross_entropy.upsample_cross_entropy_backward(upstream[0], heads[0], target, state, *terms)
-        return [total, grad]
-    found = cross_entropy.dual_cross_entropy(*heads, target, True, False, False, *terms)
-    grads = cross_entropy.dual_cross_entropy_backward(*upstream, *heads, target, *found[3:5], *terms)
-    return [*found[:2], *grads]
+        losses, _, state = cross_entropy.upsample_cross_entropy(heads[0], target, per_pixel, True, *given)
+        found, states = [losses], [state]
+    else:
+        result = cross_entropy.dual_cross_entropy(*heads, target, per_pixel, True, False, False, *given)
+        found, states = list(result[:2]), list(result[3:5])
+    backward = torch.ops.pspnet_fast.upsample_cross_entropy_backward_triton
+    grads = [
+        backward(u, head, target, state, per_pixel, *given)
+        for u, head, state in zip(upstream, heads, states, strict=True)
+    ]
+    return [*found, *grads]
 
 
 def stock(heads: Sequence[Tensor], target: Tensor, upstream: Sequence[Tensor], **options: Any) -> list[Tensor]:
@@ -123,7 +137,7 @@ def test_layouts_and_label_dtypes(layout: str, labels: torch.dtype) -> None:
     head = logits(2, 3, 3, 4, layout=layout)
     check([head], (7, 9), labels=labels)
     target = torch.zeros(2, 7, 9, dtype=torch.int64, device=DEVICE)
-    state = cross_entropy.upsample_cross_entropy(head, target, True, *packed())[2]
+    state = cross_entropy.upsample_cross_entropy(head, target, False, True, *packed())[2]
     assert state.is_contiguous(memory_format=torch.channels_last) == (layout == "channels_last")
 
 
@@ -166,19 +180,18 @@ def test_labels_and_correct(size: tuple[int, int]) -> None:
     target = draw_target((2, 9, 13), 3, device=DEVICE)
     best = F.interpolate(main, (9, 13), mode="bilinear", align_corners=True).argmax(1)
     target[0] = target[0].where(target[0] == 255, best[0])
-    found = cross_entropy.dual_cross_entropy(main, aux, target, False, True, True, *packed())
+    found = cross_entropy.dual_cross_entropy(main, aux, target, False, False, True, True, *packed())
     assert [t.numel() for t in found[3:5]] == [0, 0]
     torch.testing.assert_close(found[5], best)
     torch.testing.assert_close(found[6], (best == target).sum())
-    assert [t.numel() for t in cross_entropy.dual_cross_entropy(main, aux, target, False, False, False, *packed())] == [
-        1, 1, 1, 0, 0, 0, 0
-    ]  # fmt: skip
+    alone = cross_entropy.dual_cross_entropy(main, aux, target, False, False, False, False, *packed())
+    assert [t.numel() for t in alone] == [1, 1, 1, 0, 0, 0, 0]
 
 
 def test_divisor_weighs_the_pixels_that_count() -> None:
     target = draw_target((2, 9, 13), 3, device=DEVICE)
     drawn = draw_options(target, 3, weighted=True, pixels_weighted=True)
-    divisor = cross_entropy.upsample_cross_entropy(logits(2, 3, 3, 4), target, False, *packed(**drawn))[1]
+    divisor = cross_entropy.upsample_cross_entropy(logits(2, 3, 3, 4), target, False, False, *packed(**drawn))[1]
     valid = target != 255
     expected = (drawn["weight"][target.where(valid, 0)] * drawn["pixel_weight"])[valid].sum()
     torch.testing.assert_close(divisor, expected)
@@ -186,7 +199,7 @@ def test_divisor_weighs_the_pixels_that_count() -> None:
 
 def test_nothing_to_score() -> None:
     target = torch.full((1, 5, 7), 255, device=DEVICE)
-    total, divisor, state = cross_entropy.upsample_cross_entropy(logits(1, 3, 2, 3), target, True, *packed())
+    total, divisor, state = cross_entropy.upsample_cross_entropy(logits(1, 3, 2, 3), target, False, True, *packed())
     assert (total.item(), divisor.item(), state.abs().max().item()) == (0, 0, 0)
 
 
@@ -194,14 +207,11 @@ def test_nothing_to_score() -> None:
 def test_empty_batch(per_pixel: bool) -> None:
     heads = [logits(0, 3, 2, 3), logits(0, 3, 2, 3)]
     target = torch.zeros(0, 5, 7, dtype=torch.int64, device=DEVICE)
-    reduction = "none" if per_pixel else "sum"
-    found = cross_entropy.dual_cross_entropy(*heads, target, True, True, True, *packed(reduction))
+    found = cross_entropy.dual_cross_entropy(*heads, target, per_pixel, True, True, True, *packed())
     total, divisor, main_state, labels, correct = found[0], found[2], found[3], found[5], found[6]
     assert total.shape == (target.shape if per_pixel else ())
     assert (divisor.item(), correct.item(), labels.shape) == (0, 0, (0, 5, 7))
     assert main_state.shape == ((0,) if per_pixel else heads[0].shape)
-    grads = cross_entropy.dual_cross_entropy_backward(*found[:2], *heads, target, *found[3:5], *packed(reduction))
-    assert [grad.shape for grad in grads] == [heads[0].shape] * 2
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum"])
@@ -221,7 +231,7 @@ def test_label_out_of_range(label: int) -> None:
     target = torch.zeros(1, 4, 4, dtype=torch.int32)
     target[0, 2, 1] = label
     with pytest.raises(IndexError, match=rf"^Target {label} is out of bounds\.$"):
-        cross_entropy.upsample_cross_entropy(torch.zeros(1, 3, 2, 2), target, False, *packed())
+        cross_entropy.upsample_cross_entropy(torch.zeros(1, 3, 2, 2), target, False, False, *packed())
 
 
 @pytest.mark.parametrize("label", [3, 2**32, -2, -(2**63)])
@@ -229,7 +239,7 @@ def test_label_out_of_range_is_noted(label: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("PSPNET_FAST_CHECK_LABELS", raising=False)
     if DEVICE.type == "cpu":  # the kernels do on the CPU what they do on a GPU
         noted = torch.full((1,), label_flag.NOTHING)
-        monkeypatch.setattr(cross_entropy_launch, "watch_labels", lambda *_: noted)
+        monkeypatch.setattr(cross_entropy, "watch_labels", lambda *_: noted)
     else:
         noted = label_flag.watch_labels(torch.zeros(1, 1, 1, dtype=torch.int64, device=DEVICE), 1, 255)
     head, clean = logits(1, 3, 2, 3), draw_target((1, 7, 9), 3, device=DEVICE)
@@ -247,7 +257,7 @@ def test_label_out_of_range_is_noted(label: int, monkeypatch: pytest.MonkeyPatch
 def test_label_out_of_range_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def total(label: int) -> Tensor:
         target = torch.full((1, 7, 9), label, device=DEVICE)
-        return cross_entropy.upsample_cross_entropy(logits(1, 3, 2, 3), target, True, *packed())[0]
+        return cross_entropy.upsample_cross_entropy(logits(1, 3, 2, 3), target, False, True, *packed())[0]
 
     monkeypatch.delenv("PSPNET_FAST_CHECK_LABELS", raising=False)
     assert total(7).item() == 0

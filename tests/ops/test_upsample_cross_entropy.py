@@ -127,6 +127,15 @@ def test_nothing_to_score(backend: Backend, empty: str, denominator: str | float
 
 
 @pytest.mark.parametrize("empty", ["nan", "zero"])
+def test_infinite_denominator(backend: Backend, empty: str) -> None:
+    target = draw_target((1, 5, 7), 3, device=backend.device)
+    loss = on(backend, target, denominator=torch.inf, empty=empty)
+    (total,), (gradient,) = differentiate(loss, [random(1, 3, 2, 3, device=backend.device)])
+    assert total.item() == 0
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("empty", ["nan", "zero"])
 def test_every_pixel_weighs_nothing(backend: Backend, empty: str) -> None:
     logits = random(1, 3, 2, 3, device=backend.device)
     target = draw_target((1, 5, 7), 3, device=backend.device)
