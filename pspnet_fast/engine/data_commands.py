@@ -39,7 +39,7 @@ from .datasets import open_split, read_options
 from .distributed import join_world
 from .errors import ConfigError
 from .models import load_trained
-from .predict import predict_paths
+from .predict import IncompleteError, predict_paths
 from .train import chosen_backend
 from .watch import watched
 
@@ -73,17 +73,22 @@ def predict(
         trained = load_trained(checkpoint, config=options, info=info)
     with join_world(options.run.device) as world, chosen_backend(options.run.backend):
         trained.model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        written = predict_paths(
-            trained,
-            images,
-            out,
-            options.eval,
-            amp=options.run.amp,
-            progress=True,
-            overwrite=overwrite,
-            reading=read_options(options.data),
-            world=world,
-        )
+        try:
+            written = predict_paths(
+                trained,
+                images,
+                out,
+                options.eval,
+                amp=options.run.amp,
+                progress=True,
+                overwrite=overwrite,
+                reading=read_options(options.data),
+                world=world,
+            )
+        except IncompleteError:
+            if world.is_main:
+                raise
+            raise typer.Exit(2) from None  # the main process reports for all
     if world.is_main:
         say(f"{len(written)} pictures: {out}/labels, {out}/colors, {out}/overlay")
 
