@@ -8,12 +8,12 @@
 
 #include <cstdint>
 
+#include "../types.h"
 #include "isa.h"
 
 namespace pspnet_fast {
 
-enum class LogitType { f32, f64, f16, bf16 };
-enum class LabelType { i64, i32, u8 };
+using LogitType = ElementType;
 constexpr int64_t kNoLabel = 0;  // a class always, so never a label out of range
 
 // How one axis is upsampled. Cell q lies between nodes first_node + q and first_node + q + 1, clamped to the map: with

@@ -1,7 +1,7 @@
 // The concatenated map of a pyramid on CPU tensors. A level is interpolated by the kernels of the convolution over a
 // pyramid, of which upsampling is the case of a 1x1 kernel without a product: straight into its channels of the result,
 // and backward straight from its channels of the gradient.
-#include "../concat_checks.h"
+#include "../checks.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
@@ -29,19 +29,19 @@ at::Tensor pyramid_concat_cpu(
     const at::Tensor& x, const at::Tensor& levels, at::IntArrayRef bins, bool align_corners, bool x_first) {
   const at::AutoDispatchBelowAutograd below;
   check_concat(x, levels, bins);
-  const bool channels_last = reads_channels_last(x);
+  const bool channels_last = is_channels_last(x);
   const int64_t width = levels.size(1), of_levels = width * static_cast<int64_t>(bins.size());
   const at::Tensor y = at::empty(
       {x.size(0), x.size(1) + of_levels, x.size(2), x.size(3)},
-      x.options().memory_format(channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+      x.options().memory_format(format_of(x)));
   y.narrow(1, x_first ? 0 : of_levels, x.size(1)).copy_(x);
   if (x.size(0) == 0 || width == 0) return y;
   for_each_level(
       y, channels_last, x_first ? x.size(1) : 0, width, bins, align_corners,
       [&](const at::Tensor& part, int64_t cell, const ConvGeometry& geometry) {
         const at::Tensor level = levels.narrow(2, cell, geometry.shape.packed_cells);
-        const at::Tensor products = channels_last ? geometry.pack_cells_transposed(level) : geometry.pack_cells(level);
-        products_to_map(geometry, channels_last, products, part, {ConvWrite::store});
+        const at::Tensor q = channels_last ? geometry.pack_cells_transposed(level) : geometry.pack_cells(level);
+        q_to_map(geometry, channels_last, q, part, {ConvWrite::store});
       });
   return y;
 }
@@ -50,16 +50,16 @@ at::Tensor pyramid_concat_backward_cpu(
     const at::Tensor& upstream, int64_t channels, at::IntArrayRef bins, bool align_corners, bool x_first) {
   const at::AutoDispatchBelowAutograd below;
   const int64_t width = check_concat_grad(upstream, channels, bins);
-  const bool channels_last = reads_channels_last(upstream);
+  const bool channels_last = is_channels_last(upstream);
   const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
   const at::Tensor grad_levels = at::empty({grad.size(0), width, packed_cells(bins)}, grad.options());
   if (grad_levels.numel() == 0) return grad_levels;
   for_each_level(
       grad, channels_last, x_first ? channels : 0, width, bins, align_corners,
       [&](const at::Tensor& part, int64_t cell, const ConvGeometry& geometry) {
-        const at::Tensor products = map_to_products(geometry, channels_last, part);
+        const at::Tensor q = map_to_q(geometry, channels_last, part);
         const int64_t cells = geometry.shape.packed_cells, pitch = geometry.shape.level->pitch;
-        grad_levels.narrow(2, cell, cells).copy_(products.as_strided({part.size(0), width, cells}, {cells, pitch, 1}));
+        grad_levels.narrow(2, cell, cells).copy_(q.as_strided({part.size(0), width, cells}, {cells, pitch, 1}));
       });
   return grad_levels;
 }

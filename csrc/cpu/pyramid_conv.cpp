@@ -3,7 +3,7 @@
 //
 // Work is cut into tasks by shape alone, each done by one thread in one order: the result does not depend on the number
 // of threads.
-#include "../pyramid_conv_checks.h"
+#include "../checks.h"
 #include "../pyramid_conv_x.h"
 
 #include <ATen/TensorOperators.h>
@@ -23,28 +23,28 @@ int64_t channel_tasks(const ConvShape& shape) { return ceil_div(shape.out_channe
 
 ConvGeometry geometry_of(
     const at::Tensor& map, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options) {
-  return {map, reads_channels_last(map), levels.size(1), dense_weight.sizes().slice(2), options.bins, options.align_corners};
+  return {map, is_channels_last(map), levels.size(1), dense_weight.sizes().slice(2), options.bins, options.align_corners};
 }
 
 // Brings the levels' terms into y, which is dense.
 void add_levels(
     const at::Tensor& y, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options,
     ConvEpilogue epilogue) {
-  const bool channels_last = reads_channels_last(y);
+  const bool channels_last = is_channels_last(y);
   ConvGeometry geometry = geometry_of(y, levels, dense_weight, options);
   geometry.place_weight(dense_weight, options.first_level_channel);
   const ConvShape& shape = geometry.shape;
   const ElementType type = geometry.type;
   const at::Tensor cells = geometry.pack_cells(levels);
-  const at::Tensor products = at::empty({geometry.products(channels_last)}, accumulator(y));
+  const at::Tensor q = at::empty({geometry.q_size(channels_last)}, accumulator(y));
 
-  const int64_t scratch = PSPNET_FAST_PER_ISA(conv_products_scratch, shape);
+  const int64_t scratch = PSPNET_FAST_PER_ISA(conv_q_scratch, shape);
   for_tasks(channel_tasks(shape), scratch, y, [&](void* own, int64_t begin, int64_t end) {
     PSPNET_FAST_PER_ISA(
-        conv_products, type, channels_last, shape, dense_weight.const_data_ptr(), cells.const_data_ptr(),
-        products.mutable_data_ptr(), own, begin, end);
+        conv_q, type, channels_last, shape, dense_weight.const_data_ptr(), cells.const_data_ptr(),
+        q.mutable_data_ptr(), own, begin, end);
   });
-  products_to_map(geometry, channels_last, products, y, epilogue);
+  q_to_map(geometry, channels_last, q, y, epilogue);
 }
 
 // The convolution over x alone, in dense memory.
@@ -87,14 +87,14 @@ void levels_backward(
   geometry.place_weight(dense_weight, options.first_level_channel);
   const ConvShape& shape = geometry.shape;
   const ElementType type = geometry.type;
-  const at::Tensor products = map_to_products(geometry, reads_channels_last(grad), grad);
+  const at::Tensor q = map_to_q(geometry, is_channels_last(grad), grad);
 
-  const int64_t scratch = PSPNET_FAST_PER_ISA(conv_products_scratch, shape);
+  const int64_t scratch = PSPNET_FAST_PER_ISA(conv_q_scratch, shape);
   if (grad_weight.defined()) {
     const at::Tensor cells = geometry.pack_cells_transposed(levels);
     for_tasks(channel_tasks(shape), scratch, grad, [&](void* own, int64_t begin, int64_t end) {
       PSPNET_FAST_PER_ISA(
-          conv_weight_gradient, type, shape, products.const_data_ptr(), cells.const_data_ptr(),
+          conv_weight_gradient, type, shape, q.const_data_ptr(), cells.const_data_ptr(),
           grad_weight.mutable_data_ptr(), own, begin, end);
     });
   }
@@ -102,14 +102,14 @@ void levels_backward(
     const int64_t tasks = ceil_div(shape.level_channels, kConvChannels) * shape.levels;
     for_tasks(tasks, scratch, grad, [&](void* own, int64_t begin, int64_t end) {
       PSPNET_FAST_PER_ISA(
-          conv_level_gradient, type, shape, dense_weight.const_data_ptr(), products.const_data_ptr(),
+          conv_level_gradient, type, shape, dense_weight.const_data_ptr(), q.const_data_ptr(),
           grad_levels.mutable_data_ptr(), own, begin, end);
     });
   }
 }
 
-at::Tensor or_empty(const at::Tensor& result, const at::Tensor& like) {
-  return result.defined() ? result : at::empty({0}, like.options());
+at::Tensor or_absent(const at::Tensor& result, const at::Tensor& like) {
+  return result.defined() ? result : absent(like);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
@@ -122,15 +122,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
     if (mask[0]) grad_x = at::zeros_like(x);
     if (mask[1]) grad_levels = at::zeros_like(levels);
     if (mask[2]) grad_weight = at::zeros_like(weight);
-    return {or_empty(grad_x, x), or_empty(grad_levels, levels), or_empty(grad_weight, weight)};
+    return {or_absent(grad_x, x), or_absent(grad_levels, levels), or_absent(grad_weight, weight)};
   }
   const at::Tensor grad = dense(upstream);
   const at::Tensor part = weight.narrow(1, options.first_x_channel, x.size(1));
 
   // One gradient after the other, so that the copies of maps and weight that oneDNN makes do not add up.
   if (mask[0]) {
-    const auto format = reads_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-    grad_x = std::get<0>(convolve_x_backward(grad, x, part, true, false)).contiguous(format);
+    grad_x = std::get<0>(convolve_x_backward(grad, x, part, true, false)).contiguous(format_of(x));
   }
   if (mask[2]) {
     grad_weight = at::empty_like(dense(weight));
@@ -144,7 +143,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
   if (mask[1] || mask[2]) levels_backward(grad, levels, dense(weight), options, grad_levels, grad_weight);
   // As empty_like has it, for a weight in yet other strides.
   if (mask[2] && !is_dense(weight)) grad_weight = at::empty_like(weight).copy_(grad_weight);
-  return {or_empty(grad_x, x), or_empty(grad_levels, levels), or_empty(grad_weight, weight)};
+  return {or_absent(grad_x, x), or_absent(grad_levels, levels), or_absent(grad_weight, weight)};
 }
 
 }  // namespace

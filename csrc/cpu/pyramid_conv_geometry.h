@@ -7,9 +7,8 @@
 #include <vector>
 
 #include "../geometry.h"
-#include "../pool_checks.h"
+#include "../checks.h"
 #include "pyramid_conv_kernel.h"
-#include "tensors.h"
 
 namespace pspnet_fast {
 
@@ -21,7 +20,7 @@ struct ConvGeometry {
   ConvGeometry(
       const at::Tensor& map, bool channels_last, int64_t level_channels, at::IntArrayRef kernel, at::IntArrayRef bins,
       bool align_corners)
-      : type(element_type(map)), lanes_(PSPNET_FAST_PER_ISA(conv_lanes, type)) {
+      : type(element_type("map", map)), lanes_(PSPNET_FAST_PER_ISA(conv_lanes, type)) {
     shape = {};
     shape.batch = map.size(0), shape.out_channels = map.size(1), shape.height = map.size(2), shape.width = map.size(3);
     // The stride of a side of 1 says nothing: along a single column the next pixel is in the next row.
@@ -43,7 +42,7 @@ struct ConvGeometry {
   }
   ConvGeometry(const ConvGeometry&) = delete;  // shape points into the tables
 
-  // The weight whose products are taken: dense, its level channels from `first_level_channel` on.
+  // The weight of the levels: dense, its level channels from `first_level_channel` on.
   void place_weight(const at::Tensor& weight, int64_t first_level_channel) {
     // Strides of a side of 1 say nothing: they are worked out from the layout.
     const bool taps_last = weight.is_contiguous();
@@ -53,12 +52,12 @@ struct ConvGeometry {
     shape.weight_level = first_level_channel;
   }
 
-  // Elements that the products take, as conv_products writes them.
-  int64_t products(bool channels_last) const {
+  // Elements of Q, as conv_q writes it.
+  int64_t q_size(bool channels_last) const {
     return channels_last ? shape.batch * shape.positions * shape.out_pitch : shape.out_channels * shape.taps() * pitches_;
   }
 
-  // levels [B, Ck, Σk²] as the products read them: [Ck, pitch] a level.
+  // levels [B, Ck, Σk²] as conv_q reads them: [Ck, pitch] a level.
   at::Tensor pack_cells(const at::Tensor& levels) const {
     at::Tensor packed = at::empty({shape.level_channels * pitches_}, accumulator(levels));
     for (const ConvLevel& level : levels_) {
@@ -92,7 +91,7 @@ struct ConvGeometry {
       level.column = shape.columns;
       level.position = shape.positions;
       level.pitch = whole_vectors(shape.batch * k * k);
-      level.products = shape.out_channels * shape.taps() * pitches_;
+      level.q = shape.out_channels * shape.taps() * pitches_;
       level.cells = shape.level_channels * pitches_;
       shape.columns += shape.kernel_columns * k;
       shape.positions += shape.taps() * k * k;

@@ -1,8 +1,8 @@
 // The pyramid's part of a convolution on raw memory: what csrc/cpu/pyramid_conv.cpp asks of the kernels of the active
 // instruction set. Everything is summed in `Acc`: double for f64, else float.
 //
-//   Z_l[(o, t), (b, i, j)] = Σ_c W_l[o, c, t] · p_l[b, c, i, j]        t = (dy, dx): the taps of the kernel
-//   R[h, (l, dx, j)]       = Σ_{dy, i} u_l(h + dy - pad, i) · Z_l[(o, dy, dx), (b, i, j)]           for an image and o
+//   Q_l[(o, t), (b, i, j)] = Σ_c W_l[o, c, t] · p_l[b, c, i, j]        t = (dy, dx): the taps of the kernel
+//   R[h, (l, dx, j)]       = Σ_{dy, i} u_l(h + dy - pad, i) · Q_l[(o, dy, dx), (b, i, j)]           for an image and o
 //   y[b, o, h, w]         += Σ_{l, dx, j} u_l(w + dx - pad, j) · R[h, (l, dx, j)]
 //
 // and backward the transpose of each step.
@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "element_type.h"
+#include "../types.h"
 #include "isa.h"
 
 namespace pspnet_fast {
@@ -29,8 +29,8 @@ struct ConvLevel {
   int64_t cell;                // first packed cell
   int64_t column;              // first of its kernel_columns · k columns of R
   int64_t position;            // first of its taps · k² positions of an output channel
-  int64_t pitch;               // of a row of Z and of `cells`: batch · k², rounded up to whole vectors
-  int64_t products, cells;     // where its Z and its p begin, in elements
+  int64_t pitch;               // of a row of Q and of `cells`: batch · k², rounded up to whole vectors
+  int64_t q, cells;     // where its Q and its p begin, in elements
 };
 
 // The geometry of one call. Pitches are whole vectors; what lies between a row's end and its pitch is never read.
@@ -68,41 +68,41 @@ constexpr int64_t kConvOuts = 8, kConvChannels = 24;
 // Lanes of a vector: what pitches are multiples of.
 PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_lanes(ElementType type))
 
-// ---- Products. Scratch: [conv_products_scratch] a thread. ------------------------------------------------------------
-PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_products_scratch(const ConvShape& shape))
+// ---- Products. Scratch: [conv_q_scratch] a thread. ------------------------------------------------------------
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_q_scratch(const ConvShape& shape))
 // Tasks [begin, end) of blocks of output channels, level by level. `cells` is p: [level_channels, pitch] a level. With
-// channels_last the products go to [batch, positions, out_pitch] instead of Z.
-PSPNET_FAST_DECLARE_PER_ISA(void conv_products(
-    ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* cells, void* products,
+// channels_last Q goes to [batch, positions, out_pitch].
+PSPNET_FAST_DECLARE_PER_ISA(void conv_q(
+    ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* cells, void* q,
     void* scratch, int64_t begin, int64_t end))
-// The gradient of the weight from that of Z. `cells` is p transposed: [batch · k², level_pitch] a level.
+// The gradient of the weight from that of Q. `cells` is p transposed: [batch · k², level_pitch] a level.
 PSPNET_FAST_DECLARE_PER_ISA(void conv_weight_gradient(
-    ElementType type, const ConvShape& shape, const void* products, const void* cells, void* grad_weight, void* scratch,
+    ElementType type, const ConvShape& shape, const void* q, const void* cells, void* grad_weight, void* scratch,
     int64_t begin, int64_t end))
 // Tasks [begin, end) of blocks of level channels, level by level: the gradient of the levels [B, Ck, packed_cells].
 PSPNET_FAST_DECLARE_PER_ISA(void conv_level_gradient(
-    ElementType type, const ConvShape& shape, const void* weight, const void* products, void* grad_levels, void* scratch,
+    ElementType type, const ConvShape& shape, const void* weight, const void* q, void* grad_levels, void* scratch,
     int64_t begin, int64_t end))
 
-// ---- Between products and map. Scratch: [conv_planes_scratch] or [conv_bands_scratch] a thread. -----------------------
-PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_planes_scratch(const ConvShape& shape))
-PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_bands_scratch(ElementType type, const ConvShape& shape))
+// ---- Between Q and map. Scratch: [conv_nchw_scratch] or [conv_nhwc_scratch] a thread. -----------------------
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_nchw_scratch(const ConvShape& shape))
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_nhwc_scratch(ElementType type, const ConvShape& shape))
 
-// Brings the interpolated products into y. Tasks are planes b·O in NCHW, rows b·H in channels_last.
-PSPNET_FAST_DECLARE_PER_ISA(void conv_add_planes(
-    ElementType type, const ConvShape& shape, const void* products, void* y, ConvEpilogue epilogue, void* scratch,
+// Brings the interpolated Q into y. Tasks are planes b·O in NCHW, rows b·H in channels_last.
+PSPNET_FAST_DECLARE_PER_ISA(void conv_add_nchw(
+    ElementType type, const ConvShape& shape, const void* q, void* y, ConvEpilogue epilogue, void* scratch,
     int64_t begin, int64_t end))
-PSPNET_FAST_DECLARE_PER_ISA(void conv_add_bands(
-    ElementType type, const ConvShape& shape, const void* products, void* y, ConvEpilogue epilogue, void* scratch,
+PSPNET_FAST_DECLARE_PER_ISA(void conv_add_nhwc(
+    ElementType type, const ConvShape& shape, const void* q, void* y, ConvEpilogue epilogue, void* scratch,
     int64_t begin, int64_t end))
 
-// The gradient of Z from that of y. Tasks are planes b·O in NCHW, blocks of channels b·conv_bands_blocks in channels_last.
-PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_bands_blocks(ElementType type, const ConvShape& shape))
-PSPNET_FAST_DECLARE_PER_ISA(void conv_gather_planes(
-    ElementType type, const ConvShape& shape, const void* grad, void* products, void* scratch, int64_t begin,
+// The gradient of Q from that of y. Tasks are planes b·O in NCHW, blocks of channels b·conv_nhwc_blocks in channels_last.
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_nhwc_blocks(ElementType type, const ConvShape& shape))
+PSPNET_FAST_DECLARE_PER_ISA(void conv_gather_nchw(
+    ElementType type, const ConvShape& shape, const void* grad, void* q, void* scratch, int64_t begin,
     int64_t end))
-PSPNET_FAST_DECLARE_PER_ISA(void conv_gather_bands(
-    ElementType type, const ConvShape& shape, const void* grad, void* products, void* scratch, int64_t begin,
+PSPNET_FAST_DECLARE_PER_ISA(void conv_gather_nhwc(
+    ElementType type, const ConvShape& shape, const void* grad, void* q, void* scratch, int64_t begin,
     int64_t end))
 
 }  // namespace pspnet_fast

@@ -1,4 +1,4 @@
-// Between the products of a pyramid's levels and a map, on all threads: what the convolution over a pyramid and the
+// Between Q of a pyramid's levels and a map, on all threads: what the convolution over a pyramid and the
 // concatenation share.
 #pragma once
 
@@ -17,47 +17,47 @@ void for_tasks(int64_t count, int64_t scratch, const at::Tensor& like, Body body
   });
 }
 
-// y from interpolated products, as the epilogue says.
-inline void products_to_map(
-    const ConvGeometry& geometry, bool channels_last, const at::Tensor& products, const at::Tensor& y,
+// y from interpolated Q, as the epilogue says.
+inline void q_to_map(
+    const ConvGeometry& geometry, bool channels_last, const at::Tensor& q, const at::Tensor& y,
     ConvEpilogue epilogue) {
   const ConvShape& shape = geometry.shape;
   const ElementType type = geometry.type;
   if (channels_last) {
-    const int64_t scratch = PSPNET_FAST_PER_ISA(conv_bands_scratch, type, shape);
+    const int64_t scratch = PSPNET_FAST_PER_ISA(conv_nhwc_scratch, type, shape);
     for_tasks(shape.batch * shape.height, scratch, y, [&](void* own, int64_t begin, int64_t end) {
       PSPNET_FAST_PER_ISA(
-          conv_add_bands, type, shape, products.const_data_ptr(), y.mutable_data_ptr(), epilogue, own, begin, end);
+          conv_add_nhwc, type, shape, q.const_data_ptr(), y.mutable_data_ptr(), epilogue, own, begin, end);
     });
   } else {
-    const int64_t scratch = PSPNET_FAST_PER_ISA(conv_planes_scratch, shape);
+    const int64_t scratch = PSPNET_FAST_PER_ISA(conv_nchw_scratch, shape);
     for_tasks(shape.batch * shape.out_channels, scratch, y, [&](void* own, int64_t begin, int64_t end) {
       PSPNET_FAST_PER_ISA(
-          conv_add_planes, type, shape, products.const_data_ptr(), y.mutable_data_ptr(), epilogue, own, begin, end);
+          conv_add_nchw, type, shape, q.const_data_ptr(), y.mutable_data_ptr(), epilogue, own, begin, end);
     });
   }
 }
 
-// The gradient of the products, as NCHW has them, from that of the map.
-inline at::Tensor map_to_products(const ConvGeometry& geometry, bool channels_last, const at::Tensor& grad) {
+// The gradient of Q, as NCHW has it, from that of the map.
+inline at::Tensor map_to_q(const ConvGeometry& geometry, bool channels_last, const at::Tensor& grad) {
   const ConvShape& shape = geometry.shape;
   const ElementType type = geometry.type;
-  at::Tensor products = at::empty({geometry.products(/*channels_last=*/false)}, accumulator(grad));
+  at::Tensor q = at::empty({geometry.q_size(/*channels_last=*/false)}, accumulator(grad));
   if (channels_last) {
-    const int64_t scratch = PSPNET_FAST_PER_ISA(conv_bands_scratch, type, shape);
-    const int64_t tasks = shape.batch * PSPNET_FAST_PER_ISA(conv_bands_blocks, type, shape);
+    const int64_t scratch = PSPNET_FAST_PER_ISA(conv_nhwc_scratch, type, shape);
+    const int64_t tasks = shape.batch * PSPNET_FAST_PER_ISA(conv_nhwc_blocks, type, shape);
     for_tasks(tasks, scratch, grad, [&](void* own, int64_t begin, int64_t end) {
       PSPNET_FAST_PER_ISA(
-          conv_gather_bands, type, shape, grad.const_data_ptr(), products.mutable_data_ptr(), own, begin, end);
+          conv_gather_nhwc, type, shape, grad.const_data_ptr(), q.mutable_data_ptr(), own, begin, end);
     });
   } else {
-    const int64_t scratch = PSPNET_FAST_PER_ISA(conv_planes_scratch, shape);
+    const int64_t scratch = PSPNET_FAST_PER_ISA(conv_nchw_scratch, shape);
     for_tasks(shape.batch * shape.out_channels, scratch, grad, [&](void* own, int64_t begin, int64_t end) {
       PSPNET_FAST_PER_ISA(
-          conv_gather_planes, type, shape, grad.const_data_ptr(), products.mutable_data_ptr(), own, begin, end);
+          conv_gather_nchw, type, shape, grad.const_data_ptr(), q.mutable_data_ptr(), own, begin, end);
     });
   }
-  return products;
+  return q;
 }
 
 }  // namespace pspnet_fast

@@ -5,9 +5,9 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include "../pool_checks.h"
+#include "../checks.h"
+#include "huge_pages.h"
 #include "pyramid_pool_kernel.h"
-#include "tensors.h"
 
 namespace pspnet_fast {
 namespace {
@@ -40,15 +40,15 @@ struct Geometry {
   }
   Geometry(const Geometry&) = delete;  // shape points into rows and columns
 
-  int64_t plane_scratch(ElementType type) const { return PSPNET_FAST_PER_ISA(pool_planes_scratch, type, shape); }
+  int64_t plane_scratch(ElementType type) const { return PSPNET_FAST_PER_ISA(pool_nchw_scratch, type, shape); }
   int64_t plane_grain() const { return std::max<int64_t>(1, kGrain / (shape.height * shape.width)); }
   int64_t blocks_per_image() const { return (shape.channels + kChannelBlock - 1) / kChannelBlock; }
 };
 
 at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
   check_map("x", input);
-  const ElementType type = element_type(input);
-  const bool channels_last = reads_channels_last(input);
+  const ElementType type = element_type("x", input);
+  const bool channels_last = is_channels_last(input);
   const at::Tensor x = channels_last ? input : input.contiguous();
   const int64_t batch = x.size(0), channels = x.size(1);
   const Geometry geometry(channels, x.size(2), x.size(3), bins);
@@ -60,7 +60,7 @@ at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
     at::parallel_for(0, batch * channels, geometry.plane_grain(), [&](int64_t begin, int64_t end) {
       at::Tensor scratch = at::empty({geometry.plane_scratch(type)}, accumulator(x));
       PSPNET_FAST_PER_ISA(
-          pool_planes_forward, type, shape, x.const_data_ptr(), out.mutable_data_ptr(), scratch.mutable_data_ptr(),
+          pool_nchw_forward, type, shape, x.const_data_ptr(), out.mutable_data_ptr(), scratch.mutable_data_ptr(),
           begin, end);
     });
     return out;
@@ -69,18 +69,18 @@ at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
       at::empty({batch, shape.row_intervals, shape.column_intervals, channels}, accumulator(x));
   at::parallel_for(0, batch * shape.row_intervals, 1, [&](int64_t begin, int64_t end) {
     PSPNET_FAST_PER_ISA(
-        pool_bands_forward, type, shape, x.const_data_ptr(), atoms.mutable_data_ptr(), begin, end);
+        pool_nhwc_atoms_forward, type, shape, x.const_data_ptr(), atoms.mutable_data_ptr(), begin, end);
   });
   at::parallel_for(0, batch * geometry.blocks_per_image(), 1, [&](int64_t begin, int64_t end) {
     PSPNET_FAST_PER_ISA(
-        pool_blocks_forward, type, shape, atoms.const_data_ptr(), out.mutable_data_ptr(), begin, end);
+        pool_nhwc_bins_forward, type, shape, atoms.const_data_ptr(), out.mutable_data_ptr(), begin, end);
   });
   return out;
 }
 
 // Writes the gradient of x into grad_x, or adds it; grad_x is dense, in channels_last memory or NCHW.
 void spread(const at::Tensor& upstream, const at::Tensor& grad_x, at::IntArrayRef bins, bool channels_last, bool add) {
-  const ElementType type = element_type(upstream);
+  const ElementType type = element_type("grad", upstream);
   const at::Tensor grad = upstream.contiguous();
   const int64_t batch = grad.size(0), channels = grad.size(1);
   const Geometry geometry(channels, grad_x.size(2), grad_x.size(3), bins);
@@ -90,7 +90,7 @@ void spread(const at::Tensor& upstream, const at::Tensor& grad_x, at::IntArrayRe
     at::parallel_for(0, batch * channels, geometry.plane_grain(), [&](int64_t begin, int64_t end) {
       at::Tensor scratch = at::empty({geometry.plane_scratch(type)}, accumulator(grad));
       PSPNET_FAST_PER_ISA(
-          pool_planes_backward, type, add, shape, grad.const_data_ptr(), grad_x.mutable_data_ptr(),
+          pool_nchw_backward, type, add, shape, grad.const_data_ptr(), grad_x.mutable_data_ptr(),
           scratch.mutable_data_ptr(), begin, end);
     });
     return;
@@ -98,12 +98,12 @@ void spread(const at::Tensor& upstream, const at::Tensor& grad_x, at::IntArrayRe
   at::Tensor shares = at::empty({batch, shape.cells, channels}, accumulator(grad));
   at::parallel_for(0, batch * geometry.blocks_per_image(), 1, [&](int64_t begin, int64_t end) {
     PSPNET_FAST_PER_ISA(
-        pool_blocks_backward, type, shape, grad.const_data_ptr(), shares.mutable_data_ptr(), begin, end);
+        pool_nhwc_bins_backward, type, shape, grad.const_data_ptr(), shares.mutable_data_ptr(), begin, end);
   });
   at::parallel_for(0, batch * shape.row_intervals, 1, [&](int64_t begin, int64_t end) {
     at::Tensor scratch = at::empty({shape.column_intervals, channels}, accumulator(grad));
     PSPNET_FAST_PER_ISA(
-        pool_bands_backward, type, add, shape, shares.const_data_ptr(), grad_x.mutable_data_ptr(),
+        pool_nhwc_atoms_backward, type, add, shape, shares.const_data_ptr(), grad_x.mutable_data_ptr(),
         scratch.mutable_data_ptr(), begin, end);
   });
 }
@@ -120,7 +120,7 @@ at::Tensor pyramid_pool_backward_cpu(
 
 void pyramid_pool_backward_add_cpu(at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
   check_accumulator(grad_x, grad, bins);
-  if (grad_x.numel() != 0) spread(grad, grad_x, bins, reads_channels_last(grad_x), /*add=*/true);
+  if (grad_x.numel() != 0) spread(grad, grad_x, bins, is_channels_last(grad_x), /*add=*/true);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "element_type.h"
+#include "../types.h"
 #include "isa.h"
 
 namespace pspnet_fast {
@@ -21,26 +21,26 @@ struct PoolShape {
 
 // Sums are taken in `Acc`: double for f64, else float. Scratch is counted in those.
 //
-// NCHW: planes [begin, end) of B·C; scratch [pool_planes_scratch] a thread.
+// NCHW: planes [begin, end) of B·C; scratch [pool_nchw_scratch] a thread.
 // channels_last forward: bands first (b · row_intervals + r), then blocks of channels; `atoms` is
 //   [B, row_intervals, column_intervals, C]. Backward: blocks first, which lay the bins' gradients out as `shares`
 //   [B, cells, C], then bands; scratch [column_intervals, C] a thread. With `add` the
 //   gradient is added to what grad_x holds.
 constexpr int64_t kChannelBlock = 64;
 
-PSPNET_FAST_DECLARE_PER_ISA(int64_t pool_planes_scratch(ElementType type, const PoolShape& shape))
-PSPNET_FAST_DECLARE_PER_ISA(void pool_planes_forward(
+PSPNET_FAST_DECLARE_PER_ISA(int64_t pool_nchw_scratch(ElementType type, const PoolShape& shape))
+PSPNET_FAST_DECLARE_PER_ISA(void pool_nchw_forward(
     ElementType type, const PoolShape& shape, const void* x, void* out, void* scratch, int64_t begin, int64_t end))
-PSPNET_FAST_DECLARE_PER_ISA(void pool_planes_backward(
+PSPNET_FAST_DECLARE_PER_ISA(void pool_nchw_backward(
     ElementType type, bool add, const PoolShape& shape, const void* grad, void* grad_x, void* scratch, int64_t begin,
     int64_t end))
-PSPNET_FAST_DECLARE_PER_ISA(void pool_bands_forward(
+PSPNET_FAST_DECLARE_PER_ISA(void pool_nhwc_atoms_forward(
     ElementType type, const PoolShape& shape, const void* x, void* atoms, int64_t begin, int64_t end))
-PSPNET_FAST_DECLARE_PER_ISA(void pool_blocks_forward(
+PSPNET_FAST_DECLARE_PER_ISA(void pool_nhwc_bins_forward(
     ElementType type, const PoolShape& shape, const void* atoms, void* out, int64_t begin, int64_t end))
-PSPNET_FAST_DECLARE_PER_ISA(void pool_blocks_backward(
+PSPNET_FAST_DECLARE_PER_ISA(void pool_nhwc_bins_backward(
     ElementType type, const PoolShape& shape, const void* grad, void* shares, int64_t begin, int64_t end))
-PSPNET_FAST_DECLARE_PER_ISA(void pool_bands_backward(
+PSPNET_FAST_DECLARE_PER_ISA(void pool_nhwc_atoms_backward(
     ElementType type, bool add, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin,
     int64_t end))
 

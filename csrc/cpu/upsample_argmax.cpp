@@ -9,29 +9,6 @@
 
 namespace pspnet_fast {
 
-LogitType logit_type(const at::Tensor& logits) {
-  switch (logits.scalar_type()) {
-    case at::kFloat: return LogitType::f32;
-    case at::kDouble: return LogitType::f64;
-    case at::kHalf: return LogitType::f16;
-    case at::kBFloat16: return LogitType::bf16;
-    default: TORCH_CHECK_TYPE(false, "logits must be floating-point, not ", logits.scalar_type());
-  }
-}
-
-LabelType label_type(const char* name, at::ScalarType type) {
-  switch (type) {
-    case at::kLong: return LabelType::i64;
-    case at::kInt: return LabelType::i32;
-    case at::kByte: return LabelType::u8;
-    default: TORCH_CHECK_TYPE(false, name, " must be int64, int32 or uint8, not ", type);
-  }
-}
-
-at::ScalarType real_type(const at::Tensor& logits) {
-  return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 namespace {
 
 void run(const ArgmaxProblem& p) {

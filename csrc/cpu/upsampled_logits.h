@@ -12,17 +12,14 @@
 #include <utility>
 
 #include "../geometry.h"
+#include "../tensors.h"
 #include "cross_entropy_kernel.h"
 
 namespace pspnet_fast {
 
-LogitType logit_type(const at::Tensor& logits);
-LabelType label_type(const char* name, at::ScalarType type);
-at::ScalarType real_type(const at::Tensor& logits);  // what sums are taken in: float64 for float64, else float32
-
-inline bool in_channels_last(const at::Tensor& logits) {
-  return !logits.is_contiguous() && logits.is_contiguous(at::MemoryFormat::ChannelsLast);
-}
+inline LogitType logit_type(const at::Tensor& logits) { return element_type("logits", logits); }
+inline at::ScalarType real_type(const at::Tensor& logits) { return accumulator_type(logits); }
+inline bool in_channels_last(const at::Tensor& logits) { return is_channels_last(logits); }
 inline at::Tensor dense(const at::Tensor& logits, bool channels_last) {
   return logits.contiguous(channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
 }

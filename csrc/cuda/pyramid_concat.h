@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "../geometry.h"
-#include "elements.h"
+#include "../types.h"
 
 namespace pspnet_fast::cuda {
 
@@ -43,9 +43,9 @@ struct ConcatGrad {
   int64_t pixel_stride;    // channels_last only
 };
 
-// ---- NCHW: pyramid_concat_planes.cu, pyramid_concat_planes_bwd.cu ---------------------------------------------------
+// ---- NCHW: pyramid_concat_nchw.cu, pyramid_concat_nchw_bwd.cu ---------------------------------------------------
 
-void launch_pyramid_concat_planes_fwd(
+void launch_pyramid_concat_nchw_fwd(
     ElementType type,
     const ConcatShape& shape,
     const void* x,       // [B, C, H, W]
@@ -53,16 +53,16 @@ void launch_pyramid_concat_planes_fwd(
     void* out,           // [B, C + L·Ck, H, W]
     cudaStream_t stream);
 
-void launch_pyramid_concat_planes_bwd(
+void launch_pyramid_concat_nchw_bwd(
     ElementType type,
     const ConcatShape& shape,
     const ConcatGrad& grad,  // [B, L·Ck, H, W]
     void* grad_levels,       // [B, Ck, Σk²]
     cudaStream_t stream);
 
-// ---- channels_last: pyramid_concat_pixels.cu, pyramid_concat_pixels_bwd.cu ------------------------------------------
+// ---- channels_last: pyramid_concat_nhwc.cu, pyramid_concat_nhwc_bwd.cu ------------------------------------------
 
-void launch_pyramid_concat_pixels_fwd(
+void launch_pyramid_concat_nhwc_fwd(
     ElementType type,
     const ConcatShape& shape,
     const void* x,       // [B, H, W, C]
@@ -70,14 +70,14 @@ void launch_pyramid_concat_pixels_fwd(
     void* out,           // [B, H, W, C + L·Ck]
     cudaStream_t stream);
 
-// How the cells between nodes are cut into the pieces of pyramid_concat_pixels_bwd.cu.
+// How the cells between nodes are cut into the pieces of pyramid_concat_nhwc_bwd.cu.
 struct ConcatPieces {
   int32_t total;  // of an image
   int32_t first[kMaxConcatLevels], row_parts[kMaxConcatLevels], column_parts[kMaxConcatLevels];
 };
 ConcatPieces cut_pieces(const ConcatShape& shape);
 
-void launch_pyramid_concat_pixels_bwd(
+void launch_pyramid_concat_nhwc_bwd(
     ElementType type,
     const ConcatShape& shape,
     const ConcatPieces& pieces,

@@ -10,8 +10,8 @@
 
 #include <array>
 
+#include "pyramid_composed.h"
 #include "pyramid_conv_call.h"
-#include "pyramid_conv_stock.h"
 
 namespace pspnet_fast::cuda {
 namespace {
@@ -31,7 +31,7 @@ void finish(Product& p, int64_t element_bytes) {
 // q[b, (cell, tap), o] = Σ_c weight[o, c, tap] · levels[b, c, cell]
 at::Tensor make_q(const Call& c) {
   const at::Tensor weight = even_taps(c.weight);
-  at::Tensor q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, accumulator_of(c.x));
+  at::Tensor q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, accumulator(c.x));
   const FilterAxis f(c);
   Products products{c.t.levels, {}};
   for (int32_t l = 0; l < c.t.levels; ++l) {
@@ -51,9 +51,9 @@ at::Tensor make_q(const Call& c) {
 
 // grad_q[b, (cell, tap), o], of grad's type: the products read it as they read the weight.
 at::Tensor make_grad_q(const Call& c, const ConvGrid& grid, const at::Tensor& upstream) {
-  const bool channels_last = reads_channels_last(upstream);
+  const bool channels_last = is_channels_last(upstream);
   const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
-  at::Tensor parts = at::empty({grid.parts(), c.t.batch, c.t.positions, c.t.out_channels}, accumulator_of(c.x));
+  at::Tensor parts = at::empty({grid.parts(), c.t.batch, c.t.positions, c.t.out_channels}, accumulator(c.x));
   const at::TensorOptions own = at::TensorOptions(c.x.device()).dtype(c.x.scalar_type());
   at::Tensor grad_q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, own);
   launch_pyramid_conv_gather(
@@ -115,11 +115,11 @@ at::Tensor forward(
   const auto call = make_call(x, levels, weight, bins, align_corners, x_first);
   const ConvGrid grid = call ? conv_add_grid(call->type, call->t, most_shared_bytes()) : ConvGrid{};
   if (!call || grid.warps == 0 || grid.blocks >= int64_t{1} << 31) {
-    return stock_forward(x, levels, weight, bias, bins, align_corners, x_first, norm);
+    return composed_conv(x, levels, weight, bias, bins, align_corners, x_first, norm);
   }
   at::Tensor y = convolve_x(x, call->x_part(weight), bias);
   if (y.numel() == 0) return y;
-  const bool channels_last = reads_channels_last(y);
+  const bool channels_last = is_channels_last(y);
   if (!channels_last) y = y.contiguous();
   const at::Tensor q = make_q(*call);
   launch_pyramid_conv_add(
@@ -153,19 +153,19 @@ Gradients pyramid_conv_backward_cuda(
   const c10::cuda::CUDAGuard guard(x.device());
   const auto [want_x, want_levels, want_weight] = mask;
   if (grad.numel() == 0) {
-    const auto zeros = [](const at::Tensor& t, bool wanted) { return wanted ? at::zeros_like(t) : nothing(t); };
+    const auto zeros = [](const at::Tensor& t, bool wanted) { return wanted ? at::zeros_like(t) : absent(t); };
     return {zeros(x, want_x), zeros(levels, want_levels), zeros(weight, want_weight)};
   }
   const auto call = make_call(x, levels, weight, bins, align_corners, x_first);
   const ConvGrid grid = call ? conv_gather_grid(call->type, call->t, most_shared_bytes()) : ConvGrid{};
   if (!call || grid.warps == 0 || grid.blocks >= int64_t{1} << 31) {
-    return stock_backward(grad, x, levels, weight, bins, align_corners, x_first, mask);
+    return composed_conv_backward(grad, x, levels, weight, bins, align_corners, x_first, mask);
   }
 
-  at::Tensor grad_x = nothing(x), grad_levels = nothing(levels), grad_weight = nothing(weight);
+  at::Tensor grad_x = absent(x), grad_levels = absent(levels), grad_weight = absent(weight);
   if (want_x || want_weight) {
     auto [of_x, of_part] = convolve_x_backward(grad, x, call->x_part(weight), want_x, want_weight);
-    if (want_x) grad_x = in_layout_of(of_x, x);
+    if (want_x) grad_x = of_x.contiguous(format_of(x));
     if (want_weight) {
       grad_weight = at::empty_like(weight);
       call->x_part(grad_weight).copy_(of_part);

@@ -14,8 +14,8 @@ constexpr int kThreads = kMostWarps * 32;
 // What a row reads of one level for one dy: two rows of cells.
 template <typename Real>
 struct alignas(sizeof(Real) == 4 ? 16 : 8) RowTap {
-  int32_t lower, upper;
-  Real lower_weight, upper_weight;
+  int32_t top, bottom;
+  Real top_weight, bottom_weight;
 };
 
 // A block's shared memory, in this order.
@@ -82,13 +82,13 @@ __device__ __forceinline__ void row_terms(
   for (int l = 0; l < t.levels; ++l) {
     const int k = t.bins[l], taps_of_cell = t.kernel_height * t.kernel_width;
     RowTap<Real> tap[DYS];
-    int lower[DYS], upper[DYS];  // positions of the first cell of either row
+    int top[DYS], bottom[DYS];  // positions of the first cell of either row
 #pragma unroll
     for (int i = 0; i < DYS; ++i) {
       tap[i] = taps[l * t.kernel_height + first_dy + i];
       const int dy = (first_dy + i) * t.kernel_width;
-      lower[i] = (t.first_cell[l] + tap[i].lower * k) * taps_of_cell + dy;
-      upper[i] = (t.first_cell[l] + tap[i].upper * k) * taps_of_cell + dy;
+      top[i] = (t.first_cell[l] + tap[i].top * k) * taps_of_cell + dy;
+      bottom[i] = (t.first_cell[l] + tap[i].bottom * k) * taps_of_cell + dy;
     }
     Real* to = r + t.first_bin[l] * t.kernel_width * kRunChannels;
     for (int dx = 0; dx < t.kernel_width; ++dx) {
@@ -97,8 +97,8 @@ __device__ __forceinline__ void row_terms(
         Real sum = first_dy == 0 ? Real(0) : *to;
 #pragma unroll
         for (int i = 0; i < DYS; ++i) {
-          if (!FINITE && tap[i].lower_weight == 0 && tap[i].upper_weight == 0) continue;
-          sum += tap[i].lower_weight * q_of(lower[i] + at) + tap[i].upper_weight * q_of(upper[i] + at);
+          if (!FINITE && tap[i].top_weight == 0 && tap[i].bottom_weight == 0) continue;
+          sum += tap[i].top_weight * q_of(top[i] + at) + tap[i].bottom_weight * q_of(bottom[i] + at);
         }
         *to = sum;
       }

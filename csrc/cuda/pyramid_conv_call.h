@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "../pyramid_conv_checks.h"
+#include "../checks.h"
 #include "pyramid_conv.h"
 #include "pyramid_tensors.h"
 

@@ -96,7 +96,7 @@ at::Tensor pyramid_levels_cuda(
   const std::vector<Level> levels = check_levels(input, bins, weight, mean, var, gamma, beta, eps);
   const c10::cuda::CUDAGuard guard(input.device());
   const ElementType type = element_type("x", input);
-  const bool channels_last = reads_channels_last(input);
+  const bool channels_last = is_channels_last(input);
   const at::Tensor x = channels_last ? input : input.contiguous();
   const auto tables = make_tables(x.size(0), x.size(1), x.size(2), x.size(3), bins);
   constexpr int64_t kMost = int64_t{1} << 30;
@@ -112,11 +112,11 @@ at::Tensor pyramid_levels_cuda(
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   at::Tensor pooled, atoms;
   if (channels_last) {
-    atoms = at::empty({x.size(0), tables->row_intervals * tables->column_intervals, x.size(1)}, accumulator_of(x));
-    launch_pyramid_pool_atoms_fwd(type, *tables, x.const_data_ptr(), atoms.mutable_data_ptr(), nullptr, stream);
+    atoms = at::empty({x.size(0), tables->row_intervals * tables->column_intervals, x.size(1)}, accumulator(x));
+    launch_pyramid_pool_nhwc_fwd(type, *tables, x.const_data_ptr(), atoms.mutable_data_ptr(), nullptr, stream);
   } else {
     pooled = at::empty({x.size(0), x.size(1), tables->cells}, out.options());
-    launch_pyramid_pool_planes_fwd(type, *tables, x.const_data_ptr(), pooled.mutable_data_ptr(), stream);
+    launch_pyramid_pool_nchw_fwd(type, *tables, x.const_data_ptr(), pooled.mutable_data_ptr(), stream);
   }
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   const Products products = products_of(*tables, levels, norms, pooled, out);

@@ -1,5 +1,5 @@
-// Pyramid pooling on CUDA tensors: checks, geometry and scratch round the kernels of pyramid_pool_planes.cu (NCHW) and
-// pyramid_pool_atoms.cu (channels_last).
+// Pyramid pooling on CUDA tensors: checks, geometry and scratch round the kernels of pyramid_pool_nchw.cu (NCHW) and
+// pyramid_pool_nhwc.cu (channels_last).
 #include "pyramid_pool.h"
 
 #include <ATen/ops/_adaptive_avg_pool2d_backward.h>
@@ -11,7 +11,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "element_tensors.h"
 #include "pyramid_pool_tables.h"
 
 namespace pspnet_fast::cuda {
@@ -40,7 +39,7 @@ at::Tensor pyramid_pool_cuda(const at::Tensor& input, at::IntArrayRef bins) {
   check_map("x", input);
   const c10::cuda::CUDAGuard guard(input.device());
   const ElementType type = element_type("x", input);
-  const bool channels_last = reads_channels_last(input);
+  const bool channels_last = is_channels_last(input);
   const at::Tensor x = channels_last ? input : input.contiguous();
   const auto tables = make_tables(x.size(0), x.size(1), x.size(2), x.size(3), bins);
   if (!tables) return pool_by_levels(x, bins);
@@ -50,11 +49,11 @@ at::Tensor pyramid_pool_cuda(const at::Tensor& input, at::IntArrayRef bins) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   if (channels_last) {
     const int64_t atom_count = tables->row_intervals * tables->column_intervals;
-    at::Tensor atoms = at::empty({x.size(0), atom_count, x.size(1)}, x.options().dtype(accumulator_type(x)));
-    launch_pyramid_pool_atoms_fwd(
+    at::Tensor atoms = at::empty({x.size(0), atom_count, x.size(1)}, accumulator(x));
+    launch_pyramid_pool_nhwc_fwd(
         type, *tables, x.const_data_ptr(), atoms.mutable_data_ptr(), out.mutable_data_ptr(), stream);
   } else {
-    launch_pyramid_pool_planes_fwd(type, *tables, x.const_data_ptr(), out.mutable_data_ptr(), stream);
+    launch_pyramid_pool_nchw_fwd(type, *tables, x.const_data_ptr(), out.mutable_data_ptr(), stream);
   }
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
@@ -66,10 +65,10 @@ void launch_backward(const PoolTables& tables, const at::Tensor& grad, at::Tenso
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   if (channels_last) {
     const at::Tensor packed = grad.transpose(1, 2).contiguous();  // lanes lie along channels
-    launch_pyramid_pool_atoms_bwd(type, add, tables, packed.const_data_ptr(), grad_x.mutable_data_ptr(), stream);
+    launch_pyramid_pool_nhwc_bwd(type, add, tables, packed.const_data_ptr(), grad_x.mutable_data_ptr(), stream);
   } else {
     const at::Tensor packed = grad.contiguous();
-    launch_pyramid_pool_planes_bwd(type, add, tables, packed.const_data_ptr(), grad_x.mutable_data_ptr(), stream);
+    launch_pyramid_pool_nchw_bwd(type, add, tables, packed.const_data_ptr(), grad_x.mutable_data_ptr(), stream);
   }
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -89,7 +88,7 @@ at::Tensor pyramid_pool_backward_cuda(
 void pyramid_pool_backward_add_cuda(at::Tensor& grad_x, const at::Tensor& grad, at::IntArrayRef bins) {
   check_accumulator(grad_x, grad, bins);
   const c10::cuda::CUDAGuard guard(grad.device());
-  const bool channels_last = reads_channels_last(grad_x);
+  const bool channels_last = is_channels_last(grad_x);
   const auto tables = make_tables(grad.size(0), grad.size(1), grad_x.size(2), grad_x.size(3), bins);
   if (!tables) {
     grad_x += pool_by_levels_backward(grad, grad_x.size(2), grad_x.size(3), bins, channels_last);

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "elements.h"
+#include "../types.h"
 
 namespace pspnet_fast::cuda {
 
@@ -26,16 +26,16 @@ struct PoolTables {
   int32_t column_first[kMaxBins], column_last[kMaxBins];
 };
 
-// ---- NCHW: pyramid_pool_planes.cu -----------------------------------------------------------------------------------
+// ---- NCHW: pyramid_pool_nchw.cu -----------------------------------------------------------------------------------
 
-void launch_pyramid_pool_planes_fwd(
+void launch_pyramid_pool_nchw_fwd(
     ElementType type,
     const PoolTables& tables,
     const void* x,  // [B, C, H, W]
     void* out,      // [B, C, Σk²]
     cudaStream_t stream);
 
-void launch_pyramid_pool_planes_bwd(
+void launch_pyramid_pool_nchw_bwd(
     ElementType type,
     bool add,  // to what grad_x holds
     const PoolTables& tables,
@@ -43,9 +43,9 @@ void launch_pyramid_pool_planes_bwd(
     void* grad_x,      // [B, C, H, W]
     cudaStream_t stream);
 
-// ---- channels_last: pyramid_pool_atoms.cu ---------------------------------------------------------------------------
+// ---- channels_last: pyramid_pool_nhwc.cu ---------------------------------------------------------------------------
 
-void launch_pyramid_pool_atoms_fwd(
+void launch_pyramid_pool_nhwc_fwd(
     ElementType type,
     const PoolTables& tables,
     const void* x,  // [B, H, W, C]
@@ -53,7 +53,7 @@ void launch_pyramid_pool_atoms_fwd(
     void* out,      // [B, C, Σk²], or null: atoms alone are wanted
     cudaStream_t stream);
 
-void launch_pyramid_pool_atoms_bwd(
+void launch_pyramid_pool_nhwc_bwd(
     ElementType type,
     bool add,  // to what grad_x holds
     const PoolTables& tables,

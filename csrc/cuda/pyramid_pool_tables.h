@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "../pool_checks.h"
+#include "../checks.h"
 #include "pyramid_pool.h"
 
 namespace pspnet_fast::cuda {

@@ -1,18 +1,10 @@
 // What the C++ sides of the pyramid's operators share: element types, and tensors as axes of products.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-
-#include "../pool_checks.h"
-#include "element_tensors.h"
+#include "../checks.h"
 #include "pyramid_product.h"
 
 namespace pspnet_fast::cuda {
-
-inline at::TensorOptions accumulator_of(const at::Tensor& x) {
-  return at::TensorOptions(x.device()).dtype(accumulator_type(x));
-}
 
 // Whether an axis of a side can be read in vectors of 16 bytes: neighbours follow each other, and all else is aligned.
 inline bool follows(Axis axis, Strides along, Strides across, int64_t vector) {

@@ -5,11 +5,11 @@
 #include <cstdint>
 
 #include "../geometry.h"
+#include "../types.h"
 
 namespace pspnet_fast::cuda {
 
-enum class LogitType : int32_t { f32, f64, f16, bf16 };
-enum class LabelType : int32_t { i64, i32, u8 };
+using LogitType = ElementType;
 
 struct LogitMap {
   const void* data;  // [B, C, h, w], any strides

@@ -7,33 +7,13 @@
 #include <limits>
 #include <tuple>
 
+#include "../tensors.h"
 #include "upsampled_logits.h"
 
 namespace pspnet_fast::cuda {
 
-inline LogitType logit_type(const at::Tensor& logits) {
-  switch (logits.scalar_type()) {
-    case at::kFloat: return LogitType::f32;
-    case at::kDouble: return LogitType::f64;
-    case at::kHalf: return LogitType::f16;
-    case at::kBFloat16: return LogitType::bf16;
-    default: TORCH_CHECK_TYPE(false, "logits must be floating-point, not ", logits.scalar_type());
-  }
-}
-
-inline LabelType label_type(const char* name, at::ScalarType type) {
-  switch (type) {
-    case at::kLong: return LabelType::i64;
-    case at::kInt: return LabelType::i32;
-    case at::kByte: return LabelType::u8;
-    default: TORCH_CHECK_TYPE(false, name, " must be int64, int32 or uint8, not ", type);
-  }
-}
-
-// What sums are taken in.
-inline at::ScalarType real_type(const at::Tensor& logits) {
-  return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
+inline LogitType logit_type(const at::Tensor& logits) { return element_type("logits", logits); }
+inline at::ScalarType real_type(const at::Tensor& logits) { return accumulator_type(logits); }
 
 inline LogitMap logit_map(const at::Tensor& logits) {
   return {

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
+from pspnet_fast.geometry import tap_matrix
 from pspnet_fast.layout import is_channels_last, memory_format
-from pspnet_fast.ops._interpolation import tap_matrix
 
 
 class WeightParts(NamedTuple):
@@ -76,9 +76,6 @@ def forward(
     y = convolve_x(x, weight, bias, parts.x)
     if y.numel() == 0:
         return y
-    if _spreads(levels):
-        merged = reference.pyramid_concat(x, levels, bins=bins, align_corners=align_corners, x_first=x_first)
-        return y.copy_(convolve_x(merged, weight, bias, slice(None)))
     rows, columns = _taps(x, bins, kernel, align_corners)
     batch, out_channels, height, width = y.shape
     channels_last = is_channels_last(y)
@@ -114,7 +111,7 @@ def backward(
     x_first: bool,
     mask: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    """``pyramid_conv_backward`` as an operator: the gradients by x, levels and weight that ``mask`` requests.
+    """``pyramid_conv_backward`` as an operator: the gradients by x, levels and weight that ``mask`` asks for.
 
     The others are empty tensors.
     """
@@ -123,8 +120,6 @@ def backward(
             torch.zeros_like(t) if wanted else t.new_empty(0)
             for t, wanted in zip((x, levels, weight), mask, strict=True)
         )
-    if _spreads(levels, grad):
-        return _backward_of_concatenation(grad, x, levels, weight, bins, align_corners, x_first, mask)
     parts = weight_parts(x, levels, len(bins), x_first)
     grad_x, grad_weight_x = convolve_x_backward(grad, x, weight, parts.x, mask[0], mask[2])
     grad_weight = torch.empty_like(weight) if mask[2] else weight.new_empty(0)
@@ -148,47 +143,6 @@ def backward(
         x.new_empty(0) if grad_x is None else grad_x,
         torch.cat(grad_levels, dim=2) if mask[1] else levels.new_empty(0),
         grad_weight,
-    )
-
-
-def _spreads(*tensors: Tensor) -> bool:
-    """Whether products by matrices of interpolation weights would spread an infinite or NaN number by their zeros.
-
-    Answered for the CPU alone: elsewhere the question would wait for the device.
-    """
-    return any(t.device.type == "cpu" and not t.sum(dtype=torch.float64).isfinite() for t in tensors)
-
-
-def _backward_of_concatenation(
-    grad: Tensor,
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bins: list[int],
-    align_corners: bool,
-    x_first: bool,
-    mask: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    """:func:`backward` as PyTorch has it, through the concatenated map."""
-    merged = reference.pyramid_concat(x, levels, bins=bins, align_corners=align_corners, x_first=x_first)
-    grad_merged, grad_weight = convolve_x_backward(
-        grad, merged, weight, slice(None), bool(mask[0] or mask[1]), bool(mask[2])
-    )
-    grad_x, grad_levels = x.new_empty(0), levels.new_empty(0)
-    parts = weight_parts(x, levels, len(bins), x_first)
-    if grad_merged is not None and mask[0]:
-        grad_x = grad_merged[:, parts.x].contiguous(memory_format=memory_format(x))
-    if grad_merged is not None and mask[1]:
-        upsample_backward = torch.ops.aten.upsample_bilinear2d_backward
-        per_level = [
-            upsample_backward(grad_merged[:, part], x.shape[2:], [*levels.shape[:2], k, k], align_corners)
-            for part, k in zip(parts.levels, bins, strict=True)
-        ]
-        grad_levels = torch.cat([g.flatten(2) for g in per_level], dim=2)
-    return (
-        grad_x,
-        grad_levels,
-        weight.new_empty(0) if grad_weight is None else torch.empty_like(weight).copy_(grad_weight),
     )
 
 

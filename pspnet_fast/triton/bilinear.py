@@ -17,15 +17,15 @@ def interpolate(a, b, t):
 
 
 @triton.jit
-def interpolate_tile(upper, lower, left, right, tx, ty):
+def interpolate_tile(top, bottom, left, right, tx, ty):
     """The upsampled logits of a tile whose pixels lie between two rows of nodes.
 
-    ``upper`` and ``lower`` point to the rows, ``left`` and ``right`` are every column's offsets in them. Each column is
+    ``top`` and ``bottom`` point to the rows, ``left`` and ``right`` are every column's offsets in them. Each column is
     interpolated once for all rows of the tile.
     """
-    above = interpolate(tl.load(upper + left).to(tx.dtype), tl.load(upper + right).to(tx.dtype), tx)
-    below = interpolate(tl.load(lower + left).to(tx.dtype), tl.load(lower + right).to(tx.dtype), tx)
-    return interpolate(above, below, ty)
+    on_top = interpolate(tl.load(top + left).to(tx.dtype), tl.load(top + right).to(tx.dtype), tx)
+    on_bottom = interpolate(tl.load(bottom + left).to(tx.dtype), tl.load(bottom + right).to(tx.dtype), tx)
+    return interpolate(on_top, on_bottom, ty)
 
 
 @triton.jit

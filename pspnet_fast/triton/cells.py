@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from pspnet_fast.geometry import bilinear_taps
+
 # Relative cost of a tile of the forward kernel: what a pixel takes, and what its column takes once for all rows.
 PIXEL_COST, COLUMN_COST = 10, 8
 TILE_ROWS = (8, 4, 2, 1)
@@ -85,18 +87,6 @@ def cut_axis(nodes: int, n: int, align_corners: bool, dtype: torch.dtype, device
         tile=tile,
         strip_edge=table(torch.tensor(strips, device="cpu")),
     )
-
-
-def bilinear_taps(nodes: int, n: int, align_corners: bool) -> tuple[Tensor, Tensor]:
-    """The cell of every position (int64, ascending) and its weight of the second node (float64), on the CPU."""
-    x = torch.arange(n, dtype=torch.float64, device="cpu")
-    if align_corners:
-        position = x * ((nodes - 1) / (n - 1) if n > 1 else 0.0)
-    else:
-        position = ((x + 0.5) * (nodes / n) - 0.5).clamp(min=0)  # the border cell extends outwards
-    cell = position.long().clamp(max=nodes - 1)
-    # Not 0 in the last cell, where it makes no difference but for infinite logits: PyTorch keeps it, too.
-    return cell, (position - cell).clamp(max=1)
 
 
 def cut_strips(edge: list[int]) -> tuple[int, list[int]]:

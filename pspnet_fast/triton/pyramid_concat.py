@@ -78,15 +78,15 @@ def pyramid_concat_fwd_kernel(
         channel = ((block - x_blocks) % level_blocks) * CHANNELS + lane
         count, offset = level_channels, x_first * channels + level * level_channels
         side, cell = tl.load(level_table + level), tl.load(level_table + level_count + level)
-        top = tl.load(row_cell + level * height + first)
+        near_row = tl.load(row_cell + level * height + first)
         known = tl.minimum(channel, level_channels - 1).to(tl.int64)
-        upper = levels + image * level_stride_b + known * level_stride_c + (cell + top * side) * level_stride_cell
-        lower = upper + (second_node(top, side, height) - top) * side * level_stride_cell
+        top = levels + image * level_stride_b + known * level_stride_c + (cell + near_row * side) * level_stride_cell
+        bottom = top + (second_node(near_row, side, height) - near_row) * side * level_stride_cell
         near = tl.load(column_cell + level * width + column, mask=column < width, other=0)
         left, right = near * level_stride_cell, second_node(near, side, width) * level_stride_cell
         tx = tl.load(column_t + level * width + column, mask=column < width, other=0.0)
         ty = tl.load(row_t + level * height + row, mask=row < end, other=0.0)
-        value = interpolate_tile(upper, lower, left, right, tx, ty).to(y.dtype.element_ty)
+        value = interpolate_tile(top, bottom, left, right, tx, ty).to(y.dtype.element_ty)
 
     # 3. Both layouts are dense: a row is `width` pixels.
     pixel = row.to(tl.int64) * width + column

@@ -1,8 +1,8 @@
 """The pyramid's terms of a convolution in Triton: everything but the convolution over x itself, which others do best.
 
 Forward adds them into that convolution's output, in its own layout, with or without normalisation and ReLU behind it;
-backward reads the output's gradient once for all levels. Between the kernels (pyramid_conv_forward.py and
-pyramid_conv_backward.py) travel small tensors in the accumulation dtype: float64 for float64, else float32.
+backward reads the output's gradient once for all levels. Between the kernels (pyramid_conv_fwd.py and
+pyramid_conv_bwd.py) travel small tensors in the accumulation dtype: float64 for float64, else float32.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import triton
 from torch import Tensor
 
 from pspnet_fast.reference import NormStatistics
-from pspnet_fast.triton.pyramid_conv_backward import (
-    column_sums_bwd_kernel,
+from pspnet_fast.triton.pyramid_conv_bwd import (
     levels_bwd_kernel,
-    row_sums_bwd_kernel,
+    q_bwd_kernel,
+    r_bwd_kernel,
     weight_bwd_kernel,
 )
-from pspnet_fast.triton.pyramid_conv_forward import level_products_fwd_kernel, pyramid_conv_fwd_kernel
+from pspnet_fast.triton.pyramid_conv_fwd import pyramid_conv_fwd_kernel, q_fwd_kernel
 from pspnet_fast.triton.pyramid_taps import PyramidTaps, pyramid_taps
 
 # The tile that is added to: rows, one after the other, and columns; and the taps that are summed at a time.
 ROWS, COLUMNS, TAPS = 4, 64, 16
-# Sums along columns that are kept at a time, in bytes: few enough to stay in a GPU's second-level cache.
-SUMS_BYTES = 32 * 2**20
+# R of some images that is kept at a time, in bytes: few enough to stay in a GPU's second-level cache.
+R_BYTES = 32 * 2**20
 
 
 class Tiles(NamedTuple):
@@ -57,8 +57,8 @@ class Problem(NamedTuple):
     def kernel_taps(self) -> int:
         return self.kernel["KERNEL_HEIGHT"] * self.kernel["KERNEL_WIDTH"]
 
-    def empty_products(self, batch: int, outputs: int, device: torch.device) -> Tensor:
-        """For the products of levels and weight, or their gradient: ``[B, cells, kh·kw, O]``."""
+    def empty_q(self, batch: int, outputs: int, device: torch.device) -> Tensor:
+        """For Q or its gradient: ``[B, cells, kh·kw, O]``."""
         return torch.empty(batch, self.cells, self.kernel_taps, outputs, dtype=self.scratch, device=device)
 
     def position_blocks(self, batch: int, positions: int) -> int:
@@ -88,15 +88,15 @@ def pyramid_conv_add(
     problem = _problem(y, levels, weight, bins, align_corners, x_first)
     taps, tiles = problem.taps, problem.tiles
     batch, outputs, height, width = y.shape
-    products = problem.empty_products(batch, outputs, y.device)
+    q = problem.empty_q(batch, outputs, y.device)
     tap_count = taps.column_taps.shape[1]
     columns = _tile(width, COLUMNS)
     blocks = triton.cdiv(outputs, tiles.side) * triton.cdiv(width, columns) * triton.cdiv(height, ROWS)
     statistics = (None,) * 4 if norm is None else tuple(t.contiguous() for t in norm[:4])
     with torch.cuda.device_of(y):
-        special = _launch_products(problem, levels, weight, products)
+        special = _launch_q(problem, levels, weight, q)
         pyramid_conv_fwd_kernel[blocks, batch](
-            products, special, y, *statistics, taps.level, taps.tap, taps.row_cell, taps.row_t,
+            q, special, y, *statistics, taps.level, taps.tap, taps.row_cell, taps.row_t,
             taps.column_taps, taps.column_reads, problem.cells, tap_count, outputs, height, width, *y.stride(),
             EPS=0.0 if norm is None else norm.eps, ROWS=ROWS, COLUMNS=columns, OUTPUTS=tiles.side,
             TAPS=TAPS, PRECISION=tiles.precision, num_warps=tiles.num_warps, **problem.kernel,
@@ -130,19 +130,19 @@ def pyramid_conv_levels_backward(
     shared = taps.level, batch, level_channels, len(bins), problem.cells, outputs, problem.first_channel
     options = {**problem.kernel, "DEPTH": tiles.depth, "PRECISION": tiles.precision}
     with torch.cuda.device_of(grad):
-        products = _product_gradients(problem, grad)
+        q = _q_gradient(problem, grad)
         if grad_weight.numel() > 0:
             side = tiles.side
             blocks = triton.cdiv(outputs, side) * triton.cdiv(level_channels, side) * problem.kernel_taps
             weight_bwd_kernel[blocks, len(bins)](
-                products, levels, grad_weight, *shared, *levels.stride(), *grad_weight.stride(),
+                q, levels, grad_weight, *shared, *levels.stride(), *grad_weight.stride(),
                 OUTPUTS=side, CHANNELS=side, num_warps=tiles.num_warps, **options,
             )  # fmt: skip
         if grad_levels.numel() > 0:
-            side = min(tiles.side, 32)  # long sums for a small result: many programs
+            side = min(tiles.side, 32)  # long r for a small result: many programs
             blocks = triton.cdiv(level_channels, side), problem.position_blocks(batch, side)
             levels_bwd_kernel[blocks](
-                products, weight, grad_levels, *shared, *weight.stride(), POSITIONS=side, CHANNELS=side, **options
+                q, weight, grad_levels, *shared, *weight.stride(), POSITIONS=side, CHANNELS=side, **options
             )  # fmt: skip
 
 
@@ -176,15 +176,15 @@ def _tile(count: int, limit: int) -> int:
     return min(limit, max(16, triton.next_power_of_2(count)))
 
 
-def _launch_products(problem: Problem, levels: Tensor, weight: Tensor, products: Tensor) -> Tensor:
-    """Writes the products; returns, int32 ``[1]``, whether one of them is infinite or NaN."""
-    special = torch.zeros(1, dtype=torch.int32, device=products.device)
+def _launch_q(problem: Problem, levels: Tensor, weight: Tensor, q: Tensor) -> Tensor:
+    """Writes Q; returns, int32 ``[1]``, whether a number of it is infinite or NaN."""
+    special = torch.zeros(1, dtype=torch.int32, device=q.device)
     tiles = problem.tiles
-    batch, cells, kernel_taps, outputs = products.shape
+    batch, cells, kernel_taps, outputs = q.shape
     level_channels = levels.shape[1]
     grid = triton.cdiv(outputs, tiles.side) * kernel_taps, problem.position_blocks(batch, tiles.side)
-    level_products_fwd_kernel[grid](
-        levels, weight, products, special, problem.taps.level,
+    q_fwd_kernel[grid](
+        levels, weight, q, special, problem.taps.level,
         batch, level_channels, len(problem.bins), cells, outputs, problem.first_channel,
         *levels.stride(), *weight.stride(),
         POSITIONS=tiles.side, OUTPUTS=tiles.side, DEPTH=tiles.depth, PRECISION=tiles.precision, **problem.kernel,
@@ -193,27 +193,27 @@ def _launch_products(problem: Problem, levels: Tensor, weight: Tensor, products:
     return special
 
 
-def _product_gradients(problem: Problem, grad: Tensor) -> Tensor:
-    """The gradient of the products ``[B, cells, kh·kw, O]``: some images at a time, columns first."""
+def _q_gradient(problem: Problem, grad: Tensor) -> Tensor:
+    """The gradient of Q ``[B, cells, kh·kw, O]``: some images at a time, columns first."""
     taps, tiles = problem.taps, problem.tiles
     batch, outputs, height, width = grad.shape
     tap_count, row_tap_count = taps.column_taps.shape[1], taps.row_taps.shape[1]
-    products = problem.empty_products(batch, outputs, grad.device)
-    row_bytes = tap_count * outputs * products.element_size()
-    images = max(1, min(batch, SUMS_BYTES // max(1, height * row_bytes)))
-    sums = products.new_empty(images, height, tap_count, outputs)
+    q = problem.empty_q(batch, outputs, grad.device)
+    row_bytes = tap_count * outputs * q.element_size()
+    images = max(1, min(batch, R_BYTES // max(1, height * row_bytes)))
+    r = q.new_empty(images, height, tap_count, outputs)
     output_blocks = triton.cdiv(outputs, tiles.side)
     options = {"OUTPUTS": tiles.side, "PRECISION": tiles.precision, "num_warps": tiles.num_warps}
     for first in range(0, batch, images):
         part = grad[first : first + images]
-        column_sums_bwd_kernel[height * output_blocks, part.shape[0]](
-            part, sums, taps.column_taps, taps.column_reads, tap_count, outputs, height, width, *grad.stride(),
+        r_bwd_kernel[height * output_blocks, part.shape[0]](
+            part, r, taps.column_taps, taps.column_reads, tap_count, outputs, height, width, *grad.stride(),
             COLUMNS=_tile(width, tiles.depth), TAPS=_tile(tap_count, tiles.side), **options,
         )  # fmt: skip
-        row_sums_bwd_kernel[tap_count * output_blocks, part.shape[0]](
-            sums, products[first:], taps.level, taps.tap, taps.row_taps, taps.row_reads,
+        q_bwd_kernel[tap_count * output_blocks, part.shape[0]](
+            r, q[first:], taps.level, taps.tap, taps.row_taps, taps.row_reads,
             problem.cells, tap_count, row_tap_count, outputs, height,
             LINES=_tile(problem.kernel["KERNEL_HEIGHT"] * taps.side, tiles.side), ROWS=_tile(height, tiles.depth),
             **problem.kernel, **options,
         )  # fmt: skip
-    return products
+    return q

@@ -13,8 +13,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from pspnet_fast.ops._interpolation import tap_matrix
-from pspnet_fast.triton.cells import bilinear_taps, cut_strips
+from pspnet_fast.geometry import bilinear_taps, tap_matrix, tap_reads
+from pspnet_fast.triton.cells import cut_strips
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,16 @@ def pyramid_taps(
         host = host.pin_memory() if device.type == "cuda" else host
         return host.to(device, non_blocking=True)
 
+    host = torch.device("cpu")
     (row_cell, row_t), (column_cell, column_t) = (
         map(torch.stack, zip(*(bilinear_taps(k, n, align_corners) for k in bins), strict=True)) for n in (height, width)
     )
     row_taps, column_taps = (
-        torch.cat([_host_taps(n, k, align_corners, taps).flatten(1) for k in bins], dim=1)
+        torch.cat([tap_matrix(n, k, align_corners, taps, torch.float64, host).flatten(1) for k in bins], dim=1)
         for n, taps in zip((height, width), kernel, strict=True)
     )
     row_reads, column_reads = (
-        torch.cat([_host_reads(n, k, align_corners, taps).flatten(1) for k in bins], dim=1)
+        torch.cat([tap_reads(n, k, align_corners, taps).flatten(1) for k in bins], dim=1)
         for n, taps in zip((height, width), kernel, strict=True)
     )
     changes = (row_cell.diff(dim=1) != 0).any(dim=0).nonzero().flatten() + 1
@@ -117,24 +118,9 @@ def pyramid_taps(
     )
 
 
-def _host_taps(n: int, k: int, align_corners: bool, taps: int) -> Tensor:
-    return tap_matrix(n, k, align_corners, taps, torch.float64, torch.device("cpu"))
-
-
-def _host_reads(n: int, k: int, align_corners: bool, taps: int) -> Tensor:
-    """Int8 ``[n, taps, k]``: how each tap reads each cell, see ``PyramidTaps``."""
-    cell, t = bilinear_taps(k, n, align_corners)
-    second = cell if k == n else (cell + 1).clamp(max=k - 1)
-    nodes = torch.arange(k, device="cpu")
-    reads = ((nodes == cell[:, None]) | (nodes == second[:, None])).to(torch.int8)
-    reads[(cell == second) & (t == 0), cell[(cell == second) & (t == 0)]] = 2
-    padded = torch.nn.functional.pad(reads, (0, 0, taps // 2, taps // 2))
-    return torch.stack([padded[t : t + n] for t in range(taps)], dim=1)
-
-
 def _line_spans(height: int, bins: tuple[int, ...], align_corners: bool) -> Tensor:
     """``[2, Σk]``: of every line the rows of the map between the first and the last that read it."""
-    reads = torch.cat([_host_reads(height, k, align_corners, 1).squeeze(1) for k in bins], dim=1).mT > 0
+    reads = torch.cat([tap_reads(height, k, align_corners, 1).squeeze(1) for k in bins], dim=1).mT > 0
     rows = torch.arange(height, device="cpu")
     begin = torch.where(reads, rows, height).amin(dim=1)
     end = torch.where(reads, rows + 1, 0).amax(dim=1)

@@ -46,10 +46,10 @@ def upsample_argmax_kernel(
     row = first + tl.arange(0, ROWS)
     column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
 
-    top = tl.load(row_cell + first).to(tl.int64)
+    near_row = tl.load(row_cell + first).to(tl.int64)
     near = tl.load(column_cell + column, mask=column < width, other=0).to(tl.int64)
-    upper = logits + image * stride_b + top * stride_h
-    lower = upper + (second_node(top, low_height, height) - top) * stride_h
+    top = logits + image * stride_b + near_row * stride_h
+    bottom = top + (second_node(near_row, low_height, height) - near_row) * stride_h
     left, right = near * stride_w, second_node(near, low_width, width) * stride_w
     tx = tl.load(column_t + column, mask=column < width, other=0.0)[None, :]
     ty = tl.load(row_t + row, mask=row < end, other=0.0)[:, None]
@@ -57,12 +57,12 @@ def upsample_argmax_kernel(
     largest = tl.full([ROWS, COLUMNS], float("-inf"), dtype=ty.dtype)
     best = tl.zeros([ROWS, COLUMNS], dtype=tl.int32)
     for c in range(classes):
-        z = interpolate_tile(upper, lower, left[None, :], right[None, :], tx, ty)
+        z = interpolate_tile(top, bottom, left[None, :], right[None, :], tx, ty)
         larger = exceeds(z, largest)
         largest = tl.where(larger, z, largest)
         best = tl.where(larger, c, best)
-        upper += stride_c
-        lower += stride_c
+        top += stride_c
+        bottom += stride_c
     pixel = (image * height + row)[:, None] * width + column[None, :]
     inside = (row < end)[:, None] & (column < width)[None, :]
     tl.store(labels + pixel, best.to(labels.dtype.element_ty), mask=inside)

@@ -103,8 +103,9 @@ void test_axis(bool align_corners) {
         require(std::fabs((1 - share) * node + share * next - position) < 1e-12, "place on an axis", nodes, out, x);
         double sum = 0;
         for (int32_t i = 0; i < nodes; ++i) {
-          const bool has = axis.begin_of(i - 1) <= x && x < axis.begin_of(i + 1);
-          const double expected = i == node ? 1 - share : i == next ? share : 0;
+          const bool has = axis.first_reader(i) <= x && x < axis.begin_of(i + 1);
+          const double expected = (i == node ? 1 - share : 0) + (i == next ? share : 0);
+          require(has == (i == node || i == next), "who reads a node", nodes, out, x);
           if (has) sum += axis.weight<double>(x, i);
           require(has ? std::fabs(axis.weight<double>(x, i) - expected) < 1e-12 : expected == 0, "weights", nodes, out, x);
           require((axis.begin_of(i) <= x) == (node >= i), "the first output of a node", nodes, out, x);

@@ -67,14 +67,14 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def planes(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+def nchw(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
     """Of the pooling kernels for NCHW."""
-    return Mutant(f"pyramid_pool_{name}", "pyramid_pool_planes.cu", before, after, shows, POOL, variant)
+    return Mutant(f"pyramid_pool_{name}", "pyramid_pool_nchw.cu", before, after, shows, POOL, variant)
 
 
-def atoms(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+def nhwc(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
     """Of those for channels_last."""
-    return Mutant(f"pyramid_pool_atoms_{name}", "pyramid_pool_atoms.cu", before, after, shows, POOL, variant)
+    return Mutant(f"pyramid_pool_nhwc_{name}", "pyramid_pool_nhwc.cu", before, after, shows, POOL, variant)
 
 
 def packs(name: str, unit: str, before: str, after: str, shows: str, tests: str = POOL) -> Mutant:
@@ -130,52 +130,48 @@ def argmax(name: str, before: str, after: str, shows: str, tests: str = ARGMAX, 
 
 
 MUTANTS = [
-    planes("lines_barrier", "] = sum;\n    }\n    __syncthreads();\n", "] = sum;\n    }\n", ORDER),
-    planes("atoms_barrier", "] += sum;\n    }\n    __syncthreads();\n", "] += sum;\n    }\n", ORDER),
-    planes("shares_barrier", "(c);\n    }\n  }\n  __syncthreads();\n", "(c);\n    }\n  }\n", ORDER),
-    planes("gradient_barrier", "] = sum;\n  }\n  __syncthreads();\n", "] = sum;\n  }\n", ORDER),
-    planes(
+    nchw("lines_barrier", "] = sum;\n    }\n    __syncthreads();\n", "] = sum;\n    }\n", ORDER),
+    nchw("atoms_barrier", "] += sum;\n    }\n    __syncthreads();\n", "] += sum;\n    }\n", ORDER),
+    nchw("shares_barrier", "(c);\n    }\n  }\n  __syncthreads();\n", "(c);\n    }\n  }\n", ORDER),
+    nchw("gradient_barrier", "] = sum;\n  }\n  __syncthreads();\n", "] = sum;\n  }\n", ORDER),
+    nchw(
         "early_exit",
         "  const T* input = x + plane * t.height * t.width;\n",
         "  const T* input = x + plane * t.height * t.width;\n  if (threadIdx.x >= unsigned(t.width)) return;\n",
         r"barrier divergence: it (exits|waits)",
     ),
-    planes(
+    nchw(
         "unwritten_cell",
         "cell < t.cells; cell += kThreads) {\n    const Bin bin",
         "cell < t.cells - 1; cell += kThreads) {\n    const Bin bin",
         UNWRITTEN,
     ),
-    planes(
+    nchw(
         "unwritten_gradient",
         "(t.height * packs - first + kThreads - 1) / kThreads",
         "(t.height * packs - first + kThreads - 2) / kThreads",
         UNWRITTEN,
     ),
-    planes(
+    nchw(
         "row_too_many",
         "for (int h = t.row_edge[r]; h < t.row_edge[r + 1]; ++h) {",
         "for (int h = t.row_edge[r]; h <= t.row_edge[r + 1]; ++h) {",
         BEYOND,
         "checked",
     ),
-    planes(
-        "shared_too_small", "line_bytes * tile + atom_bytes, stream", "line_bytes * tile, stream", BEYOND, "checked"
-    ),
-    planes(
+    nchw("shared_too_small", "line_bytes * tile + atom_bytes, stream", "line_bytes * tile, stream", BEYOND, "checked"),
+    nchw(
         "shared_too_large",
         "line_bytes * tile + atom_bytes, stream",
         "line_bytes * tile + (48 << 10), stream",
         r"bytes of dynamic shared memory, but 49152 are allowed",
     ),
-    planes("shares_of_another", "sum += shares[cell];", "sum += shares[0];", WRONG),
-    planes("row_of_another", "while (h >= t.row_edge[r + 1]) ++r;", "while (h > t.row_edge[r + 1]) ++r;", WRONG),
-    atoms(
-        "unwritten_cell", "t.column_edge[block.c + 1] - first;", "t.column_edge[block.c + 1] - first - 1;", UNWRITTEN
-    ),
-    packs("written_over", "planes", "sums[j] += load(packs[i].v[j]);", "", WRONG, POOL_ADD),
-    packs("last_bin", "atoms", "r >= t.row_last[row]", "r > t.row_last[row]", WRONG),
-    atoms(
+    nchw("shares_of_another", "sum += shares[cell];", "sum += shares[0];", WRONG),
+    nchw("row_of_another", "while (h >= t.row_edge[r + 1]) ++r;", "while (h > t.row_edge[r + 1]) ++r;", WRONG),
+    nhwc("unwritten_cell", "t.column_edge[block.c + 1] - first;", "t.column_edge[block.c + 1] - first - 1;", UNWRITTEN),
+    packs("written_over", "nchw", "sums[j] += load(packs[i].v[j]);", "", WRONG, POOL_ADD),
+    packs("last_bin", "nhwc", "r >= t.row_last[row]", "r > t.row_last[row]", WRONG),
+    nhwc(
         "misaligned",
         "const bool aligned = t.channels % kVec == 0 && is_aligned(x, 16);",
         "const bool aligned = true;",
@@ -183,19 +179,19 @@ MUTANTS = [
         "checked",
     ),
     concat(
-        "planes", "unwritten_channel", "shape.level_channels - begin)", "shape.level_channels - begin - 1)", UNWRITTEN
+        "nchw", "unwritten_channel", "shape.level_channels - begin)", "shape.level_channels - begin - 1)", UNWRITTEN
     ),
-    concat("planes", "unwritten_copy", "< packs) to[", "< packs - 1) to[", UNWRITTEN),
-    concat("planes", "corner_too_far", "level.columns.next(j) - j", "1", BEYOND, "checked"),
+    concat("nchw", "unwritten_copy", "< packs) to[", "< packs - 1) to[", UNWRITTEN),
+    concat("nchw", "corner_too_far", "level.columns.next(j) - j", "1", BEYOND, "checked"),
     concat(
-        "planes_bwd",
+        "nchw_bwd",
         "lines_barrier",
         "columns, lines);\n    __syncthreads();\n",
         "columns, lines);\n",
         ORDER,
     ),
     concat(
-        "planes_bwd",
+        "nchw_bwd",
         "sums_barrier",
         "lines, totals);\n    __syncthreads();",
         "lines, totals);",
@@ -203,20 +199,18 @@ MUTANTS = [
         tests=CONCAT_SIZES,
     ),
     concat(
-        "planes_bwd",
+        "nchw_bwd",
         "unwritten_node",
         "i < count; i += kThreads) output",
         "i < count - 1; i += kThreads) output",
         UNWRITTEN,
     ),
-    concat(
-        "planes_bwd", "shared_too_small", "plan.parts * plan.tile + k)", "plan.parts * plan.tile)", BEYOND, "checked"
-    ),
-    concat("pixels", "nodes_of_another_cell", "if (j != column) {", "if (column < 0) {", WRONG),
-    concat("pixels", "unwritten_pixel", "min(kColumns, shape.width - begin)", "shape.width - begin - 1", UNWRITTEN),
-    concat("pixels_bwd", "unwritten_side", "side < 4; ++side", "side < 3; ++side", UNWRITTEN),
-    concat("pixels_bwd", "sides_exchanged", "row_parts ? 2 : 0", "row_parts ? 0 : 2", WRONG),
-    concat("pixels_bwd", "row_too_many", "h < rows.end; ++h", "h <= rows.end; ++h", BEYOND, "checked"),
+    concat("nchw_bwd", "shared_too_small", "plan.parts * plan.tile + k)", "plan.parts * plan.tile)", BEYOND, "checked"),
+    concat("nhwc", "nodes_of_another_cell", "if (j != column) {", "if (column < 0) {", WRONG),
+    concat("nhwc", "unwritten_pixel", "min(kColumns, shape.width - begin)", "shape.width - begin - 1", UNWRITTEN),
+    concat("nhwc_bwd", "unwritten_side", "side < 4; ++side", "side < 3; ++side", UNWRITTEN),
+    concat("nhwc_bwd", "sides_exchanged", "row_parts ? 2 : 0", "row_parts ? 0 : 2", WRONG),
+    concat("nhwc_bwd", "row_too_many", "h < rows.end; ++h", "h <= rows.end; ++h", BEYOND, "checked"),
     product(
         "staged_barrier",
         "first + kDepth, shared.a, shared.b);\n    __syncthreads();",
@@ -250,8 +244,8 @@ MUTANTS = [
     conv(
         "add",
         "wrong_tap",
-        "tap[i].upper_weight * q_of(upper[i] + at)",
-        "tap[i].upper_weight * q_of(lower[i] + at)",
+        "tap[i].bottom_weight * q_of(bottom[i] + at)",
+        "tap[i].bottom_weight * q_of(top[i] + at)",
         WRONG,
     ),
     conv("add", "term_missing", "term < t.terms; ++term", "term < t.terms - 1; ++term", WRONG),

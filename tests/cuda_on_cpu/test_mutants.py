@@ -34,5 +34,5 @@ def test_every_kernel_has_mutants() -> None:
 
 
 def test_a_text_that_is_gone_is_an_error() -> None:
-    with pytest.raises(LookupError, match=r"its text stands 0 times in pyramid_pool_planes\.cu"):
+    with pytest.raises(LookupError, match=r"its text stands 0 times in pyramid_pool_nchw\.cu"):
         replace(MUTANTS[0], before="no such text").plant()

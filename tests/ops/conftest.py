@@ -16,6 +16,7 @@ their library in ``PSPNET_FAST_CUDA_ON_CPU``.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,14 +32,15 @@ from pspnet_fast.ops.operator import OPERATORS
 
 if CUDA_ON_CPU is not None:
     sys.path.append(str(Path(__file__).parents[1] / "cuda_on_cpu"))
-    from cuda_operators import Operators
+    from cuda_operators import ORDERS, Operators
 
-    backends.unavailable = Operators(CUDA_ON_CPU).unavailable(backends.unavailable)
+    operators = Operators(CUDA_ON_CPU, ORDERS if "CUDA_ON_CPU_ONE_ORDER" not in os.environ else ORDERS[:1])
+    backends.unavailable = operators.unavailable(backends.unavailable)
 
 hypothesis.settings.register_profile(
     "pspnet_fast",
     deadline=None,
-    max_examples=5 if INTERPRETED else 20,
+    max_examples=3 if INTERPRETED else 20,
     derandomize=True,
     database=None,
     # The fixture only says where to run; nothing in it wears out from one example to the next.
@@ -61,6 +63,24 @@ def implementations(operator: str) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", implementations(metafunc.module.OPERATOR), indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In Triton's interpreter, of a test's parameters every pair of values is run, not every product of them."""
+    if not INTERPRETED:
+        return
+
+    usual: dict[str, dict[str, object]] = {}  # the first values, by test
+
+    def is_pair(item: pytest.Item) -> bool:
+        if not hasattr(item, "callspec"):
+            return True
+        first = usual.setdefault(item.nodeid.partition("[")[0], item.callspec.params)
+        return sum(value is not first[name] for name, value in item.callspec.params.items() if name != "backend") <= 2
+
+    kept = [item for item in items if is_pair(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ from running import INTERPRETED
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+from pspnet_fast.geometry import LONGEST, bilinear_taps, partition_axis
 from pspnet_fast.triton import pyramid_concat, pyramid_conv
-from pspnet_fast.triton.cells import bilinear_taps, cut_axis
-from pspnet_fast.triton.partition import LONGEST, partition, partition_axis
+from pspnet_fast.triton.cells import cut_axis
+from pspnet_fast.triton.partition import partition
 
 KERNELS = {
     "pyramid_pool": (
@@ -35,10 +36,10 @@ KERNELS = {
         "atoms_nhwc_bwd_kernel",
     ),
     "pyramid_concat": ("pyramid_concat_fwd_kernel", "pyramid_concat_bwd_kernel"),
-    "pyramid_conv_forward": ("level_products_fwd_kernel", "pyramid_conv_fwd_kernel"),
-    "pyramid_conv_backward": (
-        "column_sums_bwd_kernel",
-        "row_sums_bwd_kernel",
+    "pyramid_conv_fwd": ("q_fwd_kernel", "pyramid_conv_fwd_kernel"),
+    "pyramid_conv_bwd": (
+        "r_bwd_kernel",
+        "q_bwd_kernel",
         "weight_bwd_kernel",
         "levels_bwd_kernel",
     ),
@@ -70,12 +71,14 @@ MAPS = ("x", "y", "grad", "dx", "main", "aux", "logits", "levels", "weight", "gr
 SUMS = (
     "atoms", "row_t", "column_t", "column_slot_t", "class_table", "main_pixel_weight", "aux_pixel_weight",
     "softmax", "partial", "main_loss", "aux_loss", "main_grad", "aux_grad",
-    "products", "sums", "row_taps", "column_taps", "mean", "var", "gamma", "beta",
+    "q", "r", "row_taps", "column_taps", "mean", "var", "gamma", "beta",
 )  # fmt: skip
 INT32 = (
     "row_edge", "column_edge", "column_interval", "cell_table", "row_cell", "strip_edge", "column_cell", "column_slot",
     "softmax_label", "correct", "level_table", "line_table", "line_span", "tap_table",
+    "special",
 )  # fmt: skip
+INT8 = ("row_reads", "column_reads")
 INT64 = ("target", "labels", "bad_label")
 
 
@@ -195,7 +198,8 @@ def argument_type(argument: str, dtype: str) -> str:
         return f"*{dtype}"
     if argument in SUMS:
         return "*fp64" if dtype == "fp64" else "*fp32"
-    return "*i32" if argument in INT32 else "*i64" if argument in INT64 else "i32"
+    integers = {name: kind for kind, names in (("*i8", INT8), ("*i32", INT32), ("*i64", INT64)) for name in names}
+    return integers.get(argument, "i32")
 
 
 def stack_bytes(cubin: bytes) -> int:

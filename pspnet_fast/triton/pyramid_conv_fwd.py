@@ -1,10 +1,10 @@
-"""Kernels of the pyramid's terms in a convolution's output: small products, and their interpolation into the output.
+"""Kernels of the pyramid's terms in a convolution's output: Q, and its interpolation into the output.
 
     q[b, cell, (dy, dx), o] = Σ_c weight[o, c, dy, dx] · levels[b, c, cell]        all levels in one launch
     r[(level, dx, j), o]    = Σ_dy q[b, (i, j), (dy, dx), o], rows interpolated    for a row of an image, in registers
     y[b, o, h, w]          += Σ column_taps[w, (level, dx, j)] · r[(level, dx, j), o]
 
-A program of the second kernel keeps to a few rows, which read the same products: they come from the first-level cache.
+A program of the second kernel keeps to a few rows, which read the same Q: it comes from the first-level cache.
 """
 # mypy: allow-untyped-defs
 
@@ -31,11 +31,11 @@ def find_level(level_table, block, batch, POSITIONS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["batch", "level_count", "cells", "first_channel"])
-def level_products_fwd_kernel(
+def q_fwd_kernel(
     levels,  # [B, Ck, cells], by its strides
     weight,  # [O, C + L·Ck, kh, kw], by its strides
-    products,  # [B, cells, kh·kw, O]
-    special,  # [1], 0: set to 1 where a product is infinite or NaN
+    q,  # [B, cells, kh·kw, O]
+    special,  # [1], 0: set to 1 where a number of q is infinite or NaN
     level_table,  # the tables, see PyramidTaps
     batch,
     level_channels,
@@ -67,7 +67,7 @@ def level_products_fwd_kernel(
     image = (position // (side * side)).to(tl.int64)
     cell = tl.load(level_table + level_count + level) + position % (side * side)
 
-    dtype = products.dtype.element_ty
+    dtype = q.dtype.element_ty
     total = tl.zeros([POSITIONS, OUTPUTS], dtype=dtype)
     source = levels + image * level_stride_b + cell * level_stride_cell
     matrix = weight + (tap // KERNEL_WIDTH) * weight_stride_h + (tap % KERNEL_WIDTH) * weight_stride_w
@@ -82,7 +82,7 @@ def level_products_fwd_kernel(
         a = tl.load(a_at, mask=known[:, None] & inside[None, :], other=0.0)
         b = tl.load(b_at, mask=inside[:, None] & (output < outputs)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=dtype)
-    target = products + ((image * cells + cell) * taps + tap)[:, None] * outputs + output[None, :]
+    target = q + ((image * cells + cell) * taps + tap)[:, None] * outputs + output[None, :]
     tl.store(target, total, mask=known[:, None] & (output < outputs)[None, :])
     if any_special(total):
         tl.store(special, 1)
@@ -90,7 +90,7 @@ def level_products_fwd_kernel(
 
 @triton.jit
 def interpolate_rows(
-    products,  # of the image, [cells, kh·kw, O], at the block's outputs
+    q,  # of the image, [cells, kh·kw, O], at the block's outputs
     level_table,
     tap_table,
     row_cell,
@@ -105,7 +105,7 @@ def interpolate_rows(
     KERNEL_WIDTH: tl.constexpr,
 ):
     """What each tap (level, dx, j) of the columns finds in this row: ``[TAPS, OUTPUTS]``."""
-    dtype = products.dtype.element_ty
+    dtype = q.dtype.element_ty
     taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
     known = tap < tap_count
     level = tl.load(tap_table + tap, mask=known, other=0)
@@ -119,17 +119,17 @@ def interpolate_rows(
         if (source >= 0) & (source < height):
             i = tl.load(row_cell + level * height + source)
             t = tl.load(row_t + level * height + source)[:, None]
-            upper = products + (((cell + i * side) * taps + ky * KERNEL_WIDTH + kx) * outputs)[:, None]
-            lower = upper + ((second_node(i, side, height) - i) * side * taps * outputs)[:, None]
-            above, below = tl.load(upper, mask=mask, other=0.0), tl.load(lower, mask=mask, other=0.0)
-            r += interpolate(above, below, t)
+            top = q + (((cell + i * side) * taps + ky * KERNEL_WIDTH + kx) * outputs)[:, None]
+            bottom = top + ((second_node(i, side, height) - i) * side * taps * outputs)[:, None]
+            on_top, on_bottom = tl.load(top, mask=mask, other=0.0), tl.load(bottom, mask=mask, other=0.0)
+            r += interpolate(on_top, on_bottom, t)
     return r
 
 
 @triton.jit(do_not_specialize=["cells", "tap_count", "height"])
 def pyramid_conv_fwd_kernel(
-    products,  # [B, cells, kh·kw, O]
-    special,  # [1], whether one of them is infinite or NaN
+    q,  # [B, cells, kh·kw, O]
+    special,  # [1], whether a number of it is infinite or NaN
     y,  # [B, O, H, W], by its strides: added to
     mean,  # [O], of the normalisation behind the convolution, or None where there is none
     var,
@@ -168,9 +168,9 @@ def pyramid_conv_fwd_kernel(
     image = tl.program_id(1).to(tl.int64)
     inside = (column < width)[:, None] & (output < outputs)[None, :]
 
-    dtype = products.dtype.element_ty
+    dtype = q.dtype.element_ty
     taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
-    image_products = products + image * cells * taps * outputs + output[None, :]
+    image_q = q + image * cells * taps * outputs + output[None, :]
     target = y + image * stride_b + first.to(tl.int64) * stride_h
     target += column.to(tl.int64)[:, None] * stride_w + output.to(tl.int64)[None, :] * stride_o
     finite = tl.load(special) == 0
@@ -181,7 +181,7 @@ def pyramid_conv_fwd_kernel(
                 # 2. Rows interpolated; then columns, all levels in one product.
                 tap = start + tl.arange(0, TAPS)
                 r = interpolate_rows(
-                    image_products, level_table, tap_table, row_cell, row_t, tap, row, (output < outputs)[None, :],
+                    image_q, level_table, tap_table, row_cell, row_t, tap, row, (output < outputs)[None, :],
                     tap_count, outputs, height, KERNEL_HEIGHT, KERNEL_WIDTH,
                 )  # fmt: skip
                 weights = column_taps + column[:, None] * tap_count + tap[None, :]
@@ -191,7 +191,7 @@ def pyramid_conv_fwd_kernel(
             for start in range(0, tap_count):
                 # The same over what each column reads alone.
                 r = interpolate_rows(
-                    image_products, level_table, tap_table, row_cell, row_t, start + tl.arange(0, 1), row,
+                    image_q, level_table, tap_table, row_cell, row_t, start + tl.arange(0, 1), row,
                     (output < outputs)[None, :], tap_count, outputs, height, KERNEL_HEIGHT, KERNEL_WIDTH,
                 )  # fmt: skip
                 entry = column[:, None] * tap_count + start

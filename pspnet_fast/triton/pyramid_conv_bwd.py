@@ -1,7 +1,7 @@
-"""Kernels of the gradients by levels and weight: the transpose of the three steps of pyramid_conv_forward.py.
+"""Kernels of the gradients by levels and weight: the transpose of the three steps of pyramid_conv_fwd.py.
 
-    s[b, h, (level, dx, j), o]  = Σ_w column_taps[w, (level, dx, j)] · grad[b, o, h, w]       the one pass over grad
-    q[b, (i, j), (dy, dx), o]   = Σ_h row_taps[h, (level, dy, i)] · s[b, h, (level, dx, j), o]
+    r[b, h, (level, dx, j), o]  = Σ_w column_taps[w, (level, dx, j)] · grad[b, o, h, w]       the one pass over grad
+    q[b, (i, j), (dy, dx), o]   = Σ_h row_taps[h, (level, dy, i)] · r[b, h, (level, dx, j), o]
     grad_weight[o, c, dy, dx]   = Σ_{b, cell} q[b, cell, (dy, dx), o] · levels[b, c, cell]    all levels in one launch
     grad_levels[b, c, cell]     = Σ_{dy, dx, o} q[b, cell, (dy, dx), o] · weight[o, c, dy, dx]
 
@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 
 from pspnet_fast.triton.bilinear import any_special
-from pspnet_fast.triton.pyramid_conv_forward import find_level
+from pspnet_fast.triton.pyramid_conv_fwd import find_level
 
 
 @triton.jit(do_not_specialize=["tap_count", "height", "width"])
-def column_sums_bwd_kernel(
+def r_bwd_kernel(
     grad,  # [B, O, H, W], by its strides
-    sums,  # [B, H, Σ kw·k, O]
+    r,  # [B, H, Σ kw·k, O]
     column_taps,  # the tables, see PyramidTaps
     column_reads,
     tap_count,
@@ -41,7 +41,7 @@ def column_sums_bwd_kernel(
     output = (tl.program_id(0) // height) * OUTPUTS + tl.arange(0, OUTPUTS)
     exists = (output < outputs)[None, :]
     source = grad + image * stride_b + row * stride_h + output.to(tl.int64)[None, :] * stride_o
-    dtype = sums.dtype.element_ty
+    dtype = r.dtype.element_ty
     for start in range(0, tap_count, TAPS):
         tap = start + tl.arange(0, TAPS)
         total = tl.zeros([TAPS, OUTPUTS], dtype=dtype)
@@ -60,14 +60,14 @@ def column_sums_bwd_kernel(
                 read = tl.load(column_reads + entry, mask=(tap < tap_count)[:, None], other=0)
                 g = tl.load(source + w * stride_w, mask=exists, other=0.0).to(dtype)
                 total += tl.where(read != 0, u * g, 0.0)
-        target = sums + ((image * height + row) * tap_count + tap)[:, None] * outputs + output[None, :]
+        target = r + ((image * height + row) * tap_count + tap)[:, None] * outputs + output[None, :]
         tl.store(target, total, mask=(tap < tap_count)[:, None] & exists)
 
 
 @triton.jit(do_not_specialize=["cells", "tap_count", "row_tap_count", "height"])
-def row_sums_bwd_kernel(
-    sums,  # [B, H, Σ kw·k, O]
-    products,  # [B, cells, kh·kw, O]
+def q_bwd_kernel(
+    r,  # [B, H, Σ kw·k, O]
+    q,  # [B, cells, kh·kw, O]
     level_table,
     tap_table,
     row_taps,
@@ -91,7 +91,7 @@ def row_sums_bwd_kernel(
     side = tl.load(level_table + tl.load(tap_table + tap))
     cell, kx = tl.load(tap_table + tap_count + tap), tl.load(tap_table + 2 * tap_count + tap)
     first_row_tap = tl.load(tap_table + 3 * tap_count + tap)
-    dtype = sums.dtype.element_ty
+    dtype = r.dtype.element_ty
     for start in range(0, KERNEL_HEIGHT * side, LINES):
         line = start + tl.arange(0, LINES)
         known = line < KERNEL_HEIGHT * side
@@ -100,25 +100,25 @@ def row_sums_bwd_kernel(
             row = top + tl.arange(0, ROWS)
             weights = row_taps + row[None, :] * row_tap_count + (first_row_tap + line)[:, None]
             u = tl.load(weights, mask=known[:, None] & (row < height)[None, :], other=0.0)
-            source = sums + ((image * height + row) * tap_count + tap)[:, None] * outputs + output[None, :]
-            s = tl.load(source, mask=(row < height)[:, None] & exists, other=0.0)
-            total = tl.dot(u, s, total, input_precision=PRECISION, out_dtype=dtype)
+            source = r + ((image * height + row) * tap_count + tap)[:, None] * outputs + output[None, :]
+            r_tile = tl.load(source, mask=(row < height)[:, None] & exists, other=0.0)
+            total = tl.dot(u, r_tile, total, input_precision=PRECISION, out_dtype=dtype)
         if any_special(total):  # again, over what the rows read alone
             total = tl.zeros([LINES, OUTPUTS], dtype=dtype)
             for h in range(0, height):
                 entry = h * row_tap_count + (first_row_tap + line)[:, None]
                 u = tl.load(row_taps + entry, mask=known[:, None], other=0.0)
                 read = tl.load(row_reads + entry, mask=known[:, None], other=0)
-                s_at = sums + ((image * height + h) * tap_count + tap) * outputs + output[None, :]
-                total += tl.where(read != 0, u * tl.load(s_at, mask=exists, other=0.0), 0.0)
+                r_at = r + ((image * height + h) * tap_count + tap) * outputs + output[None, :]
+                total += tl.where(read != 0, u * tl.load(r_at, mask=exists, other=0.0), 0.0)
         kernel_tap = (line // side) * KERNEL_WIDTH + kx
         entry = (image * cells + cell + (line % side) * side) * (KERNEL_HEIGHT * KERNEL_WIDTH) + kernel_tap
-        tl.store(products + entry[:, None] * outputs + output[None, :], total, mask=known[:, None] & exists)
+        tl.store(q + entry[:, None] * outputs + output[None, :], total, mask=known[:, None] & exists)
 
 
 @triton.jit(do_not_specialize=["batch", "level_count", "cells", "first_channel"])
 def weight_bwd_kernel(
-    products,  # [B, cells, kh·kw, O]: their gradient
+    q,  # [B, cells, kh·kw, O]: its gradient
     levels,  # [B, Ck, cells], by its strides
     grad_weight,  # [O, C + L·Ck, kh, kw], by its strides; the levels' channels are written
     level_table,
@@ -149,18 +149,18 @@ def weight_bwd_kernel(
     output = (block // channel_blocks) * OUTPUTS + tl.arange(0, OUTPUTS)
     side, first_cell = tl.load(level_table + level), tl.load(level_table + level_count + level)
 
-    dtype = products.dtype.element_ty
+    dtype = q.dtype.element_ty
     total = tl.zeros([OUTPUTS, CHANNELS], dtype=dtype)
     for start in range(0, batch * side * side, DEPTH):
         position = start + tl.arange(0, DEPTH)
         known = position < batch * side * side
         image, cell = (position // (side * side)).to(tl.int64), first_cell + position % (side * side)
-        q_at = products + ((image * cells + cell) * taps + tap)[None, :] * outputs + output[:, None]
+        q_tile_at = q + ((image * cells + cell) * taps + tap)[None, :] * outputs + output[:, None]
         p_at = levels + (image * level_stride_b + cell * level_stride_cell)[:, None]
         p_at += channel.to(tl.int64)[None, :] * level_stride_c
-        q = tl.load(q_at, mask=(output < outputs)[:, None] & known[None, :], other=0.0)
+        q_tile = tl.load(q_tile_at, mask=(output < outputs)[:, None] & known[None, :], other=0.0)
         p = tl.load(p_at, mask=known[:, None] & (channel < level_channels)[None, :], other=0.0)
-        total = tl.dot(q, p.to(dtype), total, input_precision=PRECISION, out_dtype=dtype)
+        total = tl.dot(q_tile, p.to(dtype), total, input_precision=PRECISION, out_dtype=dtype)
     target = grad_weight + (tap // KERNEL_WIDTH) * weight_stride_h + (tap % KERNEL_WIDTH) * weight_stride_w
     target += (first_channel + level * level_channels + channel).to(tl.int64)[None, :] * weight_stride_c
     target += output.to(tl.int64)[:, None] * weight_stride_o
@@ -170,7 +170,7 @@ def weight_bwd_kernel(
 
 @triton.jit(do_not_specialize=["batch", "level_count", "cells", "first_channel"])
 def levels_bwd_kernel(
-    products,  # [B, cells, kh·kw, O]: their gradient
+    q,  # [B, cells, kh·kw, O]: its gradient
     weight,  # [O, C + L·Ck, kh, kw], by its strides
     grad_levels,  # [B, Ck, cells]
     level_table,
@@ -198,19 +198,19 @@ def levels_bwd_kernel(
     image = (position // (side * side)).to(tl.int64)
     cell = tl.load(level_table + level_count + level) + position % (side * side)
 
-    dtype = products.dtype.element_ty
+    dtype = q.dtype.element_ty
     taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
     total = tl.zeros([POSITIONS, CHANNELS], dtype=dtype)
     matrix = weight + (first_channel + level * level_channels + channel).to(tl.int64)[None, :] * weight_stride_c
     for tap in range(taps):
-        source = products + ((image * cells + cell) * taps + tap)[:, None] * outputs
+        source = q + ((image * cells + cell) * taps + tap)[:, None] * outputs
         plane = matrix + (tap // KERNEL_WIDTH) * weight_stride_h + (tap % KERNEL_WIDTH) * weight_stride_w
         for start in range(0, outputs, DEPTH):
             output = start + tl.arange(0, DEPTH)
-            q = tl.load(source + output[None, :], mask=known[:, None] & (output < outputs)[None, :], other=0.0)
+            q_tile = tl.load(source + output[None, :], mask=known[:, None] & (output < outputs)[None, :], other=0.0)
             w_mask = (output < outputs)[:, None] & (channel < level_channels)[None, :]
             w = tl.load(plane + output.to(tl.int64)[:, None] * weight_stride_o, mask=w_mask, other=0.0)
-            total = tl.dot(q, w.to(dtype), total, input_precision=PRECISION, out_dtype=dtype)
+            total = tl.dot(q_tile, w.to(dtype), total, input_precision=PRECISION, out_dtype=dtype)
     target = grad_levels + (image[:, None] * level_channels + channel[None, :]) * cells + cell[:, None]
     mask = known[:, None] & (channel < level_channels)[None, :]
     tl.store(target, total.to(grad_levels.dtype.element_ty), mask=mask)

@@ -121,7 +121,7 @@ void backward(const PoolTables& t, const T* grad, T* grad_x, cudaStream_t stream
 
 }  // namespace
 
-void launch_pyramid_pool_planes_fwd(
+void launch_pyramid_pool_nchw_fwd(
     ElementType type, const PoolTables& t, const void* x, void* out, cudaStream_t stream) {
   with_element(type, [&](auto zero) {
     using T = decltype(zero);
@@ -129,7 +129,7 @@ void launch_pyramid_pool_planes_fwd(
   });
 }
 
-void launch_pyramid_pool_planes_bwd(
+void launch_pyramid_pool_nchw_bwd(
     ElementType type, bool add, const PoolTables& t, const void* grad, void* grad_x, cudaStream_t stream) {
   with_element(type, [&](auto zero) {
     using T = decltype(zero);

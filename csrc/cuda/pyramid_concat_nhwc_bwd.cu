@@ -27,7 +27,7 @@ __device__ __forceinline__ Range part_of_cell(const BilinearAxis& axis, int cell
   return {begin + part * size / parts, begin + (part + 1) * size / parts};
 }
 
-// The pieces of a level: rows of cells, their parts, columns of cells, their parts. sums: [4, VEC] for (lower, upper) x
+// The pieces of a level: rows of cells, their parts, columns of cells, their parts. sums: [4, VEC] for (top, bottom) x
 // (left, right).
 template <typename T, int VEC>
 __device__ __forceinline__ void sum_piece(
@@ -144,7 +144,7 @@ ConcatPieces cut_pieces(const ConcatShape& shape) {
   return pieces;
 }
 
-void launch_pyramid_concat_pixels_bwd(
+void launch_pyramid_concat_nhwc_bwd(
     ElementType type, const ConcatShape& shape, const ConcatPieces& pieces, const ConcatGrad& grad, void* sums,
     void* grad_levels, cudaStream_t stream) {
   with_element(type, [&](auto zero) {

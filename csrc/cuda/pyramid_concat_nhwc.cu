@@ -50,10 +50,10 @@ __device__ __forceinline__ void copy_strip(const T* from, int64_t from_stride, T
   }
 }
 
-// A column of nodes at row h: (1 - s) lower + s upper.
+// A column of nodes at row h: (1 - s) top + s bottom.
 template <typename T, int VEC, typename Real>
-__device__ __forceinline__ void between_rows(const T* lower, const T* upper, Real s, Real (&node)[VEC]) {
-  const auto low = *reinterpret_cast<const Pack<T, VEC>*>(lower), up = *reinterpret_cast<const Pack<T, VEC>*>(upper);
+__device__ __forceinline__ void between_rows(const T* top, const T* bottom, Real s, Real (&node)[VEC]) {
+  const auto low = *reinterpret_cast<const Pack<T, VEC>*>(top), up = *reinterpret_cast<const Pack<T, VEC>*>(bottom);
 #pragma unroll
   for (int j = 0; j < VEC; ++j) node[j] = (1 - s) * load(low.v[j]) + s * load(up.v[j]);
 }
@@ -65,15 +65,15 @@ __device__ __forceinline__ void upsample_strip(
   using Real = Acc<T>;
   const int i = level.rows.node(strip.row), k = level.bins();
   const Real s = level.rows.share<Real>(strip.row, i);
-  const T* lower = nodes + i * k * stride;
-  const T* upper = nodes + level.rows.next(i) * k * stride;
+  const T* top = nodes + i * k * stride;
+  const T* bottom = nodes + level.rows.next(i) * k * stride;
   Real left[VEC], right[VEC];
   int column = -1;
   for (int w = 0; w < strip.count; ++w, to += to_stride) {
     const int j = level.columns.node(strip.begin + w), next = level.columns.next(j);
     if (j != column) {
-      between_rows<T, VEC>(lower + j * stride, upper + j * stride, s, left);
-      between_rows<T, VEC>(lower + next * stride, upper + next * stride, s, right);
+      between_rows<T, VEC>(top + j * stride, bottom + j * stride, s, left);
+      between_rows<T, VEC>(top + next * stride, bottom + next * stride, s, right);
       column = j;
     }
     const Real t = level.columns.share<Real>(strip.begin + w, j);
@@ -85,7 +85,7 @@ __device__ __forceinline__ void upsample_strip(
 }
 
 template <typename T, int VEC>
-__global__ void __launch_bounds__(kThreads) pyramid_concat_fwd_channels_last_kernel(
+__global__ void __launch_bounds__(kThreads) pyramid_concat_fwd_nhwc_kernel(
     const __grid_constant__ ConcatShape shape, const T* x, const T* levels, T* out) {
   const Strip strip = strip_of<VEC>(shape);
   if (strip.channel >= shape.all_channels()) return;
@@ -109,12 +109,12 @@ void forward(const ConcatShape& shape, const T* x, const T* levels, T* out, cuda
   const int64_t parts = (shape.width + kColumns - 1) / kColumns;
   const auto blocks = static_cast<unsigned>(shape.batch * shape.height * parts * runs);
   PSPNET_FAST_LAUNCH(
-      (pyramid_concat_fwd_channels_last_kernel<T, VEC>), blocks, kThreads, 0, stream, shape, x, levels, out);
+      (pyramid_concat_fwd_nhwc_kernel<T, VEC>), blocks, kThreads, 0, stream, shape, x, levels, out);
 }
 
 }  // namespace
 
-void launch_pyramid_concat_pixels_fwd(
+void launch_pyramid_concat_nhwc_fwd(
     ElementType type, const ConcatShape& shape, const void* x, const void* levels, void* out, cudaStream_t stream) {
   with_element(type, [&](auto zero) {
     using T = decltype(zero);

@@ -1,4 +1,4 @@
-// The products of a pyramid's levels with the weight, forward and both gradients. Compiled once per instruction set.
+// Q: the products of a pyramid's levels with the weight, forward and both gradients. Compiled once per instruction set.
 //
 // A task is a block of channels of one level. It reads its part of the weight once, in the strides it has: no permuted
 // copy of the weight, or of its gradient, is made.
@@ -44,7 +44,7 @@ WeightPart<Acc> read_weight(
 // Products [outs · taps, pitch] of one level, into [batch, positions, out_pitch].
 template <typename Acc>
 void scatter_channels_last(
-    const ConvShape& s, const ConvLevel& level, const Acc* products, int64_t out, int64_t outs, Acc* to) {
+    const ConvShape& s, const ConvLevel& level, const Acc* q, int64_t out, int64_t outs, Acc* to) {
   const int64_t k = level.k, taps = s.taps();
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t t = 0; t < taps; ++t) {
@@ -53,7 +53,7 @@ void scatter_channels_last(
         for (int64_t j = 0; j < k; ++j) {
           const int64_t position = level.position + ((dy * k + i) * s.kernel_columns + dx) * k + j;
           Acc* target = to + (b * s.positions + position) * s.out_pitch + out;
-          const Acc* from = products + t * level.pitch + (b * k + i) * k + j;
+          const Acc* from = q + t * level.pitch + (b * k + i) * k + j;
           for (int64_t o = 0; o < outs; ++o) target[o] = from[o * taps * level.pitch];
         }
       }
@@ -62,15 +62,15 @@ void scatter_channels_last(
 }
 
 template <typename T, typename Acc>
-void products_of(
-    bool channels_last, const ConvShape& s, const T* weight, const Acc* cells, Acc* products, Acc* scratch,
+void q_of(
+    bool channels_last, const ConvShape& s, const T* weight, const Acc* cells, Acc* q, Acc* scratch,
     int64_t begin, int64_t end) {
   const int64_t taps = s.taps();
   for (int64_t task = begin; task < end; ++task) {
     const int64_t l = task % s.levels, out = task / s.levels * kConvOuts;
     const int64_t outs = smaller(kConvOuts, s.out_channels - out);
     const ConvLevel& level = s.level[l];
-    Acc* result = channels_last ? scratch : products + level.products + out * taps * level.pitch;
+    Acc* result = channels_last ? scratch : q + level.q + out * taps * level.pitch;
     Acc* copy = scratch + (channels_last ? kConvOuts * taps * level.pitch : 0);
     const int64_t channel = s.weight_level + l * s.level_channels;
     const WeightPart<Acc> part = read_weight(s, weight, out, outs, channel, s.level_channels, copy);
@@ -78,19 +78,19 @@ void products_of(
         [&](int64_t m) { return part.base + m / taps * part.out + m % taps * part.tap; }, outs * taps,
         {1, 0, s.level_channels, part.channel}, cells + level.cells, level.pitch, level.pitch / kLanes<Acc>, result,
         level.pitch);
-    if (channels_last) scatter_channels_last(s, level, result, out, outs, products);
+    if (channels_last) scatter_channels_last(s, level, result, out, outs, q);
   }
 }
 
 template <typename T, typename Acc>
 void weight_gradient(
-    const ConvShape& s, const Acc* products, const Acc* cells, T* grad_weight, Acc* scratch, int64_t begin, int64_t end) {
+    const ConvShape& s, const Acc* q, const Acc* cells, T* grad_weight, Acc* scratch, int64_t begin, int64_t end) {
   const int64_t taps = s.taps();
   for (int64_t task = begin; task < end; ++task) {
     const int64_t l = task % s.levels, out = task / s.levels * kConvOuts;
     const int64_t outs = smaller(kConvOuts, s.out_channels - out);
     const ConvLevel& level = s.level[l];
-    const Acc* left = products + level.products + out * taps * level.pitch;
+    const Acc* left = q + level.q + out * taps * level.pitch;
     product(
         [&](int64_t m) { return left + m * level.pitch; }, outs * taps, contiguous(s.batch * level.k * level.k),
         cells + s.batch * level.cell * s.level_pitch, s.level_pitch, s.level_pitch / kLanes<Acc>, scratch,
@@ -119,7 +119,7 @@ void weight_gradient(
 
 template <typename T, typename Acc>
 void level_gradient(
-    const ConvShape& s, const T* weight, const Acc* products, T* grad_levels, Acc* scratch, int64_t begin, int64_t end) {
+    const ConvShape& s, const T* weight, const Acc* q, T* grad_levels, Acc* scratch, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t l = task % s.levels, first = task / s.levels * kConvChannels;
     const int64_t channels = smaller(kConvChannels, s.level_channels - first);
@@ -129,7 +129,7 @@ void level_gradient(
     const WeightPart<Acc> part = read_weight(s, weight, 0, s.out_channels, channel, channels, copy);
     product(
         [&](int64_t m) { return part.base + m * part.channel; }, channels,
-        {s.out_channels, part.out, s.taps(), part.tap}, products + level.products, level.pitch,
+        {s.out_channels, part.out, s.taps(), part.tap}, q + level.q, level.pitch,
         level.pitch / kLanes<Acc>, scratch, level.pitch);
 
     const int64_t cells = level.k * level.k;
@@ -147,7 +147,7 @@ void level_gradient(
 
 int64_t conv_lanes(ElementType type) { return type == ElementType::f64 ? kLanes<double> : kLanes<float>; }
 
-int64_t conv_products_scratch(const ConvShape& s) {
+int64_t conv_q_scratch(const ConvShape& s) {
   int64_t pitch = 0;
   for (int64_t l = 0; l < s.levels; ++l) pitch = s.level[l].pitch > pitch ? s.level[l].pitch : pitch;
   const int64_t by_outs = kConvOuts * s.taps() * (pitch + s.level_pitch);
@@ -155,38 +155,38 @@ int64_t conv_products_scratch(const ConvShape& s) {
   return by_outs > by_channels ? by_outs : by_channels;
 }
 
-void conv_products(
-    ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* cells, void* products,
+void conv_q(
+    ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* cells, void* q,
     void* scratch, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     using Acc = typename AccOf<T>::type;
-    products_of(
+    q_of(
         channels_last, shape, static_cast<const T*>(weight), static_cast<const Acc*>(cells),
-        static_cast<Acc*>(products), static_cast<Acc*>(scratch), begin, end);
+        static_cast<Acc*>(q), static_cast<Acc*>(scratch), begin, end);
   });
 }
 
 void conv_weight_gradient(
-    ElementType type, const ConvShape& shape, const void* products, const void* cells, void* grad_weight, void* scratch,
+    ElementType type, const ConvShape& shape, const void* q, const void* cells, void* grad_weight, void* scratch,
     int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     using Acc = typename AccOf<T>::type;
     weight_gradient(
-        shape, static_cast<const Acc*>(products), static_cast<const Acc*>(cells), static_cast<T*>(grad_weight),
+        shape, static_cast<const Acc*>(q), static_cast<const Acc*>(cells), static_cast<T*>(grad_weight),
         static_cast<Acc*>(scratch), begin, end);
   });
 }
 
 void conv_level_gradient(
-    ElementType type, const ConvShape& shape, const void* weight, const void* products, void* grad_levels, void* scratch,
+    ElementType type, const ConvShape& shape, const void* weight, const void* q, void* grad_levels, void* scratch,
     int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     using Acc = typename AccOf<T>::type;
     level_gradient(
-        shape, static_cast<const T*>(weight), static_cast<const Acc*>(products), static_cast<T*>(grad_levels),
+        shape, static_cast<const T*>(weight), static_cast<const Acc*>(q), static_cast<T*>(grad_levels),
         static_cast<Acc*>(scratch), begin, end);
   });
 }

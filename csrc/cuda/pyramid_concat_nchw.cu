@@ -28,8 +28,8 @@ struct ConcatGrid {
 // Between which nodes an output lies.
 template <typename Real>
 struct Corners {
-  int first, right, up;  // offsets: of the lower left node, from there to the right and to the upper one
-  Real s, t;             // shares of the upper and of the right nodes
+  int first, right, up;  // offsets: of the top left node, from there to the right and to the bottom one
+  Real s, t;             // shares of the bottom and of the right nodes
 };
 
 template <typename Real>
@@ -46,11 +46,11 @@ __device__ __forceinline__ Corners<Real> corners_of(const ConcatLevel& level, in
 
 template <typename T, typename Real>
 __device__ __forceinline__ Real interpolate(const T* plane, const Corners<Real>& at) {
-  const T* lower = plane + at.first;
-  const T* upper = lower + at.up;
-  const Real below = (1 - at.t) * load(__ldg(lower)) + at.t * load(__ldg(lower + at.right));
-  const Real above = (1 - at.t) * load(__ldg(upper)) + at.t * load(__ldg(upper + at.right));
-  return (1 - at.s) * below + at.s * above;
+  const T* top = plane + at.first;
+  const T* bottom = top + at.up;
+  const Real on_top = (1 - at.t) * load(__ldg(top)) + at.t * load(__ldg(top + at.right));
+  const Real on_bottom = (1 - at.t) * load(__ldg(bottom)) + at.t * load(__ldg(bottom + at.right));
+  return (1 - at.s) * on_top + at.s * on_bottom;
 }
 
 template <typename T, int VEC>
@@ -138,7 +138,7 @@ void forward(const ConcatShape& shape, const T* x, const T* levels, T* out, cuda
 
 }  // namespace
 
-void launch_pyramid_concat_planes_fwd(
+void launch_pyramid_concat_nchw_fwd(
     ElementType type, const ConcatShape& shape, const void* x, const void* levels, void* out, cudaStream_t stream) {
   with_element(type, [&](auto zero) {
     using T = decltype(zero);

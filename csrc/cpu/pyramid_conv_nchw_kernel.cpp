@@ -1,4 +1,4 @@
-// Between the products of a pyramid's levels and an NCHW map, a plane at a time: rows interpolated from the products, then
+// Between Q of a pyramid's levels and an NCHW map, a plane at a time: rows interpolated from Q, then
 // all levels' columns in one small product; and backward the transpose. Compiled once per instruction set.
 #include "intrinsics.h"
 #include "pyramid_conv_kernel.h"
@@ -14,15 +14,15 @@ namespace {
 
 // Scratch: positions, R [height, columns] or its gradient [height, column_pitch], a plane [height, width_pitch].
 template <typename T, typename Acc>
-void add_planes(
-    const ConvShape& s, const Acc* products, T* y, ConvEpilogue epilogue, Acc* scratch, int64_t begin, int64_t end) {
+void add_nchw(
+    const ConvShape& s, const Acc* q, T* y, ConvEpilogue epilogue, Acc* scratch, int64_t begin, int64_t end) {
   Acc* own = scratch;
   Acc* rows = own + s.positions;
   Acc* sums = rows + s.height * s.columns;
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t b = plane / s.out_channels, o = plane % s.out_channels;
     for_each_run(s, b, o, [&](int64_t from, int64_t position, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) own[position + i] = products[from + i];
+      for (int64_t i = 0; i < n; ++i) own[position + i] = q[from + i];
     });
     fill(rows, s.height * s.columns, Acc(0));
     for (int64_t h = 0; h < s.height; ++h) {
@@ -50,7 +50,7 @@ void add_planes(
 }
 
 template <typename T, typename Acc>
-void gather_planes(const ConvShape& s, const T* grad, Acc* products, Acc* scratch, int64_t begin, int64_t end) {
+void gather_nchw(const ConvShape& s, const T* grad, Acc* q, Acc* scratch, int64_t begin, int64_t end) {
   Acc* own = scratch;
   Acc* rows = own + s.positions;
   Acc* copy = rows + s.height * s.column_pitch;
@@ -86,36 +86,36 @@ void gather_planes(const ConvShape& s, const T* grad, Acc* products, Acc* scratc
       gather_rows();
     }
     for_each_run(s, b, o, [&](int64_t to, int64_t position, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) products[to + i] = own[position + i];
+      for (int64_t i = 0; i < n; ++i) q[to + i] = own[position + i];
     });
   }
 }
 
 }  // namespace
 
-void conv_add_planes(
-    ElementType type, const ConvShape& shape, const void* products, void* y, ConvEpilogue epilogue, void* scratch,
+void conv_add_nchw(
+    ElementType type, const ConvShape& shape, const void* q, void* y, ConvEpilogue epilogue, void* scratch,
     int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     using Acc = typename AccOf<T>::type;
-    add_planes(
-        shape, static_cast<const Acc*>(products), static_cast<T*>(y), epilogue, static_cast<Acc*>(scratch), begin, end);
+    add_nchw(
+        shape, static_cast<const Acc*>(q), static_cast<T*>(y), epilogue, static_cast<Acc*>(scratch), begin, end);
   });
 }
 
-void conv_gather_planes(
-    ElementType type, const ConvShape& shape, const void* grad, void* products, void* scratch, int64_t begin,
+void conv_gather_nchw(
+    ElementType type, const ConvShape& shape, const void* grad, void* q, void* scratch, int64_t begin,
     int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     using Acc = typename AccOf<T>::type;
-    gather_planes(
-        shape, static_cast<const T*>(grad), static_cast<Acc*>(products), static_cast<Acc*>(scratch), begin, end);
+    gather_nchw(
+        shape, static_cast<const T*>(grad), static_cast<Acc*>(q), static_cast<Acc*>(scratch), begin, end);
   });
 }
 
-int64_t conv_planes_scratch(const ConvShape& s) {
+int64_t conv_nchw_scratch(const ConvShape& s) {
   return s.positions + s.height * (s.column_pitch + s.width_pitch);
 }
 

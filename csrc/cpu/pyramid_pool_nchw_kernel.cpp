@@ -10,7 +10,20 @@ namespace {
 
 #include "elements.h"
 #include "pyramid_pool_levels.h"
-#include "widen.h"
+
+// Vectors of a storage type, widened to the type that sums are taken in.
+inline Lanes<float> widen(const float* p) { return get(p); }
+inline Lanes<double> widen(const double* p) { return get(p); }
+inline Lanes<float> widen(const _Float16* p) {
+  Lanes<float> v;
+  for (int64_t i = 0; i < kLanes<float>; ++i) v[i] = load(p[i]);
+  return v;
+}
+inline Lanes<float> widen(const BFloat16* p) {
+  typedef uint16_t Bits __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+  typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
+  return reinterpret_cast<Lanes<float>>(__builtin_convertvector(*reinterpret_cast<const Bits*>(p), Wide) << 16);
+}
 
 // line[w] = Σ over `rows` rows of x. Four vectors at a time stay in registers; the last ones of a row are moved back to
 // end with it, and write some sums twice.
@@ -78,7 +91,7 @@ void average_bins(const PoolShape& s, const Acc* atoms, Acc* merged, T* packed, 
 }
 
 template <typename T>
-void planes_forward(const PoolShape& s, const T* x, T* out, void* scratch, int64_t begin, int64_t end) {
+void nchw_forward(const PoolShape& s, const T* x, T* out, void* scratch, int64_t begin, int64_t end) {
   using Acc = typename AccOf<T>::type;
   constexpr int64_t n = kLanes<Acc>;
   Acc* lines = static_cast<Acc*>(scratch);
@@ -124,7 +137,7 @@ void spread_bins(const PoolShape& s, const T* packed, Acc* atoms, int64_t count)
 }
 
 template <bool kAdd, typename T>
-void planes_backward(const PoolShape& s, const T* grad, T* grad_x, void* scratch, int64_t begin, int64_t end) {
+void nchw_backward(const PoolShape& s, const T* grad, T* grad_x, void* scratch, int64_t begin, int64_t end) {
   using Acc = typename AccOf<T>::type;
   constexpr int64_t n = kLanes<Acc>;
   Acc* line = static_cast<Acc*>(scratch);
@@ -148,28 +161,28 @@ void planes_backward(const PoolShape& s, const T* grad, T* grad_x, void* scratch
 
 }  // namespace
 
-int64_t pool_planes_scratch(ElementType type, const PoolShape& s) {
+int64_t pool_nchw_scratch(ElementType type, const PoolShape& s) {
   const int64_t lanes = type == ElementType::f64 ? kLanes<double> : kLanes<float>;
   return s.row_intervals * s.width + (s.row_intervals + 1) * s.column_intervals * lanes;
 }
 
-void pool_planes_forward(
+void pool_nchw_forward(
     ElementType type, const PoolShape& shape, const void* x, void* out, void* scratch, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
-    planes_forward(shape, static_cast<const T*>(x), static_cast<T*>(out), scratch, begin, end);
+    nchw_forward(shape, static_cast<const T*>(x), static_cast<T*>(out), scratch, begin, end);
   });
 }
 
-void pool_planes_backward(
+void pool_nchw_backward(
     ElementType type, bool add, const PoolShape& shape, const void* grad, void* grad_x, void* scratch, int64_t begin,
     int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     const T* from = static_cast<const T*>(grad);
     T* to = static_cast<T*>(grad_x);
-    add ? planes_backward<true>(shape, from, to, scratch, begin, end)
-        : planes_backward<false>(shape, from, to, scratch, begin, end);
+    add ? nchw_backward<true>(shape, from, to, scratch, begin, end)
+        : nchw_backward<false>(shape, from, to, scratch, begin, end);
   });
 }
 

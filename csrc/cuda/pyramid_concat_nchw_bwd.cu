@@ -174,7 +174,7 @@ void backward(const ConcatShape& shape, const ConcatGrad& grad, T* grad_levels, 
 
 }  // namespace
 
-void launch_pyramid_concat_planes_bwd(
+void launch_pyramid_concat_nchw_bwd(
     ElementType type, const ConcatShape& shape, const ConcatGrad& grad, void* grad_levels, cudaStream_t stream) {
   with_element(type, [&](auto zero) {
     using T = decltype(zero);

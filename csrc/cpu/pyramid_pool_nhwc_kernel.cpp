@@ -9,7 +9,7 @@ namespace {
 #include "pyramid_pool_levels.h"
 
 template <typename T>
-void bands_forward(const PoolShape& s, const T* x, void* atoms, int64_t begin, int64_t end) {
+void atoms_forward(const PoolShape& s, const T* x, void* atoms, int64_t begin, int64_t end) {
   using Acc = typename AccOf<T>::type;
   for (int64_t band = begin; band < end; ++band) {
     const int64_t b = band / s.row_intervals, r = band % s.row_intervals;
@@ -39,7 +39,7 @@ inline Block block_at(const PoolShape& s, int64_t index) {
 }
 
 template <typename T>
-void blocks_forward(const PoolShape& s, const void* atoms, T* out, int64_t begin, int64_t end) {
+void bins_forward(const PoolShape& s, const void* atoms, T* out, int64_t begin, int64_t end) {
   using Acc = typename AccOf<T>::type;
   for (int64_t index = begin; index < end; ++index) {
     const Block block = block_at(s, index);
@@ -65,7 +65,7 @@ void blocks_forward(const PoolShape& s, const void* atoms, T* out, int64_t begin
 }
 
 template <typename T>
-void blocks_backward(const PoolShape& s, const T* grad, void* shares, int64_t begin, int64_t end) {
+void bins_backward(const PoolShape& s, const T* grad, void* shares, int64_t begin, int64_t end) {
   using Acc = typename AccOf<T>::type;
   for (int64_t index = begin; index < end; ++index) {
     const Block block = block_at(s, index);
@@ -86,7 +86,7 @@ void blocks_backward(const PoolShape& s, const T* grad, void* shares, int64_t be
 }
 
 template <bool kAdd, typename T>
-void bands_backward(
+void atoms_backward(
     const PoolShape& s, const void* shares, T* grad_x, void* scratch, int64_t begin, int64_t end) {
   using Acc = typename AccOf<T>::type;
   Acc* atoms = static_cast<Acc*>(scratch);  // [column_intervals, C] of this band
@@ -119,38 +119,38 @@ void bands_backward(
 
 }  // namespace
 
-void pool_bands_forward(
+void pool_nhwc_atoms_forward(
     ElementType type, const PoolShape& shape, const void* x, void* atoms, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
-    bands_forward(shape, static_cast<const T*>(x), atoms, begin, end);
+    atoms_forward(shape, static_cast<const T*>(x), atoms, begin, end);
   });
 }
 
-void pool_blocks_forward(
+void pool_nhwc_bins_forward(
     ElementType type, const PoolShape& shape, const void* atoms, void* out, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
-    blocks_forward(shape, atoms, static_cast<T*>(out), begin, end);
+    bins_forward(shape, atoms, static_cast<T*>(out), begin, end);
   });
 }
 
-void pool_blocks_backward(
+void pool_nhwc_bins_backward(
     ElementType type, const PoolShape& shape, const void* grad, void* shares, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
-    blocks_backward(shape, static_cast<const T*>(grad), shares, begin, end);
+    bins_backward(shape, static_cast<const T*>(grad), shares, begin, end);
   });
 }
 
-void pool_bands_backward(
+void pool_nhwc_atoms_backward(
     ElementType type, bool add, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin,
     int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     T* to = static_cast<T*>(grad_x);
-    add ? bands_backward<true>(shape, shares, to, scratch, begin, end)
-        : bands_backward<false>(shape, shares, to, scratch, begin, end);
+    add ? atoms_backward<true>(shape, shares, to, scratch, begin, end)
+        : atoms_backward<false>(shape, shares, to, scratch, begin, end);
   });
 }
 

@@ -1,5 +1,5 @@
-// Between the products of a pyramid's levels and a channels_last map, by blocks of channels: rows interpolated from the
-// products, then all levels' columns in one small product; and backward the transpose. Compiled once per instruction set.
+// Between Q of a pyramid's levels and a channels_last map, by blocks of channels: rows interpolated from
+// Q, then all levels' columns in one small product; and backward the transpose. Compiled once per instruction set.
 #include "intrinsics.h"
 #include "pyramid_conv_kernel.h"
 
@@ -19,8 +19,8 @@ constexpr int64_t kBlock = kTileVectors * kLanes<Acc>;
 
 // A task is a row of an image. Scratch: R [columns, kBlock], a row of pixels [width, kBlock].
 template <typename T, typename Acc>
-void add_bands(
-    const ConvShape& s, const Acc* products, T* y, ConvEpilogue epilogue, Acc* scratch, int64_t begin, int64_t end) {
+void add_nhwc(
+    const ConvShape& s, const Acc* q, T* y, ConvEpilogue epilogue, Acc* scratch, int64_t begin, int64_t end) {
   constexpr int64_t block = kBlock<Acc>;
   Acc* rows = scratch;
   Acc* sums = rows + s.columns * block;
@@ -28,13 +28,13 @@ void add_bands(
     const int64_t b = band / s.height, h = band % s.height;
     for (int64_t out = 0; out < s.out_channels; out += block) {
       const int64_t lanes = smaller(block, s.out_pitch - out), outs = smaller(block, s.out_channels - out);
-      const Acc* own = products + b * s.positions * s.out_pitch + out;
+      const Acc* own = q + b * s.positions * s.out_pitch + out;
       fill(rows, s.columns * block, Acc(0));
       for_each_row_tap<Acc>(s, h, [&](int64_t column, int64_t n, int64_t first, int64_t second, Acc u, Acc v) {
         for (int64_t i = 0; i < n; ++i) {
-          const Acc *upper = own + (first + i) * s.out_pitch, *lower = own + (second + i) * s.out_pitch;
+          const Acc *top = own + (first + i) * s.out_pitch, *bottom = own + (second + i) * s.out_pitch;
           Acc* __restrict__ row = rows + (column + i) * block;
-          for (int64_t o = 0; o < lanes; ++o) row[o] += u * upper[o] + v * lower[o];
+          for (int64_t o = 0; o < lanes; ++o) row[o] += u * top[o] + v * bottom[o];
         }
       });
       const Acc* taps = static_cast<const Acc*>(s.column_taps);
@@ -101,9 +101,9 @@ struct GatherTask {
       for_each_row_tap<Acc>(s, h, [&](int64_t column, int64_t n, int64_t first, int64_t second, Acc u, Acc v) {
         for (int64_t i = 0; i < n; ++i) {
           const Acc* row = rows + (column + i) * block;
-          Acc *upper = own + (first + i) * block, *lower = own + (second + i) * block;
-          for (int64_t o = 0; o < lanes; ++o) upper[o] += u * row[o];
-          for (int64_t o = 0; o < lanes; ++o) lower[o] += v * row[o];
+          Acc *top = own + (first + i) * block, *bottom = own + (second + i) * block;
+          for (int64_t o = 0; o < lanes; ++o) top[o] += u * row[o];
+          for (int64_t o = 0; o < lanes; ++o) bottom[o] += v * row[o];
         }
       });
     }
@@ -111,7 +111,7 @@ struct GatherTask {
 };
 
 template <typename T, typename Acc>
-void gather_bands(const ConvShape& s, const T* grad, Acc* products, Acc* scratch, int64_t begin, int64_t end) {
+void gather_nhwc(const ConvShape& s, const T* grad, Acc* q, Acc* scratch, int64_t begin, int64_t end) {
   constexpr int64_t block = kBlock<Acc>;
   const int64_t blocks = (s.out_channels + block - 1) / block;
   Acc* own = scratch;
@@ -125,7 +125,7 @@ void gather_bands(const ConvShape& s, const T* grad, Acc* products, Acc* scratch
     if (!all_finite(own, outs, s.positions, block)) gather.sum_positions(/*by_reads=*/true);
     for (int64_t o = 0; o < outs; ++o) {
       for_each_run(s, b, out + o, [&](int64_t to, int64_t position, int64_t n) {
-        for (int64_t i = 0; i < n; ++i) products[to + i] = own[(position + i) * block + o];
+        for (int64_t i = 0; i < n; ++i) q[to + i] = own[(position + i) * block + o];
       });
     }
   }
@@ -135,33 +135,33 @@ int64_t block_of(ElementType type) { return type == ElementType::f64 ? kBlock<do
 
 }  // namespace
 
-void conv_add_bands(
-    ElementType type, const ConvShape& shape, const void* products, void* y, ConvEpilogue epilogue, void* scratch,
+void conv_add_nhwc(
+    ElementType type, const ConvShape& shape, const void* q, void* y, ConvEpilogue epilogue, void* scratch,
     int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     using Acc = typename AccOf<T>::type;
-    add_bands(
-        shape, static_cast<const Acc*>(products), static_cast<T*>(y), epilogue, static_cast<Acc*>(scratch), begin, end);
+    add_nhwc(
+        shape, static_cast<const Acc*>(q), static_cast<T*>(y), epilogue, static_cast<Acc*>(scratch), begin, end);
   });
 }
 
-int64_t conv_bands_blocks(ElementType type, const ConvShape& s) {
+int64_t conv_nhwc_blocks(ElementType type, const ConvShape& s) {
   return (s.out_channels + block_of(type) - 1) / block_of(type);
 }
 
-void conv_gather_bands(
-    ElementType type, const ConvShape& shape, const void* grad, void* products, void* scratch, int64_t begin,
+void conv_gather_nhwc(
+    ElementType type, const ConvShape& shape, const void* grad, void* q, void* scratch, int64_t begin,
     int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     using Acc = typename AccOf<T>::type;
-    gather_bands(
-        shape, static_cast<const T*>(grad), static_cast<Acc*>(products), static_cast<Acc*>(scratch), begin, end);
+    gather_nhwc(
+        shape, static_cast<const T*>(grad), static_cast<Acc*>(q), static_cast<Acc*>(scratch), begin, end);
   });
 }
 
-int64_t conv_bands_scratch(ElementType type, const ConvShape& s) {
+int64_t conv_nhwc_scratch(ElementType type, const ConvShape& s) {
   return (s.positions + s.columns + s.width) * block_of(type);
 }
 

@@ -31,7 +31,7 @@ __device__ __forceinline__ AtomBlock atom_block(const PoolTables& t) {
 // A thread sums VEC channels over the cells of the atom; a warp reads 32 · VEC neighbouring channels.
 template <typename T, int VEC>
 __global__ void __launch_bounds__(kThreads)
-    pyramid_pool_fwd_atoms_kernel(const __grid_constant__ PoolTables t, const T* x, Acc<T>* atoms) {
+    pyramid_pool_fwd_nhwc_kernel(const __grid_constant__ PoolTables t, const T* x, Acc<T>* atoms) {
   const AtomBlock block = atom_block<VEC>(t);
   if (block.channel >= t.channels) return;
   Acc<T> sum[VEC] = {};
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
 // A thread gathers the gradient of its VEC channels on the atom, and writes it to every cell of it, or adds it there.
 template <typename T, int VEC, bool ADD>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
-    pyramid_pool_bwd_atoms_kernel(const __grid_constant__ PoolTables t, const T* grad, T* grad_x) {
+    pyramid_pool_bwd_nhwc_kernel(const __grid_constant__ PoolTables t, const T* grad, T* grad_x) {
   const AtomBlock block = atom_block<VEC>(t);
   if (block.channel >= t.channels) return;
   const T* packed = grad + block.b * t.cells * t.channels + block.channel;
@@ -101,7 +101,7 @@ unsigned atom_blocks(const PoolTables& t) {
 
 template <typename T, int VEC>
 void forward(const PoolTables& t, const T* x, Acc<T>* atoms, T* out, cudaStream_t stream) {
-  PSPNET_FAST_LAUNCH((pyramid_pool_fwd_atoms_kernel<T, VEC>), atom_blocks<VEC>(t), kThreads, 0, stream, t, x, atoms);
+  PSPNET_FAST_LAUNCH((pyramid_pool_fwd_nhwc_kernel<T, VEC>), atom_blocks<VEC>(t), kThreads, 0, stream, t, x, atoms);
   if (out == nullptr) return;
   const int64_t runs = (t.channels + kThreads - 1) / kThreads;
   const auto blocks = static_cast<unsigned>(t.batch * t.cells * runs);
@@ -111,12 +111,12 @@ void forward(const PoolTables& t, const T* x, Acc<T>* atoms, T* out, cudaStream_
 template <typename T, int VEC, bool ADD>
 void backward(const PoolTables& t, const T* grad, T* grad_x, cudaStream_t stream) {
   PSPNET_FAST_LAUNCH(
-      (pyramid_pool_bwd_atoms_kernel<T, VEC, ADD>), atom_blocks<VEC>(t), kThreads, 0, stream, t, grad, grad_x);
+      (pyramid_pool_bwd_nhwc_kernel<T, VEC, ADD>), atom_blocks<VEC>(t), kThreads, 0, stream, t, grad, grad_x);
 }
 
 }  // namespace
 
-void launch_pyramid_pool_atoms_fwd(
+void launch_pyramid_pool_nhwc_fwd(
     ElementType type, const PoolTables& t, const void* x, void* atoms, void* out, cudaStream_t stream) {
   with_element(type, [&](auto zero) {
     using T = decltype(zero);
@@ -127,7 +127,7 @@ void launch_pyramid_pool_atoms_fwd(
   });
 }
 
-void launch_pyramid_pool_atoms_bwd(
+void launch_pyramid_pool_nhwc_bwd(
     ElementType type, bool add, const PoolTables& t, const void* grad, void* grad_x, cudaStream_t stream) {
   with_element(type, [&](auto zero) {
     using T = decltype(zero);
