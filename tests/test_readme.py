@@ -35,6 +35,7 @@ PAGES = {
         "benchmarks/README.md",
         "docs/benchmarks.md",
         "docs/add_an_operator.md",
+        "docs/how.md",
     )
 }
 

@@ -1,12 +1,7 @@
 // The cross-entropy of a tile without exponentials per pixel. Included by kernel files inside their namespace (isa.h).
 //
-// Along an output row of a cell a class's logits are l_k = a + k·δ, so their exponentials are a geometric progression
-// E · R^k; from one row to the next E is multiplied by D and R by S, which are the same for the whole cell. So a cell
-// takes four exponentials a class, however many pixels it has:
-//
-//   Forward.   Σ_classes E·R^k by one multiplication or fused multiply-add a pixel and class.
-//   Gradient.  With w_k = mass / sum, Horner's rule gives Σ_k w_k R^k and Σ_k k·w_k R^k, the moments along the row; sums of
-//              sums over the rows give those across it; and four moments give the four corners.
+// Along an output row of a cell a class's exponentials are E · R^k; from one row to the next E is multiplied by D and R by S
+// (docs/how.md has the derivation).
 //
 // Valid while exponentials neither overflow nor vanish: while every node's logits lie within kMaxRange of each other.
 // Something is subtracted from the logits of each corner of a cell, the same from all classes; interpolation then takes the

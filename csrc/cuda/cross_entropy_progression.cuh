@@ -1,8 +1,5 @@
-// The fast path. Along an output row, between two columns of nodes, logits are l + k · step, so that 2^logit is a
-// geometric progression E · R^k: two exponentials serve all of a row's pixels.
-//
-//   sums:     s_k = Σ_c E_c · R_c^k                                  a multiply and an add for every pixel and class
-//   gradient: Σ_k w_k · E · R^k and Σ_k k · w_k · E · R^k, by Horner's rule         two multiply-adds, w = m / s
+// The fast path. Along an output row, between two columns of nodes, 2^logit is a geometric progression E · R^k: two
+// exponentials serve all of a row's pixels (docs/how.md has the derivation).
 //
 // Logits are less the largest of their node and in units of log2 e. What is subtracted at a pixel, the interpolated
 // maximum, cancels in the loss and bounds the pixel's true maximum from above: sums cannot overflow. They keep their

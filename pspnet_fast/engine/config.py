@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
+from pspnet_fast.reference import DEFAULT_AUX_WEIGHT
+
 from .errors import ConfigError
 
 
@@ -110,7 +112,7 @@ class OptimConfig(Section):
     warmup_steps: CountOrZero = 0
     batch_size: Count = 16  # images of one optimizer step, over all processes and accumulated parts
     accumulate: Count = 1  # parts into which a process cuts its share of the batch
-    aux_weight: NonNegative = 0.4
+    aux_weight: NonNegative = DEFAULT_AUX_WEIGHT
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "frequency"] | OneOrMore[NonNegative] = "none"
     class_weight_power: NonNegative = 1.0  # for "frequency": (median frequency / frequency) ** power

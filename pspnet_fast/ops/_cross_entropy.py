@@ -22,19 +22,11 @@ from pspnet_fast.ops._interpolation import upsample_adjoint
 
 
 def check_options(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    denominator: str | float,
-    empty: str,
-    align_corners: bool,
-    pixel_weight: Tensor | None,
+    logits: Tensor, target: Tensor, *, reduction: str, denominator: str | float, empty: str, **options: Any
 ) -> tuple[LossOptions, Reduction]:
     """Validate the public options, see :func:`pspnet_fast.upsample_cross_entropy`."""
+    given = LossOptions(**options)
+    given.check_numbers()
     check_choice("reduction", reduction, ("none", "sum", "mean"))
     check_choice("empty", empty, ("nan", "zero"))
     if isinstance(denominator, str):
@@ -43,18 +35,17 @@ def check_options(
         raise ValueError(f"denominator must be 'valid', 'all' or a positive number, not {denominator!r}")
     if target.shape[1] < 1 or target.shape[2] < 1:
         raise ValueError(f"target has no pixels: its shape is {tuple(target.shape)}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing!r}")
-    if weight is not None:
-        if weight.shape != logits.shape[1:2]:
-            raise ValueError(f"weight must be [{logits.shape[1]}], one per class, not {tuple(weight.shape)}")
-        _check_factor("weight", weight, logits)
-    if pixel_weight is not None:
-        if pixel_weight.shape != target.shape:
-            raise ValueError(f"pixel_weight must be {tuple(target.shape)}, as target, not {tuple(pixel_weight.shape)}")
-        _check_factor("pixel_weight", pixel_weight, logits)
-    options = LossOptions(weight, pixel_weight, ignore_index, label_smoothing, align_corners)
-    return options, Reduction(reduction, denominator, empty)
+    if given.weight is not None:
+        if given.weight.shape != logits.shape[1:2]:
+            raise ValueError(f"weight must be [{logits.shape[1]}], one per class, not {tuple(given.weight.shape)}")
+        _check_factor("weight", given.weight, logits)
+    if given.pixel_weight is not None:
+        if given.pixel_weight.shape != target.shape:
+            raise ValueError(
+                f"pixel_weight must be {tuple(target.shape)}, as target, not {tuple(given.pixel_weight.shape)}"
+            )
+        _check_factor("pixel_weight", given.pixel_weight, logits)
+    return given, Reduction(reduction, denominator, empty)
 
 
 def _check_factor(name: str, tensor: Tensor, logits: Tensor) -> None:
