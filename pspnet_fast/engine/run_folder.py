@@ -34,7 +34,7 @@ def no_run_named() -> ConfigError:
     """The error for a resume without a folder; names the run that was saved last, if there is one."""
     runs = sorted(Path("runs").glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
     hint = f"; the last one is --folder {runs[-1].parent}" if runs else ""
-    return ConfigError(f"--resume needs the run to go on with: name its folder with --folder DIR{hint}")
+    return ConfigError(f"--resume needs the run to continue: name its folder with --folder DIR{hint}")
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
 
     Raises:
         ConfigError: another process trains in the folder, or it holds a run and ``resume`` is not set.
-        CheckpointError: it holds records, but no ``last.pt`` to go on from.
+        CheckpointError: it holds records, but no ``last.pt`` to continue from.
         OutputError: it cannot be written.
     """
     new = not folder.exists()

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
@@ -66,7 +67,7 @@ class RunLog:
 
     Args:
         folder: gets losses.csv (a row a step), metrics.csv (a row a validation), versions.yaml and tensorboard/.
-        step: the step to go on from, 0 for a new run.
+        step: the step to continue from, 0 for a new run.
         validated: the step of the last validation to keep.
     """
 
@@ -195,21 +196,17 @@ def plot_table(axes: Axes, table: Path) -> None:
     for color, (name, label) in zip(("C0", "C1"), (("loss", "total"), ("aux_loss", "auxiliary")), strict=True):
         values = [float(row[name]) for row in rows]
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, _running_mean(values, max(1, len(values) // 50)), color=color, label=label)
+        width = max(1, len(values) // 50)
+        sums = np.cumsum([0.0, *values])
+        ends = np.arange(1, len(sums))
+        starts = np.maximum(ends - width, 0)
+        axes.plot(steps, (sums[ends] - sums[starts]) / (ends - starts), color=color, label=label)
     axes.set(xlabel="step", ylabel="cross-entropy", xlim=(0, max(steps, default=1)))
     axes.grid(alpha=0.3)
     axes.legend()
 
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}"
-
-
-def _running_mean(values: Sequence[float], width: int) -> list[float]:
-    means = []
-    for end in range(1, len(values) + 1):
-        window = values[max(0, end - width) : end]
-        means.append(sum(window) / len(window))
-    return means
 
 
 def _append_versions(path: Path, entry: dict[str, Any]) -> None:

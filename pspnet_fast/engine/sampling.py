@@ -1,6 +1,6 @@
 """Which samples make step k, and with which random crop: functions of the seed alone.
 
-An interrupted run therefore goes on with the samples an uninterrupted one would have seen, whatever the number of
+An interrupted run therefore continues with the samples an uninterrupted one would have seen, whatever the number of
 loader processes, and the loader never pauses between epochs because one iteration spans the whole run.
 """
 

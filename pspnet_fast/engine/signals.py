@@ -49,7 +49,7 @@ class StopRequest:
     def _handle(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self._saved_step is not None:
-            self._say(f"{name}: stopping; the checkpoint of step {self._saved_step} is written, go on with --resume")
+            self._say(f"{name}: stopping; the checkpoint of step {self._saved_step} is written, continue with --resume")
         elif self.signal:
             self._say(f"{name}: stopping at once, without another checkpoint")
         else:

@@ -55,7 +55,7 @@ def train(config: TrainConfig, *, resume: bool = False, name: str | None = None)
 
     Args:
         config: the options; checked first.
-        resume: go on from ``last.pt`` in ``run.folder``, or start there if the run was stopped before it was written.
+        resume: continue from ``last.pt`` in ``run.folder``, or start there if it is not written yet.
         name: for the folder ``runs/NAME-DATE`` where ``run.folder`` is not set; by default the data set's.
 
     Raises:
@@ -85,6 +85,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, folder: Path, world: World, *, resume: bool, started: float) -> None:
         self.config, self.folder, self.world = config, folder, world
+        self.last = folder / "last.pt"
         self.metrics: Metrics | None = None
         self.pending: list[tuple[int, float, Tensor]] = []  # steps whose losses are still on the device
         self.stop = StopRequest(verbose=world.is_main)
@@ -115,20 +116,16 @@ class Trainer:
         self.loader = train_loader(train_set, sampler, workers=workers, pin=world.device.type == "cuda")
         self.val_loader = eval_loader(val_set, config.eval, workers=workers, world=world)
 
-        # A folder with records has a checkpoint, from the first moment on: so it is known how to go on in it.
+        # The checkpoint comes before the records: a folder that holds records can always be resumed.
         world.on_main(lambda: dump_config(config, folder / "config.yaml"))
         if not resumed:
             self.state.save_last(self.last, self.steps_per_epoch, 0.0)
         self.log = RunLog(folder, enabled=world.is_main, step=step, validated=self.state.validated, device=world.device)
         if resume:
-            self.log.say(f"resuming at step {step}" if resumed else f"no {self.last} yet: starting anew")
+            self.log.say(f"resuming at step {step}" if resumed else f"no {self.last} yet: starting from step 0")
         self.log.say(pixels.table())
         for note in self.state.notes:
             self.log.say(note)
-
-    @property
-    def last(self) -> Path:
-        return self.folder / "last.pt"
 
     def run(self) -> TrainResult:
         """Train to the end, validate, and leave ``last.pt`` and ``best.pt``."""

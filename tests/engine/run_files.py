@@ -1,4 +1,4 @@
-"""What the tests read of a run's folder, and a disk that is full."""
+"""Helpers of the tests: the records in a run's folder, and a full disk."""
 
 from __future__ import annotations
 

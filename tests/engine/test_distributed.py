@@ -5,25 +5,37 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from run_files import TINY, saved_step
 
 from pspnet_fast.engine import ConfigError, checkpoint, dump_config, train
 from pspnet_fast.engine.distributed import World, pick_device
+from pspnet_fast.engine.run_folder import claimed
 
 if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
     from conftest import MakeConfig
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, "-m", "pspnet_fast.cli", *arguments], env=environment, capture_output=True, text=True, timeout=300
+    return subprocess.Popen(
+        [*launcher, "-m", "pspnet_fast.cli", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "1000"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    process = start(*arguments)
+    output, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def test_two_processes_equal_one(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -47,6 +59,30 @@ def test_two_processes_equal_one(make_config: MakeConfig, tmp_path: Path) -> Non
     resumed = torchrun("train", "--resume", "--folder", str(tmp_path / "two"), "run.max_steps=3")
     assert resumed.returncode == 0, resumed.stderr
     assert checkpoint.load(tmp_path / "two" / "last.pt")["step"] == 3
+
+
+def test_a_signal_stops_all_processes_after_one_step(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("optim.batch_size=4", "run.max_steps=100000", "run.save_every_steps=2", *TINY, folder="two")
+    dump_config(config, tmp_path / "two.yaml")
+    process = start("train", str(tmp_path / "two.yaml"))
+    deadline = time.monotonic() + 240
+    while saved_step(tmp_path / "two") == 0 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()  # torchrun passes it on
+    _, errors = process.communicate(timeout=120)
+    assert errors.count("SIGTERM: stopping after this step") == 1
+    assert f"saved step {saved_step(tmp_path / 'two')} in" in errors
+    with claimed(tmp_path / "two", resume=True):  # nobody holds the folder any more
+        pass
+
+
+def test_an_error_of_rank_0_ends_all_processes(make_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best.pt").touch()
+    dump_config(make_config("optim.batch_size=4"), tmp_path / "run.yaml")
+    result = torchrun("train", str(tmp_path / "run.yaml"))
+    assert result.returncode != 0
+    assert result.stderr.count("already holds a run (best.pt)") == 2
 
 
 def test_pick_device() -> None:

@@ -1,4 +1,4 @@
-"""Runs that stop, by a signal or a crash, and go on as if they had not."""
+"""Runs that stop, by a signal or a crash, and continue as if they had not."""
 
 from __future__ import annotations
 
