@@ -1,6 +1,6 @@
-"""Loads the compiled extension ``pspnet_fast._C``, or says why it cannot be had.
+"""Loads the compiled extension ``pspnet_fast._C``, or says why it cannot be loaded.
 
-The build writes ``_build_info.json`` beside the extension. It is read first: an extension that was linked against
+The build writes ``_build_info.json`` next to the extension. It is read first: an extension that was linked against
 another torch would fail with an undefined symbol, or worse, so it is not loaded, and the reason names the remedy.
 """
 

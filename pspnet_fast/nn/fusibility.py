@@ -1,7 +1,7 @@
 """When modules may be fused: only where the result is the same and every hook still runs.
 
 A fused operator runs several modules in one step, without calling them. Whoever replaced one of those modules, hooked
-it or parametrised it must get it called, so those cases run unfused: every module is called as it stands.
+it or parametrised it must get it called, so those cases run unfused: every module is called.
 """
 
 from __future__ import annotations

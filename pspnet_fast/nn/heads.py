@@ -72,7 +72,7 @@ class PSPHead(_Head):
 
 
 def unfusable_reason(ppm: nn.Module, cls: nn.Module) -> str | None:
-    """Why ``cls(ppm(x))`` has to run as it stands, or None where its first convolution may run fused with the pyramid.
+    """Why ``cls(ppm(x))`` has to run unfused, or None where its first convolution may run fused with the pyramid.
 
     A module that fusion would skip (``ppm``, its poolings, ``cls``, ``cls[0]``) was replaced, hooked or parametrised,
     or ``cls[0]`` is not a 1x1 or 3x3 convolution with zero padding that keeps the size.

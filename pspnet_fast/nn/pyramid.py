@@ -30,7 +30,7 @@ class PyramidPooling(nn.Module):
         norm: "batch" or "group".
 
     ``features[i]`` is a Sequential of pooling, convolution, normalisation and ReLU. All levels are pooled in one pass
-    over the input; the modules behind the pooling are called as they stand, so they may be hooked, and replaced
+    over the input; the modules behind the pooling are called, so they may be hooked, and replaced
     (``convert_sync_batchnorm``) at any time. Where a level was changed so that one pass cannot serve it, every level
     runs on its own.
     """
@@ -81,7 +81,7 @@ class PyramidPooling(nn.Module):
         return x, self._transform(pooled)
 
     def _transform(self, pooled: Tensor) -> Tensor:
-        """Every level's own modules behind the pooling, called as they stand."""
+        """Every level's own modules behind the pooling, called one after the other."""
         levels = []
         for feature, level in zip(self.features, unpack_levels(pooled, self.bins), strict=True):
             for module in list(cast(nn.Sequential, feature))[1:]:

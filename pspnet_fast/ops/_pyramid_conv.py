@@ -1,5 +1,5 @@
-"""The convolution over a pyramid, composed of PyTorch operators: for every device without kernels, and in parts beside
-Triton's.
+"""The convolution over a pyramid, composed of PyTorch operators: for every device without kernels; parts of it serve
+the Triton kernels, too.
 
 Upsampling is linear and so is the convolution, so with the weight W split by input channels into W_x and W_k,
 

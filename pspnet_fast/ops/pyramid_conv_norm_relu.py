@@ -1,7 +1,7 @@
 """The head's first three modules in evaluation mode: :func:`pspnet_fast.pyramid_conv`, batch normalisation, ReLU.
 
 Normalisation by fixed statistics and ReLU are applied where the levels' terms are added into the convolution's output,
-so that nothing of full size is made beside that output. Native kernels: those of pyramid_conv, with an epilogue.
+so that no other tensor of full size is made. Native kernels: those of pyramid_conv, with an epilogue.
 """
 
 from __future__ import annotations

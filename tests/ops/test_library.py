@@ -16,7 +16,7 @@ from pspnet_fast.ops.operator import NAMESPACE, SCHEMAS, overload
 
 TRITON = [f"{name}_triton" for name in SCHEMAS if name != "pyramid_levels"]
 BINS = [1, 2, 3]
-# Labels, a gradient in place, and what is made for inference (the public functions take another road to a gradient).
+# Labels, a gradient in place, and what is made for inference (where a gradient is wanted other operators run).
 WITHOUT_GRADIENT = ("upsample_argmax", "pyramid_pool_backward_add", "pyramid_levels", "pyramid_conv_norm_relu")
 
 
@@ -106,8 +106,8 @@ def samples(name: str, layout: str = "nchw", size: tuple[int, int] = (7, 5)) -> 
             raise AssertionError(f"no samples for {name}")
 
 
-# opcheck: the schema tells no lie (aliasing, mutation), autograd is registered where it belongs, fake tensors come out
-# as the real ones do (strides included), and gradients agree under AOTAutograd with dynamic shapes.
+# opcheck: the schema is right about aliasing and mutation, autograd is registered where it belongs, fake tensors are as
+# the real ones (strides included), and gradients agree under AOTAutograd with dynamic shapes.
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", [*SCHEMAS, *TRITON])
 def test_opcheck(name: str, layout: str) -> None:
@@ -130,6 +130,14 @@ def test_fakes_have_the_strides_of_results_on_one_row_or_column(name: str, layou
         pytest.skip("Triton's kernels take CPU tensors only with TRITON_INTERPRET=1")
     for arguments in samples(name, layout, size):
         torch.library.opcheck(overload(name), arguments, test_utils=["test_faketensor"])
+
+
+@pytest.mark.parametrize("aux_layout", LAYOUTS)
+@pytest.mark.parametrize("main_layout", LAYOUTS)
+def test_fakes_of_two_heads_in_different_layouts(main_layout: str, aux_layout: str) -> None:
+    mains, auxes = (samples("dual_cross_entropy", layout) for layout in (main_layout, aux_layout))
+    for (main, _, *rest), (_, aux, *_) in zip(mains, auxes, strict=True):
+        torch.library.opcheck(overload("dual_cross_entropy"), (main, aux, *rest), test_utils=["test_faketensor"])
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEMAS if name not in WITHOUT_GRADIENT])
