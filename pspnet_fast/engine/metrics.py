@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,26 +32,15 @@ class ConfusionMatrix:
             raise ValueError(
                 f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
             )
-        # int64, because uint8 labels would compare equal to an ignore_index of -1 or -100 that wraps around.
-        with _bincount_allowed():
+        # In deterministic mode torchmetrics counts through a tensor of classes² values for each pixel.
+        # Counts of integers are the same in every order.
+        mode = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode(0)
+        try:
+            # int64, because uint8 labels would compare equal to an ignore_index of -1 or -100 that wraps around.
             self.metric.update(prediction.long(), target.long())
-
-
-@contextmanager
-def _bincount_allowed() -> Iterator[None]:
-    """Without deterministic mode, in which torchmetrics counts through a tensor of classes² values for each pixel.
-
-    Counting integers with ``torch.bincount`` gives the same result in every order.
-    """
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        finally:
+            torch.set_deterministic_debug_mode(mode)
 
 
 @dataclass(frozen=True)
