@@ -290,7 +290,13 @@ MUTANTS = [
         WRONG,
     ),
     conv("gather", "element_too_many", "if (i >= size) return;", "if (i > size) return;", BEYOND, "checked"),
-    conv("gather", "unwritten_sums", "if (grid.staged) global_sum(p) = staged_sum(p);", "", UNWRITTEN),
+    conv(
+        "gather",
+        "unwritten_sums",
+        "    if (grid.staged) global_sum(p) = staged_sum(p);\n    special += Real(0) * global_sum(p);\n",
+        "",
+        UNWRITTEN,
+    ),
     run_of("add", "column_too_many", "i < lines && j < line ?", "i <= lines && j <= line ?", BEYOND, "checked"),
     run_of(
         "gather", "padding", "w < t.width ? w + dx - t.kernel_width / 2 : -1", "w + dx - t.kernel_width / 2 + 1", WRONG
