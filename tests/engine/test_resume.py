@@ -5,22 +5,19 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from run_files import TINY, last_checkpoint, measured, rows, saved_step, weights
+from run_files import TINY, last_checkpoint, measured, rows, weights
 
 from pspnet_fast.data import DatasetError
 from pspnet_fast.engine import (
     CheckpointError,
     ConfigError,
     checkpoint,
-    dump_config,
     train,
 )
 from pspnet_fast.engine.train import Trainer
@@ -66,28 +63,6 @@ def test_resumed_run_equals_uninterrupted(
     torch.testing.assert_close(states[0]["optimizer"]["state"], states[1]["optimizer"]["state"], rtol=0, atol=0)
     if "optim.ema=0.9" in extra:
         torch.testing.assert_close(states[0]["ema"], states[1]["ema"], rtol=0, atol=0)
-
-
-def test_kill_9_and_resume(make_config: MakeConfig, tmp_path: Path) -> None:
-    options = ("run.max_steps=30", "run.save_every_steps=3", "run.log_every=1", "data.crop=33", "data.workers=1")
-    config = make_config(*options, folder="killed")
-    dump_config(config, tmp_path / "config.yaml")
-    code = "import sys; from pspnet_fast.engine import *; train(load_config(sys.argv[1]))"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "config.yaml")], env=environment)
-    folder, deadline = tmp_path / "killed", time.monotonic() + 120
-    while saved_step(folder) == 0 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-
-    reached = checkpoint.load(folder / "last.pt")["step"]
-    assert 0 < reached < 30
-    resumed = train(config, resume=True)
-    assert resumed.step == 30
-    straight = train(make_config(*options, folder="straight")).folder
-    torch.testing.assert_close(weights(folder), weights(straight), rtol=0, atol=0)
-    assert rows(folder / "losses.csv") == rows(straight / "losses.csv")
 
 
 def test_resume_before_the_first_checkpoint_starts_anew(make_config: MakeConfig) -> None:
