@@ -123,29 +123,30 @@ void find_label_terms(const Tile<float>& tile, const Shift& shift, int64_t colum
   const int64_t stride = progression_stride(tile.rows);
   for (int64_t i = 0; i < tile.rows * columns; ++i) put(terms + i * L, all(1.0f));
   for (int64_t lane = 0; lane < L; ++lane) {
-    for (int64_t row = 0; shift.mixed[lane] && row < tile.rows; ++row) {
-      int64_t known = kNone;
-      float even = 0, ratio = 0;  // the term of the last even column, and R
-      for (int64_t k = 0; k < columns; ++k) {
-        const int64_t label = tile.label_at(lane, row, column + k);
-        if (label == kNone) {
-          known = kNone;
-          continue;
+    if (!shift.mixed[lane]) continue;
+    const int64_t here = tile.p.columns.count[tile.cell + lane] - column, count = here < columns ? here : columns;
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      int64_t labels[kMaxProgression];
+      tile.read_labels(lane, row, column, count, labels);
+      float* to = terms + row * columns * L + lane;
+      for (int64_t k = 0; k < count;) {
+        const int64_t begin = k, label = labels[k];
+        do ++k;
+        while (k < count && labels[k] == label);
+        if (label < 0 || label >= tile.p.classes || label == tile.p.ignore_index) continue;
+        const float* ratios = tile.memory + label * stride + lane;
+        const float* start = ratios + (2 + row / kRowsAtOnce * 2) * L;
+        float even = start[0], ratio = start[L];
+        for (int64_t j = 0; j < row % kRowsAtOnce; ++j) {
+          even = Ratio<NARROW>::times(even, ratios[0]), ratio = Ratio<NARROW>::ratio_times(ratio, ratios[L]);
         }
-        if (label == known) {
-          if (k % 2 == 0) even *= ratio * ratio;
-        } else {
-          const float* ratios = tile.memory + label * stride + lane;
-          const float* start = ratios + (2 + row / kRowsAtOnce * 2) * L;
-          even = start[0], ratio = start[L];
-          for (int64_t j = 0; j < row % kRowsAtOnce; ++j) {
-            even = Ratio<NARROW>::times(even, ratios[0]), ratio = Ratio<NARROW>::ratio_times(ratio, ratios[L]);
-          }
-          ratio = Ratio<NARROW>::value(ratio);
-          for (int64_t j = 0; j < k / 2; ++j) even *= ratio * ratio;
-          known = label;
+        ratio = Ratio<NARROW>::value(ratio);
+        const float square = ratio * ratio;
+        for (int64_t j = 0; j < begin / 2; ++j) even *= square;
+        for (int64_t j = begin; j < k; ++j) {
+          to[j * L] = j % 2 == 0 ? even : even * ratio;
+          if (j % 2 == 1) even *= square;
         }
-        terms[(row * columns + k) * L + lane] = k % 2 == 0 ? even : even * ratio;
       }
     }
   }

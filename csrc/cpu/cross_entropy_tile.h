@@ -31,6 +31,19 @@ struct Tile {
 
   int64_t mass_at(int64_t row, int64_t column) const { return (row * columns + column) * padded; }
 
+  // The labels of `count` pixels of a line of the cell in a lane.
+  void read_labels(int64_t lane, int64_t row, int64_t column, int64_t count, int64_t* to) const {
+    const int64_t first = pixel + row * p.out_width + p.columns.begin[cell + lane] + column;
+    const auto copy = [&](auto* labels) {
+      for (int64_t k = 0; k < count; ++k) to[k] = labels[first + k];
+    };
+    switch (p.label_type) {
+      case LabelType::i64: return copy(static_cast<const int64_t*>(p.target));
+      case LabelType::i32: return copy(static_cast<const int32_t*>(p.target));
+      case LabelType::u8: return copy(static_cast<const uint8_t*>(p.target));
+    }
+  }
+
   // The class of a pixel of the cell in a lane, or kNone.
   int64_t label_at(int64_t lane, int64_t row, int64_t column) const {
     const int64_t q = cell + lane;

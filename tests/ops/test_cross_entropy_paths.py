@@ -99,7 +99,7 @@ def test_label_nearly_certain(backend: Backend) -> None:
     logits = logits.view(1, 3, 2, 2)
     target = best_classes(logits, (7, 7))
     assert upsample_cross_entropy(logits, target, reduction="none").min() >= 0
-    torch.testing.assert_close(upsample_cross_entropy(logits, target).item(), 0.015181548, rtol=2e-6, atol=0)
+    torch.testing.assert_close(upsample_cross_entropy(logits, target).item(), 0.015181548, rtol=4e-6, atol=0)
 
 
 # Own arg-max as labels, with other labels in places, ignored ones, and one label for each block of pixels.
