@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from pspnet_fast.extension import EXTENSION
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+_CHOICES = (*BACKENDS, "auto")
 COMPOSED = "composed"  # made of PyTorch operators: what runs an operator where no kernel can
 
 
@@ -27,12 +28,12 @@ class BackendError(RuntimeError):
 
 
 def _checked(name: str, source: str) -> str:
-    if name not in (*BACKENDS, "auto"):
-        raise BackendError(f"{source}={name!r} is not a backend; choose one of {', '.join((*BACKENDS, 'auto'))}")
+    if name not in _CHOICES:
+        raise BackendError(f"{source}={name!r} is not a backend; choose one of {', '.join(_CHOICES)}")
     return name
 
 
-_forced = _checked(os.environ.get("PSPNET_FAST_BACKEND", "auto"), "PSPNET_FAST_BACKEND")
+_forced = os.environ.get("PSPNET_FAST_BACKEND", "auto")  # checked at the first call, where the error is framed
 
 
 @contextmanager
@@ -76,6 +77,8 @@ def select(operator: str, device_type: str, composed: bool = False) -> str:
     Raises:
         BackendError: a forced backend cannot run the operator here.
     """
+    if _forced not in _CHOICES:
+        _checked(_forced, "PSPNET_FAST_BACKEND")
     definition_only = _definition_only()
     if _forced == "auto":
         return "reference" if definition_only else _fastest(operator, device_type, composed)

@@ -108,7 +108,7 @@ def check(
     splits = [options.train_split, options.val_split] if split is None else [split]
     problems, count = [], 0
     for name in splits:
-        dataset = open_split(options, name, training=split is None and name == options.train_split)
+        dataset = open_split(options, name, training=name == options.train_split)
         report = check_dataset(
             dataset,
             images=images,

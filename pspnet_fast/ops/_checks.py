@@ -30,7 +30,7 @@ def check_bins(bins: Sequence[int]) -> list[int]:
 def check_size(size: Sequence[int]) -> None:
     """Raises unless ``size`` is the ``(height, width)`` of a map whose positions float32 can count."""
     if not isinstance(size, Sequence) or len(size) != 2:
-        raise ValueError(f"size must be (height, width), not {size!r}")
+        raise ValueError(f"size must be (height, width) of two integers, not {size!r}")
     # While a graph is captured sizes are symbols, which an upper limit would restrict.
     too_large = not torch.compiler.is_compiling() and max(size) > MAX_SIDE
     if min(size) < 1 or too_large:

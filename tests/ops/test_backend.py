@@ -147,7 +147,8 @@ def test_environment_variable_sets_the_default() -> None:
 
 
 def test_environment_variable_with_a_typo() -> None:
-    done = run_python("import pspnet_fast", PSPNET_FAST_BACKEND="trtion")
+    code = "import torch, pspnet_fast; pspnet_fast.pyramid_pool(torch.zeros(1, 1, 2, 2))"
+    done = run_python(code, PSPNET_FAST_BACKEND="trtion")
     assert done.returncode != 0
     assert "PSPNET_FAST_BACKEND='trtion' is not a backend; choose one of reference, cpu, triton" in done.stderr
 
