@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from pspnet_fast.backend import BackendError, use_backend
+from pspnet_fast.fusion import accelerate, explain, fuse, restore
 from pspnet_fast.nn.pspnet import PSPNet
 from pspnet_fast.ops import (
     DualLoss,
@@ -26,11 +27,15 @@ __all__ = [
     "DualLoss",
     "DualPrediction",
     "PSPNet",
+    "accelerate",
     "dual_cross_entropy",
     "dual_cross_entropy_argmax",
+    "explain",
+    "fuse",
     "pyramid_concat",
     "pyramid_conv",
     "pyramid_pool",
+    "restore",
     "upsample_argmax",
     "upsample_cross_entropy",
     "use_backend",

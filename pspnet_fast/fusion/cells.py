@@ -1,0 +1,190 @@
+"""What a deferred tensor holds: how its values are built, and the low-resolution maps that they are made of.
+
+A :class:`Cell` is the storage of a deferred tensor. Tensors that would share memory (``x`` and ``x.detach()``) share a
+cell, so a write to one is seen by the other. Its channels are a list of :class:`Segment`: maps at full resolution, and
+low-resolution maps with the geometry of their bilinear upsampling. Fused operators read the segments; everything else
+reads ``materialise()``, which runs the stock operators once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """A bilinear upsampling: sizes ``(h, w)`` before and after it, and where its corners are."""
+
+    low: tuple[int, int]
+    full: tuple[int, int]
+    align_corners: bool
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some channels of a map: ``tensor [B, c, *geometry.low]``, or the map itself where geometry is None.
+
+    In a gradient, ``tensor`` is the gradient of the low-resolution map.
+    """
+
+    tensor: Tensor
+    geometry: Geometry | None
+    requires_grad: bool
+
+    @property
+    def channels(self) -> int:
+        return self.tensor.shape[1]
+
+    def narrow(self, start: int, stop: int) -> Segment:
+        if (start, stop) == (0, self.channels):
+            return self
+        return Segment(self.tensor[:, start:stop], self.geometry, self.requires_grad)
+
+
+# Cells of maps, so that a write to what they are made of can be noticed in time.
+_LIVE: weakref.WeakValueDictionary[int, Cell] = weakref.WeakValueDictionary()
+
+
+class Cell:
+    """The storage of a deferred tensor; see the module's docstring.
+
+    Args:
+        build: gives the values, by stock operators.
+        segments: what the channels consist of; empty where no fused operator can use them.
+        session: the options and the report of the ``fuse()`` that it comes from.
+        bases: the cells that ``build`` reads.
+        view: whether the values are a view of the only base's.
+        kind: "map", or "softmax" and "log_softmax" of the map that the segments describe.
+        adjoint: whether this is a gradient of a map of that kind.
+        site: the call that made it, for the report.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Tensor],
+        segments: Sequence[Segment],
+        session: Any,
+        *,
+        bases: Sequence[Cell] = (),
+        view: bool = False,
+        kind: str = "map",
+        adjoint: bool = False,
+        site: str | None = None,
+    ) -> None:
+        self.build: Callable[[], Tensor] | None = build
+        self.segments = list(segments)
+        self.session, self.bases, self.view, self.kind, self.adjoint = session, tuple(bases), view, kind, adjoint
+        self.site = site
+        self.value: Tensor | None = None
+        self.strides: tuple[int, ...] = ()
+        self.exposed = False
+        self._versions = [version(s.tensor) for s in self.segments]
+        self._maps = [base for base in self.bases if base.fusable]
+        self._dependants: list[weakref.ref[Cell]] = []
+        for base in self.bases:
+            base._dependants.append(weakref.ref(self))
+        if not adjoint:
+            _LIVE[id(self)] = self
+
+    @property
+    def _unchanged(self) -> bool:
+        return not self.segments or [version(s.tensor) for s in self.segments] == self._versions
+
+    @property
+    def intact(self) -> bool:
+        """Whether the tensors of the segments still hold what they held."""
+        return self._unchanged and all(base.intact for base in self._maps)
+
+    @property
+    def readable(self) -> bool:
+        return self.value is not None or (self._unchanged and all(base.readable for base in self.bases))
+
+    @property
+    def fusable(self) -> bool:
+        """Whether the segments describe the values."""
+        return bool(self.segments) and not self.exposed and self.intact
+
+    def peek(self) -> Tensor:
+        """The values; computed, but not kept, where they are not built."""
+        if self.value is not None:
+            return self.value
+        if not self.readable or self.build is None:
+            raise RuntimeError(
+                "a tensor was modified in place outside pspnet_fast.fuse() after it had been upsampled or concatenated "
+                "there and before the result was read; modify a copy, or do it before, or inside fuse()"
+            )
+        with stock_operators():
+            value = self.build()
+        if self.strides and not same_layout(value, self.strides):
+            value = torch.empty_strided(value.shape, self.strides, dtype=value.dtype, device=value.device).copy_(value)
+        return value
+
+    def materialise(self) -> Tensor:
+        """The values, kept from now on."""
+        if self.value is None:
+            self.value = self.peek()
+            self.build = None
+            if not self.segments or any(s.geometry is None for s in self.segments):
+                self.segments = []  # full-resolution maps are not kept twice
+                if not self.view:
+                    self.bases, self._maps = (), []
+        return self.value
+
+    def expose(self) -> None:
+        """The values are going to be written to, or handed out as a view that may be: nothing may be derived later."""
+        top = self
+        while top.view:
+            top = top.bases[0]
+        top._expose()
+
+    def _expose(self) -> None:
+        self.exposed = True
+        if self.value is not None:
+            before_write([self.value])
+        cells = [cell for cell in (reference() for reference in self._dependants) if cell is not None]
+        if any(cell.value is None for cell in cells):
+            self.materialise()
+        for cell in cells:
+            if cell.view:
+                cell._expose()
+            else:
+                cell.materialise()
+
+
+def same_layout(tensor: Tensor, strides: Sequence[int]) -> bool:
+    """Whether the strides agree in every dimension that has more than one element."""
+    return all(n == 1 or s == t for n, s, t in zip(tensor.shape, tensor.stride(), strides, strict=True))
+
+
+def version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+@contextlib.contextmanager
+def stock_operators() -> Iterator[None]:
+    """Nothing is deferred, recorded or cast in here, and the results serve any mode."""
+    with contextlib.ExitStack() as stack:
+        for device_type in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+def before_write(tensors: Sequence[Tensor]) -> None:
+    """``tensors`` are about to be written to: build every cell that is made of their memory."""
+    if not tensors:
+        return
+    storages = {t.untyped_storage()._cdata for t in tensors if type(t) in (Tensor, torch.nn.Parameter)}
+    for cell in list(_LIVE.values()):
+        if any(s.tensor.untyped_storage()._cdata in storages for s in cell.segments):
+            cell.materialise()
+            cell.segments = []

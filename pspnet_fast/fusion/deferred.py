@@ -1,0 +1,131 @@
+"""Tensors that know their shape, dtype and place in the autograd graph, and are computed when somebody reads them.
+
+A :class:`Deferred` is an ordinary node of the graph: hooks, ``retain_grad``, ``torch.autograd.grad``, views, in-place
+writes, checkpointing and DDP see the graph that stock operators give. Below autograd its values come from a
+:class:`~pspnet_fast.fusion.cells.Cell`. Two tables decide what does not need the values: ``RULES`` has fused forms of
+functions called on it, ``STRUCTURE`` has operators whose results, or gradients, are deferred again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from pspnet_fast.fusion.cells import Cell, same_layout
+from pspnet_fast.fusion.report import built
+
+RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
+STRUCTURE: dict[Any, Callable[..., Any]] = {}
+
+# Functions that read a tensor's memory without calling an operator.
+_MEMORY = frozenset(
+    (
+        *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.data_ptr, Tensor.__dlpack__),
+        *(Tensor.untyped_storage, Tensor.storage, Tensor._typed_storage, Tensor.share_memory_, Tensor.is_shared),
+        *(Tensor.__reduce_ex__, Tensor.__deepcopy__, Tensor.__repr__, Tensor.__format__),
+    )
+)
+
+
+class Deferred(Tensor):
+    """A tensor without values of its own; see the module's docstring. Made by :func:`wrap`."""
+
+    cell: Cell
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _MEMORY or any(not issubclass(t, (cls, torch.nn.Parameter)) and t is not Tensor for t in types):
+            return func(*tree_map_only(cls, look, args), **tree_map_only(cls, look, kwargs))
+        rule = RULES.get(func)
+        with torch._C.DisableTorchFunctionSubclass():
+            if rule is not None:
+                result = rule(func, *args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        handler = STRUCTURE.get(func)
+        if handler is not None:
+            result = handler(func, *args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return _run_on_values(func, args, kwargs)
+
+
+def wrap(cell: Cell, like: Tensor, device: torch.device) -> Deferred:
+    """A deferred tensor of ``cell`` with the shape, strides and dtype of ``like`` (on any device)."""
+    cell.strides = like.stride()
+    return alias(cell, like.shape, like.stride(), like.dtype, device)
+
+
+def alias(cell: Cell, shape: Any, strides: Any, dtype: torch.dtype, device: torch.device) -> Deferred:
+    result: Deferred = Tensor._make_wrapper_subclass(Deferred, shape, strides=strides, dtype=dtype, device=device)
+    result.cell = cell
+    return result
+
+
+class _Look(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Deferred) -> Tensor:
+        return x.cell.materialise().detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def look(x: Deferred, expose: bool = True) -> Tensor:
+    """``x`` as a plain tensor of the same memory, for those who read that or know other kinds of tensors.
+
+    Without ``expose`` the caller promises not to write to it.
+    """
+    with torch._C.DisableTorchFunction():
+        if expose:
+            x.cell.expose()
+        built(x.cell, "code that reads its memory" if expose else "another upsampling")
+        result: Tensor = _Look.apply(x)
+        return result
+
+
+@functools.cache
+def _writes_and_views(func: Any) -> tuple[frozenset[str], tuple[int, ...], bool]:
+    """Names and positions of the arguments that ``func`` writes to, and whether it returns views."""
+    arguments = func._schema.arguments
+    written = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+    views = any(a.alias_info is not None and not a.alias_info.is_write for a in arguments)
+    return frozenset(arguments[i].name for i in written), tuple(written), views
+
+
+def _run_on_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    names, positions, views = _writes_and_views(func)
+    written = [args[i] for i in positions if i < len(args)] + [kwargs[n] for n in names if n in kwargs]
+    for x in tree_leaves((args, kwargs)) if views else tree_leaves(written):
+        if isinstance(x, Deferred):
+            x.cell.expose()
+
+    def value(x: Deferred) -> Tensor:
+        built(x.cell, str(func.overloadpacket))
+        return x.cell.materialise()
+
+    result = func(*tree_map_only(Deferred, value, args), **tree_map_only(Deferred, value, kwargs))
+    if not written:
+        return result
+
+    wrappers = {id(x.cell.value): x for x in tree_leaves(written) if isinstance(x, Deferred)}
+    for x in wrappers.values():
+        if x.cell.value is None or x.cell.value.shape != x.shape or not same_layout(x.cell.value, x.stride()):
+            raise RuntimeError(f"{func} changes the shape of a deferred tensor in place; call it on a copy")
+    return tree_map_only(Tensor, lambda t: wrappers.get(id(t), t), result)

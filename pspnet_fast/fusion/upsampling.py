@@ -1,0 +1,168 @@
+"""Bilinear ``F.interpolate`` with a deferred result, and its gradient from low-resolution gradients."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pspnet_fast.fusion.cells import Cell, Geometry, Segment, stock_operators
+from pspnet_fast.fusion.deferred import Deferred, look, wrap
+from pspnet_fast.fusion.report import Session
+
+_SIGNATURE = inspect.signature(F.interpolate)
+
+
+def interpolate(session: Session, *args: Any, **kwargs: Any) -> Any:
+    """``F.interpolate`` with a deferred result, or NotImplemented where it must run as it stands."""
+    try:
+        call = _SIGNATURE.bind(*args, **kwargs).arguments
+    except TypeError:
+        return NotImplemented
+    x = call.pop("input")
+    reason, geometry = resolve(x, **call)
+    if geometry is None:
+        if reason:
+            session.refused("interpolate", reason)
+        return NotImplemented
+    session.fused("interpolate", "deferred")
+    return upsample(x, call, geometry, session)
+
+
+def upsample(x: Tensor, call: dict[str, Any], geometry: Geometry, session: Session) -> Any:
+    """``F.interpolate(x, **call)``, deferred."""
+    if isinstance(x, Deferred):
+        x = look(x, expose=False)
+    device_type = x.device.type
+    if torch.is_autocast_enabled(device_type):
+        # Autocast rules differ by device and version: one pixel shows what dtype this one gives.
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            x = x.to(F.interpolate(x[:1, :1, :1, :1], size=(1, 1), mode="bilinear").dtype)
+    with torch._C.DisableTorchFunction():
+        # What is made without gradients may be adopted by a graph, as the outputs of a checkpointed function are.
+        wanted = x.requires_grad or not torch.is_grad_enabled()
+        result: Deferred = _Upsample.apply(x, call, geometry, session, wanted)
+    return result
+
+
+def resolve(
+    x: Any,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> tuple[str | None, Geometry | None]:
+    """``(None, geometry)`` if a call of ``F.interpolate`` is a bilinear enlargement, else the reason why not."""
+    if mode != "bilinear" or antialias:
+        return f"mode={mode!r}, antialias={bool(antialias)}: only bilinear upsampling is fused", None
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or x.numel() == 0:
+        return None, None
+    if isinstance(x, Deferred) and x.cell.exposed:
+        return "the map was changed, or is viewed", None
+    if type(x) not in (Tensor, torch.nn.Parameter, Deferred):
+        return f"the map is a {type(x).__name__}, not a plain tensor", None
+    if (size is None) == (scale_factor is None) or recompute_scale_factor:
+        return "recompute_scale_factor", None
+    height, width = int(x.shape[2]), int(x.shape[3])
+    pair = _pair(size if scale_factor is None else scale_factor)
+    if pair is None:
+        return None, None
+    if scale_factor is None:
+        full = int(pair[0]), int(pair[1])
+    else:
+        full = int(height * pair[0]), int(width * pair[1])
+        # Unless corners are aligned, PyTorch uses the given factor and not the ratio of the sizes.
+        if not align_corners and full != (height * pair[0], width * pair[1]):
+            return f"scale_factor={scale_factor} does not give whole sizes of {height}x{width}", None
+    if full[0] < height or full[1] < width or full == (height, width):
+        return f"{height}x{width} to {full[0]}x{full[1]} is no enlargement", None
+    return None, Geometry((height, width), full, bool(align_corners))
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    values = tuple(value) if isinstance(value, Sequence) else (value, value)
+    return values if len(values) == 2 and all(isinstance(v, (int, float)) for v in values) else None
+
+
+def _like(low: Tensor, full: tuple[int, int]) -> Tensor:
+    """An empty tensor with the strides that ``F.interpolate`` gives: found out on a corner of the map."""
+    corner = F.interpolate(low[:2, :2, :2, :2], (3, 3), mode="bilinear")
+    channels_last = corner.stride(1) == 1
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((*low.shape[:2], *full), dtype=low.dtype, device="meta", memory_format=form)
+
+
+class _Upsample(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, call: dict[str, Any], geometry: Geometry, session: Session, wanted: bool
+    ) -> Deferred:
+        low = x.detach()
+        ctx.shape, ctx.dtype, ctx.device = low.shape, low.dtype, low.device
+        ctx.geometry, ctx.call = geometry, call
+        return upsampled(low, geometry, session, functools.partial(F.interpolate, low, **call), wanted)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return pull(grad, ctx.geometry, ctx.shape, ctx.dtype, ctx.device, ctx.call), None, None, None, None
+
+
+def upsampled(
+    low: Tensor, geometry: Geometry, session: Session, build: Callable[[], Tensor], requires_grad: bool
+) -> Deferred:
+    """The deferred map of one low-resolution map."""
+    with stock_operators():
+        like = _like(low, geometry.full)
+    cell = Cell(build, [Segment(low, geometry, requires_grad)], session, site=session.site())
+    return wrap(cell, like, low.device)
+
+
+def pull(
+    grad: Tensor,
+    geometry: Geometry,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    call: dict[str, Any],
+) -> Tensor:
+    """The gradient of a low-resolution map of ``shape`` from that of the upsampled one."""
+    cell = grad.cell if isinstance(grad, Deferred) else None
+    known = cell is not None and cell.adjoint and cell.kind == "map" and cell.fusable and not torch.is_grad_enabled()
+    segments = cell.segments if cell is not None and known else []
+    if not segments or any(s.geometry not in (None, geometry) for s in segments):
+        return _adjoint(grad, shape, dtype, device, call, geometry)
+    parts = [
+        s.tensor
+        if s.geometry == geometry
+        else _adjoint(s.tensor, (shape[0], s.channels, *shape[2:]), dtype, device, call, geometry)
+        for s in segments
+    ]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).to(dtype)
+
+
+def _adjoint(
+    grad: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    call: dict[str, Any],
+    geometry: Geometry,
+) -> Tensor:
+    if torch.are_deterministic_algorithms_enabled() and device.type != "cpu":
+        # F.interpolate takes operators with a deterministic gradient then.
+        with torch.enable_grad():
+            x = torch.zeros(*shape, dtype=dtype, device=device, requires_grad=True)
+            y = F.interpolate(x, **call)
+        return torch.autograd.grad(y, x, grad, create_graph=torch.is_grad_enabled())[0]
+    scale = call.get("scale_factor")
+    scales = (None, None) if scale is None else _pair(scale)
+    options = list(geometry.full), list(shape), geometry.align_corners, *(scales or (None, None))
+    result: Tensor = torch.ops.aten.upsample_bilinear2d_backward(grad, *options)
+    return result
