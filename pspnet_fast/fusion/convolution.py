@@ -49,7 +49,15 @@ def _conv2d(
     lows = sum(s.channels for s in input.cell.segments if s.geometry is not None)
     saved = (copied * input.shape[1] + lows) * input.element_size() * input.shape[0] * pixels(input.shape[2:])
     session.fused("conv2d", operator, saved * (input.cell.value is None), flop)
-    return run(Plan(fused, stock, geometry), input, weight, bias)
+    # As the stock convolution does, answer in the layout of the full map, whatever its parts are in.
+    nhwc = input.stride(1) == 1 and input.stride(0) >= input.stride(2) and not input.is_contiguous()
+    form = torch.channels_last if nhwc else torch.contiguous_format
+
+    def in_layout(leaves: list[Tensor], others: list[Any]) -> Tensor:
+        result: Tensor = fused([t.contiguous(memory_format=form) for t in leaves], others)
+        return result.contiguous(memory_format=form)
+
+    return run(Plan(in_layout, stock, geometry), input, weight, bias)
 
 
 def _reason(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> str | None:

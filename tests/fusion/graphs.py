@@ -247,7 +247,7 @@ def compare(seed: int) -> str | None:
             return f"result {i}: {type(a).__name__} and {type(b).__name__} {stock.log}"
         if a is None or b is None:
             continue
-        if not same_layout(a, b.stride()) or a.dtype != b.dtype:
+        if a.dtype != b.dtype or (i < len(stock.outputs) and not same_layout(a, b.stride())):
             return f"result {i}: {a.stride()} {a.dtype} and {b.stride()} {b.dtype} {stock.log}"
         a, b = a.detach(), b.detach()
         tolerance = 1e-9 if "rearrange" not in stock.log else 1e-3  # which casts to float32
