@@ -63,6 +63,7 @@ def accelerate(model: Model, *, loss: bool = True, conv: bool = True, argmax: bo
     return model
 
 
+@functools.wraps(nn.Module._replicate_for_data_parallel)
 def _replicate(self: nn.Module) -> nn.Module:
     """``torch.nn.DataParallel`` copies attributes: the copy's forward must be bound to the copy."""
     replica: nn.Module = type(self)._replicate_for_data_parallel(self)

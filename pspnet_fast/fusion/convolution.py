@@ -133,7 +133,7 @@ def _as_pyramid(segments: list[Segment], kernel: int) -> tuple[list[int], bool] 
     geometries: list[Geometry] = [s.geometry for s in levels if s.geometry is not None]
     if len({s.channels for s in levels}) > 1 or len({g.align_corners for g in geometries}) > 1:
         return None
-    if any(g.low[0] != g.low[1] or not pyramid_pays(g) for g in geometries):
+    if any(g.low[0] != g.low[1] for g in geometries) or not pyramid_pays(geometries):
         return None
     return [g.low[0] for g in geometries], x_first
 

@@ -35,6 +35,6 @@ def pointwise_pays(segment: Segment, out_channels: int) -> bool:
 _MOVE = 24
 
 
-def pyramid_pays(geometry: Geometry) -> bool:
-    """Whether ``pyramid_conv`` beats a 3x3 convolution of the upsampled map: its level has at most half the area."""
-    return 2 * pixels(geometry.low) <= pixels(geometry.full)
+def pyramid_pays(levels: Sequence[Geometry]) -> bool:
+    """Whether ``pyramid_conv`` beats a 3x3 convolution of the upsampled maps: levels of at most half their area do."""
+    return 2 * sum(pixels(g.low) for g in levels) <= sum(pixels(g.full) for g in levels)

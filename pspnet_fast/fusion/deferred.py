@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pspnet_fast.fusion.cells import Cell, same_layout
+from pspnet_fast.fusion.cells import Cell
 from pspnet_fast.fusion.report import built
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -116,16 +116,22 @@ def _run_on_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if isinstance(x, Deferred):
             x.cell.expose()
 
+    wrappers: dict[int, Deferred] = {}
+
     def value(x: Deferred) -> Tensor:
         built(x.cell, str(func.overloadpacket))
-        return x.cell.materialise()
+        values = x.cell.materialise()
+        if values.stride() != x.stride():  # where a dimension has one element; views choose their strides freely
+            values = values.as_strided(x.shape, x.stride())
+        wrappers[id(values)] = x
+        return values
 
-    result = func(*tree_map_only(Deferred, value, args), **tree_map_only(Deferred, value, kwargs))
+    values = tree_map_only(Deferred, value, args), tree_map_only(Deferred, value, kwargs)
+    result = func(*values[0], **values[1])
     if not written:
         return result
-
-    wrappers = {id(x.cell.value): x for x in tree_leaves(written) if isinstance(x, Deferred)}
-    for x in wrappers.values():
-        if x.cell.value is None or x.cell.value.shape != x.shape or not same_layout(x.cell.value, x.stride()):
+    for v in tree_leaves(values):
+        x = wrappers.get(id(v))
+        if x is not None and (v.shape != x.shape or v.stride() != x.stride()):
             raise RuntimeError(f"{func} changes the shape of a deferred tensor in place; call it on a copy")
     return tree_map_only(Tensor, lambda t: wrappers.get(id(t), t), result)
