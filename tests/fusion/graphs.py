@@ -200,7 +200,8 @@ def loss(g: Graph, pool: list[Tensor]) -> list[Tensor]:
 
 def hook(g: Graph, pool: list[Tensor]) -> list[Tensor]:
     x = g.pick(pool)
-    if x.requires_grad:
+    # Reading grad_fn first: PyTorch crashes in register_hook of a view whose base was written to.
+    if x.requires_grad and (x.is_leaf or x.grad_fn is not None):
         if g.random.random() < 0.5:
             x.register_hook(lambda grad: None if grad is None else g.seen.append(grad.detach().clone()))
         else:
@@ -260,10 +261,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true", help="print every seed before its graph runs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     skipped, wrong = 0, 0
     for seed in range(options.seed, options.seed + options.count):
+        if options.verbose:
+            print(seed, end=" ", flush=True)
         try:
             found = compare(seed)
         except Exception as error:
