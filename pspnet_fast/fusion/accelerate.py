@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pspnet_fast.fusion.fused import supported
-from pspnet_fast.fusion.mode import fuse
+from pspnet_fast.fusion.mode import Fuse, fuse
 from pspnet_fast.fusion.report import FusionReport
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -23,10 +23,15 @@ def _fused_forward(forward: Callable[..., Any], bound: bool) -> Callable[..., An
     @functools.wraps(forward)
     def fused_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(forward, self) if bound else forward
-        if torch.compiler.is_compiling() or not supported():
-            return call(*args, **kwargs)
         report: FusionReport = self.fusion_report  # type: ignore[assignment]
-        with fuse(**report.options, report=report, root=self):
+        if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                return call(*args, **kwargs)
+            with fuse(**report.options):
+                return call(*args, **kwargs)
+        if not supported():
+            return call(*args, **kwargs)
+        with Fuse(**report.options, report=report, root=self):
             return call(*args, **kwargs)
 
     fused_forward.__dict__["_fuses"] = True
@@ -92,7 +97,7 @@ def explain(model: nn.Module, *inputs: Any, **keywords: Any) -> FusionReport:
     report = FusionReport()
     with torch.no_grad():
         if not is_accelerated(model):
-            with fuse(report=report, root=model):
+            with Fuse(report=report, root=model):
                 model(*inputs, **keywords)
             return report
         own: FusionReport = model.fusion_report  # type: ignore[assignment]

@@ -37,7 +37,9 @@ class Deferred(Tensor):
 
     cell: Cell
 
+    # Dynamo does not know what is deferred: where such a tensor comes into a compiled function, it runs uncompiled.
     @classmethod
+    @torch.compiler.disable
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -53,7 +55,8 @@ class Deferred(Tensor):
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
+    @torch.compiler.disable
+    def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}

@@ -227,8 +227,9 @@ def test_in_place_writes(what, before):
     try:
         stock = outcome(upsample)
     except RuntimeError as error:
-        assert "inplace operation" in str(error)  # stock saves what it reads; see the random graphs
-        return
+        if "inplace operation" in str(error):
+            return  # stock saves what the fused operators do not need
+        raise
     torch.testing.assert_close(outcome(deferred), stock)
 
 
@@ -238,7 +239,7 @@ def test_a_write_to_the_source_outside_the_block_is_an_error():
     up = deferred(source)
     with torch.no_grad():
         source.zero_()
-    with pytest.raises(RuntimeError, match="modified in place outside pspnet_fast.fuse"):
+    with pytest.raises(RuntimeError, match="modified in place outside"):
         up.sum()
 
 
@@ -561,7 +562,6 @@ def test_quantised_modules():
 
 
 def test_deterministic_algorithms():
-    low, target = low_and_target()
     torch.use_deterministic_algorithms(True)
     try:
         assert_same(lambda up, target, low: F.cross_entropy(up, target).backward())

@@ -1,0 +1,141 @@
+"""How a convolution over segments is computed without the full-resolution map.
+
+Upsampling and convolution are linear. A 1x1 convolution commutes with the upsampling, bias included, because the
+weights of an interpolation sum to one; so it runs at low resolution, and its result is upsampled and added. A 3x3
+convolution over levels that ``pyramid_conv`` takes is one call of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pspnet_fast import ops
+from pspnet_fast.fusion.cells import Geometry, Segment
+from pspnet_fast.fusion.cost import conv_flop, pointwise_pays, pyramid_pays
+from pspnet_fast.fusion.fused import assemble
+
+# Levels up to this side are multiplied as pyramid_conv does it, in 1x1 convolutions too.
+_SMALL = 8
+
+
+@dataclass(frozen=True)
+class ConvPlan:
+    """A form of one convolution.
+
+    Attributes:
+        name: for the report.
+        fused: ``(tensors of the segments, [weight, bias]) -> result``.
+        geometry: where given, the result is at low resolution, and this upsampling of it is meant.
+        used: the geometries of the segments that stay at low resolution.
+    """
+
+    name: str
+    fused: Callable[[list[Tensor], list[Any]], Tensor]
+    geometry: Geometry | None
+    used: Sequence[Geometry]
+
+    def flop_saved(self, segments: Sequence[Segment], weight: Tensor, batch: int) -> int:
+        out_channels, kernel = weight.shape[0], weight.shape[2]
+        return sum(
+            conv_flop(batch, out_channels, s.channels, kernel, s.geometry.full)
+            - conv_flop(batch, out_channels, s.channels, kernel, s.geometry.low)
+            for s in segments
+            if s.geometry is not None and s.geometry in self.used
+        )
+
+
+def refusal(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> str | None:
+    """Why a convolution of these options is not fused, or None."""
+    kernel = tuple(weight.shape[2:])
+    if kernel not in ((1, 1), (3, 3)) or groups != 1 or _pair(stride) != (1, 1) or _pair(dilation) != (1, 1):
+        options = f"kernel {kernel}, stride {stride}, dilation {dilation}, groups {groups}"
+        return f"{options}: only dense 1x1 and 3x3 are fused"
+    if padding != "same" and (isinstance(padding, str) or _pair(padding) != (kernel[0] // 2, kernel[1] // 2)):
+        return f"padding {padding} changes the size"
+    return None
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, (list, tuple)) and len(value) == 2 else (value, value)
+
+
+def conv_plan(segments: Sequence[Segment], weight: Tensor, lazy: bool = True) -> ConvPlan | None:
+    """The fused form for options that :func:`refusal` accepts, or None if the stock form is as good.
+
+    Without ``lazy`` the result is never left at low resolution.
+    """
+    out_channels, kernel = weight.shape[0], weight.shape[2]
+    pyramid = _as_pyramid(segments)
+    geometries = [s.geometry for s in segments if s.geometry is not None]
+    if pyramid is not None and (kernel == 3 or max(pyramid[0]) <= _SMALL):
+        bins, x_first = pyramid
+        return ConvPlan("pyramid_conv", _pyramid(segments, bins, x_first), None, geometries)
+    used = [s.geometry for s in segments if s.geometry is not None and pointwise_pays(s, out_channels)]
+    if kernel != 1 or not used:
+        return None
+    single = lazy and len(used) == len(segments) and all(g == used[0] for g in used)
+    fused = _pointwise(segments, out_channels, not single)
+    return ConvPlan("1x1 at low resolution", fused, used[0] if single else None, used)
+
+
+def _as_pyramid(segments: Sequence[Segment]) -> tuple[list[int], bool] | None:
+    """``(bins, x_first)`` if ``pyramid_conv`` takes the segments: square levels of one width, and x first or last."""
+    is_level = [s.geometry is not None for s in segments]
+    levels = [s for s in segments if s.geometry is not None]
+    count = len(levels)
+    if not levels or count == len(segments):
+        return None
+    x_first = is_level == [False] * (len(segments) - count) + [True] * count
+    if not x_first and is_level != [True] * count + [False] * (len(segments) - count):
+        return None
+    geometries = [s.geometry for s in levels if s.geometry is not None]
+    if any(s.channels != levels[0].channels for s in levels):
+        return None
+    if any(g.align_corners != geometries[0].align_corners or g.low[0] != g.low[1] for g in geometries):
+        return None
+    return ([g.low[0] for g in geometries], x_first) if pyramid_pays(geometries) else None
+
+
+def _pyramid(segments: Sequence[Segment], bins: list[int], x_first: bool) -> Any:
+    align_corners = next(s.geometry.align_corners for s in segments if s.geometry is not None)
+
+    def fused(leaves: list[Tensor], others: list[Any]) -> Tensor:
+        dense = [t for t, s in zip(leaves, segments, strict=True) if s.geometry is None]
+        lows = [t.flatten(2) for t, s in zip(leaves, segments, strict=True) if s.geometry is not None]
+        x = dense[0] if len(dense) == 1 else torch.cat(dense, dim=1)
+        options: dict[str, Any] = {"bins": bins, "align_corners": align_corners, "x_first": x_first}
+        return ops.pyramid_conv(x, torch.cat(lows, dim=2), others[0], others[1], **options)
+
+    return fused
+
+
+def _pointwise(segments: Sequence[Segment], out_channels: int, upsample: bool) -> Any:
+    def fused(leaves: list[Tensor], others: list[Any]) -> Tensor:
+        weight, bias = others
+        groups: dict[Geometry | None, tuple[list[Tensor], list[Tensor]]] = {}
+        for leaf, s, part in zip(leaves, segments, weight.split([s.channels for s in segments], dim=1), strict=True):
+            low = pointwise_pays(s, out_channels)
+            tensors, parts = groups.setdefault(s.geometry if low else None, ([], []))
+            tensors.append(leaf if low else assemble([Segment(leaf, s.geometry, False)], "map"))
+            parts.append(part)
+
+        result: Tensor | None = None
+        for geometry in sorted(
+            groups, key=lambda g: g is not None
+        ):  # the dense part first: the others are added into it
+            tensors, parts = groups[geometry]
+            x, w = (t[0] if len(t) == 1 else torch.cat(t, dim=1) for t in (tensors, parts))
+            term = F.conv2d(x, w, bias if result is None else None)
+            if geometry is not None and upsample:
+                term = F.interpolate(term, geometry.full, mode="bilinear", align_corners=geometry.align_corners)
+            result = term if result is None else result.add_(term)
+        assert result is not None
+        return result
+
+    return fused

@@ -1,0 +1,53 @@
+"""Which functions write to their arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+
+
+def _writing() -> frozenset[Callable[..., Any]]:
+    named = [
+        getattr(owner, name)
+        for owner in (Tensor, torch, F)
+        for name in dir(owner)
+        if name.endswith("_") and not name.endswith("__")
+    ]
+    operators = [getattr(Tensor, f"__i{name}__", None) for name in _OPERATORS]
+    return frozenset(f for f in (*named, *operators, Tensor.__setitem__) if callable(f))
+
+
+def _optional() -> dict[Callable[..., Any], int]:
+    found: dict[Callable[..., Any], int] = {}
+    for function in vars(F).values():
+        if inspect.isfunction(function) and "inplace" in inspect.signature(function).parameters:
+            found[function] = list(inspect.signature(function).parameters).index("inplace")
+    return found
+
+
+WRITING = _writing()
+# The position of the argument ``inplace`` of those that have one.
+INPLACE = _optional()
+
+
+_NEVER, _ALWAYS = -1, -2
+
+
+@torch.compiler.assume_constant_result
+def _kind(func: Callable[..., Any]) -> int:
+    return _ALWAYS if func in WRITING else INPLACE.get(func, _NEVER)
+
+
+def writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether ``func(*args, **kwargs)`` writes to a tensor that it is given."""
+    kind = _kind(func)
+    if kind == _ALWAYS or "out" in kwargs:
+        return True
+    return kind != _NEVER and bool(kwargs.get("inplace", args[kind] if len(args) > kind else False))
