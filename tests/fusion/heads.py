@@ -55,7 +55,7 @@ class Pyramid(Plain):
 HEADS = (Plain, Mixed, Pyramid)
 
 
-def data(classes: int = 5, batch: int = 2, size: tuple[int, int] = (32, 32)) -> tuple[Tensor, Tensor]:
+def data(classes: int = 5, batch: int = 2, size: tuple[int, int] = (32, 48)) -> tuple[Tensor, Tensor]:
     """An image batch and its labels, some of them 255."""
     x = torch.randn(batch, 3, *size)
     target = torch.randint(0, classes, (batch, *size))

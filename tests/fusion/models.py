@@ -1,0 +1,146 @@
+"""Small models of other libraries, from configurations with random weights: ``build(name)``, and a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CLASSES = 19
+
+
+def _transformers(name: str, **options: Any) -> nn.Module:
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(num_labels=CLASSES, **options)
+    return getattr(transformers, f"{name}ForSemanticSegmentation")(config)
+
+
+def _segformer() -> nn.Module:
+    return _transformers("Segformer", depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=32)
+
+
+def _upernet(kind: str) -> nn.Module:
+    import transformers
+
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    if kind == "convnext":
+        backbone = transformers.ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], out_features=stages)
+    else:
+        backbone = transformers.SwinConfig(
+            embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=stages
+        )
+    channels = 24 if kind == "convnext" else 32
+    return _transformers(
+        "UperNet", backbone_config=backbone, hidden_size=16, auxiliary_in_channels=channels, auxiliary_channels=8
+    )
+
+
+def _beit(name: str) -> nn.Module:
+    return _transformers(
+        name,
+        image_size=64,
+        patch_size=16,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        out_indices=[1, 2, 3, 4],
+        use_relative_position_bias=True,
+    )
+
+
+def _dpt() -> nn.Module:
+    return _transformers(
+        "DPT",
+        image_size=64,
+        patch_size=16,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 16, 24, 32],
+        fusion_hidden_size=16,
+        is_hybrid=False,
+    )
+
+
+def _mobilevit() -> nn.Module:
+    return _transformers(
+        "MobileViT",
+        image_size=64,
+        hidden_sizes=[16, 24, 32],
+        neck_hidden_sizes=[8, 8, 16, 16, 24, 24, 32],
+        aspp_out_channels=16,
+        output_stride=16,
+    )
+
+
+def _smp(name: str, encoder: str, **options: Any) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    return getattr(smp, name)(encoder, encoder_weights=None, classes=CLASSES, **options)
+
+
+def _torchvision(name: str, **options: Any) -> nn.Module:
+    from torchvision.models import segmentation
+
+    return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=CLASSES, **options)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "transformers-segformer": _segformer,
+    "transformers-upernet-convnext": lambda: _upernet("convnext"),
+    "transformers-upernet-swin": lambda: _upernet("swin"),
+    "transformers-beit": lambda: _beit("Beit"),
+    "transformers-data2vec": lambda: _beit("Data2VecVision"),
+    "transformers-dpt": _dpt,
+    "transformers-mobilevit": _mobilevit,
+    "transformers-mobilenetv2": lambda: _transformers("MobileNetV2", depth_multiplier=0.35, output_stride=8),
+    "segmentation_models_pytorch-segformer": lambda: _smp("Segformer", "resnet18", decoder_segmentation_channels=32),
+    "segmentation_models_pytorch-pspnet": lambda: _smp("PSPNet", "resnet18", psp_out_channels=32),
+    "segmentation_models_pytorch-upernet": lambda: _smp("UPerNet", "resnet18", decoder_channels=32),
+    "segmentation_models_pytorch-deeplabv3plus": lambda: _smp("DeepLabV3Plus", "resnet18", decoder_channels=16),
+    "segmentation_models_pytorch-deeplabv3": lambda: _smp("DeepLabV3", "resnet18", decoder_channels=16),
+    "segmentation_models_pytorch-fpn": lambda: _smp("FPN", "resnet18"),
+    "segmentation_models_pytorch-unet": lambda: _smp("Unet", "resnet18"),
+    "torchvision-lraspp": lambda: _torchvision("lraspp_mobilenet_v3_large"),
+    "torchvision-deeplabv3": lambda: _torchvision("deeplabv3_mobilenet_v3_large", aux_loss=True),
+    "torchvision-fcn": lambda: _torchvision("fcn_resnet50", aux_loss=True),
+}
+
+
+def build(name: str) -> nn.Module:
+    """The model, without dropout: it would draw different numbers where two runs are compared."""
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    for module in model.modules():
+        for attribute in ("p", "drop_prob"):
+            if "drop" in type(module).__name__.lower() and hasattr(module, attribute):
+                setattr(module, attribute, 0.0)
+    return model
+
+
+def training_step(name: str, model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss as the library's users compute it, and the logits."""
+    if name.startswith("transformers"):
+        result = model(pixel_values=x, labels=target)
+        return result.loss, result.logits
+    out = model(x)
+    if not isinstance(out, dict):
+        return nn.CrossEntropyLoss(ignore_index=255)(out, target), out
+    # As the criterion of torchvision's reference script.
+    losses = {key: F.cross_entropy(value, target, ignore_index=255) for key, value in out.items()}
+    return losses["out"] + 0.5 * losses.get("aux", 0), out["out"]
+
+
+def data(dtype: torch.dtype, size: int = 64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 3, size, size, generator=generator).to(dtype)
+    target = torch.randint(0, CLASSES, (2, size, size), generator=generator)
+    target[:, :5] = 255
+    return x, target

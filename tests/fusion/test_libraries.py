@@ -1,0 +1,88 @@
+"""Unmodified models of transformers, segmentation_models.pytorch and torchvision: values and gradients, with and without."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pspnet_fast
+
+sys.path.insert(0, str(Path(__file__).parent))
+from models import MODELS, build, data, training_step
+
+# What must be fused in a training step besides its loss.
+CONVOLUTIONS = {
+    "transformers-segformer",
+    "transformers-upernet-convnext",
+    "transformers-upernet-swin",
+    "transformers-beit",
+    "transformers-data2vec",
+    "segmentation_models_pytorch-segformer",
+    "segmentation_models_pytorch-pspnet",
+    "segmentation_models_pytorch-upernet",
+    "torchvision-lraspp",
+}
+# Its decoder ends at the image's size: there is nothing to fuse, and the results are equal.
+NOTHING = {"segmentation_models_pytorch-unet"}
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-3}
+
+
+def run(name, model, dtype):
+    x, target = data(dtype)
+    loss, logits = training_step(name, model, x, target)
+    loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), logits.detach() + 0, gradients, dict(model.named_buffers())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_training_step(name, dtype, training):
+    pytest.importorskip(name.split("-")[0])
+    model = build(name).to(dtype).train(training)
+    other = pspnet_fast.accelerate(copy.deepcopy(model))
+    loss, logits, gradients, buffers = run(name, model, dtype)
+    found = run(name, other, dtype)
+    rtol = TOLERANCES[dtype]
+    torch.testing.assert_close(found[0], loss, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(found[1], logits, rtol=rtol, atol=rtol)
+    assert found[2].keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        scale = max(gradient.norm().item(), 1e-2 * max(g.norm().item() for g in gradients.values()))
+        assert (found[2][key] - gradient).norm() <= rtol * scale, key
+    torch.testing.assert_close(found[3], buffers, rtol=rtol, atol=rtol)
+
+    fused = {e.operator for e in other.fusion_report() if e.fused}
+    assert ("cross_entropy" in fused) == (name not in NOTHING)
+    assert ("conv2d" in fused) or name not in CONVOLUTIONS, str(other.fusion_report())
+
+
+def logits_of(out):
+    if hasattr(out, "logits"):
+        return out.logits
+    return out["out"] if isinstance(out, dict) else out
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prediction(name):
+    pytest.importorskip(name.split("-")[0])
+    model = build(name).eval()
+    x, _ = data(torch.float32)
+
+    def upsampled(m):
+        return F.interpolate(logits_of(m(x)), x.shape[2:], mode="bilinear", align_corners=False)
+
+    with torch.no_grad():
+        stock = upsampled(model)
+        with pspnet_fast.fuse() as block:
+            labels = upsampled(pspnet_fast.accelerate(model)).argmax(1)
+    # The best class, or one that ties with it to rounding.
+    torch.testing.assert_close(stock.gather(1, labels.unsqueeze(1)), stock.amax(1, keepdim=True), rtol=1e-4, atol=1e-4)
+    fused = {e.operator for report in (block.report, model.fusion_report()) for e in report if e.fused}
+    assert ("argmax" in fused) == (name not in NOTHING)
