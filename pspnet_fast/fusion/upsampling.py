@@ -26,6 +26,10 @@ def interpolate(session: Session, *args: Any, **kwargs: Any) -> Any:
         return NotImplemented
     x = call.pop("input")
     reason, geometry = resolve(x, **call)
+    if geometry is not None and geometry.low == geometry.full:
+        if isinstance(x, Deferred) and x.cell.fusable:
+            return torch.clone(x)  # an interpolation to the same size copies
+        reason, geometry = f"{geometry.low} to {geometry.full} is no enlargement", None
     if geometry is None:
         if reason:
             session.refused("interpolate", reason)
@@ -59,7 +63,7 @@ def resolve(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> tuple[str | None, Geometry | None]:
-    """``(None, geometry)`` if a call of ``F.interpolate`` is a bilinear enlargement, else the reason why not."""
+    """``(None, geometry)`` if ``F.interpolate`` is bilinear and makes nothing smaller, else the reason why not."""
     if mode != "bilinear" or antialias:
         return f"mode={mode!r}, antialias={bool(antialias)}: only bilinear upsampling is fused", None
     if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or x.numel() == 0:
@@ -81,8 +85,8 @@ def resolve(
         # Unless corners are aligned, PyTorch uses the given factor and not the ratio of the sizes.
         if not align_corners and full != (height * pair[0], width * pair[1]):
             return f"scale_factor={scale_factor} does not give whole sizes of {height}x{width}", None
-    if full[0] < height or full[1] < width or full == (height, width):
-        return f"{height}x{width} to {full[0]}x{full[1]} is no enlargement", None
+    if full[0] < height or full[1] < width:
+        return f"{(height, width)} to {full} is no enlargement", None
     return None, Geometry((height, width), full, bool(align_corners))
 
 

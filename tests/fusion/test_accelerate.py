@@ -163,7 +163,7 @@ def test_the_report_says_where_and_why():
     assert here.module.startswith("test_accelerate.py:")
     assert here.bytes_saved == 2 * 4 * 2 * 5 * 32 * 48  # the map and its log-softmax
     assert {e.reason.split(" in ")[0] for e in model.fusion_report() if not e.fused} == {
-        "8x12 to 8x12 is no enlargement",
+        "(8, 12) to (8, 12) is no enlargement",
         "aten.sum",
     }
 
@@ -198,7 +198,7 @@ def test_explain_names_what_cannot_be_fused():
 
     reasons = {e.reason for e in pspnet_fast.explain(Nearest(), data()[0]) if not e.fused}
     assert any("mode='nearest'" in r for r in reasons)
-    assert any("16x24 to 3x3 is no enlargement" in r for r in reasons)
+    assert any("(16, 24) to (3, 3) is no enlargement" in r for r in reasons)
 
 
 def test_nested_and_threaded_use():

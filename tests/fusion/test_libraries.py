@@ -1,4 +1,4 @@
-"""Unmodified models of transformers, segmentation_models.pytorch and torchvision: values and gradients, with and without."""
+"""Unmodified models of transformers, segmentation_models.pytorch and torchvision: values and gradients."""
 
 from __future__ import annotations
 

@@ -582,6 +582,22 @@ def test_several_upsamplings_in_a_row():
     assert_same(use)
 
 
+def test_an_interpolation_to_the_same_size_stays_deferred():
+    low, target = low_and_target()
+    with pspnet_fast.fuse():
+        up = upsample(low)
+        same = F.interpolate(up, (8, 12), mode="bilinear", align_corners=True)
+        loss = F.cross_entropy(same, target)
+        labels = same.argmax(1)
+    assert not is_built(up)
+    assert not is_built(same)
+    stock = upsample(low)
+    torch.testing.assert_close(loss, F.cross_entropy(stock, target))
+    assert torch.equal(labels, stock.argmax(1))
+    same.mul_(2)  # a copy: the map itself is left alone
+    torch.testing.assert_close(up + 0, stock, rtol=0, atol=0)
+
+
 def test_sums_casts_and_slices_stay_deferred():
     low, target = low_and_target()
     with pspnet_fast.fuse():
