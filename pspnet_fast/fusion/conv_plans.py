@@ -71,7 +71,7 @@ def conv_plan(segments: Sequence[Segment], weight: Tensor, lazy: bool = True) ->
     Without ``lazy`` the result is never left at low resolution.
     """
     out_channels, kernel = weight.shape[0], weight.shape[2]
-    pyramid = _as_pyramid(segments)
+    pyramid = _as_pyramid(segments, weight)
     geometries = [s.geometry for s in segments if s.geometry is not None]
     if pyramid is not None and (kernel == 3 or max(pyramid[0]) <= _SMALL):
         bins, x_first = pyramid
@@ -84,7 +84,7 @@ def conv_plan(segments: Sequence[Segment], weight: Tensor, lazy: bool = True) ->
     return ConvPlan("1x1 at low resolution", fused, used[0] if single else None, used)
 
 
-def _as_pyramid(segments: Sequence[Segment]) -> tuple[list[int], bool] | None:
+def _as_pyramid(segments: Sequence[Segment], weight: Tensor) -> tuple[list[int], bool] | None:
     """``(bins, x_first)`` if ``pyramid_conv`` takes the segments: square levels of one width, and x first or last."""
     is_level = [s.geometry is not None for s in segments]
     levels = [s for s in segments if s.geometry is not None]
@@ -99,7 +99,8 @@ def _as_pyramid(segments: Sequence[Segment]) -> tuple[list[int], bool] | None:
         return None
     if any(g.align_corners != geometries[0].align_corners or g.low[0] != g.low[1] for g in geometries):
         return None
-    return ([g.low[0] for g in geometries], x_first) if pyramid_pays(geometries) else None
+    pays = pyramid_pays(levels, weight.shape[0], weight.shape[2])
+    return ([g.low[0] for g in geometries], x_first) if pays else None
 
 
 def _pyramid(segments: Sequence[Segment], bins: list[int], x_first: bool) -> Any:

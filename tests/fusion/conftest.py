@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,12 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for graphs and models
+
+
+@pytest.fixture(autouse=True)
+def _fuse_small_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the sizes of these tests no fused convolution would be faster."""
+    monkeypatch.setattr("pspnet_fast.fusion.cost._NODE", -math.inf)
 
 
 @pytest.fixture(autouse=True)

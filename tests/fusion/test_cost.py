@@ -1,0 +1,59 @@
+"""The cost model agrees with what was measured, on one CPU thread: convolutions over maps upsampled to 64x64 or 32x32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pspnet_fast.fusion.cells import Geometry, Segment
+from pspnet_fast.fusion.cost import conv_flop, pointwise_pays, pyramid_pays
+
+
+@pytest.fixture(autouse=True)
+def _fuse_small_maps():
+    """Not here: the cost model as it is."""
+
+
+def level(channels, side, full=64):
+    return Segment(torch.empty(1, channels, side, side), Geometry((side, side), (full, full), False), True)
+
+
+POINTWISE = {
+    **dict.fromkeys([(16, 16), (16, 256), (64, 64), (64, 256)], False),
+    **dict.fromkeys([(64, 16), (256, 64), (256, 256), (768, 768), (256, 19)], True),
+}
+
+
+@pytest.mark.parametrize("channels", POINTWISE, ids=str)
+@pytest.mark.parametrize("side", [16, 32])
+def test_pointwise(channels, side):
+    assert pointwise_pays(level(channels[0], side), channels[1]) == POINTWISE[channels]
+    assert not pointwise_pays(Segment(torch.empty(1, channels[0], 64, 64), None, True), channels[1])
+
+
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "full", "kernel", "pays"),
+    [
+        (16, 64, 64, 1, True),
+        (4, 16, 64, 1, False),
+        (64, 256, 64, 1, True),
+        (128, 512, 32, 1, True),
+        (16, 64, 64, 3, True),
+        (4, 16, 32, 3, False),
+        (16, 64, 32, 3, False),
+        (128, 512, 32, 3, True),
+    ],
+)
+def test_pyramid_pooling(channels, out_channels, full, kernel, pays):
+    levels = [level(channels, side, full) for side in (1, 2, 3, 6)]
+    assert pyramid_pays(levels, out_channels, kernel) == pays
+
+
+@pytest.mark.parametrize(("side", "pays"), [(48, False), (32, True), (16, True), (12, True)])
+@pytest.mark.parametrize("channels", [64, 256])
+def test_large_levels(side, pays, channels):
+    assert pyramid_pays([level(channels, side)], channels, 3) == pays
+
+
+def test_flop():
+    assert conv_flop(2, 5, 7, 3, (4, 6)) == 2 * 2 * 5 * 7 * 9 * 24
