@@ -8,44 +8,14 @@ reads ``materialise()``, which runs the stock operators once.
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-class Geometry(NamedTuple):
-    """A bilinear upsampling: sizes ``(h, w)`` before and after it, and where its corners are."""
-
-    low: tuple[int, int]
-    full: tuple[int, int]
-    align_corners: bool
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Some channels of a map: ``tensor [B, c, *geometry.low]``, or the map itself where geometry is None.
-
-    In a gradient, ``tensor`` is the gradient of the low-resolution map.
-    """
-
-    tensor: Tensor
-    geometry: Geometry | None
-    requires_grad: bool
-
-    @property
-    def channels(self) -> int:
-        return self.tensor.shape[1]
-
-    def narrow(self, start: int, stop: int) -> Segment:
-        if (start, stop) == (0, self.channels):
-            return self
-        return Segment(self.tensor[:, start:stop], self.geometry, self.requires_grad)
-
+from pspnet_fast.fusion.segments import Segment, same_layout, stock_operators, version
 
 # Cells of maps, so that a write to what they are made of can be noticed in time.
 _LIVE: weakref.WeakValueDictionary[int, Cell] = weakref.WeakValueDictionary()
@@ -155,28 +125,6 @@ class Cell:
                 cell._expose()
             else:
                 cell.materialise()
-
-
-def same_layout(tensor: Tensor, strides: Sequence[int]) -> bool:
-    """Whether the strides agree in every dimension that has more than one element."""
-    return all(n == 1 or s == t for n, s, t in zip(tensor.shape, tensor.stride(), strides, strict=True))
-
-
-def version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
-@contextlib.contextmanager
-def stock_operators() -> Iterator[None]:
-    """Nothing is deferred, recorded or cast in here, and the results serve any mode."""
-    with contextlib.ExitStack() as stack:
-        for device_type in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device_type):
-                stack.enter_context(torch.autocast(device_type, enabled=False))
-        stack.enter_context(torch._C.DisableTorchFunction())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        yield
 
 
 def before_write(tensors: Sequence[Tensor]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pspnet_fast.fusion.cells import Segment
 from pspnet_fast.fusion.deferred import Deferred
+from pspnet_fast.fusion.segments import Segment
 from pspnet_fast.fusion.structure import aten, derive, is_map, structure
 
 

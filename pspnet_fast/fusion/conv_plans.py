@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet_fast import ops
-from pspnet_fast.fusion.cells import Geometry, Segment
 from pspnet_fast.fusion.cost import conv_flop, pointwise_pays, pyramid_pays
-from pspnet_fast.fusion.fused import assemble
+from pspnet_fast.fusion.segments import Geometry, Segment, assemble
 
 # Levels up to this side are multiplied as pyramid_conv does it, in 1x1 convolutions too.
 _SMALL = 8

@@ -52,7 +52,13 @@ def _conv2d(
 
 
 def _is_nhwc(x: Tensor) -> bool:
-    return x.stride(1) == 1 and x.stride(0) >= x.stride(2) and not x.is_contiguous()
+    """PyTorch's own test, by strides, which also decides where a dimension has one element."""
+    least = 0
+    for d in (1, 3, 2, 0):
+        if x.shape[d] == 0 or x.stride(d) < least or x.stride(1) == 0 or (d == 0 and least == x.stride(1)):
+            return False
+        least = x.stride(d) * max(x.shape[d], 1)
+    return True
 
 
 def _reason(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> str | None:

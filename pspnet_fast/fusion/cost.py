@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pspnet_fast.fusion.cells import Segment
+from pspnet_fast.fusion.segments import Segment
 
 
 def pixels(size: Sequence[int]) -> int:

@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import enable_reentrant_dispatch
 
-from pspnet_fast.fusion.cells import Cell, Geometry, Segment, stock_operators
+from pspnet_fast.fusion.cells import Cell
 from pspnet_fast.fusion.deferred import Deferred, wrap
-from pspnet_fast.fusion.upsampling import pull, upsampled
+from pspnet_fast.fusion.gradients import pull
+from pspnet_fast.fusion.segments import Geometry, Segment, assemble, stock_operators, upsampling
+from pspnet_fast.fusion.upsampling import upsampled
 
-_FREED = (
-    "Trying to backward through the graph a second time (or directly access saved tensors after they have already been "
-    "freed). Specify retain_graph=True if you need to backward through the graph a second time."
-)
+_FREED = "Trying to backward through the graph a second time: specify retain_graph=True in the first"
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class _Fused(torch.autograd.Function):
         if plan.geometry is None:
             return inner.detach()
         low = inner.detach()
-        build = _upsampling(low, plan.geometry)
+        build = upsampling(low, plan.geometry)
         return upsampled(low, plan.geometry, cell.session, build, recording)
 
     @staticmethod
@@ -149,14 +147,3 @@ def _deferred_gradient(
             return torch.autograd.grad(plan.stock(full, fixed), full, grad)[0]
 
     return wrap(Cell(build, pieces, origin.session, kind=origin.kind, adjoint=True), x, x.device)
-
-
-def _upsampling(low: Tensor, geometry: Geometry) -> Callable[[], Tensor]:
-    return lambda: F.interpolate(low, geometry.full, mode="bilinear", align_corners=geometry.align_corners)
-
-
-def assemble(segments: Sequence[Segment], kind: str) -> Tensor:
-    """The values that ``segments`` describe, by stock operators."""
-    maps = [s.tensor if s.geometry is None else _upsampling(s.tensor, s.geometry)() for s in segments]
-    full = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
-    return full if kind == "map" else getattr(torch, kind)(full, dim=1)

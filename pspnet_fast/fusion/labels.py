@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import ops
-from pspnet_fast.fusion.cells import Cell, Geometry
+from pspnet_fast.fusion.cells import Cell
 from pspnet_fast.fusion.deferred import Deferred, wrap
+from pspnet_fast.fusion.segments import Geometry
 from pspnet_fast.fusion.structure import aten, meta, structure
 
 

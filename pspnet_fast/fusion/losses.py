@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet_fast import ops
-from pspnet_fast.fusion.cells import Geometry
 from pspnet_fast.fusion.deferred import RULES, Deferred
 from pspnet_fast.fusion.fused import Plan, run, supported
+from pspnet_fast.fusion.segments import Geometry
 
 
 def _cross_entropy(

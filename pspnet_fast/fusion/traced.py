@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pspnet_fast import ops
-from pspnet_fast.fusion.cells import Geometry, Segment
 from pspnet_fast.fusion.conv_plans import conv_plan, refusal
+from pspnet_fast.fusion.segments import Geometry, Segment, pair
 from pspnet_fast.fusion.writes import writes
 
 
@@ -83,13 +83,11 @@ class TracedFuse(TorchFunctionMode):
         if known is not None and low == full and not recompute_scale_factor:
             self.records.append(Record(y, known.segments, known.kind))
             return y
-        if scale_factor is not None and not align_corners:
-            # PyTorch uses the factor itself: the same where both sizes are whole multiples.
-            if full[0] % low[0] != 0 or full[1] % low[1] != 0 or recompute_scale_factor:
-                return y
-            factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
-            if full[0] != low[0] * factors[0] or full[1] != low[1] * factors[1]:
-                return y
+        factors = pair(scale_factor) or (1.0, 1.0)
+        scaled = scale_factor is not None and not align_corners
+        # PyTorch uses the factor itself then: the same where it gives whole sizes.
+        if scaled and (recompute_scale_factor or full != (low[0] * factors[0], low[1] * factors[1])):
+            return y
         if full[0] >= low[0] and full[1] >= low[1] and full != low:
             geometry = Geometry(low, full, bool(align_corners))  # type: ignore[arg-type]
             self.records.append(Record(y, [Segment(input, geometry, True)], "map"))
@@ -109,9 +107,8 @@ class TracedFuse(TorchFunctionMode):
         segment = self.single(input)
         plain = size_average is None and reduce is None and (weight is None or not weight.requires_grad)
         if segment is None or segment.geometry is None or not self.loss or not plain or target.dtype != torch.int64:
-            return F.cross_entropy(
-                input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
-            )
+            options = weight, size_average, ignore_index, reduce, reduction, label_smoothing
+            return F.cross_entropy(input, target, *options)
         loss = ops.upsample_cross_entropy(
             segment.tensor,
             target,

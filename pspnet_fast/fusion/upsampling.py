@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pspnet_fast.fusion.cells import Cell, Geometry, Segment, stock_operators
+from pspnet_fast.fusion.cells import Cell
 from pspnet_fast.fusion.deferred import Deferred, look, wrap
+from pspnet_fast.fusion.gradients import pull
 from pspnet_fast.fusion.report import Session
+from pspnet_fast.fusion.segments import Geometry, Segment, pair, stock_operators
 
 _SIGNATURE = inspect.signature(F.interpolate)
 
@@ -75,24 +77,19 @@ def resolve(
     if (size is None) == (scale_factor is None) or recompute_scale_factor:
         return "recompute_scale_factor", None
     height, width = int(x.shape[2]), int(x.shape[3])
-    pair = _pair(size if scale_factor is None else scale_factor)
-    if pair is None:
+    factors = pair(size if scale_factor is None else scale_factor)
+    if factors is None:
         return None, None
     if scale_factor is None:
-        full = int(pair[0]), int(pair[1])
+        full = int(factors[0]), int(factors[1])
     else:
-        full = int(height * pair[0]), int(width * pair[1])
+        full = int(height * factors[0]), int(width * factors[1])
         # Unless corners are aligned, PyTorch uses the given factor and not the ratio of the sizes.
-        if not align_corners and full != (height * pair[0], width * pair[1]):
+        if not align_corners and full != (height * factors[0], width * factors[1]):
             return f"scale_factor={scale_factor} does not give whole sizes of {height}x{width}", None
     if full[0] < height or full[1] < width:
         return f"{(height, width)} to {full} is no enlargement", None
     return None, Geometry((height, width), full, bool(align_corners))
-
-
-def _pair(value: Any) -> tuple[float, float] | None:
-    values = tuple(value) if isinstance(value, Sequence) else (value, value)
-    return values if len(values) == 2 and all(isinstance(v, (int, float)) for v in values) else None
 
 
 def _like(low: Tensor, full: tuple[int, int]) -> Tensor:
@@ -126,47 +123,3 @@ def upsampled(
         like = _like(low, geometry.full)
     cell = Cell(build, [Segment(low, geometry, requires_grad)], session, site=session.site())
     return wrap(cell, like, low.device)
-
-
-def pull(
-    grad: Tensor,
-    geometry: Geometry,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-    call: dict[str, Any],
-) -> Tensor:
-    """The gradient of a low-resolution map of ``shape`` from that of the upsampled one."""
-    cell = grad.cell if isinstance(grad, Deferred) else None
-    known = cell is not None and cell.adjoint and cell.kind == "map" and cell.fusable and not torch.is_grad_enabled()
-    segments = cell.segments if cell is not None and known else []
-    if not segments or any(s.geometry not in (None, geometry) for s in segments):
-        return _adjoint(grad, shape, dtype, device, call, geometry)
-    parts = [
-        s.tensor
-        if s.geometry == geometry
-        else _adjoint(s.tensor, (shape[0], s.channels, *shape[2:]), dtype, device, call, geometry)
-        for s in segments
-    ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).to(dtype)
-
-
-def _adjoint(
-    grad: Tensor,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    device: torch.device,
-    call: dict[str, Any],
-    geometry: Geometry,
-) -> Tensor:
-    if torch.are_deterministic_algorithms_enabled() and device.type != "cpu":
-        # F.interpolate takes operators with a deterministic gradient then.
-        with torch.enable_grad():
-            x = torch.zeros(*shape, dtype=dtype, device=device, requires_grad=True)
-            y = F.interpolate(x, **call)
-        return torch.autograd.grad(y, x, grad, create_graph=torch.is_grad_enabled())[0]
-    scale = call.get("scale_factor")
-    scales = (None, None) if scale is None else _pair(scale)
-    options = list(geometry.full), list(shape), geometry.align_corners, *(scales or (None, None))
-    result: Tensor = torch.ops.aten.upsample_bilinear2d_backward(grad, *options)
-    return result

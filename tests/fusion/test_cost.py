@@ -1,12 +1,12 @@
-"""The cost model agrees with what was measured, on one CPU thread: convolutions over maps upsampled to 64x64 or 32x32."""
+"""The cost model agrees with what was measured, on one CPU thread, over maps upsampled to 64x64 or 32x32."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from pspnet_fast.fusion.cells import Geometry, Segment
 from pspnet_fast.fusion.cost import conv_flop, pointwise_pays, pyramid_pays
+from pspnet_fast.fusion.segments import Geometry, Segment
 
 
 @pytest.fixture(autouse=True)

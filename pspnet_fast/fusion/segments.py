@@ -1,0 +1,81 @@
+"""What a map consists of: channels at full resolution, and low-resolution maps with their upsampling."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """A bilinear upsampling: sizes ``(h, w)`` before and after it, and where its corners are."""
+
+    low: tuple[int, int]
+    full: tuple[int, int]
+    align_corners: bool
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some channels of a map: ``tensor [B, c, *geometry.low]``, or the map itself where geometry is None.
+
+    In a gradient, ``tensor`` is the gradient of the low-resolution map.
+    """
+
+    tensor: Tensor
+    geometry: Geometry | None
+    requires_grad: bool
+
+    @property
+    def channels(self) -> int:
+        return self.tensor.shape[1]
+
+    def narrow(self, start: int, stop: int) -> Segment:
+        if (start, stop) == (0, self.channels):
+            return self
+        return Segment(self.tensor[:, start:stop], self.geometry, self.requires_grad)
+
+
+def same_layout(tensor: Tensor, strides: Sequence[int]) -> bool:
+    """Whether the strides agree in every dimension that has more than one element."""
+    return all(n == 1 or s == t for n, s, t in zip(tensor.shape, tensor.stride(), strides, strict=True))
+
+
+def version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+@contextlib.contextmanager
+def stock_operators() -> Iterator[None]:
+    """Nothing is deferred, recorded or cast in here, and the results serve any mode."""
+    with contextlib.ExitStack() as stack:
+        for device_type in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+def upsampling(low: Tensor, geometry: Geometry) -> Callable[[], Tensor]:
+    """The upsampling of ``low`` by the stock operator, to be called."""
+    return lambda: F.interpolate(low, geometry.full, mode="bilinear", align_corners=geometry.align_corners)
+
+
+def assemble(segments: Sequence[Segment], kind: str) -> Tensor:
+    """The values that ``segments`` describe, by stock operators."""
+    maps = [s.tensor if s.geometry is None else upsampling(s.tensor, s.geometry)() for s in segments]
+    full = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+    return full if kind == "map" else getattr(torch, kind)(full, dim=1)
+
+
+def pair(value: Any) -> tuple[float, float] | None:
+    """A size or a factor for height and width; None for what is neither."""
+    values = tuple(value) if isinstance(value, Sequence) else (value, value)
+    return values if len(values) == 2 and all(isinstance(v, (int, float)) for v in values) else None

@@ -1,0 +1,46 @@
+"""The same upsampled map twice, stock and deferred."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+import pspnet_fast
+from pspnet_fast.fusion.deferred import Deferred
+
+
+def low_and_target(dtype=torch.float64):
+    low = torch.randn(2, 5, 4, 6, dtype=dtype, requires_grad=True)
+    return low, torch.randint(0, 5, (2, 8, 12))
+
+
+def upsample(low):
+    return F.interpolate(low, (8, 12), mode="bilinear", align_corners=False)
+
+
+def deferred(low):
+    with pspnet_fast.fuse():
+        up = upsample(low)
+    assert type(up) is Deferred
+    return up
+
+
+def is_built(x):
+    return x.cell.value is not None
+
+
+def both(use, dtype=torch.float64):
+    """``use(map, target, low)`` of the stock map and of the deferred one, each with the gradient of low."""
+    results = []
+    low, target = low_and_target(dtype)
+    for make in (upsample, deferred):
+        leaf = low.detach().clone().requires_grad_()
+        x = leaf * 1  # not a leaf: it may be written to
+        result = use(make(x), target, x)
+        results.append((result, leaf.grad))
+    return results
+
+
+def assert_same(use, dtype=torch.float64):
+    stock, fused = both(use, dtype)
+    torch.testing.assert_close(fused, stock)
