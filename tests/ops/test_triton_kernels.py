@@ -69,7 +69,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 # Arguments by type, where it is not a number.
 MAPS = ("x", "y", "grad", "dx", "main", "aux", "logits", "levels", "weight", "grad_levels", "grad_weight")
 SUMS = (
-    "atoms", "row_t", "column_t", "column_slot_t", "class_table", "main_pixel_weight", "aux_pixel_weight",
+    "atoms", "row_t", "column_t", "column_slot_t", "class_table", "pixel_weight",
     "softmax", "partial", "main_loss", "aux_loss", "main_grad", "aux_grad",
     "q", "r", "row_taps", "column_taps", "mean", "var", "gamma", "beta",
 )  # fmt: skip
