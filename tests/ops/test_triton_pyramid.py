@@ -151,7 +151,7 @@ def test_conv_gradients_of_some_images_at_a_time(monkeypatch: pytest.MonkeyPatch
 
     together = gradients()
     two_images = 2 * 5 * (3 * 1 + 3 * 2) * 3 * 4  # rows, taps, outputs, bytes
-    monkeypatch.setattr(pyramid_conv, "SUMS_BYTES", two_images)
+    monkeypatch.setattr(pyramid_conv, "R_BYTES", two_images)
     torch.testing.assert_close(gradients(), together, rtol=0, atol=0)
 
 
