@@ -157,7 +157,7 @@ void sum_directly(const Tile<Real>& tile, LossSum& total) {
         default: loss += sum_columns_directly<8>(tile, row, from); break;
       }
     }
-    for (int i = 0; i < kLanes<Real>; ++i) total.rest += static_cast<double>(loss[i]);
+    total.add(loss);
     if (tile.gradient) gradient_of_row(tile, s, tile.add || row > 0);
   }
 }

@@ -213,7 +213,9 @@ void sum_rows(
     each([&](int j, int k) { log2s.multiply(sum[j][k]); });
     log2s.normalize();
   } else {
-    each([&](int j, int k) { total.losses += sign * mass_of(j, k) * log_positive(sum[j][k]); });
+    V losses{};
+    each([&](int j, int k) { losses += sign * mass_of(j, k) * log_positive(sum[j][k]); });
+    total.add(losses);
   }
 }
 

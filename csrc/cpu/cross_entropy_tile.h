@@ -56,14 +56,15 @@ struct Tile {
 // Losses of a row of cells, as the kernels sum them: each takes its total once a row.
 struct LossSum {
   Log2Sum sums, likelihoods;  // of pixels of mass 1: a loss is the logarithm of a sum, or less that of a likelihood
-  Lanes<float> losses{};
   double rest = 0;
 
-  double total() const {
-    double sum = rest + (sums.total() - likelihoods.total()) * 0.69314718055994531;
-    for (int i = 0; i < kLanes<float>; ++i) sum += static_cast<double>(losses[i]);
-    return sum;
+  // Losses of a few rows, one sum a lane: in float32 the sum over a whole row of cells would lose digits.
+  template <typename V>
+  void add(const V& losses) {
+    for (unsigned i = 0; i < sizeof(V) / sizeof(losses[0]); ++i) rest += static_cast<double>(losses[i]);
   }
+
+  double total() const { return rest + (sums.total() - likelihoods.total()) * 0.69314718055994531; }
 };
 
 // One class's gradient of the four corners from Σ g, Σ g·t, Σ g·s and Σ g·s·t over the pixels of its cells.
