@@ -27,6 +27,12 @@ def empty_map(like: Tensor, channels: int, height: int, width: int, channels_las
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=format_of(channels_last))
 
 
+def empty_like_dense(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty map of ``x``'s shape: in its layout if that is NCHW or channels_last, else in NCHW."""
+    layout = torch.preserve_format if is_dense(x) else torch.contiguous_format
+    return torch.empty_like(x, dtype=dtype, memory_format=layout)
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """The format that results of ``x [B, C, H, W]`` take."""
     return format_of(is_channels_last(x))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet_fast import reference
+from pspnet_fast.layout import empty_like_dense
 from pspnet_fast.loss_options import LossOptions, Reduction
 from pspnet_fast.ops._checks import check_choice, same_device
 from pspnet_fast.ops._interpolation import upsample_adjoint
@@ -61,11 +62,6 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def wants_gradient(*logits: Tensor) -> bool:
-    """Whether autograd will record a loss of ``logits``."""
-    return torch.is_grad_enabled() and any(z.requires_grad for z in logits)
-
-
 def define(logits: Tensor, target: Tensor, per_pixel: bool, options: LossOptions) -> tuple[Tensor, Tensor]:
     """``(losses, divisor)`` of one head by the definition, which autograd differentiates."""
     losses = reference.upsample_cross_entropy(
@@ -84,17 +80,19 @@ def compose(
     logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool, options: LossOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(losses, divisor, state)`` of one head by PyTorch operators, for devices without a kernel."""
-    losses, divisor = define(logits, target, per_pixel, options)
     if per_pixel or not gradient:
-        return losses, divisor, _no_state(logits)
-    return losses, divisor, _gradient_of_sum(logits, target.long(), options)
-
-
-def _gradient_of_sum(logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
-    """The gradient with respect to ``logits`` of the sum of losses."""
+        return *define(logits, target, per_pixel, options), _no_state(logits)
     up = F.interpolate(
-        reference.accumulation(logits), labels.shape[1:], mode="bilinear", align_corners=options.align_corners
+        reference.accumulation(logits), target.shape[1:], mode="bilinear", align_corners=options.align_corners
     )
+    labels, (weight, pixel_weight, ignore_index, smoothing, _) = target.long(), options
+    # Loss and gradient read the same upsampled logits, which are built once.
+    total = reference.cross_entropy(up, labels, weight, ignore_index, smoothing, "sum", "valid", "nan", pixel_weight)
+    return total, _divisor(logits, target, options), _gradient_of_sum(up, logits, labels, options)
+
+
+def _gradient_of_sum(up: Tensor, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+    """The gradient with respect to ``logits`` of the sum of losses of ``up``, the upsampled logits."""
     valid = labels != options.ignore_index
     labels = labels.where(valid, 0)
     dense = up.softmax(dim=1)
@@ -117,7 +115,7 @@ def _gradient_of_sum(logits: Tensor, labels: Tensor, options: LossOptions) -> Te
     # Not scatter_add_, whose atomics torch.use_deterministic_algorithms refuses: each index occurs once.
     index = labels.unsqueeze(1)
     dense.scatter_(1, index, dense.gather(1, index) - one_hot_share.unsqueeze(1))
-    result = empty_gradient(logits, loss_dtype(logits))
+    result = empty_like_dense(logits, loss_dtype(logits))
     return result.copy_(upsample_adjoint(dense, logits.shape[2], logits.shape[3], options.align_corners))
 
 
@@ -125,20 +123,13 @@ def scale_state(grad: Tensor, logits: Tensor, state: Tensor) -> Tensor:
     """Backward of a sum: ``state`` times its upstream gradient, in the dtype of ``logits``."""
     if state.shape != logits.shape:
         raise RuntimeError("the cross-entropy was computed without its gradient: call the operator with gradient=True")
-    return torch.mul(state, grad, out=empty_gradient(logits))
+    return torch.mul(state, grad, out=empty_like_dense(logits))
 
 
 def only_losses_are_differentiable(ctx: Any, outputs: Sequence[Tensor]) -> None:
     """Tell autograd so of an operator's other ``outputs``, which would else get gradients of zeros in full size."""
     ctx.mark_non_differentiable(*outputs)
     ctx.set_materialize_grads(False)
-
-
-def empty_gradient(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """An empty gradient of ``logits``: in their layout if that is NCHW or channels_last, else in NCHW."""
-    dense = logits.is_contiguous() or logits.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.preserve_format if dense else torch.contiguous_format
-    return torch.empty_like(logits, dtype=dtype, memory_format=memory_format)
 
 
 def _no_state(logits: Tensor) -> Tensor:
@@ -149,5 +140,5 @@ def fake(logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool) -> tup
     """Empty tensors shaped as ``(losses, divisor, state)``."""
     dtype = loss_dtype(logits)
     losses = logits.new_empty(target.shape if per_pixel else (), dtype=dtype)
-    state = empty_gradient(logits, dtype) if gradient and not per_pixel else _no_state(logits)
+    state = empty_like_dense(logits, dtype) if gradient and not per_pixel else _no_state(logits)
     return losses, logits.new_empty((), dtype=dtype), state

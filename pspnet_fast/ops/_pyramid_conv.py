@@ -45,6 +45,9 @@ def weight_parts(x: Tensor, levels: Tensor, level_count: int, x_first: bool) -> 
 
 def convolve_x(x: Tensor, weight: Tensor, bias: Tensor | None, part: slice) -> Tensor:
     """The convolution's share of ``x`` itself, in a layout of its own choice."""
+    if x.shape[1] == 0:  # PyTorch's convolution over no channels gives no channels
+        y = x.new_zeros(x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
+        return y if bias is None else y.add_(bias.view(-1, 1, 1))
     return torch.conv2d(x, weight[:, part], bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
 
 
@@ -54,6 +57,8 @@ def convolve_x_backward(
     """The gradients of :func:`convolve_x` by ``x``, in x's layout, and by ``weight[:, part]``."""
     if not (want_x or want_weight):
         return None, None
+    if x.shape[1] == 0:
+        return torch.zeros_like(x), torch.zeros_like(weight[:, part])
     padding = [weight.shape[2] // 2, weight.shape[3] // 2]
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight[:, part], None, [1, 1], padding, [1, 1], False, [0, 0], 1, [want_x, want_weight, False]

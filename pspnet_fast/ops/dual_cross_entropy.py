@@ -13,14 +13,13 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.loss_options import LossOptions
-from pspnet_fast.ops._checks import check_map, check_target
+from pspnet_fast.ops._checks import check_map, check_target, differentiable
 from pspnet_fast.ops._cross_entropy import (
     check_options,
     compose,
     define,
     fake,
     only_losses_are_differentiable,
-    wants_gradient,
 )
 from pspnet_fast.ops.operator import Autocast, Operator
 from pspnet_fast.ops.upsample_cross_entropy import LOSS_BACKWARD
@@ -109,7 +108,7 @@ def dual_cross_entropy_argmax(
     _check_aux_weight(aux_weight)
     packed, how = check_options(main, target, **{**_DEFAULTS, **options})
     *losses, divisor, _, _, best, count = DUAL(
-        main, aux, target, how.per_pixel, wants_gradient(main, aux), labels, correct, *packed
+        main, aux, target, how.per_pixel, differentiable(main, aux), labels, correct, *packed
     )
     main_loss, aux_loss = how.apply(losses, divisor, target)
     if isinstance(aux_weight, Tensor):

@@ -55,9 +55,7 @@ def pyramid_conv(
     Differentiable twice. Under autocast it runs in the lower precision, as a convolution does.
     """
     checked = check_pyramid_conv(x, levels, weight, bias, bins)
-    # PyTorch's convolution over no channels gives no channels, so there is nothing that the levels could be added to.
-    function = CONV if x.shape[1] > 0 else _define
-    output: Tensor = function(x, levels, weight, bias, checked, align_corners, x_first)
+    output: Tensor = CONV(x, levels, weight, bias, checked, align_corners, x_first)
     return output
 
 

@@ -48,9 +48,7 @@ def pyramid_conv_norm_relu(
     """
     checked = check_pyramid_conv(x, levels, weight, bias, bins)
     check_norm("norm", norm, weight)
-    # PyTorch's convolution over no channels gives no channels: see pyramid_conv.
-    function = CONV_NORM_RELU if x.shape[1] > 0 else _behind(reference.pyramid_conv)
-    output: Tensor = function(x, levels, weight, bias, *norm, checked, align_corners, x_first)
+    output: Tensor = CONV_NORM_RELU(x, levels, weight, bias, *norm, checked, align_corners, x_first)
     return output
 
 

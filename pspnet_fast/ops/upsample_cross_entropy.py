@@ -6,17 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
+from pspnet_fast.layout import empty_like_dense
 from pspnet_fast.loss_options import LossOptions
-from pspnet_fast.ops._checks import check_map, check_target
+from pspnet_fast.ops._checks import check_map, check_target, differentiable
 from pspnet_fast.ops._cross_entropy import (
     check_options,
     compose,
     define,
-    empty_gradient,
     fake,
     only_losses_are_differentiable,
     scale_state,
-    wants_gradient,
 )
 from pspnet_fast.ops.operator import Autocast, Operator, overload, second_gradient
 
@@ -73,7 +72,7 @@ def upsample_cross_entropy(
         align_corners=align_corners,
         pixel_weight=pixel_weight,
     )
-    losses, divisor, *_ = LOSS(logits, target, how.per_pixel, wants_gradient(logits), *options)
+    losses, divisor, *_ = LOSS(logits, target, how.per_pixel, differentiable(logits), *options)
     return how.apply([losses], divisor, target)[0]
 
 
@@ -116,7 +115,7 @@ def _backward(
     weights = grad if given.pixel_weight is None else grad * given.pixel_weight.to(grad.dtype)
     forward = overload(f"upsample_cross_entropy{variant}")
     state = forward(logits, target, False, True, *given._replace(pixel_weight=weights))[2]
-    return empty_gradient(logits).copy_(state)
+    return empty_like_dense(logits).copy_(state)
 
 
 def _backward_triton(*arguments: Any) -> Tensor:
@@ -124,7 +123,7 @@ def _backward_triton(*arguments: Any) -> Tensor:
 
 
 def _fake_backward(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    return empty_gradient(logits)
+    return empty_like_dense(logits)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -17,6 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
+from pspnet_fast.layout import empty_like_dense
 from pspnet_fast.loss_options import LossOptions
 from pspnet_fast.triton.cells import Cells, cut_axis
 from pspnet_fast.triton.cross_entropy_backward import cross_entropy_bwd_kernel
@@ -104,13 +105,6 @@ def class_table(options: LossOptions, classes: int, dtype: torch.dtype, device: 
     return torch.stack([weight, weight * (1 - smoothing), weight * (smoothing / classes)])
 
 
-def empty_state(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """An empty tensor in the layout of ``logits`` if that is NCHW or channels_last, else in NCHW."""
-    dense = logits.is_contiguous() or logits.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.preserve_format if dense else torch.contiguous_format
-    return torch.empty_like(logits, dtype=dtype, memory_format=layout)
-
-
 def head_sums(
     heads: Sequence[Tensor],
     target: Tensor,
@@ -160,7 +154,7 @@ def _launch(
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
     losses = [empty(*target.shape) for _ in heads] if per_pixel else []
-    states = [empty_state(head, dtype) if gradient else empty(0) for head in heads]
+    states = [empty_like_dense(head, dtype) if gradient else empty(0) for head in heads]
     best = empty(*(target.shape if labels else (0,)), dtype=torch.int64)
     if target.numel() == 0:
         nothing = [torch.zeros((), dtype=dtype, device=logits.device) for _ in range(3)]

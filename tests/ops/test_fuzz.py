@@ -16,8 +16,11 @@ def test_random_cases(first: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert not wrong, capsys.readouterr().out
 
 
-def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    right = fuzz.ops.pyramid_pool
-    monkeypatch.setattr(fuzz.ops, "pyramid_pool", lambda x, bins: right(x, bins) * (1 + 1e-4))
-    assert fuzz.main(["--count", "40"]) == 1
-    assert "pyramid_pool" in capsys.readouterr().out
+@pytest.mark.parametrize("name", ["pyramid_pool", "pyramid_concat", "pyramid_conv", "upsample_cross_entropy"])
+def test_a_wrong_result_is_found(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = getattr(fuzz.ops, name)
+    monkeypatch.setattr(fuzz.ops, name, lambda *inputs, **options: right(*inputs, **options) * (1 + 1e-4))
+    assert fuzz.main(["--count", "60"]) == 1
+    assert name in capsys.readouterr().out
