@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from plain_pspnet import PlainPSPNet
+
 CLASSES = 19
+LIBRARIES = {"transformers", "accelerate", "segmentation_models_pytorch", "torchvision", "lightning"}
+EXPECTED = set(filter(None, os.environ.get("PSPNET_FAST_EXPECT_LIBRARIES", "").split(",")))
+
+
+def require(*libraries: str) -> None:
+    """Skips the test where one is not installed; fails where PSPNET_FAST_EXPECT_LIBRARIES, a list, names it."""
+    missing = {name for name in libraries if importlib.util.find_spec(name) is None}
+    if missing & EXPECTED:
+        pytest.fail(f"{', '.join(sorted(missing & EXPECTED))} expected, but not installed")
+    if missing:
+        pytest.skip(f"{', '.join(sorted(missing))} not installed")
 
 
 def _transformers(name: str, **options: Any) -> nn.Module:
@@ -20,7 +39,8 @@ def _transformers(name: str, **options: Any) -> nn.Module:
 
 
 def _segformer() -> nn.Module:
-    return _transformers("Segformer", depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=32)
+    sizes = {"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 2, 3, 4], "decoder_hidden_size": 32}
+    return _transformers("Segformer", depths=[1, 1, 1, 1], **sizes)
 
 
 def _upernet(kind: str) -> nn.Module:
@@ -92,6 +112,16 @@ def _torchvision(name: str, **options: Any) -> nn.Module:
     return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=CLASSES, **options)
 
 
+def _fcn() -> nn.Module:
+    from torchvision.models import resnet
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.segmentation.fcn import FCN, FCNHead
+
+    backbone = resnet.ResNet(resnet.Bottleneck, [1] * 4, replace_stride_with_dilation=[False, True, True])
+    features = IntermediateLayerGetter(backbone, {"layer4": "out", "layer3": "aux"})
+    return FCN(features, FCNHead(2048, CLASSES), FCNHead(1024, CLASSES))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "transformers-segformer": _segformer,
     "transformers-upernet-convnext": lambda: _upernet("convnext"),
@@ -101,7 +131,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "transformers-dpt": _dpt,
     "transformers-mobilevit": _mobilevit,
     "transformers-mobilenetv2": lambda: _transformers("MobileNetV2", depth_multiplier=0.35, output_stride=8),
-    "segmentation_models_pytorch-segformer": lambda: _smp("Segformer", "resnet18", decoder_segmentation_channels=32),
+    "segmentation_models_pytorch-segformer": lambda: _smp("Segformer", "mit_b0"),
     "segmentation_models_pytorch-pspnet": lambda: _smp("PSPNet", "resnet18", psp_out_channels=32),
     "segmentation_models_pytorch-upernet": lambda: _smp("UPerNet", "resnet18", decoder_channels=32),
     "segmentation_models_pytorch-deeplabv3plus": lambda: _smp("DeepLabV3Plus", "resnet18", decoder_channels=16),
@@ -110,7 +140,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "segmentation_models_pytorch-unet": lambda: _smp("Unet", "resnet18"),
     "torchvision-lraspp": lambda: _torchvision("lraspp_mobilenet_v3_large"),
     "torchvision-deeplabv3": lambda: _torchvision("deeplabv3_mobilenet_v3_large", aux_loss=True),
-    "torchvision-fcn": lambda: _torchvision("fcn_resnet50", aux_loss=True),
+    "torchvision-fcn": _fcn,
+    "plain-pspnet": lambda: PlainPSPNet(18, classes=CLASSES),
 }
 
 
@@ -125,11 +156,19 @@ def build(name: str) -> nn.Module:
     return model
 
 
+def require_library_of(name: str) -> None:
+    if not name.startswith("plain"):
+        require(name.split("-")[0])
+
+
 def training_step(name: str, model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The loss as the library's users compute it, and the logits."""
     if name.startswith("transformers"):
         result = model(pixel_values=x, labels=target)
         return result.loss, result.logits
+    if name.startswith("plain") and model.training:
+        labels, main, aux = model(x, target)
+        return main + 0.4 * aux, F.one_hot(labels, CLASSES)
     out = model(x)
     if not isinstance(out, dict):
         return nn.CrossEntropyLoss(ignore_index=255)(out, target), out

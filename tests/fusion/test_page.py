@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from heads import Mixed, data
+from models import LIBRARIES, build, require
 
 import pspnet_fast
 
@@ -20,22 +21,15 @@ def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) >= 6
+    require(*LIBRARIES)
     names = {"output_dir": str(tmp_path)}
-    skipped = []
     for block in blocks:
-        needed = re.findall(r"^(?:from|import) (\w+)", block, flags=re.MULTILINE)
-        missing = [name for name in needed if importlib.util.find_spec(name) is None]
-        if missing:
-            skipped += missing
-            continue
         exec(compile(block, PAGE.name, "exec"), names)
-    assert set(skipped) <= {"transformers", "lightning"}
 
 
 def test_trainer_gives_the_stock_losses(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
-    from models import build
+    require("transformers", "accelerate")
+    import transformers
 
     generator = torch.Generator().manual_seed(0)
     samples = [
@@ -77,8 +71,8 @@ def test_trainer_gives_the_stock_losses(tmp_path):
 
 
 def test_lightning_gives_the_stock_losses(tmp_path):
-    lightning = pytest.importorskip("lightning")
-    from heads import Mixed, data
+    require("lightning")
+    import lightning
 
     class Segmentation(lightning.LightningModule):
         def __init__(self, model):
