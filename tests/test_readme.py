@@ -36,6 +36,7 @@ PAGES = {
         "docs/benchmarks.md",
         "docs/add_an_operator.md",
         "docs/how.md",
+        "docs/options.md",
     )
 }
 

@@ -99,15 +99,22 @@ class ModelConfig(Section):
     weights: File | None = None  # weights of a whole PSPNet to start from (semseg's or this package's)
 
 
-class OptimConfig(Section):
-    """Stochastic gradient descent and its loss."""
+DEFAULT_LR = {"sgd": 0.01, "adam": 1e-4, "adamw": 1e-4}
 
-    lr: NonNegative = 0.01
-    momentum: Fraction = 0.9
+
+class OptimConfig(Section):
+    """The optimizer, its rate over the run, and the loss."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: NonNegative = DEFAULT_LR["sgd"]  # adam and adamw: 1e-4
+    momentum: Fraction = 0.9  # of sgd
+    nesterov: bool = False  # of sgd
+    betas: Pair[Annotated[Real, Field(ge=0, lt=1)]] = (0.9, 0.999)  # of adam and adamw
     weight_decay: NonNegative = 1e-4
-    nesterov: bool = False
+    clip_norm: Positive | None = None  # largest norm of all gradients together
     head_lr_ratio: NonNegative = 10.0  # ppm, cls and aux learn at lr * this
-    power: NonNegative = 0.9  # lr * (1 - progress) ** power
+    schedule: Literal["poly", "cosine", "onecycle"] = "poly"
+    power: NonNegative = 0.9  # of poly: lr * (1 - progress) ** power
     schedule_by: Literal["steps", "time"] = "steps"  # progress = step / steps, or minutes / run.max_minutes
     warmup_steps: CountOrZero = 0
     batch_size: Count = 16  # images of one optimizer step, over all processes and accumulated parts
@@ -117,6 +124,13 @@ class OptimConfig(Section):
     class_weights: Literal["none", "frequency"] | OneOrMore[NonNegative] = "none"
     class_weight_power: NonNegative = 1.0  # for "frequency": (median frequency / frequency) ** power
     ema: Annotated[Real, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights that are validated; 0 = off
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_optimizer(cls, options: Any) -> Any:
+        if isinstance(options, dict) and options.get("name") in DEFAULT_LR:
+            return {"lr": DEFAULT_LR[options["name"]], **options}
+        return options
 
     @model_validator(mode="after")
     def _check(self) -> OptimConfig:

@@ -20,7 +20,7 @@ from .config_io import changed_keys
 from .distributed import World
 from .errors import CheckpointError, ConfigError
 from .models import build_model, check_classes, dataset_record, read_dataset_record
-from .optim import PolySchedule, averaged_updates, averaged_weights, build_sgd
+from .optim import Schedule, averaged_updates, averaged_weights, build_optimizer
 from .sampling import mix
 
 
@@ -72,8 +72,8 @@ class TrainingState:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model.to(device=device).to(memory_format=self.layout)
 
-        self.optimizer = build_sgd(self.model, options)
-        self.schedule = PolySchedule(options.power, options.warmup_steps)
+        self.optimizer = build_optimizer(self.model, options)
+        self.schedule = Schedule(options.schedule, options.power, options.warmup_steps)
         self.average = averaged_weights(self.model, options.ema) if options.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
 
@@ -96,6 +96,9 @@ class TrainingState:
 
     def update(self) -> None:
         """The optimizer step on the gradients at hand; they are cleared and the step is counted."""
+        if self.config.optim.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -141,7 +144,7 @@ class TrainingState:
         with checkpoint.interpreting(path):
             check_classes(path, read_dataset_record(state["dataset"]), self.info)
             self._restore_model(self.model, state["model"], path)
-            self._restore_optimizer(state["optimizer"], path)
+            self._restore_optimizer(state["optimizer"], state["config"]["optim"].get("name", "sgd"), path)
             if state["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
             if self.average is not None and "ema" in state:
@@ -166,8 +169,13 @@ class TrainingState:
             remedy = f"the network of this run is that of {path.with_name('config.yaml')}"
             raise CheckpointError(f"{path}: is of another network; {remedy}. {error}") from error
 
-    def _restore_optimizer(self, state: dict[str, Any], path: Path) -> None:
+    def _restore_optimizer(self, state: dict[str, Any], name: str, path: Path) -> None:
         """Momenta from ``state``, but rates and the like from this configuration, which may have changed on purpose."""
+        if name != self.config.optim.name:
+            raise CheckpointError(
+                f"{path}: holds the state of optim.name={name}, which {self.config.optim.name} cannot continue; resume "
+                f"with optim.name={name}, or start a new run from its weights with model.weights={path}"
+            )
         # "lr" is what the schedule makes of "base_lr" at the next step.
         kept = ("params", "lr")
         current = [{key: value for key, value in g.items() if key not in kept} for g in self.optimizer.param_groups]

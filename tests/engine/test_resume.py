@@ -41,7 +41,15 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Trainer, "_train_step", step)
 
 
-@pytest.mark.parametrize("extra", [(), ("run.amp=bf16", "optim.ema=0.9", "optim.accumulate=2", "optim.batch_size=4")])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        ("run.amp=bf16", "optim.ema=0.9", "optim.accumulate=2", "optim.batch_size=4"),
+        ("optim.name=adam", "optim.schedule=cosine", *TINY),
+        ("optim.name=adamw", "optim.schedule=onecycle", "optim.warmup_steps=2", "optim.clip_norm=0.1", *TINY),
+    ],
+)
 def test_resumed_run_equals_uninterrupted(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...]
 ) -> None:
@@ -85,6 +93,8 @@ def test_resume_refuses_another_network(make_config: MakeConfig) -> None:
     folder = train(make_config("run.max_steps=1")).folder
     with pytest.raises(CheckpointError, match=r"last\.pt: is of another network"):
         train(make_config("model.layers=34"), resume=True)
+    with pytest.raises(CheckpointError, match=r"last\.pt: holds the state of optim\.name=sgd.*model\.weights"):
+        train(make_config("optim.name=adam"), resume=True)
     (folder / "best.pt").replace(folder / "last.pt")
     with pytest.raises(CheckpointError, match=r"weights only.*model\.weights"):
         train(make_config(), resume=True)
@@ -189,6 +199,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes(make_config: MakeConfig) -> 
     folder = train(make_config("run.max_steps=2", *TINY)).folder
     state = checkpoint.load(folder / "last.pt")
     del state["validated"], state["recent_losses"], state["config"]["model"]["pretrained_partial"]
+    del state["config"]["optim"]["name"], state["config"]["optim"]["schedule"]  # stochastic gradient descent, and poly
     checkpoint.save({**state, "best": -1.0}, folder / "last.pt")
     resumed = train(make_config("run.max_steps=4", *TINY), resume=True)
     assert resumed.step == 4
