@@ -63,13 +63,14 @@ def active_backend() -> str:
     return _forced
 
 
-def select(operator: str, device_type: str, composed: bool = False) -> str:
+def select(operator: str, device_type: str, composed: bool = False, index: int | None = None) -> str:
     """What ``operator`` runs on for tensors of ``device_type`` ("cpu", "cuda", "meta", …).
 
     Args:
         operator: its name, as in schemas.txt.
         device_type: of its tensors.
         composed: whether, without a kernel, its composition of PyTorch operators is better than the definition.
+        index: of the tensors' device; None: the current one of its type.
 
     Returns:
         One of :data:`BACKENDS`, or :data:`COMPOSED`.
@@ -81,13 +82,13 @@ def select(operator: str, device_type: str, composed: bool = False) -> str:
         _checked(_forced, "PSPNET_FAST_BACKEND")
     definition_only = _definition_only()
     if _forced == "auto":
-        return "reference" if definition_only else _fastest(operator, device_type, composed)
+        return "reference" if definition_only else _fastest(operator, device_type, composed, index)
     if definition_only and _forced != "reference":
         raise BackendError(
             f"backend {_forced!r} cannot run {operator} under {definition_only}. Use use_backend('reference') or "
             "use_backend('auto')."
         )
-    return _runnable(operator, _forced, device_type)
+    return _runnable(operator, _forced, device_type, index)
 
 
 def _definition_only() -> str | None:
@@ -105,8 +106,8 @@ def _definition_only() -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _runnable(operator: str, backend: str, device_type: str) -> str:
-    reason = None if device_type == "meta" else unavailable(operator, backend, device_type)
+def _runnable(operator: str, backend: str, device_type: str, index: int | None) -> str:
+    reason = None if device_type == "meta" else unavailable(operator, backend, device_type, index)
     if reason is not None:
         raise BackendError(
             f"backend {backend!r} cannot run {operator} on {device_type} tensors: {reason}. "
@@ -117,9 +118,9 @@ def _runnable(operator: str, backend: str, device_type: str) -> str:
 
 # A constant to torch.compile, which cannot look into the environment; what may change, `_forced`, it guards on itself.
 @torch.compiler.assume_constant_result
-def _fastest(operator: str, device_type: str, composed: bool) -> str:
+def _fastest(operator: str, device_type: str, composed: bool, index: int | None) -> str:
     for backend in ("cuda", "triton") if device_type == "cuda" else ("cpu",):
-        if backend in kernels(operator) and unavailable(operator, backend, device_type) is None:
+        if backend in kernels(operator) and unavailable(operator, backend, device_type, index) is None:
             return backend
     return COMPOSED if composed else "reference"
 
@@ -136,9 +137,11 @@ def kernels(operator: str) -> tuple[str, ...]:
     return tuple(backend for backend, there in found.items() if there)
 
 
-@functools.cache
-def unavailable(operator: str, backend: str, device_type: str) -> str | None:
-    """None where ``backend`` can run ``operator`` on ``device_type`` tensors, else the reason why it cannot."""
+def unavailable(operator: str, backend: str, device_type: str, index: int | None = None) -> str | None:
+    """None where ``backend`` can run ``operator`` on ``device_type`` tensors, else the reason why it cannot.
+
+    ``index`` is the device's; None: the current one of its type.
+    """
     if backend == "reference":
         return None
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -146,19 +149,42 @@ def unavailable(operator: str, backend: str, device_type: str) -> str | None:
     if device_type != wanted and not interpreted:
         return f"it runs on {wanted} tensors"
     if backend == "triton":
-        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
-    return EXTENSION.cpu if backend == "cpu" else EXTENSION.cuda or _unsupported_gpu()
+        return _missing_triton()
+    if backend == "cpu" or EXTENSION.cuda or not torch.cuda.is_available():
+        return EXTENSION.cpu if backend == "cpu" else EXTENSION.cuda
+    return _unsupported_gpu(torch.cuda.current_device() if index is None else index)
 
 
-def _unsupported_gpu() -> str | None:
-    """The reason why the compiled kernels do not run on the current GPU, if one is there."""
-    if not torch.cuda.is_available():
+@functools.cache
+def _missing_triton() -> str | None:
+    return None if importlib.util.find_spec("triton") else "the package triton is not installed"
+
+
+@functools.cache
+def _unsupported_gpu(index: int) -> str | None:
+    """The reason why the compiled kernels do not run on a GPU, if so."""
+    capability = torch.cuda.get_device_capability(index)
+    built = EXTENSION.info.get("cuda_architectures", [])
+    if not built or any(runs_on(architecture, capability) for architecture in built):
         return None
-    major, minor = torch.cuda.get_device_capability()
-    built = [int(name.split("-")[0].rstrip("a")) for name in EXTENSION.info.get("cuda_architectures", [])]
-    if built and 10 * major + minor < min(built):
-        return (
-            f"it was compiled for compute capability {min(built) / 10} and newer, but this GPU has {major}.{minor}; "
-            f"rebuild with TORCH_CUDA_ARCH_LIST={major}.{minor}"
-        )
-    return None
+    version = ".".join(map(str, capability))
+    return (
+        f"it was compiled for {' '.join(built)}, which do not run on cuda:{index} of compute capability {version}; "
+        f"rebuild with TORCH_CUDA_ARCH_LIST={version}"
+    )
+
+
+def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether what nvcc made for ``architecture`` runs on a GPU of ``capability``.
+
+    Args:
+        architecture: as CMake names it: "90-real" is machine code for 9.0, which runs on the same major version and
+            that minor version or a newer one; "90-virtual" is PTX, which any newer GPU compiles. Code for "90a" uses
+            what 9.0 alone has, and runs on nothing else.
+        capability: major and minor version.
+    """
+    number, kind = architecture.split("-")
+    built = divmod(int(number.rstrip("a")), 10)
+    if number.endswith("a"):
+        return built == capability
+    return built <= capability and (kind == "virtual" or built[0] == capability[0])

@@ -133,7 +133,7 @@ class Operator:
         """What the operator runs on for ``tensor``'s device, see :func:`pspnet_fast.backend.select`."""
         if torch.jit.is_tracing() and not self._traceable:
             return "reference"
-        return backend.select(self.name, tensor.device.type, self.composed)
+        return backend.select(self.name, tensor.device.type, self.composed, tensor.device.index)
 
     def run(self, chosen: str, *arguments: Any) -> Any:
         """The operator on ``chosen``, which is not "reference"."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 NAMESPACE = "pspnet_fast"
-Unavailable = Callable[[str, str, str], str | None]
+Unavailable = Callable[..., str | None]
 ORDERS = (0, 1, 2)  # ascending, descending, shuffled
 _CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
@@ -47,9 +47,9 @@ class Operators:
         """pspnet_fast.backend.unavailable where these operators are the back end ``cuda``, on CPU tensors."""
 
         @functools.wraps(elsewhere)
-        def unavailable(operator: str, backend: str, device_type: str) -> str | None:
+        def unavailable(operator: str, backend: str, device_type: str, index: int | None = None) -> str | None:
             if (backend, device_type) != ("cuda", "cpu"):
-                return elsewhere(operator, backend, device_type)
+                return elsewhere(operator, backend, device_type, index)
             return None if operator in self.names else "csrc/cuda has no kernel for it"
 
         return unavailable

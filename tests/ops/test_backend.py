@@ -10,7 +10,7 @@ from running import INTERPRETED, home
 
 from pspnet_fast import BackendError, backend, pyramid_conv, pyramid_pool, reference, use_backend
 from pspnet_fast.backend import BACKENDS, COMPOSED, active_backend, kernels, unavailable
-from pspnet_fast.extension import EXTENSION
+from pspnet_fast.extension import EXTENSION, Extension
 from pspnet_fast.ops.operator import OPERATORS
 
 
@@ -102,13 +102,53 @@ def test_select_agrees_with_unavailable(name: str, device: str, operator: str) -
 
 def test_reasons_name_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    raw = unavailable.__wrapped__
+    raw = getattr(unavailable, "__wrapped__", unavailable)  # not what tests/cuda_on_cpu puts in its place
     assert raw("pyramid_pool", "cpu", "cuda") == "it runs on cpu tensors"
     assert raw("pyramid_pool", "triton", "cpu") == "it runs on cuda tensors"
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
-    assert raw("pyramid_pool", "triton", "cuda") == "the package triton is not installed"
+    assert backend._missing_triton.__wrapped__() == "the package triton is not installed"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert raw("pyramid_pool", "cuda", "cuda") == EXTENSION.cuda or "torch sees no CUDA GPU"
+
+
+# What was compiled, the capabilities that it runs on, and some that it does not run on.
+BUILDS = [
+    ("90-real", [(9, 0)], [(8, 9), (10, 0), (12, 0)]),
+    ("80-real", [(8, 0), (8, 6), (8, 9)], [(7, 5), (9, 0)]),
+    ("86-real", [(8, 6), (8, 9)], [(8, 0), (9, 0)]),
+    ("90-virtual", [(9, 0), (10, 3), (12, 1)], [(8, 9)]),
+    ("120-real 120-virtual", [(12, 0), (12, 1)], [(10, 0), (11, 0)]),
+    ("80-real 90-real 100-real 120-real 120-virtual", [(8, 9), (9, 0), (10, 3), (12, 1)], [(7, 5), (11, 0)]),
+    ("90a-real 90a-virtual", [(9, 0)], [(10, 0), (12, 0)]),
+]
+
+
+@pytest.mark.parametrize(("built", "runs", "fails"), BUILDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_kernels_run_where_the_build_has_code_for_the_gpu(
+    built: str, runs: list[tuple[int, int]], fails: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On each GPU by itself, whichever of them is the current one."""
+    gpus = [*runs, *fails]
+    info = {"cuda_architectures": built.split()}
+    monkeypatch.setattr(backend, "EXTENSION", Extension(None, None, info))
+    monkeypatch.setattr(backend, "_unsupported_gpu", backend._unsupported_gpu.__wrapped__)
+    monkeypatch.setattr(backend, "kernels", lambda operator: ("cuda", "triton"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: gpus.index(fails[0]))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpus[index])
+    raw = getattr(unavailable, "__wrapped__", unavailable)
+    monkeypatch.setattr(backend, "unavailable", raw)
+    for index, (major, minor) in enumerate(gpus):
+        reason = raw("pyramid_pool", "cuda", "cuda", index)
+        with use_backend("auto"):
+            chosen = backend.select("pyramid_pool", "cuda", index=index)
+        if (major, minor) in runs:
+            assert (reason, chosen) == (None, "cuda")
+        else:
+            assert chosen == "triton"
+            assert f"compiled for {built}, which do not run on cuda:{index} of" in reason
+            assert f"TORCH_CUDA_ARCH_LIST={major}.{minor}" in reason
+    assert raw("pyramid_pool", "cuda", "cuda") is not None, "the current GPU"
 
 
 def test_forcing_changes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
