@@ -70,10 +70,7 @@ class PyramidPooling(nn.Module):
         return torch.cat([x, *levels], dim=1)
 
     def forward_levels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x [B, C, H, W]`` to go on with, and its levels before upsampling, packed [B, Ck, Σk²].
-
-        The ``x`` returned is for :func:`pspnet_fast.pyramid_conv` alone, as :func:`pyramid_pool_through` says.
-        """
+        """``x [B, C, H, W]`` to go on with, and its levels before upsampling, packed [B, Ck, Σk²]."""
         frozen = self._frozen_levels()
         if frozen is not None:
             return x, pyramid_levels(x, *frozen, self.bins)

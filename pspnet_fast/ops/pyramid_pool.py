@@ -16,6 +16,7 @@ from torch import Tensor
 from pspnet_fast import reference
 from pspnet_fast.layout import empty_map, format_of, is_channels_last, is_dense
 from pspnet_fast.ops._checks import check_bins, check_map, differentiable
+from pspnet_fast.ops._ownership import holders, holders_of_owned
 from pspnet_fast.ops.operator import Autocast, Operator
 from pspnet_fast.reference import DEFAULT_BINS
 
@@ -47,9 +48,8 @@ def pyramid_pool_through(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> tuple
     """``x`` again and :func:`pyramid_pool` of it, for a consumer of both that makes a new gradient for the first.
 
     In backward the gradient of the pooled levels is added into the gradient that came for the ``x`` returned here, so
-    that no second map of x's size is written and none is summed. That gradient must therefore be nobody else's: hand
-    the ``x`` returned to :func:`pspnet_fast.pyramid_conv` and to nothing else. Arguments and errors as for
-    :func:`pyramid_pool`.
+    that no second map of x's size is written and none is summed. Where somebody else holds that gradient too, as a
+    hook does that keeps it, it is copied first. Arguments and errors as for :func:`pyramid_pool`.
     """
     check_map("x", x)
     checked = check_bins(bins)
@@ -59,6 +59,7 @@ def pyramid_pool_through(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> tuple
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if backend == "reference" or recorded or not differentiable(x):
         return x, POOL(x, checked)
+    holders_of_owned()  # counted here, where no graph is being run
     through: tuple[Tensor, Tensor] = _PoolThrough.apply(x, checked, backend)
     return through
 
@@ -81,6 +82,8 @@ class _PoolThrough(torch.autograd.Function):
         if grad_x is None or torch.is_grad_enabled() or not is_dense(grad_x) or grad_x.dtype != grad_pooled.dtype:
             spread = POOL_BACKWARD.run(ctx.backend, grad_pooled, *ctx.size, ctx.bins, ctx.channels_last)
             return spread if grad_x is None else grad_x + spread, None, None
+        if holders(grad_x) != holders_of_owned():
+            grad_x = grad_x.clone()
         POOL_BACKWARD_ADD.run(ctx.backend, grad_x, grad_pooled, ctx.bins)
         return grad_x, None, None
 

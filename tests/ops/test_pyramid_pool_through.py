@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hypothesis.strategies as st
@@ -25,7 +25,7 @@ from running import (
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pspnet_fast import reference
+from pspnet_fast import pyramid_conv, reference
 from pspnet_fast.ops.operator import overload
 from pspnet_fast.ops.pyramid_pool import _compose_backward_add, pyramid_pool_through
 
@@ -159,11 +159,27 @@ def test_through(backend: Backend, layout: str, upstream_layout: str, dtype: tor
 
     upstream = random(2, 3, 7, 9, dtype=dtype, device=backend.device, layout=upstream_layout)
     grad = random(2, 3, 50, dtype=dtype, device=backend.device)
-    own = torch.empty_strided(upstream.shape, upstream.stride(), dtype=dtype, device=backend.device).copy_(upstream)
-    (dx,) = torch.autograd.grad((x, pooled), leaf, (own, grad))
+    (dx,) = torch.autograd.grad(deliver(x, pooled, upstream, grad), leaf)
     check_sum(dx, upstream, leaf, grad, PSPNET)
-    in_place = backend.name != "reference" and upstream_layout in DENSE
-    assert (dx.data_ptr() == own.data_ptr()) == in_place
+
+
+class Deliver(torch.autograd.Function):
+    """Hands a gradient over, and keeps nothing of it: what an operator that makes a new gradient does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grads: list[Tensor]) -> Tensor:
+        ctx.grads = grads
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.grads.pop(), None
+
+
+def deliver(x: Tensor, pooled: Tensor, upstream: Tensor, grad: Tensor) -> Tensor:
+    """A number whose gradients by x and by pooled are copies of these, in the same memory layout."""
+    own = torch.empty_strided(upstream.shape, upstream.stride(), dtype=upstream.dtype, device=upstream.device)
+    return Deliver.apply(x, [own.copy_(upstream)]) + Deliver.apply(pooled, [grad.clone()])
 
 
 class Calls(TorchDispatchMode):
@@ -186,10 +202,89 @@ def test_backward_makes_no_other_map(backend: Backend, layout: str) -> None:
     name = adding(backend).name().replace("::", ".")
     leaf = random(2, 3, 7, 9, device=backend.device, layout=layout).requires_grad_()
     results = pyramid_pool_through(leaf)
-    upstream = [torch.ones_like(r) for r in results]
+    total = deliver(*results, *(torch.ones_like(r) for r in results))
+    start = torch.ones_like(total)
     with Calls() as calls:
-        torch.autograd.grad(results, leaf, upstream)
+        torch.autograd.grad(total, leaf, start)
     assert [called for called in calls.names if "detach" not in called] == [f"{name}.default"]
+
+
+def test_backward_of_a_head_makes_no_other_map(backend: Backend) -> None:
+    """The gradient that the convolution over the pyramid makes is the one that is added into."""
+    if backend.name == "reference":
+        pytest.skip("the definition's gradients are summed by autograd")
+    leaf = random(2, 3, 7, 9, device=backend.device).requires_grad_()
+    weight = random(4, 15, 3, 3, device=backend.device).requires_grad_()
+    x, pooled = pyramid_pool_through(leaf)
+    total = pyramid_conv(x, pooled, weight).square().sum()
+    with Calls() as calls:
+        torch.autograd.grad(total, [leaf, weight])
+    (at,) = [i for i, called in enumerate(calls.names) if called.startswith("pspnet_fast.pyramid_pool_backward_add")]
+    assert [called for called in calls.names[at - 1 :] if "clone" in called or "add.Tensor" in called] == []
+
+
+def keep_by_hook(x: Tensor, keep: list[Tensor]) -> None:
+    x.register_hook(keep.append)
+
+
+def keep_view_by_hook(x: Tensor, keep: list[Tensor]) -> None:
+    x.register_hook(lambda grad: keep.append(grad.detach()[:1]))
+
+
+def keep_by_hook_of_the_node(x: Tensor, keep: list[Tensor]) -> None:
+    torch.autograd.graph.get_gradient_edge(x).node.register_prehook(lambda grads: keep.append(grads[0]))
+
+
+def keep_by_hook_of_several(x: Tensor, keep: list[Tensor]) -> None:
+    torch.autograd.graph.register_multi_grad_hook([x], lambda grads: keep.append(grads[0]))
+
+
+def retain(x: Tensor, keep: list[Tensor]) -> None:
+    x.retain_grad()
+    keep.append(x)
+
+
+KEEPERS = [keep_by_hook, keep_view_by_hook, keep_by_hook_of_the_node, keep_by_hook_of_several, retain]
+
+
+def of_returned(backend: Backend, upstream: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the x that is returned; by the definition that is x itself, which is pooled too."""
+    return upstream + spread(leaf, grad, PSPNET) if backend.name == "reference" else upstream
+
+
+@pytest.mark.parametrize("keeper", KEEPERS, ids=lambda keeper: keeper.__name__)
+def test_a_gradient_that_is_kept_does_not_change(
+    backend: Backend, keeper: Callable[[Tensor, list[Tensor]], None]
+) -> None:
+    leaf = random(2, 3, 7, 9, device=backend.device).requires_grad_()
+    upstream, grad = random(2, 3, 7, 9, device=backend.device), random(2, 3, 50, device=backend.device)
+    x, pooled = pyramid_pool_through(leaf)
+    kept: list[Tensor] = []
+    keeper(x, kept)
+    deliver(x, pooled, upstream, grad).backward()
+    (seen,) = [tensor.grad if tensor.grad is not None else tensor for tensor in kept]
+    torch.testing.assert_close(seen, of_returned(backend, upstream, leaf, grad)[: len(seen)])
+    check_sum(leaf.grad, upstream, leaf, grad, PSPNET)
+
+
+def test_a_gradient_that_is_returned_does_not_change(backend: Backend) -> None:
+    leaf = random(2, 3, 7, 9, device=backend.device).requires_grad_()
+    upstream, grad = random(2, 3, 7, 9, device=backend.device), random(2, 3, 50, device=backend.device)
+    x, pooled = pyramid_pool_through(leaf)
+    dx, of_x = torch.autograd.grad(deliver(x, pooled, upstream, grad), [leaf, x])
+    torch.testing.assert_close(of_x, of_returned(backend, upstream, leaf, grad))
+    check_sum(dx, upstream, leaf, grad, PSPNET)
+
+
+def test_a_gradient_of_two_tensors_does_not_change(backend: Backend) -> None:
+    """Addition hands the same gradient to both."""
+    leaf = random(2, 3, 7, 9, device=backend.device).requires_grad_()
+    other = torch.zeros_like(leaf).requires_grad_()
+    upstream, grad = random(2, 3, 7, 9, device=backend.device), random(2, 3, 50, device=backend.device)
+    x, pooled = pyramid_pool_through(leaf)
+    deliver(x + other, pooled, upstream, grad).backward()
+    torch.testing.assert_close(other.grad, upstream, rtol=0, atol=0)
+    check_sum(leaf.grad, upstream, leaf, grad, PSPNET)
 
 
 def test_one_of_the_two_results(backend: Backend) -> None:
