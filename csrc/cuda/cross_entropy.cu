@@ -28,7 +28,7 @@ __device__ __forceinline__ void place_row(Memory& memory, const CrossEntropyProb
   using Real = typename Memory::Real;
   const CrossEntropyHead& head = memory.head;
   const Strip& strip = memory.strip;
-  const Strides& stride = head.grad_stride;
+  const MapStrides& stride = head.grad_stride;
   memory.row = {cell, memory.row.end, head.rows.begin_of(cell + 1)};
   if (head.grad == nullptr) return;
   Real* image = static_cast<Real*>(head.grad) + strip.image * stride.b;
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(32, resident_warps<Real, K>())
   }
   __syncwarp();
   for (int i = lane.cell(); i < kRowNodes; i += 32) {
-    memory.column_begin[i] = memory.head.columns.begin_of(memory.strip.tile * kOwned - 1 + i);
+    memory.column_begin[i] = memory.head.columns.begin_of(memory.strip.tile * kOwnedNodes - 1 + i);
   }
 
   const auto add = [](double a, double b) { return a + b; };
@@ -160,7 +160,7 @@ void launch_by_columns(const CrossEntropyProblem& p, cudaStream_t stream) {
 }  // namespace
 
 void plan_cross_entropy(CrossEntropyHead& head, int64_t batch, int32_t heads, int32_t multiprocessors) {
-  head.tiles = (head.columns.nodes + kOwned - 1) / kOwned;
+  head.tiles = (head.columns.nodes + kOwnedNodes - 1) / kOwnedNodes;
   head.first_row = head.rows.begin_of(0) == 0 ? 0 : -1;
   const int32_t rows = head.rows.nodes - head.first_row;
 

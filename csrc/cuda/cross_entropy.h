@@ -13,11 +13,11 @@
 
 namespace pspnet_fast::cuda {
 
-constexpr int kCells = 32;          // of a row in a strip, one for each lane
-constexpr int kOwned = kCells - 1;  // nodes of it
-constexpr int kMaxClasses = 65534;  // labels are kept as 16 bits, two values of which have a meaning of their own
+constexpr int kCells = 32;               // of a row in a strip, one for each lane
+constexpr int kOwnedNodes = kCells - 1;  // of it
+constexpr int kMaxClasses = 65534;       // labels are kept as 16 bits, two values of which have a meaning of their own
 
-struct Strides {
+struct MapStrides {
   int64_t b, c, h, w;
 };
 
@@ -27,7 +27,7 @@ struct CrossEntropyHead {
   UpsampledAxis rows, columns;
   void* loss;  // Real [B, H, W], the loss of every pixel
   void* grad;  // Real [B, C, h, w] of strides `grad_stride`: d(sum of losses)/d(logits)
-  Strides grad_stride;
+  MapStrides grad_stride;
   void* edges;           // Real [strips - 1, B, C, w]; the last two dimensions are laid out as those of grad
   double2* partial;      // [B, tiles, cell rows] sums of losses and of what they weigh
   bool may_progress;     // upsampled enough for the fast path (cross_entropy_progression.cuh)

@@ -49,7 +49,7 @@ __device__ __forceinline__ void add_edges(
   const int width = head.columns.nodes, values = p.classes * width;
   const int strip = static_cast<int>(edge / p.batch), image = static_cast<int>(edge % p.batch);
   const int row = head.first_row + (strip + 1) * head.strip_rows;
-  const Strides& stride = head.grad_stride;
+  const MapStrides& stride = head.grad_stride;
   const Real* from = static_cast<const Real*>(head.edges) + edge * values;
   Real* to = static_cast<Real*>(head.grad) + image * stride.b + row * stride.h;
 #pragma unroll

@@ -32,7 +32,7 @@ __device__ __forceinline__ Patch<typename Memory::Real> place_patch(
   const UpsampledAxis& rows = memory.head.rows;
   const UpsampledAxis& columns = memory.head.columns;
   const CellRow& row = memory.row;
-  const int cell = memory.strip.tile * kOwned - 1 + lane.cell(), begin = memory.column_begin[lane.cell()];
+  const int cell = memory.strip.tile * kOwnedNodes - 1 + lane.cell(), begin = memory.column_begin[lane.cell()];
   const Part height = part_of(row.end - row.begin, row_part, row_parts);
   const Part width = part_of(memory.column_begin[lane.cell() + 1] - begin, column_part, memory.head.column_parts);
   Patch<Real> patch;

@@ -84,7 +84,7 @@ __device__ __forceinline__ bool counts(const Memory& memory, Lane lane) {
 template <typename Memory>
 __device__ __forceinline__ void place_nodes(Memory& memory, Lane lane) {
   const CrossEntropyHead& head = memory.head;
-  const int cell = memory.strip.tile * kOwned - 1;
+  const int cell = memory.strip.tile * kOwnedNodes - 1;
   __syncwarp();
   for (int slot = lane.cell(); slot < kSlots; slot += 32) {
     const int64_t h = head.rows.node(memory.row.cell + slot / kRowNodes);
@@ -189,8 +189,8 @@ __device__ __forceinline__ typename Memory::Real sum_node(
 template <typename Memory>
 __device__ __forceinline__ void emit_nodes(Memory& memory, Lane lane, int first, int count) {
   using Real = typename Memory::Real;
-  const int first_node = memory.strip.tile * kOwned, nodes = memory.head.columns.nodes;
-  const int owned = min(kOwned, nodes - first_node);
+  const int first_node = memory.strip.tile * kOwnedNodes, nodes = memory.head.columns.nodes;
+  const int owned = min(kOwnedNodes, nodes - first_node);
   const bool last_row = memory.above.at == nullptr;
   __syncwarp();
 #pragma unroll 1

@@ -19,3 +19,20 @@ __device__ __forceinline__ T* dynamic_shared() {
 
 }  // namespace pspnet_fast::cuda
 #endif
+
+namespace pspnet_fast::cuda {
+
+// Lets launches of a kernel without static shared memory have all the dynamic shared memory that a block can have on the
+// current device. What is set belongs to the function and the device, not to a launch: a limit that fits one launch
+// would be changed by another host thread before that launch. What is not shared memory is cache, which such kernels
+// have no use for.
+template <typename Kernel>
+void allow_dynamic_shared(Kernel* kernel) {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+}
+
+}  // namespace pspnet_fast::cuda

@@ -223,7 +223,7 @@ void launch_pyramid_conv_add(
   visit_map(type, channels_last, t, y, [&](auto element, auto layout, auto vector) {
     using T = decltype(element);
     const auto kernel = pyramid_conv_add_kernel<T, decltype(layout)::value, decltype(vector)::value>;
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
+    allow_dynamic_shared(kernel);
     PSPNET_FAST_LAUNCH(
         kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.shared_bytes, stream, t, grid,
         static_cast<const Acc<T>*>(q), static_cast<T*>(y), norm);

@@ -294,7 +294,7 @@ void launch_pyramid_conv_gather(
   visit_map(type, channels_last, t, grad, [&](auto element, auto layout, auto vector) {
     using T = decltype(element);
     const auto kernel = pyramid_conv_gather_kernel<T, decltype(layout)::value, decltype(vector)::value>;
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared_bytes);
+    allow_dynamic_shared(kernel);
     PSPNET_FAST_LAUNCH(
         kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.shared_bytes, stream, t, grid,
         static_cast<const T*>(grad), static_cast<Acc<T>*>(parts));

@@ -27,6 +27,8 @@ namespace cuda_on_cpu {
 // 0: blocks and threads ascending, 1: descending, any other: shuffled with that seed, the threads anew at every turn.
 inline unsigned order = 0;
 inline std::mutex one_launch_at_a_time;
+// Called, where it is set, as a launch begins: another host thread may act between what a launcher did before and it.
+inline void (*before_launch)() = nullptr;
 
 class Turns {
  public:
@@ -145,6 +147,7 @@ void launch(
     const char* name, Where where, void (*kernel)(P...), dim3 grid, dim3 size, size_t shared_bytes, cudaStream_t,
     A&&... arguments) {
   static_assert((std::is_trivially_copyable_v<P> && ...), "kernel parameters are copied bit by bit");
+  if (before_launch != nullptr) before_launch();
   const std::lock_guard lock(one_launch_at_a_time);
   check_limits(name, where, reinterpret_cast<const void*>(kernel), grid, size, shared_bytes);
 

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <mutex>
 
 #include "shared_memory.h"
 #include "vector_types.h"
@@ -23,10 +24,13 @@ constexpr int kBlocksPerMultiprocessor = 32;
 constexpr size_t kSharedPerMultiprocessor = 228 * 1024;
 constexpr size_t kSharedReserved = 1024;  // of every block, by the system
 
-// Kernels whose dynamic shared memory cudaFuncSetAttribute has limited anew.
+// Kernels whose dynamic shared memory cudaFuncSetAttribute has limited anew. State of the process, as on a GPU: what one
+// host thread sets is what the launches of all others find.
+inline std::mutex shared_limits_mutex;
 inline std::map<const void*, size_t> shared_limits;
 
 inline size_t dynamic_shared_limit(const void* kernel) {
+  const std::lock_guard lock(shared_limits_mutex);
   const auto found = shared_limits.find(kernel);
   return found == shared_limits.end() ? kSharedWithoutOptIn : found->second;
 }
@@ -177,6 +181,7 @@ template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || static_cast<size_t>(value) > cuda_on_cpu::kSharedOptIn) return cudaErrorInvalidValue;
+  const std::lock_guard lock(cuda_on_cpu::shared_limits_mutex);
   cuda_on_cpu::shared_limits[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(value);
   return cudaSuccess;
 }
