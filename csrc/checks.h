@@ -8,25 +8,26 @@ namespace pspnet_fast {
 
 // ---- Pooling --------------------------------------------------------------------------------------------------------
 
-inline int64_t packed_cells(at::IntArrayRef bins) {
+inline int64_t packed_bins(at::IntArrayRef bins) {
   TORCH_CHECK_VALUE(!bins.empty(), "bins must hold at least one positive integer, not []");
-  int64_t cells = 0;
+  int64_t packed = 0;
   for (int64_t k : bins) {
     TORCH_CHECK_VALUE(k >= 1, "bins must be positive integers such as [1, 2, 3, 6], not ", bins);
-    cells += k * k;
+    packed += k * k;
   }
-  return cells;
+  return packed;
 }
 
 inline void check_map(const char* name, const at::Tensor& x) {
   TORCH_CHECK_VALUE(x.dim() == 4, name, " must be [B, C, H, W], not of shape ", x.sizes());
-  TORCH_CHECK_VALUE(x.size(2) >= 1 && x.size(3) >= 1, name, " has no cells: its shape is ", x.sizes());
+  TORCH_CHECK_VALUE(x.size(2) >= 1 && x.size(3) >= 1, name, " has no pixels: its shape is ", x.sizes());
 }
 
 inline void check_packed(const at::Tensor& grad, at::IntArrayRef bins) {
-  const int64_t cells = packed_cells(bins);
+  const int64_t packed = packed_bins(bins);
   TORCH_CHECK_VALUE(
-      grad.dim() == 3 && grad.size(2) == cells, "grad must be [B, C, ", cells, "] for bins ", bins, ", not ", grad.sizes());
+      grad.dim() == 3 && grad.size(2) == packed, "grad must be [B, C, ", packed, "] for bins ", bins, ", not ",
+      grad.sizes());
 }
 
 // A gradient of x that more is added into, in place.
@@ -56,10 +57,10 @@ inline at::Tensor empty_map(const at::Tensor& packed, int64_t height, int64_t wi
 // ---- Concatenation --------------------------------------------------------------------------------------------------
 
 inline void check_packed_levels(const at::Tensor& x, const at::Tensor& levels, at::IntArrayRef bins) {
-  const int64_t cells = packed_cells(bins);
+  const int64_t packed = packed_bins(bins);
   TORCH_CHECK_VALUE(
-      levels.dim() == 3 && levels.size(0) == x.size(0) && levels.size(2) == cells, "levels must be [", x.size(0),
-      ", channels, ", cells, "] for x of batch ", x.size(0), " and bins ", bins, ", not ", levels.sizes());
+      levels.dim() == 3 && levels.size(0) == x.size(0) && levels.size(2) == packed, "levels must be [", x.size(0),
+      ", channels, ", packed, "] for x of batch ", x.size(0), " and bins ", bins, ", not ", levels.sizes());
 }
 
 inline void check_concat(const at::Tensor& x, const at::Tensor& levels, at::IntArrayRef bins) {
@@ -75,7 +76,7 @@ inline void check_concat(const at::Tensor& x, const at::Tensor& levels, at::IntA
 // Returns the channels of one level.
 inline int64_t check_concat_grad(const at::Tensor& grad, int64_t channels, at::IntArrayRef bins) {
   check_map("grad", grad);
-  packed_cells(bins);
+  packed_bins(bins);
   const auto count = static_cast<int64_t>(bins.size());
   const int64_t of_levels = grad.size(1) - channels;
   TORCH_CHECK_VALUE(

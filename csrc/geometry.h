@@ -16,12 +16,12 @@ namespace pspnet_fast {
 
 // ---- Adaptive pooling -----------------------------------------------------------------------------------------------
 
-// Bin i of k over an axis of n cells is [floor(i n / k), ceil((i + 1) n / k)). Neighbouring bins share a cell wherever k
-// does not divide n, and bins repeat cells where k > n.
+// Bin i of k over an axis of n pixels is [floor(i n / k), ceil((i + 1) n / k)). Neighbouring bins share a pixel wherever k
+// does not divide n, and bins repeat pixels where k > n.
 PSPNET_FAST_HD int64_t bin_begin(int64_t i, int64_t n, int64_t k) { return i * n / k; }
 PSPNET_FAST_HD int64_t bin_end(int64_t i, int64_t n, int64_t k) { return ((i + 1) * n + k - 1) / k; }
 
-// One axis cut at the bin edges of all levels. Between two neighbouring edges every cell lies in the same bins, so an
+// One axis cut at the bin edges of all levels. Between two neighbouring edges every pixel lies in the same bins, so an
 // interval (and on two axes their product, an atom) is the largest piece that need be summed only once.
 struct Partition {
   std::vector<int32_t> edge;   // [intervals + 1], ascending from 0 to n
@@ -43,8 +43,8 @@ inline Partition partition_axis(int64_t n, const Bins& bins) {
   std::sort(p.edge.begin(), p.edge.end());
   p.edge.erase(std::unique(p.edge.begin(), p.edge.end()), p.edge.end());
 
-  const auto interval_of = [&](int64_t cell) {
-    return static_cast<int32_t>(std::lower_bound(p.edge.begin(), p.edge.end(), cell) - p.edge.begin());
+  const auto interval_of = [&](int64_t pixel) {
+    return static_cast<int32_t>(std::lower_bound(p.edge.begin(), p.edge.end(), pixel) - p.edge.begin());
   };
   for (int64_t k : bins) {
     for (int64_t i = 0; i < k; ++i) {
@@ -89,7 +89,7 @@ PSPNET_FAST_HD Taps bilinear_taps(int64_t position, int64_t in, int64_t out, boo
 // One axis of `nodes` inputs cut into cells: cell q lies between nodes first_node + q and first_node + q + 1, clamped to
 // the axis, and holds outputs begin[q], …, begin[q] + count[q] - 1 at fractions start[q], start[q] + step, … of its length.
 // Half-pixel centres place the border outputs outside of the outer nodes: those are cells -1 and nodes - 1. Every node
-// is the lower one of a cell, so that all of them have a gradient, be it zero.
+// is the first one of a cell, so that all of them have a gradient, be it zero.
 struct Cells {
   int64_t first_node;
   std::vector<int32_t> begin, count;
@@ -172,6 +172,64 @@ inline BilinearAxis bilinear_axis(int64_t nodes, int64_t out, bool align_corners
   const auto n = static_cast<int32_t>(nodes), o = static_cast<int32_t>(out);
   if (align_corners) return {n, o, n - 1, 0, std::max(o - 1, 1)};
   return {n, o, 2 * n, n - o, 2 * o};
+}
+
+// One axis cut into cells. Cell q holds the outputs between nodes q and q + 1; with half-pixel centres cells -1 and
+// nodes - 1 hold those outside of the outer nodes. Host and device must agree on who is in which cell, so that the one
+// multiply-add in it is written out: left to the compilers, one would fuse it and the other would not.
+struct UpsampledAxis {
+  int32_t nodes, out;
+  bool align_corners;
+  double scale;    // inputs per output
+  double inverse;  // and outputs per input, or 0
+
+  PSPNET_FAST_HD double position(int32_t x) const { return align_corners ? x * scale : fma(x + 0.5, scale, -0.5); }
+
+  PSPNET_FAST_HD int32_t cell_of(int32_t x) const {
+    const double at = position(x);
+    if (at < 0) return -1;
+    return at < nodes - 1 ? static_cast<int32_t>(at) : nodes - 1;
+  }
+
+  // The first output in `cell` or behind it.
+  PSPNET_FAST_HD int32_t begin_of(int32_t cell) const {
+    if (cell <= -1) return 0;
+    if (cell >= nodes) return out;
+    if (inverse == 0) return cell == 0 ? 0 : out;
+    const double guess = ceil(align_corners ? cell * inverse : (cell + 0.5) * inverse - 0.5);
+    int32_t x = guess < out ? static_cast<int32_t>(guess < 0 ? 0 : guess) : out;
+    while (x > 0 && cell_of(x - 1) >= cell) --x;
+    while (x < out && cell_of(x) < cell) ++x;
+    return x;
+  }
+
+  // The bottom node's share in output x of `cell`, and how much more it has in the next output.
+  PSPNET_FAST_HD double fraction(int32_t x, int32_t cell) const { return cell < 0 ? 1.0 : position(x) - cell; }
+  PSPNET_FAST_HD double step(int32_t cell) const { return cell < 0 ? 0.0 : scale; }
+
+  // The top node of `cell`; the bottom one is the top one of the next. PyTorch has it so: outputs in front of node 0
+  // lie at it, and those behind the last node between that and itself. It shows where a logit is infinite: an infinity
+  // that weighs nothing is NaN.
+  PSPNET_FAST_HD int32_t node(int32_t cell) const {
+    if (cell < 0) return nodes > 1 ? 1 : 0;
+    return cell < nodes ? cell : nodes - 1;
+  }
+};
+
+inline UpsampledAxis upsampled_axis(int64_t nodes, int64_t out, bool align_corners) {
+  const double scale = source_scale(nodes, out, align_corners);
+  return {static_cast<int32_t>(nodes), static_cast<int32_t>(out), align_corners, scale, scale > 0 ? 1 / scale : 0};
+}
+
+// The largest number of outputs in one cell.
+inline int32_t largest_cell(const UpsampledAxis& axis) {
+  int32_t most = 0;
+  for (int32_t cell = -1, begin = 0; cell < axis.nodes; ++cell) {
+    const int32_t end = axis.begin_of(cell + 1);
+    most = end - begin > most ? end - begin : most;
+    begin = end;
+  }
+  return most;
 }
 
 }  // namespace pspnet_fast

@@ -25,17 +25,17 @@ LONGEST = 16
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of ``n`` cells, cut into intervals.
+    """One axis of ``n`` pixels, cut into intervals.
 
     Attributes:
         edge: intervals + 1 positions, ascending from 0 to n.
         bin_range: per level, per bin: its first interval, and one past its last.
-        bin_cells: per level, per bin: its number of cells.
+        bin_pixels: per level, per bin: its number of pixels.
     """
 
     edge: tuple[int, ...]
     bin_range: tuple[tuple[tuple[int, int], ...], ...]
-    bin_cells: tuple[tuple[int, ...], ...]
+    bin_pixels: tuple[tuple[int, ...], ...]
 
     @property
     def intervals(self) -> int:
@@ -43,12 +43,12 @@ class Axis:
 
     @property
     def longest(self) -> int:
-        """The number of cells in the longest interval."""
+        """The number of pixels in the longest interval."""
         return max(end - begin for begin, end in pairwise(self.edge))
 
 
 def partition_axis(n: int, bins: tuple[int, ...], longest: int = LONGEST) -> Axis:
-    """Cut an axis of ``n`` cells at the edges of every bin, and intervals over ``longest`` cells into equal pieces."""
+    """Cut an axis of ``n`` pixels at the edges of every bin, and intervals above ``longest`` into equal pieces."""
     levels = [[(i * n // k, -((-(i + 1) * n) // k)) for i in range(k)] for k in bins]
     coarse = sorted({edge for level in levels for span in level for edge in span})
     fine = [0]
@@ -59,7 +59,7 @@ def partition_axis(n: int, bins: tuple[int, ...], longest: int = LONGEST) -> Axi
     return Axis(
         edge=tuple(fine),
         bin_range=tuple(tuple((interval_at[b], interval_at[e]) for b, e in level) for level in levels),
-        bin_cells=tuple(tuple(e - b for b, e in level) for level in levels),
+        bin_pixels=tuple(tuple(e - b for b, e in level) for level in levels),
     )
 
 

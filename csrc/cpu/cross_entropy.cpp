@@ -14,28 +14,29 @@
 namespace pspnet_fast {
 namespace {
 
-constexpr int64_t kChunkRows = 8;  // cell rows of a task; of the shapes only, so that threads do not change the sums
+constexpr int64_t kTaskRows = 8;  // cell rows of a task; of the shapes only, so that threads do not change the sums
 
-// The part of a chunk's gradient that falls on the last row of nodes of the chunk above.
+// The part of a task's gradient that falls on the last row of nodes of the task above.
 template <typename Real>
 void add_boundary(const CrossEntropyProblem& p, const CrossEntropyHead& head, int64_t task) {
-  const int64_t row = chunk_begin(p, task % p.chunks), width = p.columns.nodes;
+  const int64_t row = task_begin(p, task % p.tasks_per_image), width = p.columns.nodes;
   if (row == 0) return;
   const Real* from = static_cast<const Real*>(head.boundary) + task * p.classes * width;
-  Real* to = static_cast<Real*>(head.grad) + task / p.chunks * p.stride_b + node_at(p.rows, row) * p.stride_h;
+  Real* to = static_cast<Real*>(head.grad) + task / p.tasks_per_image * p.stride_b + node_at(p.rows, row) * p.stride_h;
   for (int64_t c = 0; c < p.classes; ++c) {
     for (int64_t w = 0; w < width; ++w) to[c * p.stride_c + w * p.stride_w] += from[c * width + w];
   }
 }
 
 void run(const CrossEntropyProblem& p) {
-  run_tasks(p.batch * p.chunks, PSPNET_FAST_PER_ISA(cross_entropy_scratch, p), [&](int64_t task, void* scratch) {
-    PSPNET_FAST_PER_ISA(cross_entropy_chunk, p, task, scratch);
+  const int64_t tasks = p.batch * p.tasks_per_image;
+  run_tasks(tasks, PSPNET_FAST_PER_ISA(cross_entropy_scratch, p), [&](int64_t task, void* scratch) {
+    PSPNET_FAST_PER_ISA(cross_entropy_task, p, task, scratch);
   });
   for (int64_t i = 0; i < p.heads; ++i) {
     if (p.head[i].grad == nullptr) continue;
-    for (int64_t task = 0; task < p.batch * p.chunks; ++task) {
-      p.type == LogitType::f64 ? add_boundary<double>(p, p.head[i], task) : add_boundary<float>(p, p.head[i], task);
+    for (int64_t task = 0; task < tasks; ++task) {
+      p.type == ElementType::f64 ? add_boundary<double>(p, p.head[i], task) : add_boundary<float>(p, p.head[i], task);
     }
   }
 }
@@ -59,8 +60,8 @@ LossSums cross_entropy(
   p.class_weight = given.class_weights(), p.pixel_weight = given.pixel_weights();
   p.ignore_index = options.ignore_index, p.smoothing = options.label_smoothing;
   p.heads = static_cast<int64_t>(heads.size());
-  p.chunks = std::max<int64_t>(1, p.rows.cells / kChunkRows);
-  const int64_t tasks = p.batch * p.chunks;
+  p.tasks_per_image = std::max<int64_t>(1, p.rows.cells / kTaskRows);
+  const int64_t tasks = p.batch * p.tasks_per_image;
   std::vector<double> sums(2 * tasks), divisors(tasks);
   std::vector<int64_t> bad_labels(tasks, kNoLabel);
   p.divisor = divisors.data(), p.bad_label = bad_labels.data();

@@ -4,8 +4,8 @@
 constexpr int kMaxUnroll = 8;  // columns whose running sums stay in registers
 
 // Memory: nodes interpolated to one output row, [C, 2]; of each of its columns the label's own two, [columns, 2]; and the
-// largest logit and mass / sum, [columns] each. (Not the log-sum-exp: added to a large logit, the logarithm of the sum
-// would lose its digits.)
+// largest logit and grad_weight / sum, [columns] each. (Not the log-sum-exp: added to a large logit, the logarithm of the
+// sum would lose its digits.)
 template <typename Real>
 int64_t direct_memory(int64_t classes, int64_t columns) {
   return (2 * classes + 4 * columns) * kLanes<Real>;
@@ -78,7 +78,7 @@ void find_own_nodes(const Tile<Real>& tile, int64_t row) {
   }
 }
 
-// Sums of UNROLL columns of the interpolated row; returns Σ mass · loss.
+// Sums of UNROLL columns of the interpolated row; returns Σ grad_weight · loss.
 template <int UNROLL, typename Real>
 Lanes<Real> sum_columns_directly(const Tile<Real>& tile, int64_t row, int64_t column) {
   using V = Lanes<Real>;
@@ -105,12 +105,12 @@ Lanes<Real> sum_columns_directly(const Tile<Real>& tile, int64_t row, int64_t co
   V total{};
   for (int k = 0; k < UNROLL; ++k) {
     const Real* own = at.own + 2 * (column + k) * L;
-    const V mass = get(tile.mass + tile.mass_at(row, column + k));
+    const V grad_weight = get(tile.grad_weight + tile.pixel_at(row, column + k));
     const V loss = (most[k] - mix<Real>(t[k], get(own), get(own + L))) + log_positive(sum[k]);
     put(at.largest + (column + k) * L, most[k]);
-    put(at.share + (column + k) * L, mass / sum[k]);
-    if (tile.loss) put(tile.loss + tile.mass_at(row, column + k), loss);
-    total += mass != Real(0) ? mass * loss : V{};
+    put(at.share + (column + k) * L, grad_weight / sum[k]);
+    if (tile.loss) put(tile.loss + tile.pixel_at(row, column + k), loss);
+    total += grad_weight != Real(0) ? grad_weight * loss : V{};
   }
   return total;
 }
@@ -135,7 +135,7 @@ void gradient_of_row(const Tile<Real>& tile, Real s, bool add) {
   }
 }
 
-// Adds mass · loss of the tile's pixels to `total`.
+// Adds grad_weight · loss of the tile's pixels to `total`.
 template <typename Real>
 void sum_directly(const Tile<Real>& tile, LossSum& total) {
   for (int64_t row = 0; row < tile.rows; ++row) {

@@ -1,4 +1,4 @@
-// What leaves a chunk: rows of the gradient, and losses of pixels. Included by kernel files inside their namespace.
+// What leaves a task: rows of the gradient, and losses of pixels. Included by kernel files inside their namespace.
 
 // Write or add [C, padded] to [C, w] of these strides; what lies behind the map belongs to its last node. (In front of it
 // stands nothing: its cells' pixels have no share of their left nodes.)
@@ -32,13 +32,13 @@ void write_nodes(const CrossEntropyProblem& p, int64_t padded, Real* from, Real*
   }
 }
 
-// The row of nodes above cell row r has all that this chunk gives to it. The first one it shares with the chunk above,
+// The row of nodes above cell row r has all that this task gives to it. The first one it shares with the task above,
 // which writes it: its part waits aside. Beyond the map two rows fall on one row of nodes: the second adds.
 template <typename Real>
 void emit_gradient(Workspace<Real>& ws, int64_t head, int64_t task, int64_t b, int64_t r) {
   const CrossEntropyProblem& p = ws.p;
   if (in_front(p.rows, r)) return;
-  const int64_t begin = chunk_begin(p, task % p.chunks), h = node_at(p.rows, r);
+  const int64_t begin = task_begin(p, task % p.tasks_per_image), h = node_at(p.rows, r);
   const bool shared = begin > 0 && h == node_at(p.rows, begin), add = r > begin && !in_front(p.rows, r - 1) && h == node_at(p.rows, r - 1);
   if (shared) {
     Real* to = static_cast<Real*>(p.head[head].boundary) + task * p.classes * p.columns.nodes;

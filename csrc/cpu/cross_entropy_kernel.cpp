@@ -1,4 +1,4 @@
-// Loss and gradient of the cross-entropy of upsampled logits, a chunk of cell rows at a time. Compiled once per
+// Loss and gradient of the cross-entropy of upsampled logits, a task of several cell rows at a time. Compiled once per
 // instruction set (see isa.h).
 #include "cross_entropy_kernel.h"
 
@@ -48,7 +48,8 @@ void sum_tile(const Tile<double>& tile, const double* const (&)[2], const double
   sum_directly(tile, total);
 }
 
-// Σ mass · (how far the label lies behind the log-sum-exp) over the pixels of cell row r; fills the corners of its cells.
+// Σ grad_weight · (how far the label lies behind the log-sum-exp) over the pixels of cell row r; fills the corners of its
+// cells.
 template <typename Real>
 double sum_cells(Workspace<Real>& ws, int64_t head, int64_t b, int64_t r) {
   const CrossEntropyProblem& p = ws.p;
@@ -66,8 +67,9 @@ double sum_cells(Workspace<Real>& ws, int64_t head, int64_t b, int64_t r) {
       tile.row_start = static_cast<Real>(fraction_in(p.rows, r, j));
       tile.row_step = static_cast<Real>(step_in(p.rows, r));
       tile.rows = p.rows.count[r] - j < kTileRows ? p.rows.count[r] - j : kTileRows, tile.columns = columns;
-      tile.mass = ws.mass + j * columns * ws.padded + q, tile.fraction = ws.fraction + q, tile.exists = ws.exists + q;
-      tile.masses_are_one = ws.uniform;
+      tile.grad_weight = ws.grad_weight + j * columns * ws.padded + q;
+      tile.fraction = ws.fraction + q, tile.exists = ws.exists + q;
+      tile.unit_grad_weights = ws.uniform;
       tile.gradient = p.head[head].grad != nullptr, tile.add = j > 0, tile.corner = ws.corner + q;
       tile.loss = ws.loss ? ws.loss + j * columns * ws.padded + q : nullptr;
       tile.label = ws.label + q, tile.cell = q, tile.pixel = (b * p.out_height + p.rows.begin[r] + j) * p.out_width;
@@ -125,9 +127,10 @@ void stage_nodes(Workspace<Real>& ws, int64_t head, int64_t b, int64_t r) {
 }
 
 template <typename Real>
-void sum_chunk(const CrossEntropyProblem& p, int64_t task, void* memory) {
+void sum_task(const CrossEntropyProblem& p, int64_t task, void* memory) {
   Workspace<Real> ws(p, memory, tile_memory(p));
-  const int64_t b = task / p.chunks, begin = chunk_begin(p, task % p.chunks), end = chunk_begin(p, task % p.chunks + 1);
+  const int64_t b = task / p.tasks_per_image, of_image = task % p.tasks_per_image;
+  const int64_t begin = task_begin(p, of_image), end = task_begin(p, of_image + 1);
   double sum[2] = {0, 0};
   for (int64_t head = 0; head < p.heads; ++head) {
     stage_nodes(ws, head, b, begin);
@@ -155,12 +158,12 @@ void sum_chunk(const CrossEntropyProblem& p, int64_t task, void* memory) {
 }  // namespace
 
 int64_t cross_entropy_scratch(const CrossEntropyProblem& p) {
-  return p.type == LogitType::f64 ? Workspace<double>(p, nullptr, tile_memory(p)).bytes()
+  return p.type == ElementType::f64 ? Workspace<double>(p, nullptr, tile_memory(p)).bytes()
                                   : Workspace<float>(p, nullptr, tile_memory(p)).bytes();
 }
 
-void cross_entropy_chunk(const CrossEntropyProblem& p, int64_t task, void* scratch) {
-  p.type == LogitType::f64 ? sum_chunk<double>(p, task, scratch) : sum_chunk<float>(p, task, scratch);
+void cross_entropy_task(const CrossEntropyProblem& p, int64_t task, void* scratch) {
+  p.type == ElementType::f64 ? sum_task<double>(p, task, scratch) : sum_task<float>(p, task, scratch);
 }
 
 }  // namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE

@@ -2,7 +2,7 @@
 // instruction set. Loss and gradient are one pass; full-resolution logits exist in registers only.
 //
 // A cell is the patch of output pixels between four neighbouring nodes (low-resolution logits). Lanes are neighbouring
-// cells of one row of cells. A chunk of cell rows is one task: summed by one thread in one order, so that the result does
+// cells of one row of cells. Several cell rows are one task, summed by one thread in one order, so that the result does
 // not depend on the number of threads.
 #pragma once
 
@@ -13,7 +13,6 @@
 
 namespace pspnet_fast {
 
-using LogitType = ElementType;
 constexpr int64_t kNoLabel = 0;  // a class always, so never a label out of range
 
 // How one axis is upsampled. Cell q lies between nodes first_node + q and first_node + q + 1, clamped to the map: with
@@ -26,10 +25,10 @@ struct CellAxis {
   const double* start;
   double step;
 };
-// Outputs in front of the first node lie at it, and have no share of the second, which is their cell's upper or left node:
+// Outputs in front of the first node lie at it, and have no share of the second, which is their cell's top or left node:
 // that shows where a logit is infinite, as no share of it is NaN.
 static inline bool in_front(const CellAxis& axis, int64_t q) { return q < -axis.first_node; }
-static inline int64_t node_at(const CellAxis& axis, int64_t q) {  // upper or left node of cell q
+static inline int64_t node_at(const CellAxis& axis, int64_t q) {  // top or left node of cell q
   const int64_t n = in_front(axis, q) ? 1 : axis.first_node + q;
   return n < axis.nodes ? n : axis.nodes - 1;
 }
@@ -42,14 +41,14 @@ struct CrossEntropyHead {
   const void* logits;
   void* loss;      // Real [B, H, W], or null: only the sum is wanted
   void* grad;      // d(sum of losses)/d(logits): Real, with the strides of logits; or null
-  void* boundary;  // Real [tasks, C, w]: what a chunk adds to the row of nodes that it shares with the chunk above
+  void* boundary;  // Real [tasks, C, w]: what a task adds to the row of nodes that it shares with the task above
   double* sum;     // [tasks] sums of losses
 };
 
 // Sums are taken in `Real`: double for f64, else float.
 struct CrossEntropyProblem {
   // Logits [B, C, h, w] of one or two heads of one size, with the strides of NCHW or channels_last.
-  LogitType type;
+  ElementType type;
   int64_t heads;
   CrossEntropyHead head[2];
   int64_t batch, classes;
@@ -65,14 +64,16 @@ struct CrossEntropyProblem {
   const void* pixel_weight;  // Real [B, H, W]
   double smoothing;
 
-  int64_t chunks;      // of every image
+  int64_t tasks_per_image;
   double* divisor;     // [tasks] sums of the weights of labelled pixels
   int64_t* bad_label;  // [tasks] the first label outside [0, C), or kNoLabel
 };
-static inline int64_t chunk_begin(const CrossEntropyProblem& p, int64_t chunk) { return p.rows.cells * chunk / p.chunks; }
+static inline int64_t task_begin(const CrossEntropyProblem& p, int64_t of_image) {  // cell row
+  return p.rows.cells * of_image / p.tasks_per_image;
+}
 
 struct ArgmaxProblem {
-  LogitType type;
+  ElementType type;
   const void* logits;
   int64_t batch, classes;
   int64_t stride_b, stride_c, stride_h, stride_w;
@@ -93,7 +94,7 @@ struct ArgmaxProblem {
 PSPNET_FAST_DECLARE_PER_ISA(int64_t cross_entropy_scratch(const CrossEntropyProblem& problem))
 PSPNET_FAST_DECLARE_PER_ISA(int64_t argmax_scratch(const ArgmaxProblem& problem))
 
-PSPNET_FAST_DECLARE_PER_ISA(void cross_entropy_chunk(const CrossEntropyProblem& problem, int64_t task, void* scratch))
+PSPNET_FAST_DECLARE_PER_ISA(void cross_entropy_task(const CrossEntropyProblem& problem, int64_t task, void* scratch))
 // Cell rows begin, …, end - 1 of the batch.
 PSPNET_FAST_DECLARE_PER_ISA(
     void upsample_argmax_rows(const ArgmaxProblem& problem, int64_t begin, int64_t end, void* scratch))

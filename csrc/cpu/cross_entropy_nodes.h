@@ -86,10 +86,10 @@ void copy_nodes_as(const Problem& p, const void* logits, int64_t b, int64_t h, i
 template <typename Problem, typename Real>
 void copy_nodes(const Problem& p, const void* logits, int64_t b, int64_t h, int64_t padded, Real* to) {
   switch (p.type) {
-    case LogitType::f32: copy_nodes_as<float>(p, logits, b, h, padded, to); break;
-    case LogitType::f64: copy_nodes_as<double>(p, logits, b, h, padded, to); break;
-    case LogitType::f16: copy_nodes_as<_Float16>(p, logits, b, h, padded, to); break;
-    case LogitType::bf16: copy_nodes_as<BFloat16>(p, logits, b, h, padded, to); break;
+    case ElementType::f32: copy_nodes_as<float>(p, logits, b, h, padded, to); break;
+    case ElementType::f64: copy_nodes_as<double>(p, logits, b, h, padded, to); break;
+    case ElementType::f16: copy_nodes_as<_Float16>(p, logits, b, h, padded, to); break;
+    case ElementType::bf16: copy_nodes_as<BFloat16>(p, logits, b, h, padded, to); break;
   }
 }
 

@@ -187,7 +187,7 @@ void sum_rows(
   }
 
   // Loops over constants, so that the sums stay in registers; what differs between calls is asked outside of them.
-  const auto mass_of = [&](int j, int k) { return get(tile.mass + tile.mass_at(row + j, column + k)); };
+  const auto grad_weight_of = [&](int j, int k) { return get(tile.grad_weight + tile.pixel_at(row + j, column + k)); };
   const auto each = [&](const auto& use) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int j = 0; j < ROWS; ++j) {
@@ -197,24 +197,24 @@ void sum_rows(
   };
   // Sums become inverses, and then terms / sums where labels have terms of their own.
   each([&](int j, int k) {
-    const V mass = mass_of(j, k);
-    sum[j][k] = mass != 0.0f || tile.loss ? sum[j][k] : all(1.0f);
+    const V grad_weight = grad_weight_of(j, k);
+    sum[j][k] = grad_weight != 0.0f || tile.loss ? sum[j][k] : all(1.0f);
     const V inverse = reciprocal(sum[j][k]);
-    put(weight + (j * COLUMNS + k) * L, inverse * mass);
+    put(weight + (j * COLUMNS + k) * L, inverse * grad_weight);
     if (terms == nullptr) return;
     const V likelihood = inverse * get(terms + (j * COLUMNS + k) * L);
     sum[j][k] = likelihood < 1.0f ? likelihood : all(1.0f);
   });
   const float sign = terms ? -1.0f : 1.0f;
   if (tile.loss) {
-    each([&](int j, int k) { put(tile.loss + tile.mass_at(row + j, column + k), sign * log_positive(sum[j][k])); });
-  } else if (tile.masses_are_one) {
+    each([&](int j, int k) { put(tile.loss + tile.pixel_at(row + j, column + k), sign * log_positive(sum[j][k])); });
+  } else if (tile.unit_grad_weights) {
     Log2Sum& log2s = terms ? total.likelihoods : total.sums;
     each([&](int j, int k) { log2s.multiply(sum[j][k]); });
     log2s.normalize();
   } else {
     V losses{};
-    each([&](int j, int k) { losses += sign * mass_of(j, k) * log_positive(sum[j][k]); });
+    each([&](int j, int k) { losses += sign * grad_weight_of(j, k) * log_positive(sum[j][k]); });
     total.add(losses);
   }
 }
@@ -276,7 +276,7 @@ void sum_columns(const Tile<float>& tile, const Shift& shift, int64_t column, bo
   if (tile.gradient) gradient_of_rows<NARROW, COLUMNS>(tile, column, weights, add);
 }
 
-// Adds mass · loss of the tile's pixels to `total`.
+// Adds grad_weight · loss of the tile's pixels to `total`.
 template <bool NARROW>
 void sum_by_progression(const Tile<float>& tile, const Shift& shift, LossSum& total) {
   // Equal shares of the columns: 12 of them as 6 + 6, not 9 + 3.

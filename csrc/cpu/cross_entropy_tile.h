@@ -16,8 +16,8 @@ struct Tile {
   int64_t cell_row, line;  // the tile's row of cells, and the number of its first line of pixels there
   Real row_start, row_step;
   int64_t rows, columns;
-  const Real *mass, *fraction, *exists;  // [rows, columns, padded], and of columns [columns, padded]
-  bool masses_are_one;        // or zero
+  const Real *grad_weight, *fraction, *exists;  // [rows, columns, padded], and of columns [columns, padded]
+  bool unit_grad_weights;     // they are 1, or 0
   Real* memory;
 
   bool gradient, add;  // the gradient of the corners is written, or added, to corner
@@ -29,7 +29,7 @@ struct Tile {
 
   explicit Tile(const CrossEntropyProblem& problem) : p(problem) {}
 
-  int64_t mass_at(int64_t row, int64_t column) const { return (row * columns + column) * padded; }
+  int64_t pixel_at(int64_t row, int64_t column) const { return (row * columns + column) * padded; }
 
   // The labels of `count` pixels of a line of the cell in a lane.
   void read_labels(int64_t lane, int64_t row, int64_t column, int64_t count, int64_t* to) const {
@@ -55,7 +55,7 @@ struct Tile {
 
 // Losses of a row of cells, as the kernels sum them: each takes its total once a row.
 struct LossSum {
-  Log2Sum sums, likelihoods;  // of pixels of mass 1: a loss is the logarithm of a sum, or less that of a likelihood
+  Log2Sum sums, likelihoods;  // of pixels of weight 1: a loss is the logarithm of a sum, or less that of a likelihood
   double rest = 0;
 
   // Losses of a few rows, one sum a lane: in float32 the sum over a whole row of cells would lose digits.

@@ -1,4 +1,4 @@
-// What one thread holds of a chunk of cell rows, and how it reads the labels of one cell row.
+// What one thread holds of the cell rows of a task, and how it reads the labels of one cell row.
 // Included by kernel files inside their namespace (see isa.h), after cross_entropy_nodes.h.
 
 template <typename Real>
@@ -14,8 +14,8 @@ struct Workspace {
   Real* corner;               // [C, 4, padded] gradient of the cells' corners: top left, top right, bottom left, right
   Real* label_share[2];       // [C, padded] pixels of a label, by their weights at the nodes above and below
   Real* smooth_share[2];      // [padded] the same of all labels
-  Real* mass;                 // [most rows, most columns, padded] how much of its softmax a pixel gives to the gradient
-  Real* loss;                 // as mass: how far labels lie behind log-sum-exps, for a loss of every pixel; else null
+  Real* grad_weight;          // [most rows, most columns, padded] what a pixel's softmax weighs in the gradient
+  Real* loss;                 // as grad_weight: how far labels lie behind log-sum-exps; null unless per pixel
   Real* tile;                 // memory of the kernel that fills `corner`
   uint8_t* present;           // [C] whether label_share holds the class
   int32_t* label;             // [padded] of a cell's scored pixels, see Tile
@@ -46,7 +46,7 @@ Workspace<Real>::Workspace(const CrossEntropyProblem& problem, void* memory, int
   }
   corner = arena.take(4 * map);
   for (int side = 0; side < 2; ++side) label_share[side] = arena.take(map), smooth_share[side] = arena.take(padded);
-  mass = arena.take(p.rows.most * p.columns.most * padded);
+  grad_weight = arena.take(p.rows.most * p.columns.most * padded);
   loss = p.head[0].loss ? arena.take(p.rows.most * p.columns.most * padded) : nullptr;
   tile = arena.take(tile_size);
   present = reinterpret_cast<uint8_t*>(arena.take(p.classes));
@@ -68,7 +68,7 @@ Workspace<Real>::Workspace(const CrossEntropyProblem& problem, void* memory, int
   for (int64_t plane = 1; plane <= 4 * p.classes; ++plane) put(corner + plane * padded - kLanes<Real>, Lanes<Real>{});
 }
 
-// Reads the labels of cell row r of image b: masses, and the shares of labels and smoothing.
+// Reads the labels of cell row r of image b: weights in the gradient, and the shares of labels and smoothing.
 template <typename Label, typename Real>
 struct LabelReader {
   Workspace<Real>& ws;
@@ -83,7 +83,7 @@ struct LabelReader {
 
     const int64_t row = p.columns.most * ws.padded;
     for (int64_t j = 0; j < p.rows.count[r]; ++j) {
-      for (int64_t i = 0; i < row; ++i) ws.mass[j * row + i] = ws.exists[i];
+      for (int64_t i = 0; i < row; ++i) ws.grad_weight[j * row + i] = ws.exists[i];
     }
     for (int64_t q = 0; q < p.columns.cells; ++q) {
       if (p.columns.count[q] > 0) read_cell(b, r, q);
@@ -159,12 +159,12 @@ struct LabelReader {
     return labels[0] == labels[n - 1] && labels[0] == labels[n / 2];
   }
 
-  // Lines [j, j_end) and columns [k, k_end) of cell q have one label and weight: their masses; false if ignored.
+  // Lines [j, j_end) and columns [k, k_end) of cell q have one label and weight: fills in grad_weight; false if ignored.
   bool score(int64_t label, int64_t q, int64_t j, int64_t j_end, int64_t k, int64_t k_end, Real weight) {
-    Real* mass = ws.mass + j * p.columns.most * ws.padded + q;
+    Real* grad_weight = ws.grad_weight + j * p.columns.most * ws.padded + q;
     const auto fill = [&](Real value) {
-      for (int64_t line = j; line < j_end; ++line, mass += p.columns.most * ws.padded) {
-        for (int64_t i = k; i < k_end; ++i) mass[i * ws.padded] = value;
+      for (int64_t line = j; line < j_end; ++line, grad_weight += p.columns.most * ws.padded) {
+        for (int64_t i = k; i < k_end; ++i) grad_weight[i * ws.padded] = value;
       }
     };
     if (label == p.ignore_index || label < 0 || label >= p.classes) {

@@ -11,17 +11,17 @@
 namespace pspnet_fast {
 namespace {
 
-// Calls body(level's channels of the map, its first packed cell, its geometry) for each level.
+// Calls body(level's channels of the map, its first packed bin, its geometry) for each level.
 template <typename Body>
 void for_each_level(
     const at::Tensor& map, bool channels_last, int64_t first_channel, int64_t width, at::IntArrayRef bins,
     bool align_corners, Body body) {
-  int64_t cell = 0;
+  int64_t first_bin = 0;
   for (size_t l = 0; l < bins.size(); ++l) {
     const at::Tensor part = map.narrow(1, first_channel + static_cast<int64_t>(l) * width, width);
     const ConvGeometry geometry(part, channels_last, width, {1, 1}, bins.slice(l, 1), align_corners);
-    body(part, cell, geometry);
-    cell += bins[l] * bins[l];
+    body(part, first_bin, geometry);
+    first_bin += bins[l] * bins[l];
   }
 }
 
@@ -38,9 +38,9 @@ at::Tensor pyramid_concat_cpu(
   if (x.size(0) == 0 || width == 0) return y;
   for_each_level(
       y, channels_last, x_first ? x.size(1) : 0, width, bins, align_corners,
-      [&](const at::Tensor& part, int64_t cell, const ConvGeometry& geometry) {
-        const at::Tensor level = levels.narrow(2, cell, geometry.shape.packed_cells);
-        const at::Tensor q = channels_last ? geometry.pack_cells_transposed(level) : geometry.pack_cells(level);
+      [&](const at::Tensor& part, int64_t first_bin, const ConvGeometry& geometry) {
+        const at::Tensor level = levels.narrow(2, first_bin, geometry.shape.packed_bins);
+        const at::Tensor q = channels_last ? geometry.pack_bins_transposed(level) : geometry.pack_bins(level);
         q_to_map(geometry, channels_last, q, part, {ConvWrite::store});
       });
   return y;
@@ -52,14 +52,14 @@ at::Tensor pyramid_concat_backward_cpu(
   const int64_t width = check_concat_grad(upstream, channels, bins);
   const bool channels_last = is_channels_last(upstream);
   const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
-  const at::Tensor grad_levels = at::empty({grad.size(0), width, packed_cells(bins)}, grad.options());
+  const at::Tensor grad_levels = at::empty({grad.size(0), width, packed_bins(bins)}, grad.options());
   if (grad_levels.numel() == 0) return grad_levels;
   for_each_level(
       grad, channels_last, x_first ? channels : 0, width, bins, align_corners,
-      [&](const at::Tensor& part, int64_t cell, const ConvGeometry& geometry) {
+      [&](const at::Tensor& part, int64_t first_bin, const ConvGeometry& geometry) {
         const at::Tensor q = map_to_q(geometry, channels_last, part);
-        const int64_t cells = geometry.shape.packed_cells, pitch = geometry.shape.level->pitch;
-        grad_levels.narrow(2, cell, cells).copy_(q.as_strided({part.size(0), width, cells}, {cells, pitch, 1}));
+        const int64_t packed = geometry.shape.packed_bins, pitch = geometry.shape.level->pitch;
+        grad_levels.narrow(2, first_bin, packed).copy_(q.as_strided({part.size(0), width, packed}, {packed, pitch, 1}));
       });
   return grad_levels;
 }

@@ -35,13 +35,13 @@ void add_levels(
   geometry.place_weight(dense_weight, options.first_level_channel);
   const ConvShape& shape = geometry.shape;
   const ElementType type = geometry.type;
-  const at::Tensor cells = geometry.pack_cells(levels);
+  const at::Tensor pooled = geometry.pack_bins(levels);
   const at::Tensor q = at::empty({geometry.q_size(channels_last)}, accumulator(y));
 
   const int64_t scratch = PSPNET_FAST_PER_ISA(conv_q_scratch, shape);
   for_tasks(channel_tasks(shape), scratch, y, [&](void* own, int64_t begin, int64_t end) {
     PSPNET_FAST_PER_ISA(
-        conv_q, type, channels_last, shape, dense_weight.const_data_ptr(), cells.const_data_ptr(),
+        conv_q, type, channels_last, shape, dense_weight.const_data_ptr(), pooled.const_data_ptr(),
         q.mutable_data_ptr(), own, begin, end);
   });
   q_to_map(geometry, channels_last, q, y, epilogue);
@@ -91,10 +91,10 @@ void levels_backward(
 
   const int64_t scratch = PSPNET_FAST_PER_ISA(conv_q_scratch, shape);
   if (grad_weight.defined()) {
-    const at::Tensor cells = geometry.pack_cells_transposed(levels);
+    const at::Tensor pooled = geometry.pack_bins_transposed(levels);
     for_tasks(channel_tasks(shape), scratch, grad, [&](void* own, int64_t begin, int64_t end) {
       PSPNET_FAST_PER_ISA(
-          conv_weight_gradient, type, shape, q.const_data_ptr(), cells.const_data_ptr(),
+          conv_weight_gradient, type, shape, q.const_data_ptr(), pooled.const_data_ptr(),
           grad_weight.mutable_data_ptr(), own, begin, end);
     });
   }

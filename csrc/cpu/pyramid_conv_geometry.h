@@ -29,7 +29,7 @@ struct ConvGeometry {
     shape.level_channels = level_channels;
     shape.kernel_rows = kernel[0], shape.kernel_columns = kernel[1];
     shape.levels = static_cast<int64_t>(bins.size());
-    shape.packed_cells = packed_cells(bins);
+    shape.packed_bins = packed_bins(bins);
 
     place_levels(bins);
     fill_axis(row_taps_, shape.height, shape.kernel_rows, align_corners);
@@ -58,24 +58,25 @@ struct ConvGeometry {
   }
 
   // levels [B, Ck, Σk²] as conv_q reads them: [Ck, pitch] a level.
-  at::Tensor pack_cells(const at::Tensor& levels) const {
+  at::Tensor pack_bins(const at::Tensor& levels) const {
     at::Tensor packed = at::empty({shape.level_channels * pitches_}, accumulator(levels));
     for (const ConvLevel& level : levels_) {
       const int64_t k2 = level.k * level.k;
-      packed.as_strided({shape.batch, shape.level_channels, k2}, {k2, level.pitch, 1}, level.cells)
-          .copy_(levels.narrow(2, level.cell, k2));
+      packed.as_strided({shape.batch, shape.level_channels, k2}, {k2, level.pitch, 1}, level.pooled)
+          .copy_(levels.narrow(2, level.first_bin, k2));
     }
     return packed;
   }
 
   // The same transposed: [B · k², level_pitch] a level.
-  at::Tensor pack_cells_transposed(const at::Tensor& levels) const {
+  at::Tensor pack_bins_transposed(const at::Tensor& levels) const {
     const int64_t pitch = shape.level_pitch;
-    at::Tensor packed = at::empty({shape.batch * shape.packed_cells * pitch}, accumulator(levels));
+    at::Tensor packed = at::empty({shape.batch * shape.packed_bins * pitch}, accumulator(levels));
     for (const ConvLevel& level : levels_) {
       const int64_t k2 = level.k * level.k;
-      packed.as_strided({shape.batch, shape.level_channels, k2}, {k2 * pitch, 1, pitch}, shape.batch * level.cell * pitch)
-          .copy_(levels.narrow(2, level.cell, k2));
+      const int64_t first = shape.batch * level.first_bin * pitch;
+      packed.as_strided({shape.batch, shape.level_channels, k2}, {k2 * pitch, 1, pitch}, first)
+          .copy_(levels.narrow(2, level.first_bin, k2));
     }
     return packed;
   }
@@ -87,12 +88,12 @@ struct ConvGeometry {
     for (const int64_t k : bins) {
       ConvLevel level{};
       level.k = k;
-      level.cell = levels_.empty() ? 0 : levels_.back().cell + levels_.back().k * levels_.back().k;
+      level.first_bin = levels_.empty() ? 0 : levels_.back().first_bin + levels_.back().k * levels_.back().k;
       level.column = shape.columns;
       level.position = shape.positions;
       level.pitch = whole_vectors(shape.batch * k * k);
       level.q = shape.out_channels * shape.taps() * pitches_;
-      level.cells = shape.level_channels * pitches_;
+      level.pooled = shape.level_channels * pitches_;
       shape.columns += shape.kernel_columns * k;
       shape.positions += shape.taps() * k * k;
       pitches_ += level.pitch;

@@ -15,7 +15,7 @@
 
 namespace pspnet_fast {
 
-// What row h + dy - pad of an upsampled level reads: two rows of its cells; and what column w + dx - pad does. Both
+// What row h + dy - pad of an upsampled level reads: two rows of its bins; and what column w + dx - pad does. Both
 // weights are 0 in the padding.
 struct AxisTap {
   int32_t first, second;
@@ -26,18 +26,18 @@ struct AxisTap {
 
 struct ConvLevel {
   int64_t k;                   // side
-  int64_t cell;                // first packed cell
+  int64_t first_bin;           // first packed bin
   int64_t column;              // first of its kernel_columns · k columns of R
   int64_t position;            // first of its taps · k² positions of an output channel
-  int64_t pitch;               // of a row of Q and of `cells`: batch · k², rounded up to whole vectors
-  int64_t q, cells;     // where its Q and its p begin, in elements
+  int64_t pitch;               // of a row of Q and of `pooled`: batch · k², rounded up to whole vectors
+  int64_t q, pooled;    // where its Q and its p begin, in elements
 };
 
 // The geometry of one call. Pitches are whole vectors; what lies between a row's end and its pitch is never read.
 struct ConvShape {
   int64_t batch, out_channels, level_channels, height, width;
   int64_t kernel_rows, kernel_columns;
-  int64_t levels, packed_cells;                              // packed_cells = Σk²
+  int64_t levels, packed_bins;                              // packed_bins = Σk²
   int64_t columns, positions;                                // of R; of one output channel, all levels together
   int64_t column_pitch, width_pitch, out_pitch, level_pitch; // columns, width, out_channels, level_channels rounded up
   const ConvLevel* level;                                    // [levels]
@@ -70,16 +70,16 @@ PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_lanes(ElementType type))
 
 // ---- Products. Scratch: [conv_q_scratch] a thread. ------------------------------------------------------------
 PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_q_scratch(const ConvShape& shape))
-// Tasks [begin, end) of blocks of output channels, level by level. `cells` is p: [level_channels, pitch] a level. With
+// Tasks [begin, end) of blocks of output channels, level by level. `pooled` is p: [level_channels, pitch] a level. With
 // channels_last Q goes to [batch, positions, out_pitch].
 PSPNET_FAST_DECLARE_PER_ISA(void conv_q(
-    ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* cells, void* q,
+    ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* pooled, void* q,
     void* scratch, int64_t begin, int64_t end))
-// The gradient of the weight from that of Q. `cells` is p transposed: [batch · k², level_pitch] a level.
+// The gradient of the weight from that of Q. `pooled` is p transposed: [batch · k², level_pitch] a level.
 PSPNET_FAST_DECLARE_PER_ISA(void conv_weight_gradient(
-    ElementType type, const ConvShape& shape, const void* q, const void* cells, void* grad_weight, void* scratch,
+    ElementType type, const ConvShape& shape, const void* q, const void* pooled, void* grad_weight, void* scratch,
     int64_t begin, int64_t end))
-// Tasks [begin, end) of blocks of level channels, level by level: the gradient of the levels [B, Ck, packed_cells].
+// Tasks [begin, end) of blocks of level channels, level by level: the gradient of the levels [B, Ck, packed_bins].
 PSPNET_FAST_DECLARE_PER_ISA(void conv_level_gradient(
     ElementType type, const ConvShape& shape, const void* weight, const void* q, void* grad_levels, void* scratch,
     int64_t begin, int64_t end))

@@ -63,7 +63,7 @@ void scatter_channels_last(
 
 template <typename T, typename Acc>
 void q_of(
-    bool channels_last, const ConvShape& s, const T* weight, const Acc* cells, Acc* q, Acc* scratch,
+    bool channels_last, const ConvShape& s, const T* weight, const Acc* pooled, Acc* q, Acc* scratch,
     int64_t begin, int64_t end) {
   const int64_t taps = s.taps();
   for (int64_t task = begin; task < end; ++task) {
@@ -76,7 +76,7 @@ void q_of(
     const WeightPart<Acc> part = read_weight(s, weight, out, outs, channel, s.level_channels, copy);
     product(
         [&](int64_t m) { return part.base + m / taps * part.out + m % taps * part.tap; }, outs * taps,
-        {1, 0, s.level_channels, part.channel}, cells + level.cells, level.pitch, level.pitch / kLanes<Acc>, result,
+        {1, 0, s.level_channels, part.channel}, pooled + level.pooled, level.pitch, level.pitch / kLanes<Acc>, result,
         level.pitch);
     if (channels_last) scatter_channels_last(s, level, result, out, outs, q);
   }
@@ -84,7 +84,7 @@ void q_of(
 
 template <typename T, typename Acc>
 void weight_gradient(
-    const ConvShape& s, const Acc* q, const Acc* cells, T* grad_weight, Acc* scratch, int64_t begin, int64_t end) {
+    const ConvShape& s, const Acc* q, const Acc* pooled, T* grad_weight, Acc* scratch, int64_t begin, int64_t end) {
   const int64_t taps = s.taps();
   for (int64_t task = begin; task < end; ++task) {
     const int64_t l = task % s.levels, out = task / s.levels * kConvOuts;
@@ -93,7 +93,7 @@ void weight_gradient(
     const Acc* left = q + level.q + out * taps * level.pitch;
     product(
         [&](int64_t m) { return left + m * level.pitch; }, outs * taps, contiguous(s.batch * level.k * level.k),
-        cells + s.batch * level.cell * s.level_pitch, s.level_pitch, s.level_pitch / kLanes<Acc>, scratch,
+        pooled + s.batch * level.first_bin * s.level_pitch, s.level_pitch, s.level_pitch / kLanes<Acc>, scratch,
         s.level_pitch);
 
     T* part = grad_weight + out * s.weight_out + (s.weight_level + l * s.level_channels) * s.weight_channel;
@@ -132,12 +132,12 @@ void level_gradient(
         {s.out_channels, part.out, s.taps(), part.tap}, q + level.q, level.pitch,
         level.pitch / kLanes<Acc>, scratch, level.pitch);
 
-    const int64_t cells = level.k * level.k;
+    const int64_t bins = level.k * level.k;
     for (int64_t b = 0; b < s.batch; ++b) {
       for (int64_t c = 0; c < channels; ++c) {
-        T* target = grad_levels + (b * s.level_channels + first + c) * s.packed_cells + level.cell;
-        const Acc* row = scratch + c * level.pitch + b * cells;
-        for (int64_t cell = 0; cell < cells; ++cell) store(target + cell, row[cell]);
+        T* target = grad_levels + (b * s.level_channels + first + c) * s.packed_bins + level.first_bin;
+        const Acc* row = scratch + c * level.pitch + b * bins;
+        for (int64_t bin = 0; bin < bins; ++bin) store(target + bin, row[bin]);
       }
     }
   }
@@ -156,25 +156,25 @@ int64_t conv_q_scratch(const ConvShape& s) {
 }
 
 void conv_q(
-    ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* cells, void* q,
+    ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* pooled, void* q,
     void* scratch, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     using Acc = typename AccOf<T>::type;
     q_of(
-        channels_last, shape, static_cast<const T*>(weight), static_cast<const Acc*>(cells),
+        channels_last, shape, static_cast<const T*>(weight), static_cast<const Acc*>(pooled),
         static_cast<Acc*>(q), static_cast<Acc*>(scratch), begin, end);
   });
 }
 
 void conv_weight_gradient(
-    ElementType type, const ConvShape& shape, const void* q, const void* cells, void* grad_weight, void* scratch,
+    ElementType type, const ConvShape& shape, const void* q, const void* pooled, void* grad_weight, void* scratch,
     int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     using Acc = typename AccOf<T>::type;
     weight_gradient(
-        shape, static_cast<const Acc*>(q), static_cast<const Acc*>(cells), static_cast<T*>(grad_weight),
+        shape, static_cast<const Acc*>(q), static_cast<const Acc*>(pooled), static_cast<T*>(grad_weight),
         static_cast<Acc*>(scratch), begin, end);
   });
 }

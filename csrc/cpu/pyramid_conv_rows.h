@@ -1,4 +1,4 @@
-// What the layouts of a convolution over a pyramid share between Q and map: taps of rows, runs of cells, and how
+// What the layouts of a convolution over a pyramid share between Q and map: taps of rows, runs of pixels, and how
 // sums are brought into y. Included by kernel files inside their namespace (see isa.h), behind elements.h.
 
 // Calls body(column, position, first, second, weights) for what row h reads: entries [column, column + n) of R are the
@@ -47,7 +47,7 @@ inline bool all_finite(const Acc* p, int64_t n, int64_t rows = 1, int64_t pitch 
   return special == 0;
 }
 
-// Calls body(place in Q, position, count) for every run of cells of image b and channel o that is contiguous in both.
+// Calls body(place in Q, position, count) for every run of pixels of image b and channel o that is contiguous in both.
 template <typename Body>
 inline void for_each_run(const ConvShape& s, int64_t b, int64_t o, Body body) {
   for (int64_t l = 0; l < s.levels; ++l) {

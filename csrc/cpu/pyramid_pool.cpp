@@ -26,7 +26,7 @@ struct Geometry {
         height,
         width,
         static_cast<int64_t>(bins.size()),
-        packed_cells(bins),
+        packed_bins(bins),
         bins.data(),
         rows.intervals(),
         columns.intervals(),
@@ -53,7 +53,7 @@ at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
   const int64_t batch = x.size(0), channels = x.size(1);
   const Geometry geometry(channels, x.size(2), x.size(3), bins);
   const PoolShape& shape = geometry.shape;
-  at::Tensor out = at::empty({batch, channels, shape.cells}, x.options());
+  at::Tensor out = at::empty({batch, channels, shape.packed_bins}, x.options());
   if (out.numel() == 0) return out;
 
   if (!channels_last) {
@@ -95,7 +95,7 @@ void spread(const at::Tensor& upstream, const at::Tensor& grad_x, at::IntArrayRe
     });
     return;
   }
-  at::Tensor shares = at::empty({batch, shape.cells, channels}, accumulator(grad));
+  at::Tensor shares = at::empty({batch, shape.packed_bins, channels}, accumulator(grad));
   at::parallel_for(0, batch * geometry.blocks_per_image(), 1, [&](int64_t begin, int64_t end) {
     PSPNET_FAST_PER_ISA(
         pool_nhwc_bins_backward, type, shape, grad.const_data_ptr(), shares.mutable_data_ptr(), begin, end);

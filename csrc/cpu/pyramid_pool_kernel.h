@@ -11,7 +11,7 @@ namespace pspnet_fast {
 // The geometry of one call as plain pointers (from two pspnet_fast::Partition).
 struct PoolShape {
   int64_t channels, height, width;
-  int64_t levels, cells;                                // cells = Σk²
+  int64_t levels, packed_bins;                                // packed_bins = Σk²
   const int64_t* bins;                                  // [levels]
   int64_t row_intervals, column_intervals;
   const int32_t *row_edge, *column_edge;                // [intervals + 1]
@@ -24,7 +24,7 @@ struct PoolShape {
 // NCHW: planes [begin, end) of B·C; scratch [pool_nchw_scratch] a thread.
 // channels_last forward: bands first (b · row_intervals + r), then blocks of channels; `atoms` is
 //   [B, row_intervals, column_intervals, C]. Backward: blocks first, which lay the bins' gradients out as `shares`
-//   [B, cells, C], then bands; scratch [column_intervals, C] a thread. With `add` the
+//   [B, packed_bins, C], then bands; scratch [column_intervals, C] a thread. With `add` the
 //   gradient is added to what grad_x holds.
 constexpr int64_t kChannelBlock = 64;
 

@@ -13,9 +13,9 @@ inline void write(T* __restrict__ row, const Acc* __restrict__ line, int64_t n) 
   }
 }
 
-// The bins of one level along both axes, with the count of cells each averages.
+// The bins of one level along both axes, with the count of pixels each averages.
 struct Level {
-  int64_t k, cell, entry;  // side; first packed cell; first entry in row_first, column_first, …
+  int64_t k, first_bin, entry;  // side; first packed bin; first entry in row_first, column_first, …
 };
 
 template <typename Body>
@@ -24,7 +24,7 @@ inline void for_each_level(const PoolShape& s, Body body) {
   for (int64_t l = 0; l < s.levels; ++l) {
     level.k = s.bins[l];
     body(level);
-    level.cell += level.k * level.k;
+    level.first_bin += level.k * level.k;
     level.entry += level.k;
   }
 }

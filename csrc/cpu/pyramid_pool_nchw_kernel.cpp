@@ -66,7 +66,7 @@ void sum_columns(const PoolShape& s, const Acc* lines, Acc* atoms, int64_t lane)
   }
 }
 
-// Packed cells of `count` planes from their atoms.
+// Packed bins of `count` planes from their atoms.
 template <typename T, typename Acc>
 void average_bins(const PoolShape& s, const Acc* atoms, Acc* merged, T* packed, int64_t count) {
   constexpr int64_t n = kLanes<Acc>;
@@ -83,8 +83,8 @@ void average_bins(const PoolShape& s, const Acc* atoms, Acc* merged, T* packed, 
           sum += get(merged + c * n);
         }
         sum /= all(Acc(rows * column_count(s, level.entry + j)));
-        T* cell = packed + level.cell + i * level.k + j;
-        for (int64_t p = 0; p < count; ++p) store(cell + p * s.cells, sum[p]);
+        T* bin = packed + level.first_bin + i * level.k + j;
+        for (int64_t p = 0; p < count; ++p) store(bin + p * s.packed_bins, sum[p]);
       }
     }
   });
@@ -108,7 +108,7 @@ void nchw_forward(const PoolShape& s, const T* x, T* out, void* scratch, int64_t
       }
       sum_columns(s, lines, atoms, p);
     }
-    average_bins(s, atoms, merged, out + first * s.cells, count);
+    average_bins(s, atoms, merged, out + first * s.packed_bins, count);
   }
 }
 
@@ -121,9 +121,9 @@ void spread_bins(const PoolShape& s, const T* packed, Acc* atoms, int64_t count)
     for (int64_t i = 0; i < level.k; ++i) {
       const int64_t rows = row_count(s, level.entry + i);
       for (int64_t j = 0; j < level.k; ++j) {
-        const T* cell = packed + level.cell + i * level.k + j;
+        const T* bin = packed + level.first_bin + i * level.k + j;
         Lanes<Acc> share = {};
-        for (int64_t p = 0; p < count; ++p) share[p] = load(cell[p * s.cells]);
+        for (int64_t p = 0; p < count; ++p) share[p] = load(bin[p * s.packed_bins]);
         share /= all(Acc(rows * column_count(s, level.entry + j)));
         for (int64_t r = s.row_first[level.entry + i]; r < s.row_last[level.entry + i]; ++r) {
           for (int64_t c = s.column_first[level.entry + j]; c < s.column_last[level.entry + j]; ++c) {
@@ -145,7 +145,7 @@ void nchw_backward(const PoolShape& s, const T* grad, T* grad_x, void* scratch, 
 
   for (int64_t first = begin; first < end; first += n) {
     const int64_t count = end - first < n ? end - first : n;
-    spread_bins(s, grad + first * s.cells, atoms, count);
+    spread_bins(s, grad + first * s.packed_bins, atoms, count);
     for (int64_t p = 0; p < count; ++p) {
       T* plane = grad_x + (first + p) * s.height * s.width;
       for (int64_t r = 0; r < s.row_intervals; ++r) {

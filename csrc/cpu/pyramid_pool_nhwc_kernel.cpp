@@ -45,7 +45,7 @@ void bins_forward(const PoolShape& s, const void* atoms, T* out, int64_t begin, 
     const Block block = block_at(s, index);
     const Acc* image =
         static_cast<const Acc*>(atoms) + block.b * s.row_intervals * s.column_intervals * s.channels + block.first;
-    T* packed = out + (block.b * s.channels + block.first) * s.cells;
+    T* packed = out + (block.b * s.channels + block.first) * s.packed_bins;
     for_each_level(s, [&](const Level& level) {
       for (int64_t i = 0; i < level.k; ++i) {
         for (int64_t j = 0; j < level.k; ++j) {
@@ -55,9 +55,9 @@ void bins_forward(const PoolShape& s, const void* atoms, T* out, int64_t begin, 
               add(sum, image + (r * s.column_intervals + c) * s.channels, block.count);
             }
           }
-          const Acc cells = Acc(row_count(s, level.entry + i) * column_count(s, level.entry + j));
-          T* to = packed + level.cell + i * level.k + j;
-          for (int64_t ch = 0; ch < block.count; ++ch) store(to + ch * s.cells, sum[ch] / cells);
+          const Acc pixels = Acc(row_count(s, level.entry + i) * column_count(s, level.entry + j));
+          T* to = packed + level.first_bin + i * level.k + j;
+          for (int64_t ch = 0; ch < block.count; ++ch) store(to + ch * s.packed_bins, sum[ch] / pixels);
         }
       }
     });
@@ -69,15 +69,15 @@ void bins_backward(const PoolShape& s, const T* grad, void* shares, int64_t begi
   using Acc = typename AccOf<T>::type;
   for (int64_t index = begin; index < end; ++index) {
     const Block block = block_at(s, index);
-    const T* packed = grad + (block.b * s.channels + block.first) * s.cells;
-    Acc* image = static_cast<Acc*>(shares) + block.b * s.cells * s.channels + block.first;
+    const T* packed = grad + (block.b * s.channels + block.first) * s.packed_bins;
+    Acc* image = static_cast<Acc*>(shares) + block.b * s.packed_bins * s.channels + block.first;
     for_each_level(s, [&](const Level& level) {
       for (int64_t i = 0; i < level.k; ++i) {
         for (int64_t j = 0; j < level.k; ++j) {
-          const int64_t cell = level.cell + i * level.k + j;
-          const Acc cells = Acc(row_count(s, level.entry + i) * column_count(s, level.entry + j));
+          const int64_t bin = level.first_bin + i * level.k + j;
+          const Acc pixels = Acc(row_count(s, level.entry + i) * column_count(s, level.entry + j));
           for (int64_t ch = 0; ch < block.count; ++ch) {
-            image[cell * s.channels + ch] = load(packed[ch * s.cells + cell]) / cells;
+            image[bin * s.channels + ch] = load(packed[ch * s.packed_bins + bin]) / pixels;
           }
         }
       }
@@ -92,13 +92,13 @@ void atoms_backward(
   Acc* atoms = static_cast<Acc*>(scratch);  // [column_intervals, C] of this band
   for (int64_t band = begin; band < end; ++band) {
     const int64_t b = band / s.row_intervals, r = band % s.row_intervals;
-    const Acc* image = static_cast<const Acc*>(shares) + b * s.cells * s.channels;
+    const Acc* image = static_cast<const Acc*>(shares) + b * s.packed_bins * s.channels;
     fill(atoms, s.column_intervals * s.channels, Acc(0));
     for_each_level(s, [&](const Level& level) {
       for (int64_t i = 0; i < level.k; ++i) {
         if (r < s.row_first[level.entry + i] || r >= s.row_last[level.entry + i]) continue;
         for (int64_t j = 0; j < level.k; ++j) {
-          const Acc* share = image + (level.cell + i * level.k + j) * s.channels;
+          const Acc* share = image + (level.first_bin + i * level.k + j) * s.channels;
           for (int64_t c = s.column_first[level.entry + j]; c < s.column_last[level.entry + j]; ++c) {
             add(atoms + c * s.channels, share, s.channels);
           }

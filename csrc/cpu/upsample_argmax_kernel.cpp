@@ -121,11 +121,11 @@ void argmax_rows(const ArgmaxProblem& p, int64_t begin, int64_t end, void* scrat
 }  // namespace
 
 int64_t argmax_scratch(const ArgmaxProblem& p) {
-  return p.type == LogitType::f64 ? ArgmaxRows<double>(p, nullptr).bytes : ArgmaxRows<float>(p, nullptr).bytes;
+  return p.type == ElementType::f64 ? ArgmaxRows<double>(p, nullptr).bytes : ArgmaxRows<float>(p, nullptr).bytes;
 }
 
 void upsample_argmax_rows(const ArgmaxProblem& p, int64_t begin, int64_t end, void* scratch) {
-  p.type == LogitType::f64 ? argmax_rows<double>(p, begin, end, scratch) : argmax_rows<float>(p, begin, end, scratch);
+  p.type == ElementType::f64 ? argmax_rows<double>(p, begin, end, scratch) : argmax_rows<float>(p, begin, end, scratch);
 }
 
 }  // namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE

@@ -17,7 +17,7 @@
 
 namespace pspnet_fast {
 
-inline LogitType logit_type(const at::Tensor& logits) { return element_type("logits", logits); }
+inline ElementType logit_type(const at::Tensor& logits) { return element_type("logits", logits); }
 inline at::ScalarType real_type(const at::Tensor& logits) { return accumulator_type(logits); }
 inline bool in_channels_last(const at::Tensor& logits) { return is_channels_last(logits); }
 inline at::Tensor dense(const at::Tensor& logits, bool channels_last) {

@@ -46,7 +46,7 @@ struct Head {
     head.columns = upsampled_axis(logits.size(3), p.out_width, align_corners);
     plan_cross_entropy(head, p.batch, p.heads, multiprocessors(logits.get_device()));
     const int64_t rows = head.rows.nodes - head.first_row;
-    partial = at::empty({p.batch, head.tiles, rows, 2}, floats.dtype(at::kDouble));
+    partial = at::empty({p.batch, head.tile_columns, rows, 2}, floats.dtype(at::kDouble));
     head.partial = static_cast<double2*>(partial.mutable_data_ptr());
 
     const std::vector<int64_t> map = {p.batch, p.out_height, p.out_width};
@@ -55,7 +55,7 @@ struct Head {
     sums.states[i] = gradient ? empty_gradient(logits, floats.dtype().toScalarType()) : at::empty({0}, floats);
     if (!gradient) return;
     const at::Tensor& state = sums.states[i];
-    edges = at::empty({head.strips - 1, p.batch, p.classes, head.columns.nodes}, floats);
+    edges = at::empty({head.tile_rows - 1, p.batch, p.classes, head.columns.nodes}, floats);
     head.grad = state.mutable_data_ptr();
     head.grad_stride = {state.stride(0), state.stride(1), state.stride(2), state.stride(3)};
     head.edges = edges.mutable_data_ptr();

@@ -20,43 +20,43 @@ __device__ __forceinline__ void emit_zeros(Memory& memory, int classes, Lane lan
   for (int first = 0; first < classes; first += kChunk) emit_nodes(memory, lane, first, min(kChunk, classes - first));
 }
 
-// Goes on to the next row of cells, and places the rows of nodes below and above it. The one above is the strip's own
-// while it has a row of cells more, else it goes to the edges. The one below has been written by the row of cells
-// before, if that was the strip's.
+// Goes on to the next row of cells, and places the rows of nodes on its top and bottom. The bottom one is the tile's own
+// while it has a row of cells more, else it goes to the edges. The top one has been written by the row of cells
+// before, if that was the tile's.
 template <typename Memory>
 __device__ __forceinline__ void place_row(Memory& memory, const CrossEntropyProblem& p, int cell) {
   using Real = typename Memory::Real;
   const CrossEntropyHead& head = memory.head;
-  const Strip& strip = memory.strip;
+  const Tile& tile = memory.tile;
   const MapStrides& stride = head.grad_stride;
   memory.row = {cell, memory.row.end, head.rows.begin_of(cell + 1)};
   if (head.grad == nullptr) return;
-  Real* image = static_cast<Real*>(head.grad) + strip.image * stride.b;
-  memory.below = {cell < 0 ? nullptr : image + cell * stride.h, stride.c, stride.w, cell > strip.first_row};
+  Real* image = static_cast<Real*>(head.grad) + tile.image * stride.b;
+  memory.top = {cell < 0 ? nullptr : image + cell * stride.h, stride.c, stride.w, cell > tile.first_row};
   if (cell == head.rows.nodes - 1) {
-    memory.above = {nullptr, stride.c, stride.w, false};
-  } else if (cell + 1 < strip.end_row) {
-    memory.above = {image + (cell + 1) * stride.h, stride.c, stride.w, false};
+    memory.bottom = {nullptr, stride.c, stride.w, false};
+  } else if (cell + 1 < tile.end_row) {
+    memory.bottom = {image + (cell + 1) * stride.h, stride.c, stride.w, false};
   } else {
     const int width = head.columns.nodes;
-    const int64_t edge = int64_t{strip.number} * p.batch + strip.image;
+    const int64_t edge = int64_t{tile.row} * p.batch + tile.image;
     Real* at = static_cast<Real*>(head.edges) + edge * p.classes * width;
-    memory.above = {at, stride.c == 1 ? 1 : width, stride.c == 1 ? p.classes : 1, false};
+    memory.bottom = {at, stride.c == 1 ? 1 : width, stride.c == 1 ? p.classes : 1, false};
   }
 }
 
-PSPNET_FAST_HD int64_t strips_of(const CrossEntropyProblem& p, const CrossEntropyHead& head) {
-  return int64_t{p.batch} * head.tiles * head.strips;
+PSPNET_FAST_HD int64_t tiles_of(const CrossEntropyProblem& p, const CrossEntropyHead& head) {
+  return int64_t{p.batch} * head.tile_columns * head.tile_rows;
 }
 
-// Strips of the first head, then of the second; side by side, one above the other, image after image.
-__device__ __forceinline__ Strip place_strip(const CrossEntropyHead& head, int64_t number) {
-  Strip strip;
-  strip.tile = static_cast<int>(number % head.tiles), number /= head.tiles;
-  strip.number = static_cast<int>(number % head.strips), strip.image = static_cast<int>(number / head.strips);
-  strip.first_row = head.first_row + strip.number * head.strip_rows;
-  strip.end_row = min(strip.first_row + head.strip_rows, head.rows.nodes);
-  return strip;
+// Tiles of the first head, then of the second; side by side, one above the other, image after image.
+__device__ __forceinline__ Tile place_tile(const CrossEntropyHead& head, int64_t number) {
+  Tile tile;
+  tile.column = static_cast<int>(number % head.tile_columns), number /= head.tile_columns;
+  tile.row = static_cast<int>(number % head.tile_rows), tile.image = static_cast<int>(number / head.tile_rows);
+  tile.first_row = head.first_row + tile.row * head.rows_of_tile;
+  tile.end_row = min(tile.first_row + head.rows_of_tile, head.rows.nodes);
+  return tile;
 }
 
 template <int K, typename Memory>
@@ -105,22 +105,22 @@ __global__ void __launch_bounds__(32, resident_warps<Real, K>())
   const Lane lane{threadIdx.x};
   const Real class_sum = sum_class_weights<Real>(p, lane);
   if (lane.number == 0) {
-    const int64_t of_first = strips_of(p, p.head[0]);
+    const int64_t of_first = tiles_of(p, p.head[0]);
     const int which = blockIdx.x < of_first ? 0 : 1;
     memory.head = p.head[which];
-    memory.strip = place_strip(memory.head, blockIdx.x - which * of_first);
-    memory.row.end = memory.head.rows.begin_of(memory.strip.first_row);
+    memory.tile = place_tile(memory.head, blockIdx.x - which * of_first);
+    memory.row.end = memory.head.rows.begin_of(memory.tile.first_row);
     memory.own = static_cast<Real>(1 - p.smoothing), memory.share = static_cast<Real>(p.smoothing / p.classes);
     memory.class_sum = class_sum;
-    memory.measured = memory.strip.first_row - 1;
+    memory.measured = memory.tile.first_row - 1;
   }
   __syncwarp();
   for (int i = lane.cell(); i < kRowNodes; i += 32) {
-    memory.column_begin[i] = memory.head.columns.begin_of(memory.strip.tile * kOwnedNodes - 1 + i);
+    memory.column_begin[i] = memory.head.columns.begin_of(memory.tile.column * kOwnedNodes - 1 + i);
   }
 
   const auto add = [](double a, double b) { return a + b; };
-  for (int cell = memory.strip.first_row; cell < memory.strip.end_row; ++cell) {
+  for (int cell = memory.tile.first_row; cell < memory.tile.end_row; ++cell) {
     __syncwarp();
     if (lane.number == 0) place_row(memory, p, cell);
     memory.loss[lane.number] = memory.divisor[lane.number] = 0;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(32, resident_warps<Real, K>())
     const double divisor = combine_lanes(memory.divisor[lane.number], 16, add);
     if (lane.number != 0) continue;
     const CrossEntropyHead& head = memory.head;
-    const int64_t column = int64_t{memory.strip.image} * head.tiles + memory.strip.tile;
+    const int64_t column = int64_t{memory.tile.image} * head.tile_columns + memory.tile.column;
     head.partial[column * (head.rows.nodes - head.first_row) + cell - head.first_row] = make_double2(loss, divisor);
   }
 }
@@ -139,15 +139,15 @@ __global__ void __launch_bounds__(32, resident_warps<Real, K>())
 
 template <typename Real, int K>
 void launch(const CrossEntropyProblem& p, cudaStream_t stream) {
-  int64_t strips = 0;
-  for (int i = 0; i < p.heads; ++i) strips += strips_of(p, p.head[i]);
+  int64_t tiles = 0;
+  for (int i = 0; i < p.heads; ++i) tiles += tiles_of(p, p.head[i]);
   // What is not shared memory is cache, which this kernel has no use for. Only a preference: it cannot fail.
   cudaFuncSetAttribute(cross_entropy_kernel<Real, K>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
-  PSPNET_FAST_LAUNCH((cross_entropy_kernel<Real, K>), static_cast<unsigned>(strips), 32, 0, stream, p);
+  PSPNET_FAST_LAUNCH((cross_entropy_kernel<Real, K>), static_cast<unsigned>(tiles), 32, 0, stream, p);
 }
 
 void launch_by_columns(const CrossEntropyProblem& p, cudaStream_t stream) {
-  if (p.head[0].logits.type == LogitType::f64) return launch<double, 4>(p, stream);
+  if (p.head[0].logits.type == ElementType::f64) return launch<double, 4>(p, stream);
   switch (p.head[0].pass_columns) {
     case 2: return launch<float, 2>(p, stream);
     case 4: return launch<float, 4>(p, stream);
@@ -160,12 +160,12 @@ void launch_by_columns(const CrossEntropyProblem& p, cudaStream_t stream) {
 }  // namespace
 
 void plan_cross_entropy(CrossEntropyHead& head, int64_t batch, int32_t heads, int32_t multiprocessors) {
-  head.tiles = (head.columns.nodes + kOwnedNodes - 1) / kOwnedNodes;
+  head.tile_columns = (head.columns.nodes + kOwnedNodes - 1) / kOwnedNodes;
   head.first_row = head.rows.begin_of(0) == 0 ? 0 : -1;
   const int32_t rows = head.rows.nodes - head.first_row;
 
   // The whole cell in one pass, or equal parts of it.
-  const int widest = std::max(1, largest_cell(head.columns)), most = head.logits.type == LogitType::f64 ? 4 : 9;
+  const int widest = std::max(1, largest_cell(head.columns)), most = head.logits.type == ElementType::f64 ? 4 : 9;
   head.column_parts = (widest + most - 1) / most;
   const int wanted = (widest + head.column_parts - 1) / head.column_parts;
   head.pass_columns = most == 4 ? 4 : wanted > 8 ? 9 : (wanted + 1) / 2 * 2;
@@ -175,16 +175,16 @@ void plan_cross_entropy(CrossEntropyHead& head, int64_t batch, int32_t heads, in
   head.may_progress = area <= 0.5 && head.rows.scale <= 1 && head.columns.scale <= 1;
 
   // The time is that of the busiest of a multiprocessor's four schedulers: its warps, and half a one for latency that
-  // few warps do not cover, times the rows of a strip, and a quarter of one for its edge.
+  // few warps do not cover, times the rows of a tile, and a quarter of one for its edge.
   constexpr int32_t kMostRows = 64;
-  const int64_t columns = batch * heads * head.tiles, schedulers = int64_t{4} * multiprocessors;
+  const int64_t columns = batch * heads * head.tile_columns, schedulers = int64_t{4} * multiprocessors;
   double best = INFINITY;
   for (int32_t length = 1; length <= std::min(rows, kMostRows); ++length) {
-    const int64_t strips = columns * ((rows + length - 1) / length);
-    const double cost = (static_cast<double>((strips + schedulers - 1) / schedulers) + 0.5) * (length + 0.25);
-    if (cost < best) best = cost, head.strip_rows = length;
+    const int64_t tiles = columns * ((rows + length - 1) / length);
+    const double cost = (static_cast<double>((tiles + schedulers - 1) / schedulers) + 0.5) * (length + 0.25);
+    if (cost < best) best = cost, head.rows_of_tile = length;
   }
-  head.strips = (rows + head.strip_rows - 1) / head.strip_rows;
+  head.tile_rows = (rows + head.rows_of_tile - 1) / head.rows_of_tile;
 }
 
 void launch_cross_entropy(const CrossEntropyProblem& problem, cudaStream_t stream) {

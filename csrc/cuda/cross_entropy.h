@@ -1,8 +1,8 @@
 // Launchers of the cross-entropy kernels. Free of torch; they enqueue on `stream` and never synchronise.
 //
-// A warp scores a strip: a column of cells, 31 nodes wide, down some rows of cells. It computes one cell more than the
-// nodes that it owns, so that strips side by side share nothing, and it adds a row's share of the nodes below to
-// memory, where it finds it again at the next row. Only the nodes between two strips are shared: the upper one leaves
+// A warp scores a tile: a column of cells, 31 nodes wide, down some rows of cells. It computes one cell more than the
+// nodes that it owns, so that tiles side by side share nothing, and it adds a row's share of its bottom nodes to
+// memory, where it finds it again at the next row. Only the nodes between two tiles are shared: the one above leaves
 // its share in `edges`, and launch_cross_entropy_finish adds it. Every sum is taken in one order: no atomics, the same
 // bits always.
 #pragma once
@@ -13,9 +13,9 @@
 
 namespace pspnet_fast::cuda {
 
-constexpr int kCells = 32;               // of a row in a strip, one for each lane
-constexpr int kOwnedNodes = kCells - 1;  // of it
-constexpr int kMaxClasses = 65534;       // labels are kept as 16 bits, two values of which have a meaning of their own
+constexpr int kCells = 32;          // of a row in a tile, one for each lane
+constexpr int kOwnedNodes = kCells - 1;  // nodes of it
+constexpr int kMaxClasses = 65534;  // labels are kept as 16 bits, two values of which have a meaning of their own
 
 struct MapStrides {
   int64_t b, c, h, w;
@@ -28,13 +28,13 @@ struct CrossEntropyHead {
   void* loss;  // Real [B, H, W], the loss of every pixel
   void* grad;  // Real [B, C, h, w] of strides `grad_stride`: d(sum of losses)/d(logits)
   MapStrides grad_stride;
-  void* edges;           // Real [strips - 1, B, C, w]; the last two dimensions are laid out as those of grad
-  double2* partial;      // [B, tiles, cell rows] sums of losses and of what they weigh
+  void* edges;           // Real [tile rows - 1, B, C, w]; the last two dimensions are laid out as those of grad
+  double2* partial;      // [B, tile columns, cell rows] sums of losses and of what they weigh
   bool may_progress;     // upsampled enough for the fast path (cross_entropy_progression.cuh)
-  int32_t tiles;         // strips side by side
+  int32_t tile_columns;  // tiles side by side
   int32_t first_row;     // of cells: -1, or 0 where that has no pixels
-  int32_t strips;        // one above the other
-  int32_t strip_rows;    // rows of cells of one
+  int32_t tile_rows;     // one above the other
+  int32_t rows_of_tile;  // rows of cells of one
   int32_t column_parts;  // of a cell that is too wide for one pass
   int32_t pass_columns;  // that a pass has room for
 };
@@ -51,7 +51,7 @@ struct CrossEntropyProblem {
   bool smoothed;     // ε > 0
 };
 
-// Fills in a head's geometry, from logits' type, rows and columns: strips of such a length that `heads` of them fill
+// Fills in a head's geometry, from logits' type, rows and columns: tiles of such a length that `heads` of them fill
 // the GPU evenly. The result does not depend on that length.
 void plan_cross_entropy(CrossEntropyHead& head, int64_t batch, int32_t heads, int32_t multiprocessors);
 

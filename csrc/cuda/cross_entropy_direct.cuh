@@ -5,7 +5,7 @@
 // are finite: in logits of 1e4 little would be left of the differences that matter.
 #pragma once
 
-#include "cross_entropy_patch.cuh"
+#include "cross_entropy_piece.cuh"
 
 namespace pspnet_fast::cuda {
 
@@ -16,11 +16,11 @@ struct Direct {
   static constexpr int kPartRows = 1;
   static constexpr Real kUnit = 1, kScale = 1;  // of logits in units of the path, and the other way round
 
-  Patch<Real> patch;
+  Piece<Real> piece;
   Real largest[K];
   Real value[K];  // sums, then weights
 
-  explicit __device__ __forceinline__ Direct(const Patch<Real>& of) : patch(of), value{} {
+  explicit __device__ __forceinline__ Direct(const Piece<Real>& of) : piece(of), value{} {
 #pragma unroll
     for (int k = 0; k < K; ++k) largest[k] = -INFINITY;
   }
@@ -28,11 +28,11 @@ struct Direct {
   // Calls visit(k, logit, t) for the pixels.
   template <typename Visit>
   __device__ __forceinline__ void for_pixels(const Corners<Real>& node, Visit visit) const {
-    const Ends<Real> row = ends_of_row(node, patch.s, patch);
+    const Ends<Real> row = ends_of_row(node, piece.s, piece);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (k >= patch.columns) break;
-      const Real t = patch.t + k * patch.t_step;
+      if (k >= piece.columns) break;
+      const Real t = piece.t + k * piece.t_step;
       visit(k, mix(t, row.left, row.right), t);
     }
   }
@@ -63,12 +63,12 @@ struct Direct {
     Ends<Real> row;
 
     __device__ __forceinline__ void read(const Direct& path, unsigned label, const Corners<Real>& node) {
-      code = label, row = ends_of_row(node, path.patch.s, path.patch);
+      code = label, row = ends_of_row(node, path.piece.s, path.piece);
     }
     __device__ __forceinline__ void begin(int, int) {}
     __device__ __forceinline__ void next(int) {}
     __device__ __forceinline__ Real logit(const Direct& path, int, int k) const {
-      return mix(path.patch.t + k * path.patch.t_step, row.left, row.right);
+      return mix(path.piece.t + k * path.piece.t_step, row.left, row.right);
     }
     template <typename Pixels>
     __device__ __forceinline__ Real add(
@@ -85,9 +85,10 @@ struct Direct {
       left_sum += (1 - t) * share;
       right_sum += t * share;
     });
-    if (patch.one_column) right_sum = 0;
-    const Real upper_left = patch.one_row ? 0 : patch.s * left_sum, upper_right = patch.one_row ? 0 : patch.s * right_sum;
-    return {{left_sum - upper_left, right_sum - upper_right, upper_left, upper_right}};
+    if (piece.one_column) right_sum = 0;
+    const Real bottom_left = piece.one_row ? 0 : piece.s * left_sum;
+    const Real bottom_right = piece.one_row ? 0 : piece.s * right_sum;
+    return {{left_sum - bottom_left, right_sum - bottom_right, bottom_left, bottom_right}};
   }
 };
 

@@ -1,4 +1,4 @@
-// What follows the cross-entropy kernel: sums of losses, and the nodes between two strips.
+// What follows the cross-entropy kernel: sums of losses, and the nodes between two tiles.
 #include "cross_entropy.h"
 #include "launch.h"
 
@@ -14,7 +14,7 @@ struct Results {
 };
 
 __device__ __forceinline__ int64_t partial_count(const CrossEntropyProblem& p, const CrossEntropyHead& head) {
-  return int64_t{p.batch} * head.tiles * (head.rows.nodes - head.first_row);
+  return int64_t{p.batch} * head.tile_columns * (head.rows.nodes - head.first_row);
 }
 
 // A block sums a head's losses, and the divisor, which is the first head's: every thread its own, then in pairs.
@@ -41,14 +41,14 @@ int64_t blocks_of_row(const CrossEntropyProblem& p, const CrossEntropyHead& head
   return (values + kThreads * kPerThread - 1) / (kThreads * kPerThread);
 }
 
-// A block adds a part of one row of nodes, of all classes, to the row that the strip above has written.
+// A block adds a part of one row of nodes, of all classes, to the row that the tile above has written.
 template <typename Real>
 __device__ __forceinline__ void add_edges(
     const CrossEntropyProblem& p, const CrossEntropyHead& head, int64_t block, int64_t row_blocks) {
-  const int64_t edge = block / row_blocks;  // strip · batch + image
+  const int64_t edge = block / row_blocks;  // tile · batch + image
   const int width = head.columns.nodes, values = p.classes * width;
-  const int strip = static_cast<int>(edge / p.batch), image = static_cast<int>(edge % p.batch);
-  const int row = head.first_row + (strip + 1) * head.strip_rows;
+  const int tile = static_cast<int>(edge / p.batch), image = static_cast<int>(edge % p.batch);
+  const int row = head.first_row + (tile + 1) * head.rows_of_tile;
   const MapStrides& stride = head.grad_stride;
   const Real* from = static_cast<const Real*>(head.edges) + edge * values;
   Real* to = static_cast<Real*>(head.grad) + image * stride.b + row * stride.h;
@@ -81,7 +81,7 @@ void finish(const CrossEntropyProblem& p, const Results& results, cudaStream_t s
   int64_t edge_blocks[2] = {0, 0}, row_blocks[2] = {1, 1};
   for (int i = 0; i < p.heads; ++i) {
     row_blocks[i] = blocks_of_row(p, p.head[i]);
-    if (p.head[i].grad != nullptr) edge_blocks[i] = row_blocks[i] * (p.head[i].strips - 1) * p.batch;
+    if (p.head[i].grad != nullptr) edge_blocks[i] = row_blocks[i] * (p.head[i].tile_rows - 1) * p.batch;
   }
   const auto blocks = static_cast<unsigned>(p.heads + edge_blocks[0] + edge_blocks[1]);
   PSPNET_FAST_LAUNCH(
@@ -94,7 +94,7 @@ void finish(const CrossEntropyProblem& p, const Results& results, cudaStream_t s
 void launch_cross_entropy_finish(
     const CrossEntropyProblem& problem, void* const (&losses)[2], void* divisor, cudaStream_t stream) {
   const Results results{{losses[0], losses[1]}, divisor};
-  if (problem.head[0].logits.type == LogitType::f64) return finish<double>(problem, results, stream);
+  if (problem.head[0].logits.type == ElementType::f64) return finish<double>(problem, results, stream);
   finish<float>(problem, results, stream);
 }
 

@@ -4,7 +4,7 @@
 // Neighbouring pixels of a row with the same label are one run: bilinear weights are linear along it.
 #pragma once
 
-#include "cross_entropy_patch.cuh"
+#include "cross_entropy_piece.cuh"
 
 namespace pspnet_fast::cuda {
 
@@ -13,7 +13,7 @@ namespace pspnet_fast::cuda {
 template <typename Real>
 struct Weights {
   const CrossEntropyProblem& problem;
-  int64_t first_pixel;  // of the patch
+  int64_t first_pixel;  // of the piece
 
   __device__ __forceinline__ Real of_class(int c) const {
     if (problem.class_weight == nullptr) return 1;
@@ -55,12 +55,12 @@ __device__ __forceinline__ void read_row(
   }
 }
 
-// The labels of the patch's pixels, of which the first is `first_pixel` of the map, to shared memory. Returns which
+// The labels of the piece's pixels, of which the first is `first_pixel` of the map, to shared memory. Returns which
 // chunks of classes they are of, for the whole warp: bit (class / kChunk) % 32.
 template <class Path, typename Memory>
 __device__ __forceinline__ unsigned read_labels(
     Memory& memory, const LabelMap& map, int64_t first_pixel, int width, int classes,
-    const Patch<typename Path::Real>& patch, Lane lane, bool may_merge) {
+    const Piece<typename Path::Real>& piece, Lane lane, bool may_merge) {
   using Mask = typename Memory::Mask;
   constexpr int K = Path::kColumns;
   Mask merged = 0;
@@ -68,7 +68,7 @@ __device__ __forceinline__ unsigned read_labels(
 #pragma unroll 1
   for (int r = 0; r < Path::kRows; ++r) {
     const int64_t row = first_pixel + int64_t{r} * width;
-    const int count = r < patch.rows ? patch.columns : 0, row_of_part = r % Path::kPartRows;
+    const int count = r < piece.rows ? piece.columns : 0, row_of_part = r % Path::kPartRows;
     unsigned codes[K];
     if (map.type == LabelType::i64) {
       read_row(static_cast<const int64_t*>(map.data) + row, map, classes, count, codes);
@@ -94,7 +94,7 @@ __device__ __forceinline__ unsigned read_labels(
 template <class Path, typename Memory>
 __device__ __forceinline__ void take_labels(
     Memory& memory, unsigned present, const Weights<typename Path::Real>& weights,
-    const Patch<typename Path::Real>& patch, Lane lane, int first) {
+    const Piece<typename Path::Real>& piece, Lane lane, int first) {
   using Real = typename Path::Real;
   using Mask = typename Memory::Mask;
   constexpr int K = Path::kColumns, kPixels = Path::kPartRows * K;
@@ -115,8 +115,8 @@ __device__ __forceinline__ void take_labels(
       const Mask behind = memory.merged[part][lane.number] >> i >> 1;
       const Real count = static_cast<Real>(1 + lowest_bit(static_cast<Mask>(~behind)));
       const Real own = weights.of_pixel(r, k) * memory.own * weights.of_class(first + c);
-      const Real s = patch.s + r * patch.s_step;
-      const Real t = patch.t + (k + (count - 1) / 2) * patch.t_step;  // of the run's middle
+      const Real s = piece.s + r * piece.s_step;
+      const Real t = piece.t + (k + (count - 1) / 2) * piece.t_step;  // of the run's middle
       const Real right = own * count * t, left = own * count * (1 - t);
       const Corners<Real> weight{{(1 - s) * left, (1 - s) * right, s * left, s * right}};
 #pragma unroll
@@ -129,7 +129,7 @@ __device__ __forceinline__ void take_labels(
 template <typename Real>
 struct PixelSums {
   Real loss, divisor;  // the loss in units of the path; Σ q · w_y
-  Corners<Real> mass;  // Σ q, times the bilinear weights of the corners; if labels are smoothed
+  Corners<Real> grad_weight;  // Σ q, times the bilinear weights of the corners; if labels are smoothed
 };
 
 // A label's logits at the corners of the lane's cell, as they were staged.
@@ -138,7 +138,7 @@ __device__ __forceinline__ Corners<typename Memory::Real> corners_of_label(
     const Memory& memory, Lane lane, int label, typename Memory::Real scale) {
   using Real = typename Memory::Real;
   const LogitMap& logits = memory.head.logits;
-  const int64_t at = memory.strip.image * logits.stride_b + label * logits.stride_c;
+  const int64_t at = memory.tile.image * logits.stride_b + label * logits.stride_c;
   Corners<Real> corners;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -158,7 +158,7 @@ __device__ __forceinline__ void weigh_pixels(
     typename Path::Label& label, typename Path::Real* loss, PixelSums<typename Path::Real>& sums) {
   using Real = typename Path::Real;
   constexpr int K = Path::kColumns, kPixels = Path::kPartRows * K;
-  const Patch<Real>& patch = path.patch;
+  const Piece<Real>& piece = path.piece;
   Real pixel = 0, class_weight = 0, weight = 0;
   bool scored = false;
 #pragma unroll 2
@@ -184,15 +184,15 @@ __device__ __forceinline__ void weigh_pixels(
     Real of_pixel = scored ? weight * label.add(path, memory.pixels, i, lane, r, k, sum) : Real(0);
 
     if (memory.share > 0 && scored) {
-      const Real s = patch.s + r * patch.s_step, t = patch.t + k * patch.t_step;
+      const Real s = piece.s + r * piece.s_step, t = piece.t + k * piece.t_step;
       const Corners<Real> at{{(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t}};
       Corners<Real> smooth;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        sums.mass.value[j] += pixel * at.value[j];
+        sums.grad_weight.value[j] += pixel * at.value[j];
         smooth.value[j] = memory.smooth[j][lane.number];
       }
-      const Ends<Real> row = ends_of_row(smooth, s, patch);
+      const Ends<Real> row = ends_of_row(smooth, s, piece);
       // Σ_c w_c · (the label's logit - c's)
       const Real behind = memory.class_sum * label.logit(path, r, k) - mix(t, row.left, row.right);
       // Of a label whose logit is minus infinity the loss is infinite already.
@@ -200,7 +200,7 @@ __device__ __forceinline__ void weigh_pixels(
     }
     if (loss == nullptr) {
       sums.loss += of_pixel;
-    } else if (r < patch.rows && k < patch.columns) {
+    } else if (r < piece.rows && k < piece.columns) {
       loss[weights.pixel(r, k)] = (of_pixel + weight * label.finish()) * Path::kUnit;
     }
   }

@@ -10,7 +10,7 @@
 // and would that of a product over rows as well.
 #pragma once
 
-#include "cross_entropy_patch.cuh"
+#include "cross_entropy_piece.cuh"
 
 namespace pspnet_fast::cuda {
 
@@ -23,10 +23,10 @@ struct Progression {
   static constexpr int kPartRows = 4;  // that go through shared memory together
   static constexpr float kUnit = kLn2, kScale = kLog2E;
 
-  Patch<float> patch;
+  Piece<float> piece;
   float value[kRows][K];  // sums, then weights
 
-  explicit __device__ __forceinline__ Progression(const Patch<float>& of) : patch(of), value{} {}
+  explicit __device__ __forceinline__ Progression(const Piece<float>& of) : piece(of), value{} {}
 
   struct Start {
     float logit, step, logit_step, step_step;  // at the first pixel; to the next column; of both, to the next row
@@ -34,10 +34,10 @@ struct Progression {
   __device__ __forceinline__ Start start(const Corners<float>& node) const {
     const float along = node.value[1] - node.value[0], up = node.value[2] - node.value[0];
     const float twist = (node.value[3] - node.value[2]) - along;
-    const float slope = up + patch.t * twist;
+    const float slope = up + piece.t * twist;
     return {
-        node.value[0] + patch.t * along + patch.s * slope, patch.t_step * (along + patch.s * twist),
-        patch.s_step * slope, patch.t_step * patch.s_step * twist};
+        node.value[0] + piece.t * along + piece.s * slope, piece.t_step * (along + piece.s * twist),
+        piece.s_step * slope, piece.t_step * piece.s_step * twist};
   }
 
   struct Powers {
@@ -55,7 +55,7 @@ struct Progression {
     const Start at = start(node);
 #pragma unroll
     for (int pair = 0; pair < kRows; pair += 2) {
-      if (pair >= patch.rows) break;
+      if (pair >= piece.rows) break;
 #pragma unroll
       for (int r = pair; r < pair + 2; ++r) {
         Powers e = powers(at, r);
@@ -123,7 +123,7 @@ struct Progression {
     float sum = 0, sum_k = 0, sum_r = 0, sum_kr = 0;  // of the probabilities times 1, column, row, both
 #pragma unroll
     for (int pair = kRows - 2; pair >= 0; pair -= 2) {
-      if (pair >= patch.rows) continue;
+      if (pair >= piece.rows) continue;
 #pragma unroll
       for (int r = pair + 1; r >= pair; --r) {
         const Powers e = powers(at, r);
@@ -138,9 +138,9 @@ struct Progression {
         if (r > 0) sum_r += sum, sum_kr += sum_k;  // row r is added r times
       }
     }
-    const float right = patch.t * sum + patch.t_step * sum_k, right_r = patch.t * sum_r + patch.t_step * sum_kr;
-    const float upper = patch.s * sum + patch.s_step * sum_r, both = patch.s * right + patch.s_step * right_r;
-    return {{(sum - right) - (upper - both), right - both, upper - both, both}};
+    const float right = piece.t * sum + piece.t_step * sum_k, right_r = piece.t * sum_r + piece.t_step * sum_kr;
+    const float bottom = piece.s * sum + piece.s_step * sum_r, both = piece.s * right + piece.s_step * right_r;
+    return {{(sum - right) - (bottom - both), right - both, bottom - both, both}};
   }
 };
 
@@ -175,7 +175,7 @@ __device__ __forceinline__ void measure_nodes(Memory& memory, int classes, Lane 
   __syncwarp();
 }
 
-// Measures the nodes of a row of cells; the lower ones are known from the row before. Returns whether the progression
+// Measures the nodes of a row of cells; the top ones are known from the row before. Returns whether the progression
 // holds, and chooses what is subtracted from the logits: the largest of their node, in the unit of the path, if all are
 // finite.
 template <typename Memory>

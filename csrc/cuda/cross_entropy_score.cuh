@@ -5,21 +5,21 @@
 
 namespace pspnet_fast::cuda {
 
-// One pass over a patch in every lane: sums, losses, and gradients to the rows of nodes.
+// One pass over a piece in every lane: sums, losses, and gradients to the rows of nodes.
 template <class Path, typename Memory>
-__device__ __forceinline__ void score_patch(
-    Memory& memory, const CrossEntropyProblem& p, Lane lane, const Patch<typename Path::Real>& patch) {
+__device__ __forceinline__ void score_piece(
+    Memory& memory, const CrossEntropyProblem& p, Lane lane, const Piece<typename Path::Real>& piece) {
   using Real = typename Path::Real;
   const bool gradient = memory.head.grad != nullptr, smoothed = p.smoothed, mine = counts(memory, lane);
   const Real scale = Path::kScale;
-  const Weights<Real> weights{p, (int64_t{memory.strip.image} * p.out_height + patch.y) * p.out_width + patch.x};
+  const Weights<Real> weights{p, (int64_t{memory.tile.image} * p.out_height + piece.y) * p.out_width + piece.x};
   Real* loss = mine ? static_cast<Real*>(memory.head.loss) : nullptr;
   const unsigned present = read_labels<Path>(
-      memory, p.labels, weights.first_pixel, p.out_width, p.classes, patch, lane,
+      memory, p.labels, weights.first_pixel, p.out_width, p.classes, piece, lane,
       p.pixel_weight == nullptr && memory.head.loss == nullptr);
   for (int j = 0; j < 4 && smoothed; ++j) memory.smooth[j][lane.number] = 0;
 
-  Path path(patch);
+  Path path(piece);
   for (int pass = 0; pass < Path::kForwardPasses; ++pass) {
     const bool last = pass == Path::kForwardPasses - 1;
     for_chunks(memory, p.classes, lane, 0, scale, [&](int first, int count) {
@@ -38,7 +38,7 @@ __device__ __forceinline__ void score_patch(
     weigh_pixels<Path>(memory, part, path, weights, lane, label, loss, sums);
     path.get(memory.pixels, part, lane);
   }
-  for (int j = 0; j < 4 && smoothed; ++j) memory.smooth[j][lane.number] = sums.mass.value[j];
+  for (int j = 0; j < 4 && smoothed; ++j) memory.smooth[j][lane.number] = sums.grad_weight.value[j];
   if (mine) memory.loss[lane.number] += static_cast<double>(sums.loss * Path::kUnit);
   if (mine) memory.divisor[lane.number] += static_cast<double>(sums.divisor);
 
@@ -55,21 +55,21 @@ __device__ __forceinline__ void score_patch(
 #pragma unroll
         for (int j = 0; j < 4; ++j) to[j * 32] = corner.value[j];
       }
-      take_labels<Path>(memory, present, weights, patch, lane, first);
+      take_labels<Path>(memory, present, weights, piece, lane, first);
       emit_nodes(memory, lane, first, count);
     });
   }
 }
 
-// All pixels of a row of cells, in as many patches as a path takes.
+// All pixels of a row of cells, in as many pieces as a path takes.
 template <class Path, typename Memory>
 __device__ __forceinline__ void score_row(Memory& memory, const CrossEntropyProblem& p, Lane lane) {
   const int height = memory.row.end - memory.row.begin, parts = (height + Path::kRows - 1) / Path::kRows;
   for (int part = 0; part < parts; ++part) {
     for (int column_part = 0; column_part < memory.head.column_parts; ++column_part) {
-      score_patch<Path>(memory, p, lane, place_patch(memory, lane, part, parts, column_part));
+      score_piece<Path>(memory, p, lane, place_piece(memory, lane, part, parts, column_part));
       __syncwarp();
-      if (lane.number == 0) memory.below.add = memory.above.add = true;
+      if (lane.number == 0) memory.top.add = memory.bottom.add = true;
     }
   }
 }

@@ -37,8 +37,8 @@ std::optional<ConcatShape> make_shape(
   shape.x_first = x_first;
   for (int64_t k : bins) {
     ConcatLevel& level = shape.level[shape.count++];
-    level = {bilinear_axis(k, height, align_corners), bilinear_axis(k, width, align_corners), shape.cells};
-    shape.cells += static_cast<int32_t>(k * k);
+    level = {bilinear_axis(k, height, align_corners), bilinear_axis(k, width, align_corners), shape.packed_bins};
+    shape.packed_bins += static_cast<int32_t>(k * k);
   }
   return shape;
 }
@@ -76,7 +76,7 @@ at::Tensor pyramid_concat_backward_cuda(
   if (!tables) return composed_concat_backward(grad, channels, bins, align_corners, x_first);
   const ConcatShape& shape = *tables;
   at::Tensor grad_levels =
-      at::empty({shape.batch, level_channels, shape.cells}, grad.options().memory_format(std::nullopt));
+      at::empty({shape.batch, level_channels, shape.packed_bins}, grad.options().memory_format(std::nullopt));
   if (grad_levels.numel() == 0) return grad_levels;
 
   // The part of the levels is read where it lies in a dense gradient; of any other only that part is copied.

@@ -16,7 +16,7 @@ constexpr int kMaxConcatBins = 1024;  // k
 
 struct ConcatLevel {
   BilinearAxis rows, columns;
-  int32_t first_cell;  // in the packed levels
+  int32_t first_bin;  // in the packed levels
 
   PSPNET_FAST_HD int32_t bins() const { return rows.nodes; }
 };
@@ -25,7 +25,7 @@ struct ConcatLevel {
 struct ConcatShape {
   int64_t batch, channels, level_channels;  // of x, of each level
   int32_t height, width;
-  int32_t cells, count;  // Σk², levels
+  int32_t packed_bins, count;  // Σk², levels
   bool x_first;
   ConcatLevel level[kMaxConcatLevels];
 

@@ -72,7 +72,7 @@ __device__ __forceinline__ void upsample(const ConcatShape& shape, const ConcatG
     at[j] = corners_of<Acc<T>>(level, h, index - h * shape.width);
   }
 
-  const T* plane = levels + (image * shape.level_channels + begin) * shape.cells + level.first_cell;
+  const T* plane = levels + (image * shape.level_channels + begin) * shape.packed_bins + level.first_bin;
   const int64_t channel = shape.first_of_levels() + l * shape.level_channels + begin;
   T* output = out + (image * shape.all_channels() + channel) * shape.pixels() + pixel;
   const int count = static_cast<int>(min(int64_t{kChannels}, shape.level_channels - begin));
@@ -81,7 +81,7 @@ __device__ __forceinline__ void upsample(const ConcatShape& shape, const ConcatG
 #pragma unroll
     for (int j = 0; j < VEC; ++j) pack.v[j] = round_to<T>(interpolate(plane, at[j]));
     *reinterpret_cast<Pack<T, VEC>*>(output) = pack;
-    plane += shape.cells;
+    plane += shape.packed_bins;
     output += shape.pixels();
   }
 }

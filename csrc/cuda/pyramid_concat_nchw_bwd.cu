@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pyramid_concat_bwd_nchw_ker
     sum_columns(plan, level.columns, work.nodes, start, columns, lines, totals);
     __syncthreads();
   }
-  T* output = grad_levels + (image * shape.level_channels + channel) * shape.cells + level.first_cell +
+  T* output = grad_levels + (image * shape.level_channels + channel) * shape.packed_bins + level.first_bin +
               work.first_node * level.bins();
-  for (int p = 0; p < work.planes; ++p, output += shape.cells) {
+  for (int p = 0; p < work.planes; ++p, output += shape.packed_bins) {
     for (int i = threadIdx.x; i < count; i += kThreads) output[i] = round_to<T>(totals[p * plane_totals + i]);
   }
 }

@@ -14,14 +14,14 @@ constexpr int kThreads = 128;
 constexpr int kColumns = 32;  // of a row, for one thread
 constexpr int kCopies = 4;    // packs of x under way
 
-struct Strip {
+struct Tile {
   int64_t image;
   int row, begin, count;  // columns
   int64_t channel;        // of the result
 };
 
 template <int VEC>
-__device__ __forceinline__ Strip strip_of(const ConcatShape& shape) {
+__device__ __forceinline__ Tile tile_of(const ConcatShape& shape) {
   const int64_t runs = (shape.all_channels() + kThreads * VEC - 1) / (kThreads * VEC);
   const int parts = (shape.width + kColumns - 1) / kColumns;
   const int64_t row_part = blockIdx.x / runs, row = row_part / parts;
@@ -36,7 +36,7 @@ __device__ __forceinline__ Strip strip_of(const ConcatShape& shape) {
 }
 
 template <typename T, int VEC>
-__device__ __forceinline__ void copy_strip(const T* from, int64_t from_stride, T* to, int64_t to_stride, int count) {
+__device__ __forceinline__ void copy_tile(const T* from, int64_t from_stride, T* to, int64_t to_stride, int count) {
   for (int w = 0; w < count; w += kCopies) {
     Pack<T, VEC> pack[kCopies];
 #pragma unroll
@@ -60,23 +60,23 @@ __device__ __forceinline__ void between_rows(const T* top, const T* bottom, Real
 
 // `nodes` is the level's first, for this thread's channels; the next one lies `stride` behind.
 template <typename T, int VEC>
-__device__ __forceinline__ void upsample_strip(
-    const ConcatLevel& level, const Strip& strip, const T* nodes, int64_t stride, T* to, int64_t to_stride) {
+__device__ __forceinline__ void upsample_tile(
+    const ConcatLevel& level, const Tile& tile, const T* nodes, int64_t stride, T* to, int64_t to_stride) {
   using Real = Acc<T>;
-  const int i = level.rows.node(strip.row), k = level.bins();
-  const Real s = level.rows.share<Real>(strip.row, i);
+  const int i = level.rows.node(tile.row), k = level.bins();
+  const Real s = level.rows.share<Real>(tile.row, i);
   const T* top = nodes + i * k * stride;
   const T* bottom = nodes + level.rows.next(i) * k * stride;
   Real left[VEC], right[VEC];
   int column = -1;
-  for (int w = 0; w < strip.count; ++w, to += to_stride) {
-    const int j = level.columns.node(strip.begin + w), next = level.columns.next(j);
+  for (int w = 0; w < tile.count; ++w, to += to_stride) {
+    const int j = level.columns.node(tile.begin + w), next = level.columns.next(j);
     if (j != column) {
       between_rows<T, VEC>(top + j * stride, bottom + j * stride, s, left);
       between_rows<T, VEC>(top + next * stride, bottom + next * stride, s, right);
       column = j;
     }
-    const Real t = level.columns.share<Real>(strip.begin + w, j);
+    const Real t = level.columns.share<Real>(tile.begin + w, j);
     Pack<T, VEC> pack;
 #pragma unroll
     for (int v = 0; v < VEC; ++v) pack.v[v] = round_to<T>((1 - t) * left[v] + t * right[v]);
@@ -87,20 +87,20 @@ __device__ __forceinline__ void upsample_strip(
 template <typename T, int VEC>
 __global__ void __launch_bounds__(kThreads) pyramid_concat_fwd_nhwc_kernel(
     const __grid_constant__ ConcatShape shape, const T* x, const T* levels, T* out) {
-  const Strip strip = strip_of<VEC>(shape);
-  if (strip.channel >= shape.all_channels()) return;
-  const int64_t pixel = (strip.image * shape.height + strip.row) * shape.width + strip.begin;
-  T* to = out + pixel * shape.all_channels() + strip.channel;
+  const Tile tile = tile_of<VEC>(shape);
+  if (tile.channel >= shape.all_channels()) return;
+  const int64_t pixel = (tile.image * shape.height + tile.row) * shape.width + tile.begin;
+  T* to = out + pixel * shape.all_channels() + tile.channel;
 
-  const int64_t of_x = strip.channel - shape.first_of_x();
+  const int64_t of_x = tile.channel - shape.first_of_x();
   if (0 <= of_x && of_x < shape.channels) {
-    return copy_strip<T, VEC>(x + pixel * shape.channels + of_x, shape.channels, to, shape.all_channels(), strip.count);
+    return copy_tile<T, VEC>(x + pixel * shape.channels + of_x, shape.channels, to, shape.all_channels(), tile.count);
   }
-  const int64_t of_levels = strip.channel - shape.first_of_levels();
+  const int64_t of_levels = tile.channel - shape.first_of_levels();
   const ConcatLevel& level = shape.level[of_levels / shape.level_channels];
-  const T* nodes = levels + (strip.image * shape.cells + level.first_cell) * shape.level_channels;
-  upsample_strip<T, VEC>(
-      level, strip, nodes + of_levels % shape.level_channels, shape.level_channels, to, shape.all_channels());
+  const T* nodes = levels + (tile.image * shape.packed_bins + level.first_bin) * shape.level_channels;
+  upsample_tile<T, VEC>(
+      level, tile, nodes + of_levels % shape.level_channels, shape.level_channels, to, shape.all_channels());
 }
 
 template <typename T, int VEC>

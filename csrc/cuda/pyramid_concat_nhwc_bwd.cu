@@ -87,13 +87,13 @@ __global__ void __launch_bounds__(kNodeThreads) pyramid_concat_bwd_nodes_kernel(
     T* grad_levels) {
   const int64_t runs = (shape.level_channels + kNodeThreads - 1) / kNodeThreads;
   const int64_t channel = blockIdx.x % runs * kNodeThreads + threadIdx.x;
-  const int64_t image = blockIdx.x / runs / shape.cells;
+  const int64_t image = blockIdx.x / runs / shape.packed_bins;
   if (channel >= shape.level_channels) return;
-  const int packed = static_cast<int>(blockIdx.x / runs % shape.cells);
+  const int packed = static_cast<int>(blockIdx.x / runs % shape.packed_bins);
   int l = 0;
-  while (l + 1 < shape.count && packed >= shape.level[l + 1].first_cell) ++l;
+  while (l + 1 < shape.count && packed >= shape.level[l + 1].first_bin) ++l;
   const ConcatLevel& level = shape.level[l];
-  const int k = level.bins(), i = (packed - level.first_cell) / k, j = packed - level.first_cell - i * k;
+  const int k = level.bins(), i = (packed - level.first_bin) / k, j = packed - level.first_bin - i * k;
   const int row_parts = pieces.row_parts[l], column_parts = pieces.column_parts[l];
 
   // At equal sizes nothing reads the next node.
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kNodeThreads) pyramid_concat_bwd_nodes_kernel(
       sum += of_image[(piece * 4 + side) * shape.level_channels];
     }
   }
-  grad_levels[(image * shape.level_channels + channel) * shape.cells + packed] = round_to<T>(sum);
+  grad_levels[(image * shape.level_channels + channel) * shape.packed_bins + packed] = round_to<T>(sum);
 }
 
 int parts_of(const BilinearAxis& axis) {
@@ -126,7 +126,7 @@ void backward(
   PSPNET_FAST_LAUNCH(
       (pyramid_concat_bwd_pieces_kernel<T, VEC>), blocks, kPieceThreads, 0, stream, shape, pieces, grad, sums);
   const int64_t node_runs = (shape.level_channels + kNodeThreads - 1) / kNodeThreads;
-  const auto node_blocks = static_cast<unsigned>(shape.batch * shape.cells * node_runs);
+  const auto node_blocks = static_cast<unsigned>(shape.batch * shape.packed_bins * node_runs);
   PSPNET_FAST_LAUNCH(
       (pyramid_concat_bwd_nodes_kernel<T>), node_blocks, kNodeThreads, 0, stream, shape, pieces, sums, grad_levels);
 }

@@ -28,7 +28,7 @@ void finish(Product& p, int64_t element_bytes) {
   p.b.reading = reading_of(p.b, p.n, p.k, element_bytes);
 }
 
-// q[b, (cell, tap), o] = Σ_c weight[o, c, tap] · levels[b, c, cell]
+// q[b, (bin, tap), o] = Σ_c weight[o, c, tap] · levels[b, c, bin]
 at::Tensor make_q(const Call& c) {
   const at::Tensor weight = even_taps(c.weight);
   at::Tensor q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, accumulator(c.x));
@@ -36,11 +36,11 @@ at::Tensor make_q(const Call& c) {
   Products products{c.t.levels, {}};
   for (int32_t l = 0; l < c.t.levels; ++l) {
     Product& p = products.of[l];
-    p.m = f.axis(), p.n = cell_axis(c, l), p.k = channel_axis(c);
+    p.m = f.axis(), p.n = bin_axis(c, l), p.k = channel_axis(c);
     p.a = weight_side(c, weight, f, l);
-    p.b = {at_element(c.levels, c.t.first_cell[l]), cells_of_levels(c), {0, c.cells()}, {}};
-    p.c = const_cast<char*>(at_element(q, c.t.first_cell[l] * c.taps() * c.t.out_channels));
-    p.c_row = filters_of_q(c, f), p.c_column = cells_of_q(c);
+    p.b = {at_element(c.levels, c.t.first_bin[l]), bins_of_levels(c), {0, c.packed_bins()}, {}};
+    p.c = const_cast<char*>(at_element(q, c.t.first_bin[l] * c.taps() * c.t.out_channels));
+    p.c_row = filters_of_q(c, f), p.c_column = bins_of_q(c);
     p.c_along_rows = true;
     finish(p, weight.element_size());
   }
@@ -49,7 +49,7 @@ at::Tensor make_q(const Call& c) {
   return q;
 }
 
-// grad_q[b, (cell, tap), o], of grad's type: the products read it as they read the weight.
+// grad_q[b, (bin, tap), o], of grad's type: the products read it as they read the weight.
 at::Tensor make_grad_q(const Call& c, const ConvGrid& grid, const at::Tensor& upstream) {
   const bool channels_last = is_channels_last(upstream);
   const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
@@ -63,16 +63,16 @@ at::Tensor make_grad_q(const Call& c, const ConvGrid& grid, const at::Tensor& up
   return grad_q;
 }
 
-// grad_weight[o, c, tap] = Σ_{b, cell} grad_q[b, (cell, tap), o] · levels[b, c, cell], where the weight has it
+// grad_weight[o, c, tap] = Σ_{b, bin} grad_q[b, (bin, tap), o] · levels[b, c, bin], where the weight has it
 void write_grad_weight(const Call& c, const at::Tensor& grad_q, const at::Tensor& into) {
   const at::Tensor grad_weight = even_taps(into);
   const FilterAxis f(c);
   Products products{c.t.levels, {}};
   for (int32_t l = 0; l < c.t.levels; ++l) {
     Product& p = products.of[l];
-    p.m = f.axis(), p.n = channel_axis(c), p.k = cell_axis(c, l);
-    p.a = {at_element(grad_q, c.t.first_cell[l] * c.taps() * c.t.out_channels), filters_of_q(c, f), cells_of_q(c), {}};
-    p.b = {at_element(c.levels, c.t.first_cell[l]), {0, c.cells()}, cells_of_levels(c), {}};
+    p.m = f.axis(), p.n = channel_axis(c), p.k = bin_axis(c, l);
+    p.a = {at_element(grad_q, c.t.first_bin[l] * c.taps() * c.t.out_channels), filters_of_q(c, f), bins_of_q(c), {}};
+    p.b = {at_element(c.levels, c.t.first_bin[l]), {0, c.packed_bins()}, bins_of_levels(c), {}};
     const Side to = weight_side(c, grad_weight, f, l);
     p.c = const_cast<void*>(to.data);
     p.c_row = to.row, p.c_column = to.depth;
@@ -84,7 +84,7 @@ void write_grad_weight(const Call& c, const at::Tensor& grad_q, const at::Tensor
   if (!grad_weight.is_same(into)) into.copy_(grad_weight);
 }
 
-// grad_levels[b, c, cell] = Σ_{o, tap} weight[o, c, tap] · grad_q[b, (cell, tap), o]
+// grad_levels[b, c, bin] = Σ_{o, tap} weight[o, c, tap] · grad_q[b, (bin, tap), o]
 at::Tensor make_grad_levels(const Call& c, const at::Tensor& grad_q) {
   const at::Tensor weight = even_taps(c.weight);
   at::Tensor grad_levels = at::empty(c.levels.sizes(), c.levels.options());
@@ -92,12 +92,12 @@ at::Tensor make_grad_levels(const Call& c, const at::Tensor& grad_q) {
   Products products{c.t.levels, {}};
   for (int32_t l = 0; l < c.t.levels; ++l) {
     Product& p = products.of[l];
-    p.m = cell_axis(c, l), p.n = channel_axis(c), p.k = f.axis();
-    p.a = {at_element(grad_q, c.t.first_cell[l] * c.taps() * c.t.out_channels), cells_of_q(c), filters_of_q(c, f), {}};
+    p.m = bin_axis(c, l), p.n = channel_axis(c), p.k = f.axis();
+    p.a = {at_element(grad_q, c.t.first_bin[l] * c.taps() * c.t.out_channels), bins_of_q(c), filters_of_q(c, f), {}};
     const Side filters = weight_side(c, weight, f, l);
     p.b = {filters.data, filters.depth, filters.row, {}};
-    p.c = const_cast<char*>(at_element(grad_levels, c.t.first_cell[l]));
-    p.c_row = cells_of_levels(c), p.c_column = {0, c.cells()};
+    p.c = const_cast<char*>(at_element(grad_levels, c.t.first_bin[l]));
+    p.c_row = bins_of_levels(c), p.c_column = {0, c.packed_bins()};
     p.c_along_rows = true;
     finish(p, weight.element_size());
   }

@@ -6,8 +6,8 @@
 
 namespace pspnet_fast::cuda {
 
-// The geometry of one call, by value. A position is a packed cell of the pyramid and a tap of the kernel, (cell, dy, dx);
-// a term is what a row of the image needs of one level, (dx, column of cells).
+// The geometry of one call, by value. A position is a packed bin of the pyramid and a tap of the kernel, (bin, dy, dx);
+// a term is what a row of the image needs of one level, (dx, column of bins).
 struct ConvTables {
   int64_t batch, out_channels;
   int32_t height, width;
@@ -15,18 +15,18 @@ struct ConvTables {
   int32_t levels, positions, terms, row_terms;  // terms = kernel_width · Σk, row_terms = kernel_height · Σk
   bool align_corners;
   int32_t bins[kMaxLevels];
-  int32_t first_cell[kMaxLevels], first_bin[kMaxLevels];  // Σk² and Σk of the levels before
+  int32_t first_bin[kMaxLevels], first_line[kMaxLevels];  // Σk² and Σk of the levels before
 };
 
-// How the image is cut into blocks: an image, 32 output channels, a strip of rows and a run of 64 columns each.
+// How the image is cut into blocks: an image, 32 output channels, a run of rows and one of 64 columns each.
 constexpr int kRunChannels = 32, kRunColumns = 64, kMostWarps = 8;
 struct ConvGrid {
-  int64_t channel_runs, column_runs, strips, blocks;
-  int32_t strip_rows, warps;
+  int64_t channel_runs, column_runs, row_runs, blocks;
+  int32_t run_rows, warps;
   int32_t shared_bytes;
   bool staged;  // the block's positions lie in shared memory, else in global memory
 
-  int64_t parts() const { return column_runs * strips; }
+  int64_t parts() const { return column_runs * row_runs; }
 };
 
 // Blocks are as many as keep a large GPU busy, whatever the GPU: results do not depend on it. `warps` is 0 where the

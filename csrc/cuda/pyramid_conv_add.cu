@@ -1,6 +1,6 @@
 // The levels' terms added into the convolution's output: rows, then columns, interpolated in registers and shared memory.
 //
-// A warp takes a row: R[term, channel] from the block's q, two rows of cells for each dy, then y += U · R with 8 columns x
+// A warp takes a row: R[term, channel] from the block's q, two rows of bins for each dy, then y += U · R with 8 columns x
 // 8 channels a thread, 4 vectors of shared memory for 64 multiply-adds. y is read and written once: 118 MB in bfloat16 for
 // 16 x 512 x 60 x 60, and 36 multiply-adds for each of its elements, 2.1 GFLOP. A block of bins 1 2 3 6 and a 3x3 kernel
 // holds 58 KB of q, 9 KB of U and 4.6 KB of R a warp: two blocks of 8 warps fit a multiprocessor. All calculated.
@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kThreads = kMostWarps * 32;
 
-// What a row reads of one level for one dy: two rows of cells.
+// What a row reads of one level for one dy: two rows of bins.
 template <typename Real>
 struct alignas(sizeof(Real) == 4 ? 16 : 8) RowTap {
   int32_t top, bottom;
@@ -80,20 +80,20 @@ template <int DYS, bool FINITE, typename Real, typename Q>
 __device__ __forceinline__ void row_terms(
     const ConvTables& t, const RowTap<Real>* taps, int first_dy, Real* r, const Q& q_of) {
   for (int l = 0; l < t.levels; ++l) {
-    const int k = t.bins[l], taps_of_cell = t.kernel_height * t.kernel_width;
+    const int k = t.bins[l], taps_of_bin = t.kernel_height * t.kernel_width;
     RowTap<Real> tap[DYS];
-    int top[DYS], bottom[DYS];  // positions of the first cell of either row
+    int top[DYS], bottom[DYS];  // positions of the first bin of either row
 #pragma unroll
     for (int i = 0; i < DYS; ++i) {
       tap[i] = taps[l * t.kernel_height + first_dy + i];
       const int dy = (first_dy + i) * t.kernel_width;
-      top[i] = (t.first_cell[l] + tap[i].top * k) * taps_of_cell + dy;
-      bottom[i] = (t.first_cell[l] + tap[i].bottom * k) * taps_of_cell + dy;
+      top[i] = (t.first_bin[l] + tap[i].top * k) * taps_of_bin + dy;
+      bottom[i] = (t.first_bin[l] + tap[i].bottom * k) * taps_of_bin + dy;
     }
-    Real* to = r + t.first_bin[l] * t.kernel_width * kRunChannels;
+    Real* to = r + t.first_line[l] * t.kernel_width * kRunChannels;
     for (int dx = 0; dx < t.kernel_width; ++dx) {
       for (int j = 0; j < k; ++j, to += kRunChannels) {
-        const int at = j * taps_of_cell + dx;
+        const int at = j * taps_of_bin + dx;
         Real sum = first_dy == 0 ? Real(0) : *to;
 #pragma unroll
         for (int i = 0; i < DYS; ++i) {
@@ -124,7 +124,7 @@ __device__ __attribute__((noinline)) void add_reads(
       for (int dx = 0; dx < t.kernel_width; ++dx) {
         const Taps taps = bilinear_taps(w + dx - t.kernel_width / 2, t.bins[l], t.width, t.align_corners);
         if (taps.in_padding()) continue;
-        const Acc<T>* of_dx = r + (t.first_bin[l] * t.kernel_width + dx * t.bins[l]) * kRunChannels;
+        const Acc<T>* of_dx = r + (t.first_line[l] * t.kernel_width + dx * t.bins[l]) * kRunChannels;
         sum += static_cast<Acc<T>>(taps.first_weight) * of_dx[taps.first * kRunChannels];
         sum += static_cast<Acc<T>>(taps.second_weight) * of_dx[taps.second * kRunChannels];
       }

@@ -20,7 +20,7 @@ struct Call {
 
   at::Tensor x_part(const at::Tensor& of) const { return of.narrow(1, first_x_channel, x.size(1)); }
   int32_t taps() const { return t.kernel_height * t.kernel_width; }
-  int64_t cells() const { return t.positions / taps(); }
+  int64_t packed_bins() const { return t.positions / taps(); }
 };
 
 // Nothing where a pyramid or map is too large for the tables: then PyTorch's own operators serve.
@@ -28,19 +28,19 @@ inline std::optional<Call> make_call(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, at::IntArrayRef bins, bool align_corners,
     bool x_first) {
   check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
-  const int64_t cells = packed_cells(bins), height = x.size(2), width = x.size(3);
+  const int64_t packed = packed_bins(bins), height = x.size(2), width = x.size(3);
   const int64_t count = static_cast<int64_t>(bins.size());
   int64_t total = 0;
   for (int64_t k : bins) total += k;
   const int64_t taps = weight.size(2) * weight.size(3);
   constexpr int64_t kMost = int64_t{1} << 30;
   if (count > kMaxLevels || total > kMaxBins || taps > 1024 || height > kMost / width || height > kMost / 2 ||
-      weight.size(0) > kMost / taps || levels.size(1) > kMost || x.size(0) > kMost / (cells * taps)) {
+      weight.size(0) > kMost / taps || levels.size(1) > kMost || x.size(0) > kMost / (packed * taps)) {
     return {};
   }
   // A launch holds 2^31 - 1 blocks: tiles of 64 x 64 for each level, and 256 elements of q.
-  const int64_t filters = weight.size(0) * taps, columns = std::max(x.size(0) * cells, levels.size(1));
-  if ((filters / 64 + 1) * (columns / 64 + 1) > kMost / count || filters > 256 * (kMost / (x.size(0) * cells + 1))) {
+  const int64_t filters = weight.size(0) * taps, columns = std::max(x.size(0) * packed, levels.size(1));
+  if ((filters / 64 + 1) * (columns / 64 + 1) > kMost / count || filters > 256 * (kMost / (x.size(0) * packed + 1))) {
     return {};
   }
   Call call{x, weight, levels.contiguous(), element_type("x", x)};
@@ -49,15 +49,15 @@ inline std::optional<Call> make_call(
   t.height = static_cast<int32_t>(height), t.width = static_cast<int32_t>(width);
   t.kernel_height = static_cast<int32_t>(weight.size(2)), t.kernel_width = static_cast<int32_t>(weight.size(3));
   t.levels = static_cast<int32_t>(count);
-  t.positions = static_cast<int32_t>(cells * taps);
+  t.positions = static_cast<int32_t>(packed * taps);
   t.terms = static_cast<int32_t>(total) * t.kernel_width;
   t.row_terms = static_cast<int32_t>(total) * t.kernel_height;
   t.align_corners = align_corners;
-  int32_t cell = 0, bin = 0;
+  int32_t bin = 0, line = 0;
   for (int32_t l = 0; l < t.levels; ++l) {
     const auto k = static_cast<int32_t>(bins[l]);
-    t.bins[l] = k, t.first_cell[l] = cell, t.first_bin[l] = bin;
-    cell += k * k, bin += k;
+    t.bins[l] = k, t.first_bin[l] = bin, t.first_line[l] = line;
+    bin += k * k, line += k;
   }
   call.width = levels.size(1);
   call.first_x_channel = x_first ? 0 : count * call.width;
@@ -82,13 +82,13 @@ struct FilterAxis {
   }
 };
 
-// Images and the cells of one level as one axis.
-inline Axis cell_axis(const Call& c, int32_t level) {
+// Images and the bins of one level as one axis.
+inline Axis bin_axis(const Call& c, int32_t level) {
   const int32_t k = c.t.bins[level];
   return {static_cast<int32_t>(c.t.batch) * k * k, k * k};
 }
-inline Strides cells_of_levels(const Call& c) { return {c.width * c.cells(), 1}; }
-inline Strides cells_of_q(const Call& c) { return {c.t.positions * c.t.out_channels, c.taps() * c.t.out_channels}; }
+inline Strides bins_of_levels(const Call& c) { return {c.width * c.packed_bins(), 1}; }
+inline Strides bins_of_q(const Call& c) { return {c.t.positions * c.t.out_channels, c.taps() * c.t.out_channels}; }
 inline Strides filters_of_q(const Call& c, const FilterAxis& f) { return f.strides(1, c.t.out_channels); }
 inline Axis channel_axis(const Call& c) { return {static_cast<int32_t>(c.width), static_cast<int32_t>(c.width)}; }
 

@@ -1,8 +1,8 @@
 // The gradient of q: the transpose of pyramid_conv_add.cu, for all levels in one pass over the output's gradient.
 //
 // A warp takes a row: it stages a run of 64 columns x 32 channels, multiplies it by U to G[term, channel], and when every
-// warp of the block has its row, the block adds the rows' G to the positions that they read. A block sums one strip; the
-// strips' sums are added in a fixed order by a second kernel, so no atomics. grad is read once, 59 MB in bfloat16 for
+// warp of the block has its row, the block adds the rows' G to the positions that they read. A block sums a run of rows; the
+// runs' sums are added in a fixed order by a second kernel, so no atomics. grad is read once, 59 MB in bfloat16 for
 // 16 x 512 x 60 x 60, with 36 multiply-adds for each element; a block of bins 1 2 3 6 and a 3x3 kernel holds 58 KB of
 // positions, 10 KB of U and 5 KB a warp, so that two blocks of 8 warps fit a multiprocessor. All calculated.
 #include "pyramid_conv_run.cuh"
@@ -21,7 +21,7 @@ template <typename T>
 struct GatherShared {
   using Real = Acc<T>;
   Real* u;        // [padded_terms, kUStride]
-  Real* rows;     // [warps, row_terms] weight of a row for each row of cells and dy
+  Real* rows;     // [warps, row_terms] weight of a row for each row of bins and dy
   char* warps;   // [warps] what a warp stages of grad, then its G [terms, kRunChannels]
   Real* sums;     // [positions, kRunChannels] where staged
 
@@ -136,7 +136,7 @@ __device__ __forceinline__ void row_gradient(
   }
 }
 
-// What row `h` gives to each row of cells, for each dy: (dy, i) of level after level.
+// What row `h` gives to each row of bins, for each dy: (dy, i) of level after level.
 template <typename Real>
 __device__ __forceinline__ void find_row_weights(const ConvTables& t, int h, Real* weights) {
   for (int l = 0; l < t.levels; ++l) {
@@ -144,12 +144,12 @@ __device__ __forceinline__ void find_row_weights(const ConvTables& t, int h, Rea
     for (int i = threadIdx.x % 32; i < t.kernel_height * k; i += 32) {
       const int at = h + i / k - t.kernel_height / 2;
       const Taps taps = bilinear_taps(at, k, t.height, t.align_corners);
-      weights[t.first_bin[l] * t.kernel_height + i] = static_cast<Real>(weight_of(taps, i % k));
+      weights[t.first_line[l] * t.kernel_height + i] = static_cast<Real>(weight_of(taps, i % k));
     }
   }
 }
 
-// The rows' G added to the positions, in the order of the rows: a warp owns rows of cells, a lane its channel. sum_of(p)
+// The rows' G added to the positions, in the order of the rows: a warp owns rows of bins, a lane its channel. sum_of(p)
 // is the sum of position p.
 template <typename T, typename Sum>
 __device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared<T>& shared, int rows, const Sum& sum_of) {
@@ -157,8 +157,8 @@ __device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared
   const int lane = static_cast<int>(threadIdx.x % 32), warps = static_cast<int>(blockDim.x / 32);
   int l = 0;
   for (int number = static_cast<int>(threadIdx.x / 32); number < t.row_terms; number += warps) {
-    while (l + 1 < t.levels && number >= t.first_bin[l + 1] * t.kernel_height) ++l;
-    const int k = t.bins[l], of_level = number - t.first_bin[l] * t.kernel_height, dy = of_level / k, i = of_level % k;
+    while (l + 1 < t.levels && number >= t.first_line[l + 1] * t.kernel_height) ++l;
+    const int k = t.bins[l], of_level = number - t.first_line[l] * t.kernel_height, dy = of_level / k, i = of_level % k;
     Real weight[kMostWarps];
     bool any = false;
 #pragma unroll
@@ -167,11 +167,11 @@ __device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared
       any = any || weight[row] != Real(0);
     }
     if (!any) continue;
-    const int first = t.first_bin[l] * t.kernel_width;
+    const int first = t.first_line[l] * t.kernel_width;
     const int row_stride = static_cast<int>(GatherShared<T>::warp_bytes(t) / sizeof(Real));
     for (int dx = 0; dx < t.kernel_width; ++dx) {
       for (int j = 0; j < k; ++j) {
-        Real& sum = sum_of(((t.first_cell[l] + i * k + j) * t.kernel_height + dy) * t.kernel_width + dx);
+        Real& sum = sum_of(((t.first_bin[l] + i * k + j) * t.kernel_height + dy) * t.kernel_width + dx);
         Real total = sum;
         const Real* terms = shared.terms_of(t, 0) + (first + dx * k + j) * kRunChannels + lane;
 #pragma unroll
@@ -184,15 +184,15 @@ __device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared
   }
 }
 
-// Position `p` of channel `channel` from what the strip's pixels give to it. Not inline: the kernel's registers are for
+// Position `p` of channel `channel` from what the run's pixels give to it. Not inline: the kernel's registers are for
 // finite numbers.
 template <typename T, bool CHANNELS_LAST>
 __device__ __attribute__((noinline)) Acc<T> sum_of_readers(
     const ConvTables& t, Run run, const T* grad, int64_t channel, int p) {
-  const int cell = p / (t.kernel_height * t.kernel_width), dy = p / t.kernel_width % t.kernel_height;
+  const int bin = p / (t.kernel_height * t.kernel_width), dy = p / t.kernel_width % t.kernel_height;
   int l = 0;
-  while (l + 1 < t.levels && cell >= t.first_cell[l + 1]) ++l;
-  const int k = t.bins[l], i = (cell - t.first_cell[l]) / k, j = (cell - t.first_cell[l]) % k;
+  while (l + 1 < t.levels && bin >= t.first_bin[l + 1]) ++l;
+  const int k = t.bins[l], i = (bin - t.first_bin[l]) / k, j = (bin - t.first_bin[l]) % k;
   Acc<T> sum = 0;
   for (int h = run.first_row; h < run.last_row; ++h) {
     const Taps row = bilinear_taps(h + dy - t.kernel_height / 2, k, t.height, t.align_corners);

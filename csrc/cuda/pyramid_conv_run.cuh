@@ -31,10 +31,10 @@ __device__ __forceinline__ Run run_of_block(const ConvTables& t, const ConvGrid&
   // Blocks in turn take neighbouring channels, which in channels_last memory are neighbours.
   Run run;
   run.first_channel = next(grid.channel_runs) * kRunChannels;
-  run.part = rest % (grid.column_runs * grid.strips);
+  run.part = rest % (grid.column_runs * grid.row_runs);
   run.first_column = static_cast<int>(next(grid.column_runs)) * kRunColumns;
-  run.first_row = static_cast<int>(next(grid.strips)) * grid.strip_rows;
-  run.last_row = min(run.first_row + grid.strip_rows, t.height);
+  run.first_row = static_cast<int>(next(grid.row_runs)) * grid.run_rows;
+  run.last_row = min(run.first_row + grid.run_rows, t.height);
   run.image = rest;
   return run;
 }
@@ -107,7 +107,7 @@ __device__ __forceinline__ void for_column_weights(const ConvTables& t, const Ru
       const int column = i % kRunColumns, dx = i / kRunColumns, w = run.first_column + column;
       const int64_t at = w < t.width ? w + dx - t.kernel_width / 2 : -1;
       const Taps taps = bilinear_taps(at, k, t.width, t.align_corners);
-      const int term = t.first_bin[l] * t.kernel_width + dx * k;
+      const int term = t.first_line[l] * t.kernel_width + dx * k;
       for (int j = 0; j < k; ++j) visit(weight_of(taps, j), term + j, column);
     }
   }
@@ -124,9 +124,9 @@ ConvGrid cut_image(const ConvTables& t, int64_t most_bytes, int64_t position_byt
   grid.column_runs = (t.width + kRunColumns - 1) / kRunColumns;
   const int64_t before = std::max<int64_t>(t.batch * grid.channel_runs * grid.column_runs, 1);
   const int64_t wanted = std::clamp<int64_t>(kBlocks / before, 1, (t.height + kMostWarps - 1) / kMostWarps);
-  grid.strip_rows = static_cast<int32_t>((t.height + wanted - 1) / wanted);
-  grid.strips = (t.height + grid.strip_rows - 1) / grid.strip_rows;
-  grid.blocks = before * grid.strips;
+  grid.run_rows = static_cast<int32_t>((t.height + wanted - 1) / wanted);
+  grid.row_runs = (t.height + grid.run_rows - 1) / grid.run_rows;
+  grid.blocks = before * grid.row_runs;
 
   // The positions in shared memory if half of the warps fit beside them.
   for (const bool staged : {true, false}) {

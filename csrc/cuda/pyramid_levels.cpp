@@ -30,7 +30,7 @@ std::vector<Level> check_levels(
     const at::Tensor& x, at::IntArrayRef bins, at::TensorList weight, at::TensorList mean, at::TensorList var,
     at::TensorList gamma, at::TensorList beta, at::ArrayRef<double> eps) {
   check_map("x", x);
-  packed_cells(bins);
+  packed_bins(bins);
   const size_t count = bins.size();
   for (const size_t given : {weight.size(), mean.size(), var.size(), gamma.size(), beta.size(), eps.size()}) {
     TORCH_CHECK_VALUE(given == count, "every list must hold one entry for each of ", count, " bins, not ", given);
@@ -64,7 +64,7 @@ Products products_of(
   const int64_t width = out.size(1), bytes = out.element_size();
   const auto channels = static_cast<int32_t>(t.channels);
   Products products{t.levels, {}};
-  int64_t cell = 0;
+  int64_t first_bin = 0;
   for (int32_t l = 0; l < t.levels; ++l) {
     Product& p = products.of[l];
     const at::Tensor& weight = levels[l].weight;
@@ -75,17 +75,17 @@ Products products_of(
     p.a = {weight.const_data_ptr(), {0, weight.stride(0)}, {0, weight.stride(1)}, {}};
     p.a.reading = reading_of(p.a, p.m, p.k, bytes);
     if (pooled.defined()) {
-      const char* data = static_cast<const char*>(pooled.const_data_ptr()) + cell * bytes;
-      p.b = {data, {t.channels * t.cells, 1}, {0, t.cells}, {}};
+      const char* data = static_cast<const char*>(pooled.const_data_ptr()) + first_bin * bytes;
+      p.b = {data, {t.channels * t.packed_bins, 1}, {0, t.packed_bins}, {}};
       p.b.reading = reading_of(p.b, p.n, p.k, bytes);
     } else {
       p.b = {nullptr, {k * k, 1}, {0, 1}, Reading::along_depth};
     }
-    p.c = static_cast<char*>(out.mutable_data_ptr()) + cell * bytes;
-    p.c_row = {0, t.cells}, p.c_column = {width * t.cells, 1};
+    p.c = static_cast<char*>(out.mutable_data_ptr()) + first_bin * bytes;
+    p.c_row = {0, t.packed_bins}, p.c_column = {width * t.packed_bins, 1};
     p.c_along_rows = false;
     p.norm = norms[l].norm;
-    cell += int64_t{k} * k;
+    first_bin += int64_t{k} * k;
   }
   return products;
 }
@@ -101,10 +101,11 @@ at::Tensor pyramid_levels_cuda(
   const auto tables = make_tables(x.size(0), x.size(1), x.size(2), x.size(3), bins);
   constexpr int64_t kMost = int64_t{1} << 30;
   const int64_t width = weight[0].size(0);
-  if (!tables || x.size(1) > kMost || width > kMost || x.size(0) > kMost / tables->cells) {
+  if (!tables || x.size(1) > kMost || width > kMost || x.size(0) > kMost / tables->packed_bins) {
     return by_levels(x, bins, levels);
   }
-  at::Tensor out = at::empty({x.size(0), width, tables->cells}, at::TensorOptions(x.device()).dtype(x.scalar_type()));
+  const at::TensorOptions options = at::TensorOptions(x.device()).dtype(x.scalar_type());
+  at::Tensor out = at::empty({x.size(0), width, tables->packed_bins}, options);
   if (out.numel() == 0) return out;
 
   std::vector<NormTensors> norms;
@@ -115,7 +116,7 @@ at::Tensor pyramid_levels_cuda(
     atoms = at::empty({x.size(0), tables->row_intervals * tables->column_intervals, x.size(1)}, accumulator(x));
     launch_pyramid_pool_nhwc_fwd(type, *tables, x.const_data_ptr(), atoms.mutable_data_ptr(), nullptr, stream);
   } else {
-    pooled = at::empty({x.size(0), x.size(1), tables->cells}, out.options());
+    pooled = at::empty({x.size(0), x.size(1), tables->packed_bins}, out.options());
     launch_pyramid_pool_nchw_fwd(type, *tables, x.const_data_ptr(), pooled.mutable_data_ptr(), stream);
   }
   C10_CUDA_KERNEL_LAUNCH_CHECK();

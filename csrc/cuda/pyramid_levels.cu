@@ -1,8 +1,8 @@
-// The levels of a pyramid in evaluation mode, behind the pooling kernel: one launch projects the cells of every level,
+// The levels of a pyramid in evaluation mode, behind the pooling kernel: one launch projects the bins of every level,
 // normalises and rectifies each value as it is written. Of a channels_last map it sums the bins from atoms on their way
-// into shared memory, so that pooled cells never exist.
+// into shared memory, so that pooled bins never exist.
 //
-// For bins 1 2 3 6 and C = 2048, Ck = 512 the weights are 8.4 MB in bfloat16, read once for each 64 cells of a level, and
+// For bins 1 2 3 6 and C = 2048, Ck = 512 the weights are 8.4 MB in bfloat16, read once for each 64 bins of a level, and
 // the products 0.1 GFLOP an image. Calculated.
 #include "pyramid_levels.h"
 #include "pyramid_pool.cuh"
@@ -12,21 +12,21 @@ namespace pspnet_fast::cuda {
 namespace {
 
 constexpr int kWarps = kProductThreads / 32;
-constexpr int kFewCells = 4;  // of a tile: then all warps sum each of them
+constexpr int kFewBins = 4;   // of a tile: then all warps sum each of them
 
-// The side of pooled cells: a value is the mean of a bin, summed from its atoms and rounded to the map's type. Rows of the
-// side are the cells of one level, image after image, and lanes lie along channels.
+// The side of pooled bins: a value is the mean of a bin, summed from its atoms and rounded to the map's type. Rows of the
+// side are the bins of one level, image after image, and lanes lie along channels.
 template <typename T>
 struct BinMeans {
   const PoolTables& t;
   const Acc<T>* atoms;
-  int level, first_bin;  // Σk of the levels before
-  Acc<T> (*shared)[kFewCells][32];  // [kWarps], sums of a part of the atoms
+  int level, first_line;  // Σk of the levels before
+  Acc<T> (*shared)[kFewBins][32];  // [kWarps], sums of a part of the atoms
 
   __device__ int64_t area(int64_t row) const { return area_of(t, bin_of_row(row)); }
   __device__ Bin bin_of_row(int64_t row) const {
-    const int k = t.bins[level], cell = static_cast<int>(row % (k * k));
-    return {first_bin + cell / k, first_bin + cell % k};
+    const int k = t.bins[level], index = static_cast<int>(row % (k * k));
+    return {first_line + index / k, first_line + index % k};
   }
 
   // The sum of every `step`-th atom of a bin, from number `first`.
@@ -47,9 +47,9 @@ struct BinMeans {
   __device__ void fetch(T (&values)[kPerThread], const Side&, const Offsets& offsets) const {
     const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
     const int64_t channel = offsets.depth[lane];
-    const bool few = offsets.row[kFewCells] < 0;
+    const bool few = offsets.row[kFewBins] < 0;
     if (few) {
-      for (int row = 0; row < kFewCells; ++row) {
+      for (int row = 0; row < kFewBins; ++row) {
         const bool there = offsets.row[row] >= 0 && channel >= 0;
         shared[warp][row][lane] = there ? sum(offsets.row[row], channel, warp, kWarps) : Acc<T>(0);
       }
@@ -79,10 +79,10 @@ __global__ void __launch_bounds__(kProductThreads) pyramid_levels_kernel(
   int block = static_cast<int>(blockIdx.x);
   const int which = product_of_block(products, block);
   if constexpr (ATOMS) {
-    __shared__ Acc<T> sums[kWarps][kFewCells][32];
-    int first_bin = 0;
-    for (int l = 0; l < which; ++l) first_bin += t.bins[l];
-    product_tile<T, T>(products.of[which], block, BinMeans<T>{t, atoms, which, first_bin, sums});
+    __shared__ Acc<T> sums[kWarps][kFewBins][32];
+    int first_line = 0;
+    for (int l = 0; l < which; ++l) first_line += t.bins[l];
+    product_tile<T, T>(products.of[which], block, BinMeans<T>{t, atoms, which, first_line, sums});
   } else {
     product_tile<T, T>(products.of[which], block, InPlace<T>{});
   }

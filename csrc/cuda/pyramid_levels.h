@@ -5,8 +5,8 @@
 
 namespace pspnet_fast::cuda {
 
-// A product for each level, weight [Ck, C] times the pooled cells, normalised and rectified. Where `atoms` is given a side
-// b is read from it, not from its data: its row offsets are the level's cells, image · k² + cell, its depth offsets
+// A product for each level, weight [Ck, C] times the pooled bins, normalised and rectified. Where `atoms` is given a side
+// b is read from it, not from its data: its row offsets are the level's bins, image · k² + bin, its depth offsets
 // channels.
 void launch_pyramid_levels(
     ElementType type,

@@ -43,7 +43,7 @@ at::Tensor pyramid_pool_cuda(const at::Tensor& input, at::IntArrayRef bins) {
   const at::Tensor x = channels_last ? input : input.contiguous();
   const auto tables = make_tables(x.size(0), x.size(1), x.size(2), x.size(3), bins);
   if (!tables) return pool_by_levels(x, bins);
-  at::Tensor out = at::empty({x.size(0), x.size(1), tables->cells}, x.options());
+  at::Tensor out = at::empty({x.size(0), x.size(1), tables->packed_bins}, x.options());
   if (out.numel() == 0) return out;
 
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();

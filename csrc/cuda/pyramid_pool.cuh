@@ -10,16 +10,16 @@ namespace pspnet_fast::cuda {
 
 constexpr int kPoolThreads = 256;
 
-// The level that a packed cell belongs to, and the bin's entries in the tables of rows and columns.
+// The level that a packed bin belongs to, and the bin's entries in the tables of rows and columns.
 struct Bin {
   int row, column;
 };
-__device__ __forceinline__ Bin bin_of(const PoolTables& t, int cell) {
+__device__ __forceinline__ Bin bin_of(const PoolTables& t, int packed) {
   int entry = 0;
   for (int l = 0; l < t.levels; ++l) {
     const int k = t.bins[l];
-    if (cell < k * k) return {entry + cell / k, entry + cell % k};
-    cell -= k * k;
+    if (packed < k * k) return {entry + packed / k, entry + packed % k};
+    packed -= k * k;
     entry += k;
   }
   return {0, 0};
@@ -30,17 +30,17 @@ __device__ __forceinline__ int64_t area_of(const PoolTables& t, Bin bin) {
   return rows * (t.column_edge[t.column_last[bin.column]] - t.column_edge[t.column_first[bin.column]]);
 }
 
-// Calls `visit(cell, bin)` for the bins that hold the atom (r, c). Rows and columns are looked through one after the
-// other, about Σk entries of each, not the Σk² cells.
+// Calls `visit(packed, bin)` for the bins that hold the atom (r, c). Rows and columns are looked through one after the
+// other, about Σk entries of each, not the Σk² bins.
 template <typename Visit>
 __device__ __forceinline__ void for_bins_of_atom(const PoolTables& t, int r, int c, Visit visit) {
-  for (int l = 0, entry = 0, cell = 0; l < t.levels; ++l) {
+  for (int l = 0, entry = 0, packed = 0; l < t.levels; ++l) {
     const int k = t.bins[l];
-    for (int row = entry; row < entry + k; ++row, cell += k) {
+    for (int row = entry; row < entry + k; ++row, packed += k) {
       if (r < t.row_first[row] || r >= t.row_last[row]) continue;
       for (int j = 0; j < k; ++j) {
         const int column = entry + j;
-        if (t.column_first[column] <= c && c < t.column_last[column]) visit(cell + j, Bin{row, column});
+        if (t.column_first[column] <= c && c < t.column_last[column]) visit(packed + j, Bin{row, column});
       }
     }
     entry += k;

@@ -18,7 +18,7 @@ constexpr int kMaxWidth = 4096;
 struct PoolTables {
   int64_t batch, channels;
   int32_t height, width;
-  int32_t levels, cells;  // cells = Σk²
+  int32_t levels, packed_bins;  // packed_bins = Σk²
   int32_t row_intervals, column_intervals;
   int32_t bins[kMaxLevels];
   int32_t row_edge[kMaxEdges], column_edge[kMaxEdges];  // [intervals + 1]

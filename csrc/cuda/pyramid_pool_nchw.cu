@@ -45,29 +45,29 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
   }
 
-  for (int cell = threadIdx.x; cell < t.cells; cell += kThreads) {
-    const Bin bin = bin_of(t, cell);
+  for (int index = threadIdx.x; index < t.packed_bins; index += kThreads) {
+    const Bin bin = bin_of(t, index);
     Acc<T> sum = 0;
     for (int r = t.row_first[bin.row]; r < t.row_last[bin.row]; ++r) {
       for (int c = t.column_first[bin.column]; c < t.column_last[bin.column]; ++c) {
         sum += atoms[r * t.column_intervals + c];
       }
     }
-    out[plane * t.cells + cell] = round_to<T>(sum / static_cast<Acc<T>>(area_of(t, bin)));
+    out[plane * t.packed_bins + index] = round_to<T>(sum / static_cast<Acc<T>>(area_of(t, bin)));
   }
 }
 
-// Shared: shares [cells], atoms [row_intervals, column_intervals], then the interval of every column.
+// Shared: shares [packed_bins], atoms [row_intervals, column_intervals], then the interval of every column.
 template <typename T, int VEC, bool ADD>
 __global__ void __launch_bounds__(kThreads)
     pyramid_pool_bwd_nchw_kernel(const __grid_constant__ PoolTables t, const T* grad, T* grad_x) {
   Acc<T>* shares = dynamic_shared<Acc<T>>();
-  Acc<T>* atoms = shares + t.cells;
+  Acc<T>* atoms = shares + t.packed_bins;
   uint8_t* interval_of_column = reinterpret_cast<uint8_t*>(atoms + t.row_intervals * t.column_intervals);
   const int64_t plane = blockIdx.x;
 
-  for (int cell = threadIdx.x; cell < t.cells; cell += kThreads) {
-    shares[cell] = load(grad[plane * t.cells + cell]) / static_cast<Acc<T>>(area_of(t, bin_of(t, cell)));
+  for (int index = threadIdx.x; index < t.packed_bins; index += kThreads) {
+    shares[index] = load(grad[plane * t.packed_bins + index]) / static_cast<Acc<T>>(area_of(t, bin_of(t, index)));
   }
   for (int c = 0; c < t.column_intervals; ++c) {
     for (int w = t.column_edge[c] + threadIdx.x; w < t.column_edge[c + 1]; w += kThreads) {
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int a = threadIdx.x; a < t.row_intervals * t.column_intervals; a += kThreads) {
     Acc<T> sum = 0;
     for_bins_of_atom(
-        t, a / t.column_intervals, a % t.column_intervals, [&](int cell, Bin) { sum += shares[cell]; });
+        t, a / t.column_intervals, a % t.column_intervals, [&](int index, Bin) { sum += shares[index]; });
     atoms[a] = sum;
   }
   __syncthreads();
@@ -110,7 +110,7 @@ template <typename T, bool ADD>
 void backward(const PoolTables& t, const T* grad, T* grad_x, cudaStream_t stream) {
   constexpr int kVec = 16 / sizeof(T);
   const int shared_bytes =
-      (t.cells + t.row_intervals * t.column_intervals) * static_cast<int>(sizeof(Acc<T>)) + t.width;
+      (t.packed_bins + t.row_intervals * t.column_intervals) * static_cast<int>(sizeof(Acc<T>)) + t.width;
   const auto planes = static_cast<unsigned>(t.batch * t.channels);
   const auto launch = [&](auto kernel) {
     PSPNET_FAST_LAUNCH(kernel, planes, kThreads, shared_bytes, stream, t, grad, grad_x);

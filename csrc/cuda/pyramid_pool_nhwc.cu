@@ -28,7 +28,7 @@ __device__ __forceinline__ AtomBlock atom_block(const PoolTables& t) {
   };
 }
 
-// A thread sums VEC channels over the cells of the atom; a warp reads 32 · VEC neighbouring channels.
+// A thread sums VEC channels over the pixels of the atom; a warp reads 32 · VEC neighbouring channels.
 template <typename T, int VEC>
 __global__ void __launch_bounds__(kThreads)
     pyramid_pool_fwd_nhwc_kernel(const __grid_constant__ PoolTables t, const T* x, Acc<T>* atoms) {
@@ -55,29 +55,29 @@ __global__ void __launch_bounds__(kThreads)
     pyramid_pool_fwd_bins_kernel(const __grid_constant__ PoolTables t, const Acc<T>* atoms, T* out) {
   const int64_t runs = (t.channels + kThreads - 1) / kThreads;
   const int64_t channel = blockIdx.x % runs * kThreads + threadIdx.x;
-  const int cell = static_cast<int>(blockIdx.x / runs % t.cells);
-  const int64_t b = blockIdx.x / runs / t.cells;
+  const int index = static_cast<int>(blockIdx.x / runs % t.packed_bins);
+  const int64_t b = blockIdx.x / runs / t.packed_bins;
   if (channel >= t.channels) return;
-  const Bin bin = bin_of(t, cell);
+  const Bin bin = bin_of(t, index);
   Acc<T> sum = 0;
   for (int r = t.row_first[bin.row]; r < t.row_last[bin.row]; ++r) {
     const Acc<T>* row = atoms + (b * t.row_intervals + r) * t.column_intervals * t.channels + channel;
     for (int c = t.column_first[bin.column]; c < t.column_last[bin.column]; ++c) sum += row[c * t.channels];
   }
-  out[(b * t.channels + channel) * t.cells + cell] = round_to<T>(sum / static_cast<Acc<T>>(area_of(t, bin)));
+  out[(b * t.channels + channel) * t.packed_bins + index] = round_to<T>(sum / static_cast<Acc<T>>(area_of(t, bin)));
 }
 
-// A thread gathers the gradient of its VEC channels on the atom, and writes it to every cell of it, or adds it there.
+// A thread gathers the gradient of its VEC channels on the atom, and writes it to every pixel of it, or adds it there.
 template <typename T, int VEC, bool ADD>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     pyramid_pool_bwd_nhwc_kernel(const __grid_constant__ PoolTables t, const T* grad, T* grad_x) {
   const AtomBlock block = atom_block<VEC>(t);
   if (block.channel >= t.channels) return;
-  const T* packed = grad + block.b * t.cells * t.channels + block.channel;
+  const T* grads = grad + block.b * t.packed_bins * t.channels + block.channel;
   Acc<T> sum[VEC] = {};
-  for_bins_of_atom(t, block.r, block.c, [&](int cell, Bin bin) {
+  for_bins_of_atom(t, block.r, block.c, [&](int index, Bin bin) {
     const Acc<T> area = static_cast<Acc<T>>(area_of(t, bin));
-    const Pack<T, VEC> pack = *reinterpret_cast<const Pack<T, VEC>*>(packed + cell * t.channels);
+    const Pack<T, VEC> pack = *reinterpret_cast<const Pack<T, VEC>*>(grads + index * t.channels);
 #pragma unroll
     for (int j = 0; j < VEC; ++j) sum[j] += load(pack.v[j]) / area;
   });
@@ -104,7 +104,7 @@ void forward(const PoolTables& t, const T* x, Acc<T>* atoms, T* out, cudaStream_
   PSPNET_FAST_LAUNCH((pyramid_pool_fwd_nhwc_kernel<T, VEC>), atom_blocks<VEC>(t), kThreads, 0, stream, t, x, atoms);
   if (out == nullptr) return;
   const int64_t runs = (t.channels + kThreads - 1) / kThreads;
-  const auto blocks = static_cast<unsigned>(t.batch * t.cells * runs);
+  const auto blocks = static_cast<unsigned>(t.batch * t.packed_bins * runs);
   PSPNET_FAST_LAUNCH((pyramid_pool_fwd_bins_kernel<T>), blocks, kThreads, 0, stream, t, atoms, out);
 }
 

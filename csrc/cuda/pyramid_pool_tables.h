@@ -14,7 +14,7 @@ inline std::optional<PoolTables> make_tables(
     int64_t batch, int64_t channels, int64_t height, int64_t width, at::IntArrayRef bins) {
   int64_t total = 0;
   for (int64_t k : bins) total += k;
-  const int64_t cells = packed_cells(bins);
+  const int64_t packed = packed_bins(bins);
   constexpr int64_t kMaxHeight = int64_t{1} << 30;
   if (bins.size() > kMaxLevels || total > kMaxBins || width > kMaxWidth || height > kMaxHeight / width) return {};
 
@@ -25,7 +25,7 @@ inline std::optional<PoolTables> make_tables(
   t.height = static_cast<int32_t>(height);
   t.width = static_cast<int32_t>(width);
   t.levels = static_cast<int32_t>(bins.size());
-  t.cells = static_cast<int32_t>(cells);
+  t.packed_bins = static_cast<int32_t>(packed);
   t.row_intervals = rows.intervals();
   t.column_intervals = columns.intervals();
   std::copy(bins.begin(), bins.end(), t.bins);
@@ -37,7 +37,7 @@ inline std::optional<PoolTables> make_tables(
   std::copy(columns.last.begin(), columns.last.end(), t.column_last);
 
   // One-dimensional grids hold 2^31 - 1 blocks.
-  const int64_t most_blocks = batch * channels * std::max<int64_t>(t.row_intervals * t.column_intervals, t.cells);
+  const int64_t most_blocks = batch * channels * std::max<int64_t>(t.row_intervals * t.column_intervals, t.packed_bins);
   if (most_blocks > (int64_t{1} << 31) - 1) return {};
   return t;
 }

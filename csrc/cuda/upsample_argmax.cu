@@ -20,14 +20,14 @@ struct ArgmaxGrid {
 
 template <typename Real>
 struct Column {
-  int64_t offset[4];  // lower left, lower right, upper left and upper right node, relative to the image
+  int64_t offset[4];  // top left, top right, bottom left and bottom right node, relative to the image
   Real t;             // share of the right nodes
 };
 
 template <typename Real>
 struct Rows {
   int begin, count;  // pixels
-  Real s, step;      // share of the upper nodes, and how much more it is in the next row
+  Real s, step;      // share of the bottom nodes, and how much more it is in the next row
 };
 
 // A logit wins if it is larger than those of all classes before, or the first NaN. Nothing here is NaN or infinite but
@@ -41,11 +41,11 @@ __device__ __forceinline__ bool best_of_finite(
   for (int r = 0; r < kRows; ++r) best[r] = -INFINITY, label[r] = 0;
 #pragma unroll 2
   for (int c = 0; c < classes; ++c, image += stride_c) {
-    const Real ll = load_as<Real>(image + column.offset[0]), lr = load_as<Real>(image + column.offset[1]);
-    const Real ul = load_as<Real>(image + column.offset[2]), ur = load_as<Real>(image + column.offset[3]);
-    const Real lower = ll + column.t * (lr - ll), rise = ul + column.t * (ur - ul) - lower;
+    const Real tl = load_as<Real>(image + column.offset[0]), tr = load_as<Real>(image + column.offset[1]);
+    const Real bl = load_as<Real>(image + column.offset[2]), br = load_as<Real>(image + column.offset[3]);
+    const Real top = tl + column.t * (tr - tl), rise = bl + column.t * (br - bl) - top;
     poison += Real(0) * rise;
-    const Real first = lower + rows.s * rise, step = rows.step * rise;
+    const Real first = top + rows.s * rise, step = rows.step * rise;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const Real logit = r == 0 ? first : first + r * step;
@@ -146,10 +146,10 @@ void launch(const ArgmaxProblem& p, cudaStream_t stream) {
 
 void launch_upsample_argmax(const ArgmaxProblem& problem, cudaStream_t stream) {
   switch (problem.logits.type) {
-    case LogitType::f32: return launch<float, float>(problem, stream);
-    case LogitType::f64: return launch<double, double>(problem, stream);
-    case LogitType::f16: return launch<__half, float>(problem, stream);
-    case LogitType::bf16: return launch<__nv_bfloat16, float>(problem, stream);
+    case ElementType::f32: return launch<float, float>(problem, stream);
+    case ElementType::f64: return launch<double, double>(problem, stream);
+    case ElementType::f16: return launch<__half, float>(problem, stream);
+    case ElementType::bf16: return launch<__nv_bfloat16, float>(problem, stream);
   }
 }
 

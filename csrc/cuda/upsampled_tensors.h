@@ -12,7 +12,7 @@
 
 namespace pspnet_fast::cuda {
 
-inline LogitType logit_type(const at::Tensor& logits) { return element_type("logits", logits); }
+inline ElementType logit_type(const at::Tensor& logits) { return element_type("logits", logits); }
 inline at::ScalarType real_type(const at::Tensor& logits) { return accumulator_type(logits); }
 
 inline LogitMap logit_map(const at::Tensor& logits) {

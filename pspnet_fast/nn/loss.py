@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
-from pspnet_fast.ops._checks import LABEL_DTYPES
+from pspnet_fast.ops.checks import LABEL_DTYPES
 from pspnet_fast.ops.dual_cross_entropy import dual_cross_entropy
 from pspnet_fast.reference import DEFAULT_AUX_WEIGHT, DualLoss
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pspnet_fast import backend
 from pspnet_fast.extension import EXTENSION
-from pspnet_fast.ops._checks import differentiable
+from pspnet_fast.ops.checks import differentiable
 
 NAMESPACE = "pspnet_fast"
 

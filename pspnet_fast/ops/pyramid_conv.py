@@ -1,9 +1,9 @@
 """The convolution after the pyramid, without the concatenation.
 
-Upsampling is linear and so is the convolution: each level's term needs only its k·k cells, and is added into the
-convolution over x itself (the derivation is in _pyramid_conv.py, which serves every device). Neither the upsampled maps
-nor the concatenation exist, and backward keeps only x and the small tensors. Native kernels for everything but the
-convolution over x: csrc/cpu/pyramid_conv*.cpp, csrc/cuda/pyramid_conv*.cu, triton/pyramid_conv.py.
+Upsampling is linear and so is the convolution: each level's term needs only its k·k bins, and is added into the
+convolution over x itself (the derivation is in pyramid_conv_composed.py, which serves every device). Neither the
+upsampled maps nor the concatenation exist, and backward keeps only x and the small tensors. Native kernels for
+everything but the convolution over x: csrc/cpu/pyramid_conv*.cpp, csrc/cuda/pyramid_conv*.cu, triton/pyramid_conv.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.layout import empty_map, is_channels_last
-from pspnet_fast.ops._checks import check_bins, check_dtype, check_levels, check_map, check_tensor, same_device
-from pspnet_fast.ops._pyramid_conv import backward as composed_backward
-from pspnet_fast.ops._pyramid_conv import convolve_x, convolve_x_backward, weight_parts
-from pspnet_fast.ops._pyramid_conv import forward as composed_forward
+from pspnet_fast.ops.checks import check_bins, check_dtype, check_levels, check_map, check_tensor, same_device
 from pspnet_fast.ops.operator import Autocast, Operator, second_gradient
+from pspnet_fast.ops.pyramid_conv_composed import backward as composed_backward
+from pspnet_fast.ops.pyramid_conv_composed import convolve_x, convolve_x_backward, weight_parts
+from pspnet_fast.ops.pyramid_conv_composed import forward as composed_forward
 from pspnet_fast.reference import DEFAULT_BINS
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.ops import _pyramid_conv as composed
-from pspnet_fast.ops._checks import check_norm
+from pspnet_fast.ops import pyramid_conv_composed as composed
+from pspnet_fast.ops.checks import check_norm
 from pspnet_fast.ops.operator import Autocast, Operator
 from pspnet_fast.ops.pyramid_conv import check_pyramid_conv, convolve_x_part, pyramid_conv
 from pspnet_fast.reference import DEFAULT_BINS, NormStatistics

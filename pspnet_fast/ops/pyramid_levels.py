@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.ops._checks import (
+from pspnet_fast.ops.checks import (
     check_bins,
     check_dtype,
     check_map,

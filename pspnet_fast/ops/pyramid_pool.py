@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.layout import empty_map, format_of, is_channels_last, is_dense
-from pspnet_fast.ops._checks import check_bins, check_map, differentiable
-from pspnet_fast.ops._ownership import holders, holders_of_owned
+from pspnet_fast.ops.checks import check_bins, check_map, differentiable
 from pspnet_fast.ops.operator import Autocast, Operator
+from pspnet_fast.ops.ownership import holders, holders_of_owned
 from pspnet_fast.reference import DEFAULT_BINS
 
 
@@ -26,7 +26,7 @@ def pyramid_pool(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> Tensor:
 
     Args:
         x: ``[B, C, H, W]``, float32, float64, float16 or bfloat16 (sums are taken in float32 at least), in NCHW or
-            channels_last memory; other layouts are copied. Any H and W, bins that overlap or repeat cells included.
+            channels_last memory; other layouts are copied. Any H and W, bins that overlap or repeat pixels included.
         bins: the sides of the levels, in the order they are packed.
 
     Returns:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.ops._checks import LABEL_DTYPES, check_map, check_size
+from pspnet_fast.ops.checks import LABEL_DTYPES, check_map, check_size
 from pspnet_fast.ops.operator import Autocast, Operator
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pspnet_fast.layout import empty_like_dense
 from pspnet_fast.loss_options import LossOptions
-from pspnet_fast.ops._checks import check_map, check_target, differentiable
-from pspnet_fast.ops._cross_entropy import (
+from pspnet_fast.ops.checks import check_map, check_target, differentiable
+from pspnet_fast.ops.cross_entropy_composed import (
     check_options,
     compose,
     define,

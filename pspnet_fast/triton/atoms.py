@@ -63,7 +63,7 @@ def atoms_nhwc_fwd_kernel(
     channels,
     row_intervals,
     column_intervals,
-    CELLS: tl.constexpr,
+    PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     atom = tl.program_id(0).to(tl.int64)
@@ -75,11 +75,11 @@ def atoms_nhwc_fwd_kernel(
 
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     corner = x + ((image * height + top) * width + left) * channels
-    total = tl.zeros([CELLS, CHANNELS], dtype=atoms.dtype.element_ty)
-    for first in range(0, rows * columns, CELLS):
-        cell = first + tl.arange(0, CELLS)
-        offset = ((cell // columns).to(tl.int64) * width + cell % columns) * channels
-        mask = (cell < rows * columns)[:, None] & (channel < channels)[None, :]
+    total = tl.zeros([PIXELS, CHANNELS], dtype=atoms.dtype.element_ty)
+    for first in range(0, rows * columns, PIXELS):
+        pixel = first + tl.arange(0, PIXELS)
+        offset = ((pixel // columns).to(tl.int64) * width + pixel % columns) * channels
+        mask = (pixel < rows * columns)[:, None] & (channel < channels)[None, :]
         total += tl.load(corner + offset[:, None] + channel[None, :], mask=mask, other=0.0).to(total.dtype)
     tl.store(atoms + atom * channels + channel, tl.sum(total, axis=0), mask=channel < channels)
 
@@ -127,7 +127,7 @@ def atoms_nhwc_bwd_kernel(
     channels,
     row_intervals,
     column_intervals,
-    CELLS: tl.constexpr,
+    PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     ADD: tl.constexpr,
 ):
@@ -141,12 +141,12 @@ def atoms_nhwc_bwd_kernel(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     corner = dx + ((image * height + top) * width + left) * channels
     value = tl.load(atoms + atom * channels + channel, mask=channel < channels, other=0.0)
-    for first in range(0, rows * columns, CELLS):
-        cell = first + tl.arange(0, CELLS)
-        offset = ((cell // columns).to(tl.int64) * width + cell % columns) * channels
-        mask = (cell < rows * columns)[:, None] & (channel < channels)[None, :]
+    for first in range(0, rows * columns, PIXELS):
+        pixel = first + tl.arange(0, PIXELS)
+        offset = ((pixel // columns).to(tl.int64) * width + pixel % columns) * channels
+        mask = (pixel < rows * columns)[:, None] & (channel < channels)[None, :]
         target = corner + offset[:, None] + channel[None, :]
-        tile = tl.broadcast_to(value[None, :], [CELLS, CHANNELS])
+        tile = tl.broadcast_to(value[None, :], [PIXELS, CHANNELS])
         if ADD:
             tile += tl.load(target, mask=mask, other=0.0).to(tile.dtype)
         tl.store(target, tile.to(dx.dtype.element_ty), mask=mask)

@@ -37,8 +37,9 @@ class Cells:
         edge: ``[nodes + 1]``, the first position of every cell.
         slot: ``[n]``, the slot of every position.
         slot_t: ``[longest · nodes]``, ``t`` by slot.
-        tile: the height of a tile, and ``strip_edge``: ``[strips + 1]``, the first position of every strip, a part of a
-            cell of at most ``tile`` positions.
+        tile_rows: the height of a tile.
+        tile_edge: ``[tiles + 1]``, the first position of every tile, a part of a cell, of at most
+            ``tile_rows`` positions.
     """
 
     nodes: int
@@ -48,12 +49,12 @@ class Cells:
     edge: Tensor
     slot: Tensor
     slot_t: Tensor
-    tile: int
-    strip_edge: Tensor
+    tile_rows: int
+    tile_edge: Tensor
 
     @property
-    def strips(self) -> int:
-        return self.strip_edge.shape[0] - 1
+    def tiles(self) -> int:
+        return self.tile_edge.shape[0] - 1
 
     @property
     def slots(self) -> int:
@@ -69,7 +70,7 @@ def cut_axis(nodes: int, n: int, align_corners: bool, dtype: torch.dtype, device
     slot = (torch.arange(n, device="cpu") - edge[cell]) * nodes + cell
     longest = int(counts.max())
     slot_t = torch.zeros(longest * nodes, dtype=torch.float64, device="cpu").index_copy_(0, slot, t)
-    tile, strips = cut_strips(edge.tolist())
+    tile_rows, tiles = cut_tiles(edge.tolist())
 
     def table(values: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
         host = values.to(dtype)
@@ -84,16 +85,16 @@ def cut_axis(nodes: int, n: int, align_corners: bool, dtype: torch.dtype, device
         edge=table(edge),
         slot=table(slot),
         slot_t=table(slot_t, dtype),
-        tile=tile,
-        strip_edge=table(torch.tensor(strips, device="cpu")),
+        tile_rows=tile_rows,
+        tile_edge=table(torch.tensor(tiles, device="cpu")),
     )
 
 
-def cut_strips(edge: list[int]) -> tuple[int, list[int]]:
-    """The height of a tile that wastes least on these cells, and the edges of the strips it cuts them into."""
+def cut_tiles(edge: list[int]) -> tuple[int, list[int]]:
+    """The height of a tile that wastes least on these cells, and the first rows of the tiles it cuts them into."""
 
-    def strips(tile: int) -> list[int]:
-        return [first for begin, end in pairwise(edge) for first in range(begin, end, tile)]
+    def tiles(height: int) -> list[int]:
+        return [first for begin, end in pairwise(edge) for first in range(begin, end, height)]
 
-    tile = min(TILE_ROWS, key=lambda rows: len(strips(rows)) * (rows * PIXEL_COST + COLUMN_COST))
-    return tile, [*strips(tile), edge[-1]]
+    rows = min(TILE_ROWS, key=lambda rows: len(tiles(rows)) * (rows * PIXEL_COST + COLUMN_COST))
+    return rows, [*tiles(rows), edge[-1]]

@@ -1,7 +1,7 @@
 """The cross-entropies of upsampled logits in Triton, without full-resolution logits, for any GPU that Triton reaches.
 
-    forward    every pixel's m = max z and s = Σ exp(z - m)  ->  loss = m + log s - z_y   (cross_entropy_forward.py)
-    gradient   softmax = exp(z - m) / s, again, cell by cell  ->  d total / d logits       (cross_entropy_backward.py)
+    forward    every pixel's m = max z and s = Σ exp(z - m)  ->  loss = m + log s - z_y   (cross_entropy_fwd.py)
+    gradient   softmax = exp(z - m) / s, again, cell by cell  ->  d total / d logits       (cross_entropy_bwd.py)
 
 A step over B images, two heads of C classes and P pixels takes 4·B·P·C exponentials and three launches: heads of one
 shape share each. In memory beyond the gradients stand 24·B·P bytes until the gradient is there (86 MB for 16 crops of
@@ -20,8 +20,8 @@ from torch import Tensor
 from pspnet_fast.layout import empty_like_dense
 from pspnet_fast.loss_options import LossOptions
 from pspnet_fast.triton.cells import Cells, cut_axis
-from pspnet_fast.triton.cross_entropy_backward import cross_entropy_bwd_kernel
-from pspnet_fast.triton.cross_entropy_forward import cross_entropy_fwd_kernel
+from pspnet_fast.triton.cross_entropy_bwd import cross_entropy_bwd_kernel
+from pspnet_fast.triton.cross_entropy_fwd import cross_entropy_fwd_kernel
 from pspnet_fast.triton.label_flag import check_watched, watch_labels
 
 # A tile of the forward kernel has a column a thread, one of the gradient kernel a cell; a warp is 32.
@@ -163,7 +163,7 @@ def _launch(
 
     rows = cut_axis(low_height, height, options.align_corners, dtype, logits.device)
     columns = cut_axis(low_width, width, options.align_corners, dtype, logits.device)
-    grid = (rows.strips * triton.cdiv(width, COLUMNS), batch, len(heads))
+    grid = (rows.tiles * triton.cdiv(width, COLUMNS), batch, len(heads))
     table = class_table(options, classes, dtype, logits.device)
     weight = None if options.pixel_weight is None else options.pixel_weight.to(dtype).contiguous()
     partial = empty(len(heads) + 1, grid[0] * batch)
@@ -176,12 +176,12 @@ def _launch(
 
     cross_entropy_fwd_kernel[grid](
         heads[0], heads[-1], target, weight, table,
-        rows.cell, rows.t, rows.strip_edge, columns.cell, columns.t, columns.slot,
+        rows.cell, rows.t, rows.tile_edge, columns.cell, columns.t, columns.slot,
         softmax, softmax_label, losses[0] if losses else None, losses[-1] if losses else None,
         partial, best if labels else None, hits, noted,
         classes, low_height, low_width, height, width, columns.slots, *logits.stride(), options.ignore_index,
         SMOOTHING=options.label_smoothing != 0, LOWEST=torch.finfo(dtype).min,
-        ROWS=rows.tile, COLUMNS=COLUMNS, num_warps=1,
+        ROWS=rows.tile_rows, COLUMNS=COLUMNS, num_warps=1,
     )  # fmt: skip
     if softmax is not None and softmax_label is not None:
         _launch_gradient(heads, states, softmax, softmax_label, table, rows, columns, options.label_smoothing != 0)

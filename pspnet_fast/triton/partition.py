@@ -21,7 +21,7 @@ class Partition:
         row_edge: ``[row intervals + 1]``.
         column_edge: ``[column intervals + 1]``.
         column_interval: ``[W]``, the interval of every column.
-        cell: ``[6, Σk²]``, for every pooled cell, in packed order: its first row interval, one past the last, the same
+        bin: ``[6, Σk²]``, for every bin, in packed order: its first row interval, one past the last, the same
             for columns, and the numbers of rows and of columns that it averages over.
     """
 
@@ -30,23 +30,28 @@ class Partition:
     row_edge: Tensor
     column_edge: Tensor
     column_interval: Tensor
-    cell: Tensor
+    bin: Tensor
 
     @property
     def atoms(self) -> int:
         return self.rows.intervals * self.columns.intervals
 
     @property
-    def cells(self) -> int:
-        return self.cell.shape[1]
+    def packed_bins(self) -> int:
+        return self.bin.shape[1]
 
 
 @functools.lru_cache(maxsize=64)
 def partition(height: int, width: int, bins: tuple[int, ...], device: torch.device) -> Partition:
     """The tables for maps of ``height x width``; made once a size and device, and copied without synchronisation."""
     rows, columns = partition_axis(height, bins), partition_axis(width, bins)
-    cell = [
-        (*rows.bin_range[level][i], *columns.bin_range[level][j], rows.bin_cells[level][i], columns.bin_cells[level][j])
+    bin = [
+        (
+            *rows.bin_range[level][i],
+            *columns.bin_range[level][j],
+            rows.bin_pixels[level][i],
+            columns.bin_pixels[level][j],
+        )
         for level, k in enumerate(bins)
         for i in range(k)
         for j in range(k)
@@ -62,5 +67,5 @@ def partition(height: int, width: int, bins: tuple[int, ...], device: torch.devi
         row_edge=table(rows.edge),
         column_edge=table(columns.edge),
         column_interval=table([bisect_right(columns.edge, w) - 1 for w in range(width)]),
-        cell=table(list(zip(*cell, strict=True))),
+        bin=table(list(zip(*bin, strict=True))),
     )

@@ -1,9 +1,9 @@
-"""The concatenated map of a pyramid in Triton: written once, whatever its layout; its gradient gathered cell by cell.
+"""The concatenated map of a pyramid in Triton: written once, whatever its layout; its gradient gathered bin by bin.
 
-    forward    y[:, x's channels] = x                  y[:, level's channels] = bilinear in four cells of the level
-    backward   v[w, c] = Σ_h u(h, i) g[c, h, w]        grad[c, i, j] = Σ_w u(w, j) v[w, c]        for a line i of cells
+    forward    y[:, x's channels] = x                  y[:, level's channels] = bilinear in four bins of the level
+    backward   v[w, c] = Σ_h u(h, i) g[c, h, w]        grad[c, i, j] = Σ_w u(w, j) v[w, c]        for a line i of bins
 
-with u the weights of upsampling. Each cell's sum has one owner and a fixed order: no atomics, the same bits every run.
+with u the weights of upsampling. Each bin's sum has one owner and a fixed order: no atomics, the same bits every run.
 """
 # mypy: allow-untyped-defs
 
@@ -28,14 +28,14 @@ NCHW_GRAD_TILE, NHWC_GRAD_TILE = (32, 16), (16, 32)
 @triton.jit(do_not_specialize=["channels", "level_channels", "level_count", "x_first", "height", "width"])
 def pyramid_concat_fwd_kernel(
     x,  # [B, C, H, W], by its strides
-    levels,  # [B, Ck, cells], by its strides
+    levels,  # [B, Ck, packed_bins], by its strides
     y,  # [B, C + L·Ck, H, W], NCHW or channels_last
     level_table,  # the tables, see PyramidTaps
     row_cell,
     row_t,
     column_cell,
     column_t,
-    strip_edge,
+    tile_edge,
     channels,
     level_channels,
     level_count,
@@ -48,20 +48,20 @@ def pyramid_concat_fwd_kernel(
     x_stride_w,
     level_stride_b,
     level_stride_c,
-    level_stride_cell,
+    level_stride_bin,
     stride_c,
     stride_w,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    # 1. A tile of rows of one strip, and a block of channels of x or of one level.
+    # 1. A tile of rows and columns, and a block of channels of x or of one level.
     x_blocks, level_blocks = tl.cdiv(channels, CHANNELS), tl.cdiv(level_channels, CHANNELS)
     blocks = x_blocks + level_count * level_blocks
     block, tile = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     column_blocks = tl.cdiv(width, COLUMNS)
-    image, strip = tl.program_id(1).to(tl.int64), tile // column_blocks
-    first, end = tl.load(strip_edge + strip), tl.load(strip_edge + strip + 1)
+    image, row_tile = tl.program_id(1).to(tl.int64), tile // column_blocks
+    first, end = tl.load(tile_edge + row_tile), tl.load(tile_edge + row_tile + 1)
     row = first + tl.arange(0, ROWS)[:, None, None]
     column = (tile % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)[None, :, None]
     lane = tl.arange(0, CHANNELS)[None, None, :]
@@ -77,13 +77,13 @@ def pyramid_concat_fwd_kernel(
         level = (block - x_blocks) // level_blocks
         channel = ((block - x_blocks) % level_blocks) * CHANNELS + lane
         count, offset = level_channels, x_first * channels + level * level_channels
-        side, cell = tl.load(level_table + level), tl.load(level_table + level_count + level)
+        side, bin = tl.load(level_table + level), tl.load(level_table + level_count + level)
         near_row = tl.load(row_cell + level * height + first)
         known = tl.minimum(channel, level_channels - 1).to(tl.int64)
-        top = levels + image * level_stride_b + known * level_stride_c + (cell + near_row * side) * level_stride_cell
-        bottom = top + (second_node(near_row, side, height) - near_row) * side * level_stride_cell
+        top = levels + image * level_stride_b + known * level_stride_c + (bin + near_row * side) * level_stride_bin
+        bottom = top + (second_node(near_row, side, height) - near_row) * side * level_stride_bin
         near = tl.load(column_cell + level * width + column, mask=column < width, other=0)
-        left, right = near * level_stride_cell, second_node(near, side, width) * level_stride_cell
+        left, right = near * level_stride_bin, second_node(near, side, width) * level_stride_bin
         tx = tl.load(column_t + level * width + column, mask=column < width, other=0.0)
         ty = tl.load(row_t + level * height + row, mask=row < end, other=0.0)
         value = interpolate_tile(top, bottom, left, right, tx, ty).to(y.dtype.element_ty)
@@ -95,10 +95,10 @@ def pyramid_concat_fwd_kernel(
     tl.store(target, value, mask=(row < end) & (column < width) & (channel < count))
 
 
-@triton.jit(do_not_specialize=["first_channel", "level_channels", "level_count", "lines", "cells", "width"])
+@triton.jit(do_not_specialize=["first_channel", "level_channels", "level_count", "lines", "packed_bins", "width"])
 def pyramid_concat_bwd_kernel(
     grad,  # [B, C + L·Ck, H, W], by its strides
-    grad_levels,  # [B, Ck, cells]
+    grad_levels,  # [B, Ck, packed_bins]
     level_table,
     line_table,  # see PyramidTaps
     line_span,
@@ -109,7 +109,7 @@ def pyramid_concat_bwd_kernel(
     level_channels,
     level_count,
     lines,
-    cells,
+    packed_bins,
     width,
     stride_b,
     stride_c,
@@ -123,7 +123,7 @@ def pyramid_concat_bwd_kernel(
     channel = (tl.program_id(0) // lines) * CHANNELS + tl.arange(0, CHANNELS)
     level, i = tl.load(line_table + line), tl.load(line_table + lines + line)
     first_line = tl.load(line_table + 2 * lines + line)
-    side, first_cell = tl.load(level_table + level), tl.load(level_table + level_count + level)
+    side, first_bin = tl.load(level_table + level), tl.load(level_table + level_count + level)
     begin, end = tl.load(line_span + line), tl.load(line_span + lines + line)
     j = tl.arange(0, SIDE)
 
@@ -140,12 +140,12 @@ def pyramid_concat_bwd_kernel(
         for row in range(begin, end):
             down += tl.load(row_taps + row * lines + line) * tl.load(pixel, mask=mask, other=0.0).to(dtype)
             pixel += stride_h
-        # 2. Along the columns, for every cell of the line.
+        # 2. Along the columns, for every bin of the line.
         weights = column_taps + column[None, :] * lines + (first_line + j)[:, None]
         u = tl.load(weights, mask=(j < side)[:, None] & (column < width)[None, :], other=0.0)
         total = tl.dot(u, down, total, input_precision="ieee", out_dtype=dtype)
     if any_special(total):
-        # 3. Again, over what reads each cell alone.
+        # 3. Again, over what reads each bin alone.
         total = tl.zeros([SIDE, CHANNELS], dtype=dtype)
         for w in range(0, width):
             down = tl.zeros([1, CHANNELS], dtype=dtype)
@@ -158,7 +158,9 @@ def pyramid_concat_bwd_kernel(
             u = tl.load(column_taps + entry, mask=(j < side)[:, None], other=0.0)
             read = tl.load(column_reads + entry, mask=(j < side)[:, None], other=0)
             total += tl.where(read != 0, u * down, 0.0)
-    target = grad_levels + (image * level_channels + channel)[None, :] * cells + (first_cell + i * side + j)[:, None]
+    target = (
+        grad_levels + (image * level_channels + channel)[None, :] * packed_bins + (first_bin + i * side + j)[:, None]
+    )
     tl.store(target, total, mask=(j < side)[:, None] & (channel < level_channels)[None, :])
 
 
@@ -185,10 +187,10 @@ def pyramid_concat_forward(
     blocks = triton.cdiv(channels, tiles["CHANNELS"]) + len(bins) * triton.cdiv(level_channels, tiles["CHANNELS"])
     strides = (1, shape[1]) if channels_last else (height * width, 1)
     with torch.cuda.device_of(x):
-        pyramid_concat_fwd_kernel[blocks * taps.strips * triton.cdiv(width, tiles["COLUMNS"]), batch](
-            x, levels, y, taps.level, taps.row_cell, taps.row_t, taps.column_cell, taps.column_t, taps.strip_edge,
+        pyramid_concat_fwd_kernel[blocks * taps.tiles * triton.cdiv(width, tiles["COLUMNS"]), batch](
+            x, levels, y, taps.level, taps.row_cell, taps.row_t, taps.column_cell, taps.column_t, taps.tile_edge,
             channels, level_channels, len(bins), int(x_first), height, width, *x.stride(), *levels.stride(), *strides,
-            ROWS=taps.tile, **tiles,
+            ROWS=taps.tile_rows, **tiles,
         )  # fmt: skip
     return y
 
@@ -199,8 +201,8 @@ def pyramid_concat_backward(
     """The gradient by the levels, ``[B, Ck, Σk²]``, of ``grad [B, channels + L·Ck, H, W]`` with any strides."""
     batch, merged, _, width = grad.shape
     level_channels = (merged - channels) // len(bins)
-    cells, lines = sum(k * k for k in bins), sum(bins)
-    grad_levels = grad.new_empty(batch, level_channels, cells)
+    packed_bins, lines = sum(k * k for k in bins), sum(bins)
+    grad_levels = grad.new_empty(batch, level_channels, packed_bins)
     if grad_levels.numel() == 0:
         return grad_levels
 
@@ -210,7 +212,7 @@ def pyramid_concat_backward(
         pyramid_concat_bwd_kernel[lines * triton.cdiv(level_channels, lanes), batch](
             grad, grad_levels, taps.level, taps.line, taps.line_span, taps.row_taps, taps.column_taps,
             taps.column_reads,
-            channels if x_first else 0, level_channels, len(bins), lines, cells, width, *grad.stride(),
+            channels if x_first else 0, level_channels, len(bins), lines, packed_bins, width, *grad.stride(),
             COLUMNS=columns, CHANNELS=lanes, SIDE=max(16, triton.next_power_of_2(taps.side)),
         )  # fmt: skip
     return grad_levels

@@ -50,7 +50,7 @@ class Problem(NamedTuple):
     first_channel: int  # of the levels, in the weight
 
     @property
-    def cells(self) -> int:
+    def packed_bins(self) -> int:
         return sum(k * k for k in self.bins)
 
     @property
@@ -58,8 +58,8 @@ class Problem(NamedTuple):
         return self.kernel["KERNEL_HEIGHT"] * self.kernel["KERNEL_WIDTH"]
 
     def empty_q(self, batch: int, outputs: int, device: torch.device) -> Tensor:
-        """For Q or its gradient: ``[B, cells, kh·kw, O]``."""
-        return torch.empty(batch, self.cells, self.kernel_taps, outputs, dtype=self.scratch, device=device)
+        """For Q or its gradient: ``[B, packed_bins, kh·kw, O]``."""
+        return torch.empty(batch, self.packed_bins, self.kernel_taps, outputs, dtype=self.scratch, device=device)
 
     def position_blocks(self, batch: int, positions: int) -> int:
         return sum(triton.cdiv(batch * k * k, positions) for k in self.bins)
@@ -97,7 +97,7 @@ def pyramid_conv_add(
         special = _launch_q(problem, levels, weight, q)
         pyramid_conv_fwd_kernel[blocks, batch](
             q, special, y, *statistics, taps.level, taps.tap, taps.row_cell, taps.row_t,
-            taps.column_taps, taps.column_reads, problem.cells, tap_count, outputs, height, width, *y.stride(),
+            taps.column_taps, taps.column_reads, problem.packed_bins, tap_count, outputs, height, width, *y.stride(),
             EPS=0.0 if norm is None else norm.eps, ROWS=ROWS, COLUMNS=columns, OUTPUTS=tiles.side,
             TAPS=TAPS, PRECISION=tiles.precision, num_warps=tiles.num_warps, **problem.kernel,
         )  # fmt: skip
@@ -127,7 +127,7 @@ def pyramid_conv_levels_backward(
     taps, tiles = problem.taps, problem.tiles
     batch, level_channels = levels.shape[:2]
     outputs = weight.shape[0]
-    shared = taps.level, batch, level_channels, len(bins), problem.cells, outputs, problem.first_channel
+    shared = taps.level, batch, level_channels, len(bins), problem.packed_bins, outputs, problem.first_channel
     options = {**problem.kernel, "DEPTH": tiles.depth, "PRECISION": tiles.precision}
     with torch.cuda.device_of(grad):
         q = _q_gradient(problem, grad)
@@ -180,12 +180,12 @@ def _launch_q(problem: Problem, levels: Tensor, weight: Tensor, q: Tensor) -> Te
     """Writes Q; returns, int32 ``[1]``, whether a number of it is infinite or NaN."""
     special = torch.zeros(1, dtype=torch.int32, device=q.device)
     tiles = problem.tiles
-    batch, cells, kernel_taps, outputs = q.shape
+    batch, packed_bins, kernel_taps, outputs = q.shape
     level_channels = levels.shape[1]
     grid = triton.cdiv(outputs, tiles.side) * kernel_taps, problem.position_blocks(batch, tiles.side)
     q_fwd_kernel[grid](
         levels, weight, q, special, problem.taps.level,
-        batch, level_channels, len(problem.bins), cells, outputs, problem.first_channel,
+        batch, level_channels, len(problem.bins), packed_bins, outputs, problem.first_channel,
         *levels.stride(), *weight.stride(),
         POSITIONS=tiles.side, OUTPUTS=tiles.side, DEPTH=tiles.depth, PRECISION=tiles.precision, **problem.kernel,
         num_warps=tiles.num_warps,
@@ -194,7 +194,7 @@ def _launch_q(problem: Problem, levels: Tensor, weight: Tensor, q: Tensor) -> Te
 
 
 def _q_gradient(problem: Problem, grad: Tensor) -> Tensor:
-    """The gradient of Q ``[B, cells, kh·kw, O]``: some images at a time, columns first."""
+    """The gradient of Q ``[B, packed_bins, kh·kw, O]``: some images at a time, columns first."""
     taps, tiles = problem.taps, problem.tiles
     batch, outputs, height, width = grad.shape
     tap_count, row_tap_count = taps.column_taps.shape[1], taps.row_taps.shape[1]
@@ -212,7 +212,7 @@ def _q_gradient(problem: Problem, grad: Tensor) -> Tensor:
         )  # fmt: skip
         q_bwd_kernel[tap_count * output_blocks, part.shape[0]](
             r, q[first:], taps.level, taps.tap, taps.row_taps, taps.row_reads,
-            problem.cells, tap_count, row_tap_count, outputs, height,
+            problem.packed_bins, tap_count, row_tap_count, outputs, height,
             LINES=_tile(problem.kernel["KERNEL_HEIGHT"] * taps.side, tiles.side), ROWS=_tile(height, tiles.depth),
             **problem.kernel, **options,
         )  # fmt: skip

@@ -2,8 +2,8 @@
 
     r[b, h, (level, dx, j), o]  = Σ_w column_taps[w, (level, dx, j)] · grad[b, o, h, w]       the one pass over grad
     q[b, (i, j), (dy, dx), o]   = Σ_h row_taps[h, (level, dy, i)] · r[b, h, (level, dx, j), o]
-    grad_weight[o, c, dy, dx]   = Σ_{b, cell} q[b, cell, (dy, dx), o] · levels[b, c, cell]    all levels in one launch
-    grad_levels[b, c, cell]     = Σ_{dy, dx, o} q[b, cell, (dy, dx), o] · weight[o, c, dy, dx]
+    grad_weight[o, c, dy, dx]   = Σ_{b, bin} q[b, bin, (dy, dx), o] · levels[b, c, bin]    all levels in one launch
+    grad_levels[b, c, bin]     = Σ_{dy, dx, o} q[b, bin, (dy, dx), o] · weight[o, c, dy, dx]
 
 Each sum has one owner and a fixed order: no atomics, the same bits every run.
 """
@@ -64,15 +64,15 @@ def r_bwd_kernel(
         tl.store(target, total, mask=(tap < tap_count)[:, None] & exists)
 
 
-@triton.jit(do_not_specialize=["cells", "tap_count", "row_tap_count", "height"])
+@triton.jit(do_not_specialize=["packed_bins", "tap_count", "row_tap_count", "height"])
 def q_bwd_kernel(
     r,  # [B, H, Σ kw·k, O]
-    q,  # [B, cells, kh·kw, O]
+    q,  # [B, packed_bins, kh·kw, O]
     level_table,
     tap_table,
     row_taps,
     row_reads,
-    cells,
+    packed_bins,
     tap_count,
     row_tap_count,
     outputs,
@@ -89,7 +89,7 @@ def q_bwd_kernel(
     output = (tl.program_id(0) // tap_count) * OUTPUTS + tl.arange(0, OUTPUTS)
     exists = (output < outputs)[None, :]
     side = tl.load(level_table + tl.load(tap_table + tap))
-    cell, kx = tl.load(tap_table + tap_count + tap), tl.load(tap_table + 2 * tap_count + tap)
+    bin, kx = tl.load(tap_table + tap_count + tap), tl.load(tap_table + 2 * tap_count + tap)
     first_row_tap = tl.load(tap_table + 3 * tap_count + tap)
     dtype = r.dtype.element_ty
     for start in range(0, KERNEL_HEIGHT * side, LINES):
@@ -112,25 +112,25 @@ def q_bwd_kernel(
                 r_at = r + ((image * height + h) * tap_count + tap) * outputs + output[None, :]
                 total += tl.where(read != 0, u * tl.load(r_at, mask=exists, other=0.0), 0.0)
         kernel_tap = (line // side) * KERNEL_WIDTH + kx
-        entry = (image * cells + cell + (line % side) * side) * (KERNEL_HEIGHT * KERNEL_WIDTH) + kernel_tap
+        entry = (image * packed_bins + bin + (line % side) * side) * (KERNEL_HEIGHT * KERNEL_WIDTH) + kernel_tap
         tl.store(q + entry[:, None] * outputs + output[None, :], total, mask=known[:, None] & exists)
 
 
-@triton.jit(do_not_specialize=["batch", "level_count", "cells", "first_channel"])
+@triton.jit(do_not_specialize=["batch", "level_count", "packed_bins", "first_channel"])
 def weight_bwd_kernel(
-    q,  # [B, cells, kh·kw, O]: its gradient
-    levels,  # [B, Ck, cells], by its strides
+    q,  # [B, packed_bins, kh·kw, O]: its gradient
+    levels,  # [B, Ck, packed_bins], by its strides
     grad_weight,  # [O, C + L·Ck, kh, kw], by its strides; the levels' channels are written
     level_table,
     batch,
     level_channels,
     level_count,
-    cells,
+    packed_bins,
     outputs,
     first_channel,
     level_stride_b,
     level_stride_c,
-    level_stride_cell,
+    level_stride_bin,
     weight_stride_o,
     weight_stride_c,
     weight_stride_h,
@@ -147,16 +147,16 @@ def weight_bwd_kernel(
     channel_blocks = tl.cdiv(level_channels, CHANNELS)
     channel = (block % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
     output = (block // channel_blocks) * OUTPUTS + tl.arange(0, OUTPUTS)
-    side, first_cell = tl.load(level_table + level), tl.load(level_table + level_count + level)
+    side, first_bin = tl.load(level_table + level), tl.load(level_table + level_count + level)
 
     dtype = q.dtype.element_ty
     total = tl.zeros([OUTPUTS, CHANNELS], dtype=dtype)
     for start in range(0, batch * side * side, DEPTH):
         position = start + tl.arange(0, DEPTH)
         known = position < batch * side * side
-        image, cell = (position // (side * side)).to(tl.int64), first_cell + position % (side * side)
-        q_tile_at = q + ((image * cells + cell) * taps + tap)[None, :] * outputs + output[:, None]
-        p_at = levels + (image * level_stride_b + cell * level_stride_cell)[:, None]
+        image, bin = (position // (side * side)).to(tl.int64), first_bin + position % (side * side)
+        q_tile_at = q + ((image * packed_bins + bin) * taps + tap)[None, :] * outputs + output[:, None]
+        p_at = levels + (image * level_stride_b + bin * level_stride_bin)[:, None]
         p_at += channel.to(tl.int64)[None, :] * level_stride_c
         q_tile = tl.load(q_tile_at, mask=(output < outputs)[:, None] & known[None, :], other=0.0)
         p = tl.load(p_at, mask=known[:, None] & (channel < level_channels)[None, :], other=0.0)
@@ -168,16 +168,16 @@ def weight_bwd_kernel(
     tl.store(target, total.to(grad_weight.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["batch", "level_count", "cells", "first_channel"])
+@triton.jit(do_not_specialize=["batch", "level_count", "packed_bins", "first_channel"])
 def levels_bwd_kernel(
-    q,  # [B, cells, kh·kw, O]: its gradient
+    q,  # [B, packed_bins, kh·kw, O]: its gradient
     weight,  # [O, C + L·Ck, kh, kw], by its strides
-    grad_levels,  # [B, Ck, cells]
+    grad_levels,  # [B, Ck, packed_bins]
     level_table,
     batch,
     level_channels,
     level_count,
-    cells,
+    packed_bins,
     outputs,
     first_channel,
     weight_stride_o,
@@ -196,14 +196,14 @@ def levels_bwd_kernel(
     position = block * POSITIONS + tl.arange(0, POSITIONS)
     known = position < batch * side * side
     image = (position // (side * side)).to(tl.int64)
-    cell = tl.load(level_table + level_count + level) + position % (side * side)
+    bin = tl.load(level_table + level_count + level) + position % (side * side)
 
     dtype = q.dtype.element_ty
     taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
     total = tl.zeros([POSITIONS, CHANNELS], dtype=dtype)
     matrix = weight + (first_channel + level * level_channels + channel).to(tl.int64)[None, :] * weight_stride_c
     for tap in range(taps):
-        source = q + ((image * cells + cell) * taps + tap)[:, None] * outputs
+        source = q + ((image * packed_bins + bin) * taps + tap)[:, None] * outputs
         plane = matrix + (tap // KERNEL_WIDTH) * weight_stride_h + (tap % KERNEL_WIDTH) * weight_stride_w
         for start in range(0, outputs, DEPTH):
             output = start + tl.arange(0, DEPTH)
@@ -211,6 +211,6 @@ def levels_bwd_kernel(
             w_mask = (output < outputs)[:, None] & (channel < level_channels)[None, :]
             w = tl.load(plane + output.to(tl.int64)[:, None] * weight_stride_o, mask=w_mask, other=0.0)
             total = tl.dot(q_tile, w.to(dtype), total, input_precision=PRECISION, out_dtype=dtype)
-    target = grad_levels + (image[:, None] * level_channels + channel[None, :]) * cells + cell[:, None]
+    target = grad_levels + (image[:, None] * level_channels + channel[None, :]) * packed_bins + bin[:, None]
     mask = known[:, None] & (channel < level_channels)[None, :]
     tl.store(target, total.to(grad_levels.dtype.element_ty), mask=mask)

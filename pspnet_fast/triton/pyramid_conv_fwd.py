@@ -1,6 +1,6 @@
 """Kernels of the pyramid's terms in a convolution's output: Q, and its interpolation into the output.
 
-    q[b, cell, (dy, dx), o] = Σ_c weight[o, c, dy, dx] · levels[b, c, cell]        all levels in one launch
+    q[b, bin, (dy, dx), o] = Σ_c weight[o, c, dy, dx] · levels[b, c, bin]        all levels in one launch
     r[(level, dx, j), o]    = Σ_dy q[b, (i, j), (dy, dx), o], rows interpolated    for a row of an image, in registers
     y[b, o, h, w]          += Σ column_taps[w, (level, dx, j)] · r[(level, dx, j), o]
 
@@ -18,7 +18,7 @@ from pspnet_fast.triton.bilinear import any_special, interpolate, second_node
 
 @triton.jit
 def find_level(level_table, block, batch, POSITIONS: tl.constexpr):
-    """The level that a block of positions (image, cell) lies in, its side, and the block's number in the level."""
+    """The level that a block of positions (image, bin) lies in, its side, and the block's number in the level."""
     level = tl.zeros([], dtype=tl.int32)
     side = tl.load(level_table)
     blocks = tl.cdiv(batch * side * side, POSITIONS)
@@ -30,22 +30,22 @@ def find_level(level_table, block, batch, POSITIONS: tl.constexpr):
     return level, side, block
 
 
-@triton.jit(do_not_specialize=["batch", "level_count", "cells", "first_channel"])
+@triton.jit(do_not_specialize=["batch", "level_count", "packed_bins", "first_channel"])
 def q_fwd_kernel(
-    levels,  # [B, Ck, cells], by its strides
+    levels,  # [B, Ck, packed_bins], by its strides
     weight,  # [O, C + L·Ck, kh, kw], by its strides
-    q,  # [B, cells, kh·kw, O]
+    q,  # [B, packed_bins, kh·kw, O]
     special,  # [1], 0: set to 1 where a number of q is infinite or NaN
     level_table,  # the tables, see PyramidTaps
     batch,
     level_channels,
     level_count,
-    cells,
+    packed_bins,
     outputs,
     first_channel,
     level_stride_b,
     level_stride_c,
-    level_stride_cell,
+    level_stride_bin,
     weight_stride_o,
     weight_stride_c,
     weight_stride_h,
@@ -65,11 +65,11 @@ def q_fwd_kernel(
     position = block * POSITIONS + tl.arange(0, POSITIONS)
     known = position < batch * side * side
     image = (position // (side * side)).to(tl.int64)
-    cell = tl.load(level_table + level_count + level) + position % (side * side)
+    bin = tl.load(level_table + level_count + level) + position % (side * side)
 
     dtype = q.dtype.element_ty
     total = tl.zeros([POSITIONS, OUTPUTS], dtype=dtype)
-    source = levels + image * level_stride_b + cell * level_stride_cell
+    source = levels + image * level_stride_b + bin * level_stride_bin
     matrix = weight + (tap // KERNEL_WIDTH) * weight_stride_h + (tap % KERNEL_WIDTH) * weight_stride_w
     matrix += output.to(tl.int64) * weight_stride_o
     for start in range(0, level_channels, DEPTH):
@@ -82,7 +82,7 @@ def q_fwd_kernel(
         a = tl.load(a_at, mask=known[:, None] & inside[None, :], other=0.0)
         b = tl.load(b_at, mask=inside[:, None] & (output < outputs)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=dtype)
-    target = q + ((image * cells + cell) * taps + tap)[:, None] * outputs + output[None, :]
+    target = q + ((image * packed_bins + bin) * taps + tap)[:, None] * outputs + output[None, :]
     tl.store(target, total, mask=known[:, None] & (output < outputs)[None, :])
     if any_special(total):
         tl.store(special, 1)
@@ -90,7 +90,7 @@ def q_fwd_kernel(
 
 @triton.jit
 def interpolate_rows(
-    q,  # of the image, [cells, kh·kw, O], at the block's outputs
+    q,  # of the image, [packed_bins, kh·kw, O], at the block's outputs
     level_table,
     tap_table,
     row_cell,
@@ -109,7 +109,7 @@ def interpolate_rows(
     taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
     known = tap < tap_count
     level = tl.load(tap_table + tap, mask=known, other=0)
-    cell = tl.load(tap_table + tap_count + tap, mask=known, other=0)
+    bin = tl.load(tap_table + tap_count + tap, mask=known, other=0)
     kx = tl.load(tap_table + 2 * tap_count + tap, mask=known, other=0)
     side = tl.load(level_table + level)
     mask = known[:, None] & exists
@@ -119,16 +119,16 @@ def interpolate_rows(
         if (source >= 0) & (source < height):
             i = tl.load(row_cell + level * height + source)
             t = tl.load(row_t + level * height + source)[:, None]
-            top = q + (((cell + i * side) * taps + ky * KERNEL_WIDTH + kx) * outputs)[:, None]
+            top = q + (((bin + i * side) * taps + ky * KERNEL_WIDTH + kx) * outputs)[:, None]
             bottom = top + ((second_node(i, side, height) - i) * side * taps * outputs)[:, None]
             on_top, on_bottom = tl.load(top, mask=mask, other=0.0), tl.load(bottom, mask=mask, other=0.0)
             r += interpolate(on_top, on_bottom, t)
     return r
 
 
-@triton.jit(do_not_specialize=["cells", "tap_count", "height"])
+@triton.jit(do_not_specialize=["packed_bins", "tap_count", "height"])
 def pyramid_conv_fwd_kernel(
-    q,  # [B, cells, kh·kw, O]
+    q,  # [B, packed_bins, kh·kw, O]
     special,  # [1], whether a number of it is infinite or NaN
     y,  # [B, O, H, W], by its strides: added to
     mean,  # [O], of the normalisation behind the convolution, or None where there is none
@@ -141,7 +141,7 @@ def pyramid_conv_fwd_kernel(
     row_t,
     column_taps,
     column_reads,
-    cells,
+    packed_bins,
     tap_count,
     outputs,
     height,
@@ -170,7 +170,7 @@ def pyramid_conv_fwd_kernel(
 
     dtype = q.dtype.element_ty
     taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
-    image_q = q + image * cells * taps * outputs + output[None, :]
+    image_q = q + image * packed_bins * taps * outputs + output[None, :]
     target = y + image * stride_b + first.to(tl.int64) * stride_h
     target += column.to(tl.int64)[:, None] * stride_w + output.to(tl.int64)[None, :] * stride_o
     finite = tl.load(special) == 0

@@ -1,7 +1,7 @@
 """Pyramid pooling in Triton: x is read once for all levels, its gradient written once.
 
-    forward    atoms[b, a, c] = Σ x over the cells of atom a         y[b, c, bin] = Σ atoms in the bin / its cells
-    backward   atoms[b, a, c] = Σ g[b, c, bin] / its cells, over the bins that hold a         dx = atoms, spread
+    forward    atoms[b, a, c] = Σ x over the pixels of atom a        y[b, c, bin] = Σ atoms in the bin / its pixels
+    backward   atoms[b, a, c] = Σ g[b, c, bin] / its pixels, over the bins that hold a         dx = atoms, spread
 
 The atoms travel between the two kernels of a pass through a scratch in the accumulation dtype (float64 for float64,
 else float32), some percent of x: between the map and the atoms in atoms.py, between the atoms and the bins here. Every
@@ -27,40 +27,40 @@ from pspnet_fast.triton.atoms import (
 )
 from pspnet_fast.triton.partition import Partition, partition
 
-# Column intervals that a program sums at a time, cells and channels of a tile in channels_last memory, and the tile of
+# Column intervals that a program sums at a time, pixels and channels of a tile in channels_last memory, and the tile of
 # the small product between atoms and bins.
 MAX_INTERVALS, MAX_COLUMNS = 16, 128
-CELL_TILE, MAX_CHANNELS = 16, 128
+PIXEL_TILE, MAX_CHANNELS = 16, 128
 BIN_TILE, BIN_CHANNELS = 64, 32
 # Enough programs to fill a large GPU; with more planes than this, a program takes all rows of its plane.
 MANY_PLANES = 8192
 
 
-@triton.jit(do_not_specialize=["cells", "row_intervals", "column_intervals"])
+@triton.jit(do_not_specialize=["packed_bins", "row_intervals", "column_intervals"])
 def bins_fwd_kernel(
     atoms,  # [B, C, atoms] or [B, atoms, C], by its strides
-    y,  # [B, C, cells]
-    cell_table,  # [6, cells], see Partition.cell
+    y,  # [B, C, packed_bins]
+    bin_table,  # [6, packed_bins], see Partition.bin
     channels,
-    cells,
+    packed_bins,
     row_intervals,
     column_intervals,
     stride_channel,
     stride_atom,
-    CELLS: tl.constexpr,
+    BINS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     blocks = tl.cdiv(channels, CHANNELS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     channel = (tl.program_id(0) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
-    cell = tl.program_id(1) * CELLS + tl.arange(0, CELLS)
-    known = cell < cells
-    row_first = tl.load(cell_table + cell, mask=known, other=0)
-    row_last = tl.load(cell_table + cells + cell, mask=known, other=0)
-    column_first = tl.load(cell_table + 2 * cells + cell, mask=known, other=0)
-    column_last = tl.load(cell_table + 3 * cells + cell, mask=known, other=0)
+    bin = tl.program_id(1) * BINS + tl.arange(0, BINS)
+    known = bin < packed_bins
+    row_first = tl.load(bin_table + bin, mask=known, other=0)
+    row_last = tl.load(bin_table + packed_bins + bin, mask=known, other=0)
+    column_first = tl.load(bin_table + 2 * packed_bins + bin, mask=known, other=0)
+    column_last = tl.load(bin_table + 3 * packed_bins + bin, mask=known, other=0)
 
-    total = tl.zeros([CHANNELS, CELLS], dtype=atoms.dtype.element_ty)
+    total = tl.zeros([CHANNELS, BINS], dtype=atoms.dtype.element_ty)
     source = atoms + image * channels * row_intervals * column_intervals + channel.to(tl.int64) * stride_channel
     for i in range(row_intervals):
         in_rows = (row_first <= i) & (i < row_last)
@@ -70,20 +70,20 @@ def bins_fwd_kernel(
             total += tl.where(in_bin[None, :], atom[:, None], 0.0)
             source += stride_atom
 
-    rows = tl.load(cell_table + 4 * cells + cell, mask=known, other=1)
-    columns = tl.load(cell_table + 5 * cells + cell, mask=known, other=1)
+    rows = tl.load(bin_table + 4 * packed_bins + bin, mask=known, other=1)
+    columns = tl.load(bin_table + 5 * packed_bins + bin, mask=known, other=1)
     mean = total / (rows.to(total.dtype) * columns.to(total.dtype))[None, :]
-    target = y + (image * channels + channel)[:, None] * cells + cell[None, :]
+    target = y + (image * channels + channel)[:, None] * packed_bins + bin[None, :]
     tl.store(target, mean, mask=(channel < channels)[:, None] & known[None, :])
 
 
-@triton.jit(do_not_specialize=["cells", "row_intervals", "column_intervals"])
+@triton.jit(do_not_specialize=["packed_bins", "row_intervals", "column_intervals"])
 def bins_bwd_kernel(
-    grad,  # [B, C, cells]
+    grad,  # [B, C, packed_bins]
     atoms,  # [B, C, atoms] or [B, atoms, C], by its strides
-    cell_table,
+    bin_table,
     channels,
-    cells,
+    packed_bins,
     row_intervals,
     column_intervals,
     stride_channel,
@@ -98,13 +98,15 @@ def bins_bwd_kernel(
     i, j = atom // column_intervals, atom % column_intervals
 
     total = tl.zeros([CHANNELS, ATOMS], dtype=atoms.dtype.element_ty)
-    source = grad + (image * channels + channel) * cells
-    for cell in range(cells):
-        in_rows = (tl.load(cell_table + cell) <= i) & (i < tl.load(cell_table + cells + cell))
-        in_columns = (tl.load(cell_table + 2 * cells + cell) <= j) & (j < tl.load(cell_table + 3 * cells + cell))
-        rows = tl.load(cell_table + 4 * cells + cell).to(total.dtype)
-        columns = tl.load(cell_table + 5 * cells + cell).to(total.dtype)
-        share = tl.load(source + cell, mask=channel < channels, other=0.0).to(total.dtype) / (rows * columns)
+    source = grad + (image * channels + channel) * packed_bins
+    for bin in range(packed_bins):
+        in_rows = (tl.load(bin_table + bin) <= i) & (i < tl.load(bin_table + packed_bins + bin))
+        in_columns = (tl.load(bin_table + 2 * packed_bins + bin) <= j) & (
+            j < tl.load(bin_table + 3 * packed_bins + bin)
+        )
+        rows = tl.load(bin_table + 4 * packed_bins + bin).to(total.dtype)
+        columns = tl.load(bin_table + 5 * packed_bins + bin).to(total.dtype)
+        share = tl.load(source + bin, mask=channel < channels, other=0.0).to(total.dtype) / (rows * columns)
         total += tl.where((in_rows & in_columns)[None, :], share[:, None], 0.0)
 
     atom_count = row_intervals * column_intervals
@@ -124,7 +126,7 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
     x = x if channels_last else x.contiguous()
     batch, channels, height, width = x.shape
     cut = partition(height, width, tuple(bins), x.device)
-    y = x.new_empty(batch, channels, cut.cells)
+    y = x.new_empty(batch, channels, cut.packed_bins)
     if y.numel() == 0:
         return y
 
@@ -141,10 +143,10 @@ def pyramid_pool_forward(x: Tensor, bins: Sequence[int]) -> Tensor:
             atoms_nchw_fwd_kernel[grid](
                 x, atoms, cut.row_edge, cut.column_edge, height, width, *_counts(cut), INTERVALS=intervals, **tiles
             )
-        tile = min(BIN_TILE, triton.next_power_of_2(cut.cells))
-        bins_fwd_kernel[batch * triton.cdiv(channels, BIN_CHANNELS), triton.cdiv(cut.cells, tile)](
-            atoms, y, cut.cell, channels, cut.cells, *_counts(cut), *_strides(cut, channels, channels_last),
-            CELLS=tile, CHANNELS=BIN_CHANNELS,
+        tile = min(BIN_TILE, triton.next_power_of_2(cut.packed_bins))
+        bins_fwd_kernel[batch * triton.cdiv(channels, BIN_CHANNELS), triton.cdiv(cut.packed_bins, tile)](
+            atoms, y, cut.bin, channels, cut.packed_bins, *_counts(cut), *_strides(cut, channels, channels_last),
+            BINS=tile, CHANNELS=BIN_CHANNELS,
         )  # fmt: skip
     return y
 
@@ -176,7 +178,7 @@ def _spread(grad: Tensor, dx: Tensor, bins: Sequence[int], *, add: bool) -> None
     with torch.cuda.device_of(grad):
         tile = min(BIN_TILE, triton.next_power_of_2(cut.atoms))
         bins_bwd_kernel[batch * triton.cdiv(channels, BIN_CHANNELS), triton.cdiv(cut.atoms, tile)](
-            grad, atoms, cut.cell, channels, cut.cells, *_counts(cut), *_strides(cut, channels, channels_last),
+            grad, atoms, cut.bin, channels, cut.packed_bins, *_counts(cut), *_strides(cut, channels, channels_last),
             ATOMS=tile, CHANNELS=BIN_CHANNELS,
         )  # fmt: skip
         if channels_last:
@@ -214,5 +216,5 @@ def _nchw_launch(cut: Partition, planes: int, width: int) -> tuple[tuple[int, in
 
 
 def _nhwc_launch(cut: Partition, batch: int, channels: int) -> tuple[tuple[int, int], dict[str, int]]:
-    tiles = {"CELLS": CELL_TILE, "CHANNELS": min(MAX_CHANNELS, triton.next_power_of_2(channels))}
+    tiles = {"PIXELS": PIXEL_TILE, "CHANNELS": min(MAX_CHANNELS, triton.next_power_of_2(channels))}
     return (batch * cut.atoms, triton.cdiv(channels, tiles["CHANNELS"])), tiles

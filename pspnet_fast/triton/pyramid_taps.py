@@ -1,7 +1,7 @@
 """The index tables of the kernels on upsampled levels, for all levels of a pyramid at once.
 
-A *line* is a row of cells of one level: ``Σk`` lines, in packed order. Interpolation weights come in two forms: sparse,
-a cell and its weight ``t`` for every position (see cells.py), and dense, a matrix that a whole axis is multiplied by.
+A *line* is a row of bins of one level: ``Σk`` lines, in packed order. Interpolation weights come in two forms: sparse,
+a bin and its weight ``t`` for every position (see cells.py), and dense, a matrix that a whole axis is multiplied by.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast.geometry import bilinear_taps, tap_matrix, tap_reads
-from pspnet_fast.triton.cells import cut_strips
+from pspnet_fast.triton.cells import cut_tiles
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,19 @@ class PyramidTaps:
 
     Attributes:
         side: the largest of ``bins``.
-        level: ``[2, L]``, every level's side and its first packed cell.
+        level: ``[2, L]``, every level's side and its first packed bin.
         line: ``[3, Σk]``, every line's level, its row in the level, and the first line of the level.
         line_span: ``[2, Σk]``, the first row of the map that reads the line, and one past the last.
-        tap: ``[4, Σ kw·k]``, for every column of ``column_taps`` its level, and the first cell of its column of cells
+        tap: ``[4, Σ kw·k]``, for every column of ``column_taps`` its level, and the first bin of its column of bins
             (both as in ``level``), its tap, and its first entry in a row of ``row_taps``.
-        row_cell, row_t: ``[L, H]``, the cell that every row reads at every level, and its weight of the next cell.
+        row_cell, row_t: ``[L, H]``, the bin that every row reads at every level, and its weight of the next bin.
         column_cell, column_t: ``[L, W]``.
-        row_taps: ``[H, Σ kh·k]``, what the taps of every output row read: (level, tap, cell), see ``tap_matrix``.
+        row_taps: ``[H, Σ kh·k]``, what the taps of every output row read: (level, tap, bin), see ``tap_matrix``.
         column_taps: ``[W, Σ kw·k]``.
-        row_reads, column_reads: of the same shapes, int8: 1 where the cell is read, be its weight 0; 2 where it is read
+        row_reads, column_reads: of the same shapes, int8: 1 where the bin is read, be its weight 0; 2 where it is read
             twice, once with weight 0; else 0.
-        tile, strip_edge: height of a tile, and ``[strips + 1]``, the first row of every strip: rows that lie between
-            the same two lines at every level, at most ``tile``.
+        tile_rows, tile_edge: height of a tile, and ``[tiles + 1]``, the first row of every tile: rows that lie between
+            the same two lines at every level, at most ``tile_rows``.
     """
 
     side: int
@@ -51,12 +51,12 @@ class PyramidTaps:
     column_taps: Tensor
     row_reads: Tensor
     column_reads: Tensor
-    tile: int
-    strip_edge: Tensor
+    tile_rows: int
+    tile_edge: Tensor
 
     @property
-    def strips(self) -> int:
-        return self.strip_edge.shape[0] - 1
+    def tiles(self) -> int:
+        return self.tile_edge.shape[0] - 1
 
 
 @functools.lru_cache(maxsize=64)
@@ -89,19 +89,19 @@ def pyramid_taps(
         for n, taps in zip((height, width), kernel, strict=True)
     )
     changes = (row_cell.diff(dim=1) != 0).any(dim=0).nonzero().flatten() + 1
-    tile, strips = cut_strips([0, *changes.tolist(), height])
+    tile_rows, tiles = cut_tiles([0, *changes.tolist(), height])
 
-    first_cell, first_line = ([0, *accumulate(sizes)] for sizes in ((k * k for k in bins), bins))
+    first_bin, first_line = ([0, *accumulate(sizes)] for sizes in ((k * k for k in bins), bins))
     lines = [(level, i, first_line[level]) for level, k in enumerate(bins) for i in range(k)]
     taps = [
-        (level, first_cell[level] + j, tap, kernel[0] * first_line[level])
+        (level, first_bin[level] + j, tap, kernel[0] * first_line[level])
         for level, k in enumerate(bins)
         for tap in range(kernel[1])
         for j in range(k)
     ]
     return PyramidTaps(
         side=max(bins),
-        level=table([bins, first_cell[:-1]]),
+        level=table([bins, first_bin[:-1]]),
         line=table(list(zip(*lines, strict=True))),
         line_span=table(_line_spans(height, bins, align_corners)),
         tap=table(list(zip(*taps, strict=True))),
@@ -113,8 +113,8 @@ def pyramid_taps(
         column_taps=table(column_taps, dtype),
         row_reads=table(row_reads, torch.int8),
         column_reads=table(column_reads, torch.int8),
-        tile=tile,
-        strip_edge=table(strips),
+        tile_rows=tile_rows,
+        tile_edge=table(tiles),
     )
 
 

@@ -24,7 +24,7 @@ def upsample_argmax_kernel(
     labels,  # [B, H, W]
     row_cell,  # the tables of both axes, see Cells
     row_t,
-    strip_edge,
+    tile_edge,
     column_cell,
     column_t,
     classes,
@@ -41,8 +41,8 @@ def upsample_argmax_kernel(
 ):
     image = tl.program_id(1).to(tl.int64)
     blocks = tl.cdiv(width, COLUMNS)
-    strip = tl.program_id(0) // blocks
-    first, end = tl.load(strip_edge + strip), tl.load(strip_edge + strip + 1)
+    tile = tl.program_id(0) // blocks
+    first, end = tl.load(tile_edge + tile), tl.load(tile_edge + tile + 1)
     row = first + tl.arange(0, ROWS)
     column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
 
@@ -88,9 +88,9 @@ def upsample_argmax(logits: Tensor, height: int, width: int, align_corners: bool
     rows = cut_axis(low_height, height, align_corners, arithmetic, logits.device)
     columns = cut_axis(low_width, width, align_corners, arithmetic, logits.device)
     with torch.cuda.device_of(logits):
-        upsample_argmax_kernel[rows.strips * triton.cdiv(width, COLUMNS), batch](
-            logits, labels, rows.cell, rows.t, rows.strip_edge, columns.cell, columns.t,
+        upsample_argmax_kernel[rows.tiles * triton.cdiv(width, COLUMNS), batch](
+            logits, labels, rows.cell, rows.t, rows.tile_edge, columns.cell, columns.t,
             classes, low_height, low_width, height, width, *logits.stride(),
-            ROWS=rows.tile, COLUMNS=COLUMNS, num_warps=1,
+            ROWS=rows.tile_rows, COLUMNS=COLUMNS, num_warps=1,
         )  # fmt: skip
     return labels

@@ -114,9 +114,9 @@ def levels(name: str, before: str, after: str, shows: str, tests: str = LEVELS) 
     return Mutant(f"pyramid_levels_{name}", "pyramid_levels.cu", before, after, shows, tests)
 
 
-def strip(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+def loss(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
     """Of the cross-entropy kernel."""
-    file, unit = "cross_entropy_strip.cuh", "cross_entropy.cu"
+    file, unit = "cross_entropy_tile.cuh", "cross_entropy.cu"
     return Mutant(f"cross_entropy_{name}", file, before, after, shows, LOSS, variant, unit)
 
 
@@ -141,9 +141,9 @@ MUTANTS = [
         r"barrier divergence: it (exits|waits)",
     ),
     nchw(
-        "unwritten_cell",
-        "cell < t.cells; cell += kThreads) {\n    const Bin bin",
-        "cell < t.cells - 1; cell += kThreads) {\n    const Bin bin",
+        "unwritten_bin",
+        "index < t.packed_bins; index += kThreads) {\n    const Bin bin",
+        "index < t.packed_bins - 1; index += kThreads) {\n    const Bin bin",
         UNWRITTEN,
     ),
     nchw(
@@ -166,9 +166,9 @@ MUTANTS = [
         "line_bytes * tile + (48 << 10), stream",
         r"bytes of dynamic shared memory, but 49152 are allowed",
     ),
-    nchw("shares_of_another", "sum += shares[cell];", "sum += shares[0];", WRONG),
+    nchw("shares_of_another", "sum += shares[index];", "sum += shares[0];", WRONG),
     nchw("row_of_another", "while (h >= t.row_edge[r + 1]) ++r;", "while (h > t.row_edge[r + 1]) ++r;", WRONG),
-    nhwc("unwritten_cell", "t.column_edge[block.c + 1] - first;", "t.column_edge[block.c + 1] - first - 1;", UNWRITTEN),
+    nhwc("unwritten_bin", "t.column_edge[block.c + 1] - first;", "t.column_edge[block.c + 1] - first - 1;", UNWRITTEN),
     packs("written_over", "nchw", "sums[j] += load(packs[i].v[j]);", "", WRONG, POOL_ADD),
     packs("last_bin", "nhwc", "r >= t.row_last[row]", "r > t.row_last[row]", WRONG),
     nhwc(
@@ -206,7 +206,7 @@ MUTANTS = [
         UNWRITTEN,
     ),
     concat("nchw_bwd", "shared_too_small", "plan.parts * plan.tile + k)", "plan.parts * plan.tile)", BEYOND, "checked"),
-    concat("nhwc", "nodes_of_another_cell", "if (j != column) {", "if (column < 0) {", WRONG),
+    concat("nhwc", "nodes_of_another_column", "if (j != column) {", "if (column < 0) {", WRONG),
     concat("nhwc", "unwritten_pixel", "min(kColumns, shape.width - begin)", "shape.width - begin - 1", UNWRITTEN),
     concat("nhwc_bwd", "unwritten_side", "side < 4; ++side", "side < 3; ++side", UNWRITTEN),
     concat("nhwc_bwd", "sides_exchanged", "row_parts ? 2 : 0", "row_parts ? 0 : 2", WRONG),
@@ -281,7 +281,7 @@ MUTANTS = [
         ORDER,
     ),
     conv("gather", "replaced_barrier", "__syncwarp();  // all have read what G may take the place of", "", ORDER),
-    conv("gather", "missing_strip", "part < count; ++part", "part < count - 1; ++part", WRONG),
+    conv("gather", "missing_run", "part < count; ++part", "part < count - 1; ++part", WRONG),
     conv(
         "gather",
         "row_missing",
@@ -301,13 +301,15 @@ MUTANTS = [
     run_of(
         "gather", "padding", "w < t.width ? w + dx - t.kernel_width / 2 : -1", "w + dx - t.kernel_width / 2 + 1", WRONG
     ),
-    levels("wrong_bin", "first_bin + cell % k};", "first_bin + cell / k};", WRONG),
+    levels("wrong_bin", "first_line + index % k};", "first_line + index / k};", WRONG),
     levels("atom_missing", "i < count; i += step", "i < count - 1; i += step", WRONG),
     levels("parts_barrier", "      }\n      __syncthreads();\n", "      }\n", ORDER),
-    strip("staged_barrier", "    __syncwarp();\n    visit(first, count);", "    visit(first, count);", ORDER),
-    strip("corners_barrier", "== nullptr;\n  __syncwarp();", "== nullptr;", ORDER),
-    strip("unwritten_node", "min(kOwned, nodes - first_node)", "min(kOwned, nodes - first_node - 1)", UNWRITTEN),
-    strip("class_too_many", "c < count ? load_as<Real>(from) : Real(0)", "load_as<Real>(from)", BEYOND, "checked"),
+    loss("staged_barrier", "    __syncwarp();\n    visit(first, count);", "    visit(first, count);", ORDER),
+    loss("corners_barrier", "== nullptr;\n  __syncwarp();", "== nullptr;", ORDER),
+    loss(
+        "unwritten_node", "min(kOwnedNodes, nodes - first_node)", "min(kOwnedNodes, nodes - first_node - 1)", UNWRITTEN
+    ),
+    loss("class_too_many", "c < count ? load_as<Real>(from) : Real(0)", "load_as<Real>(from)", BEYOND, "checked"),
     finish("barrier", "half /= 2) {\n    __syncthreads();", "half /= 2) {", ORDER),
     finish("edge_too_many", "if (i >= values) return;", "if (i > values) return;", BEYOND, "checked"),
     argmax("column_too_many", "  if (x >= p.columns.out) rows.count = 0;\n", "", BEYOND, variant="checked"),

@@ -11,7 +11,7 @@ from exactness import assert_as_exact_as_stock
 from running import DTYPES, LAYOUTS, differentiate, random
 from torch import Tensor
 
-from pspnet_fast.ops._cross_entropy import check_options, compose
+from pspnet_fast.ops.cross_entropy_composed import check_options, compose
 
 CLASSES = 5
 DEFAULTS: dict[str, Any] = {

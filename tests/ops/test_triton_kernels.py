@@ -49,7 +49,8 @@ KERNELS = {
 }
 # Compile-time arguments: the tiles, and a training step's options; then everything that a kernel can be asked for.
 TILES = {
-    "ROWS": 8, "COLUMNS": 32, "INTERVALS": 16, "CELLS": 32, "CHANNELS": 32, "ATOMS": 16, "CLASSES": 8, "SIDE": 16,
+    "ROWS": 8, "COLUMNS": 32, "INTERVALS": 16, "CELLS": 32, "BINS": 32, "PIXELS": 32,
+    "CHANNELS": 32, "ATOMS": 16, "CLASSES": 8, "SIDE": 16,
     "KERNEL_HEIGHT": 3, "KERNEL_WIDTH": 3, "EPS": 1e-5, "LOWEST": -3e38,
 }  # fmt: skip
 EVERYTHING = TILES | {"SMOOTHING": True, "PIXEL_WEIGHTS": True, "PARITY": 1, "ADD": True}
@@ -74,7 +75,7 @@ SUMS = (
     "q", "r", "row_taps", "column_taps", "mean", "var", "gamma", "beta",
 )  # fmt: skip
 INT32 = (
-    "row_edge", "column_edge", "column_interval", "cell_table", "row_cell", "strip_edge", "column_cell", "column_slot",
+    "row_edge", "column_edge", "column_interval", "bin_table", "row_cell", "tile_edge", "column_cell", "column_slot",
     "softmax_label", "correct", "level_table", "line_table", "line_span", "tap_table",
     "special",
 )  # fmt: skip
@@ -95,15 +96,15 @@ def test_intervals_make_up_every_bin(n: int, bins: tuple[int, ...]) -> None:
         for i in range(k):
             begin, end = i * n // k, -((-(i + 1) * n) // k)
             first, last = axis.bin_range[level][i]
-            assert (axis.edge[first], axis.edge[last], axis.bin_cells[level][i]) == (begin, end, end - begin)
+            assert (axis.edge[first], axis.edge[last], axis.bin_pixels[level][i]) == (begin, end, end - begin)
 
 
 def test_pspnet_at_473_pixels_has_36_atoms() -> None:
     cut = partition(60, 60, (1, 2, 3, 6), torch.device("cpu"))
-    assert (cut.atoms, cut.cells) == (36, 50)
+    assert (cut.atoms, cut.packed_bins) == (36, 50)
     assert cut.column_interval.tolist() == [w // 10 for w in range(60)]
-    assert cut.cell[:, 0].tolist() == [0, 6, 0, 6, 60, 60]
-    assert cut.cell[:, -1].tolist() == [5, 6, 5, 6, 10, 10]
+    assert cut.bin[:, 0].tolist() == [0, 6, 0, 6, 60, 60]
+    assert cut.bin[:, -1].tolist() == [5, 6, 5, 6, 10, 10]
 
 
 def test_tables_are_made_once() -> None:
@@ -133,18 +134,18 @@ def test_bilinear_taps(nodes: int, n: int, align_corners: bool) -> None:
 
 
 @given(nodes=st.integers(1, 40), n=st.integers(1, 100))
-def test_strips_lie_in_one_cell_and_fit_a_tile(nodes: int, n: int) -> None:
+def test_tiles_lie_in_one_cell(nodes: int, n: int) -> None:
     cells = cut_axis(nodes, n, True, torch.float32, torch.device("cpu"))
-    edges = cells.strip_edge.tolist()
+    edges = cells.tile_edge.tolist()
     assert (edges[0], edges[-1]) == (0, n)
     for first, end in pairwise(edges):
-        assert 0 < end - first <= cells.tile
+        assert 0 < end - first <= cells.tile_rows
         assert cells.cell[first] == cells.cell[end - 1]
 
 
 @pytest.mark.parametrize(("nodes", "n", "tile"), [(60, 473, 8), (60, 480, 8), (5, 61, 8), (9, 41, 2), (4, 4, 1)])
 def test_tiles_fit_the_cells(nodes: int, n: int, tile: int) -> None:
-    assert cut_axis(nodes, n, True, torch.float32, torch.device("cpu")).tile == tile
+    assert cut_axis(nodes, n, True, torch.float32, torch.device("cpu")).tile_rows == tile
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")

@@ -16,7 +16,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from pspnet_fast import reference
-from pspnet_fast.ops._pyramid_conv import convolve_x, weight_parts
+from pspnet_fast.ops.pyramid_conv_composed import convolve_x, weight_parts
 from pspnet_fast.reference import NormStatistics
 from pspnet_fast.triton import pyramid_conv
 from pspnet_fast.triton.pyramid_concat import pyramid_concat_backward, pyramid_concat_forward

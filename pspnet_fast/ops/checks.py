@@ -12,7 +12,7 @@ from torch import Tensor
 from pspnet_fast.reference import NormStatistics
 
 LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
-MAX_BIN = 4096  # a side of a level; what it packs is k² cells
+MAX_BIN = 4096  # a side of a level; what it packs is k² bins
 MAX_SIDE = 2**24  # a side of a map; float32 counts pixels exactly up to it
 
 
@@ -57,10 +57,10 @@ def check_map(name: str, x: Tensor) -> None:
 def check_levels(x: Tensor, levels: Tensor, bins: Sequence[int]) -> None:
     """Raises unless ``levels`` packs one ``k x k`` map per entry of ``bins`` for the batch of ``x``."""
     check_tensor("levels", levels)
-    cells = sum(k * k for k in bins)
-    if levels.dim() != 3 or levels.shape[0] != x.shape[0] or levels.shape[2] != cells:
+    packed = sum(k * k for k in bins)
+    if levels.dim() != 3 or levels.shape[0] != x.shape[0] or levels.shape[2] != packed:
         raise ValueError(
-            f"levels must be [{x.shape[0]}, channels, {cells}] for x of batch {x.shape[0]} and bins {tuple(bins)} "
+            f"levels must be [{x.shape[0]}, channels, {packed}] for x of batch {x.shape[0]} and bins {tuple(bins)} "
             f"(packed as pyramid_pool packs them), not {tuple(levels.shape)}"
         )
     if levels.shape[1] < 1:

@@ -1,4 +1,4 @@
-// What a warp holds of a strip (see cross_entropy.h): its place, and the way of logits and gradients through shared
+// What a warp holds of a tile (see cross_entropy.h): its place, and the way of logits and gradients through shared
 // memory.
 #pragma once
 
@@ -11,14 +11,14 @@ namespace pspnet_fast::cuda {
 
 constexpr int kChunk = 8;              // classes that are in shared memory together
 constexpr int kRowNodes = kCells + 1;  // nodes round the cells of a row
-constexpr int kSlots = 2 * kRowNodes;  // those below the cells and those above
+constexpr int kSlots = 2 * kRowNodes;  // those on top of the cells and those below
 // Four more than a multiple of the 32 banks: 8 classes of 4 nodes, which is how channels_last is read and written, are
 // in banks of their own, and so are the lanes.
 constexpr int kNodePitch = 68;
 constexpr int kCornerPitch = 4 * 32 + 4;
 
-struct Strip {
-  int image, tile, number;  // number of `strips`
+struct Tile {
+  int image, column, row;   // of tiles
   int first_row, end_row;   // of cells
 };
 
@@ -26,7 +26,7 @@ struct CellRow {
   int cell, begin, end;  // output rows
 };
 
-// A row of nodes in global memory: the one below or above a row of cells.
+// A row of nodes in global memory: the one on top or at the bottom of a row of cells.
 template <typename Real>
 struct NodeRow {
   Real* at;  // node 0 of class 0 of the image, or null: not there
@@ -42,9 +42,9 @@ struct WarpMemory {
   using Mask = std::conditional_t<(kPartPixels > 32), unsigned long long, unsigned>;  // of the pixels of a part
 
   CrossEntropyHead head;
-  Strip strip;
+  Tile tile;
   CellRow row;                  // at work
-  NodeRow<Real> below, above;   // of it
+  NodeRow<Real> top, bottom;    // of it
   int64_t offset[kSlots];       // of a node in an image
   int column_begin[kRowNodes];  // first output column of every cell, and of the next
   double loss[32], divisor[32];
@@ -52,7 +52,7 @@ struct WarpMemory {
 
   Real nodes[kChunk][kNodePitch];  // logits of the chunk: slot row · kRowNodes + node
   Real largest[kSlots];            // logit of a node, of all classes
-  int measured;                    // row of cells whose lower nodes' largest logits are known
+  int measured;                    // row of cells whose top nodes' largest logits are known
   Real shift[kSlots];              // what is subtracted from a node's logits
   bool finite[2], narrow[2];       // whether logits of a row of nodes are (narrow: for the progression)
   Real smooth[4][32];              // sums of smoothing (cross_entropy_labels.cuh)
@@ -64,7 +64,7 @@ struct WarpMemory {
   };
 };
 
-// A lane is a cell. Cell 0 of the strip is there for the nodes on its right; its pixels are another strip's to count,
+// A lane is a cell. Cell 0 of the tile is there for the nodes on its right; its pixels are another tile's to count,
 // but for the very first cell.
 struct Lane {
   unsigned number;
@@ -77,14 +77,14 @@ struct Lane {
 };
 template <typename Memory>
 __device__ __forceinline__ bool counts(const Memory& memory, Lane lane) {
-  return lane.number > 0 || memory.strip.tile == 0;
+  return lane.number > 0 || memory.tile.column == 0;
 }
 
 // Where the nodes of the row of cells are, relative to their image.
 template <typename Memory>
 __device__ __forceinline__ void place_nodes(Memory& memory, Lane lane) {
   const CrossEntropyHead& head = memory.head;
-  const int cell = memory.strip.tile * kOwnedNodes - 1;
+  const int cell = memory.tile.column * kOwnedNodes - 1;
   __syncwarp();
   for (int slot = lane.cell(); slot < kSlots; slot += 32) {
     const int64_t h = head.rows.node(memory.row.cell + slot / kRowNodes);
@@ -100,8 +100,8 @@ __device__ __forceinline__ void place_nodes(Memory& memory, Lane lane) {
 template <typename Real>
 __device__ __forceinline__ Real load_logit(const LogitMap& logits, int64_t at) {
   if constexpr (sizeof(Real) == 8) return load_as<Real>(static_cast<const double*>(logits.data) + at);
-  if (logits.type == LogitType::f32) return load_as<Real>(static_cast<const float*>(logits.data) + at);
-  if (logits.type == LogitType::f16) return load_as<Real>(static_cast<const __half*>(logits.data) + at);
+  if (logits.type == ElementType::f32) return load_as<Real>(static_cast<const float*>(logits.data) + at);
+  if (logits.type == ElementType::f16) return load_as<Real>(static_cast<const __half*>(logits.data) + at);
   return load_as<Real>(static_cast<const __nv_bfloat16*>(logits.data) + at);
 }
 
@@ -148,13 +148,13 @@ __device__ __forceinline__ void for_chunks(
   for (int first = 0; first < classes; first += kChunk) {
     const LogitMap& logits = memory.head.logits;
     const int count = min(kChunk, classes - first);
-    const int64_t at = memory.strip.image * logits.stride_b + first * logits.stride_c;
+    const int64_t at = memory.tile.image * logits.stride_b + first * logits.stride_c;
     __syncwarp();
     if constexpr (sizeof(scale) == 8) {
       stage_from(memory, static_cast<const double*>(logits.data) + at, lane, count, first_row, scale);
-    } else if (logits.type == LogitType::f32) {
+    } else if (logits.type == ElementType::f32) {
       stage_from(memory, static_cast<const float*>(logits.data) + at, lane, count, first_row, scale);
-    } else if (logits.type == LogitType::f16) {
+    } else if (logits.type == ElementType::f16) {
       stage_from(memory, static_cast<const __half*>(logits.data) + at, lane, count, first_row, scale);
     } else {
       stage_from(memory, static_cast<const __nv_bfloat16*>(logits.data) + at, lane, count, first_row, scale);
@@ -166,8 +166,8 @@ __device__ __forceinline__ void for_chunks(
 
 // ---- Gradients ------------------------------------------------------------------------------------------------------
 
-// The sum of the corners at node `node` of a strip, counted from 1: of the cells on its right and its left. The last
-// node of a row is also the upper one of the cell on its right.
+// The sum of the corners at node `node` of a tile, counted from 1: of the cells on its right and its left. The last
+// node of a row is also the right one of the cell on its right.
 template <typename Memory>
 __device__ __forceinline__ typename Memory::Real sum_corners(
     const Memory& memory, int c, int row, int node, bool last_node) {
@@ -185,17 +185,17 @@ __device__ __forceinline__ typename Memory::Real sum_node(
   return last_row ? sum + sum_corners(memory, c, 1, node, last_node) : sum;
 }
 
-// The gradients of `count` classes from `first` to a strip's nodes in both rows. All lanes have written their corners.
+// The gradients of `count` classes from `first` to a tile's nodes in both rows. All lanes have written their corners.
 template <typename Memory>
 __device__ __forceinline__ void emit_nodes(Memory& memory, Lane lane, int first, int count) {
   using Real = typename Memory::Real;
-  const int first_node = memory.strip.tile * kOwnedNodes, nodes = memory.head.columns.nodes;
+  const int first_node = memory.tile.column * kOwnedNodes, nodes = memory.head.columns.nodes;
   const int owned = min(kOwnedNodes, nodes - first_node);
-  const bool last_row = memory.above.at == nullptr;
+  const bool last_row = memory.bottom.at == nullptr;
   __syncwarp();
 #pragma unroll 1
   for (int row = 0; row < 2; ++row) {
-    const NodeRow<Real>& to = row == 0 ? memory.below : memory.above;
+    const NodeRow<Real>& to = row == 0 ? memory.top : memory.bottom;
     if (to.at == nullptr) continue;
     const int64_t stride_c = to.stride_c;
     const bool add = to.add;

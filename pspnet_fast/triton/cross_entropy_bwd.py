@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from pspnet_fast.triton.bilinear import interpolate, second_node
-from pspnet_fast.triton.cross_entropy_forward import choose
+from pspnet_fast.triton.cross_entropy_fwd import choose
 
 
 @triton.jit
@@ -68,24 +68,26 @@ def cross_entropy_bwd_kernel(
     class_blocks, cell_blocks = tl.cdiv(classes, CLASSES), tl.cdiv(tl.maximum(low_width - 1, 1), CELLS - 1)
     class_ = (tl.program_id(0) % class_blocks) * CLASSES + tl.arange(0, CLASSES)
     block = (tl.program_id(0) // class_blocks) % cell_blocks
-    top = 2 * (tl.program_id(0) // (class_blocks * cell_blocks)).to(tl.int64) + PARITY
+    near_row = 2 * (tl.program_id(0) // (class_blocks * cell_blocks)).to(tl.int64) + PARITY
     lane = tl.arange(0, CELLS)
     cell = block * (CELLS - 1) + lane
-    first, end = tl.load(row_edge + top), tl.load(row_edge + top + 1)
+    first, end = tl.load(row_edge + near_row), tl.load(row_edge + near_row + 1)
     begin = tl.load(column_edge + cell, mask=cell < low_width, other=0)
     count = tl.load(column_edge + cell + 1, mask=cell < low_width, other=0) - begin
 
     # 1. The logits of every cell's corners.
     dtype = softmax.dtype.element_ty
     valid = (class_ < classes)[:, None] & (cell < low_width)[None, :]
-    upper = choose(head, main, aux) + image * stride_b + top * stride_h + class_.to(tl.int64)[:, None] * stride_c
-    lower = upper + (second_node(top, low_height, height) - top) * stride_h
+    top_nodes = (
+        choose(head, main, aux) + image * stride_b + near_row * stride_h + class_.to(tl.int64)[:, None] * stride_c
+    )
+    bottom_nodes = top_nodes + (second_node(near_row, low_height, height) - near_row) * stride_h
     left = cell.to(tl.int64)[None, :] * stride_w
     right = second_node(cell, low_width, width).to(tl.int64)[None, :] * stride_w
-    upper_left = tl.load(upper + left, mask=valid, other=0.0).to(dtype)
-    upper_right = tl.load(upper + right, mask=valid, other=0.0).to(dtype)
-    lower_left = tl.load(lower + left, mask=valid, other=0.0).to(dtype)
-    lower_right = tl.load(lower + right, mask=valid, other=0.0).to(dtype)
+    top_left = tl.load(top_nodes + left, mask=valid, other=0.0).to(dtype)
+    top_right = tl.load(top_nodes + right, mask=valid, other=0.0).to(dtype)
+    bottom_left = tl.load(bottom_nodes + left, mask=valid, other=0.0).to(dtype)
+    bottom_right = tl.load(bottom_nodes + right, mask=valid, other=0.0).to(dtype)
 
     # 2. What a pixel takes off a class that is its label, and off one that is not.
     hit = tl.full([CLASSES, 1], 1.0, dtype=dtype)
@@ -97,20 +99,20 @@ def cross_entropy_bwd_kernel(
             hit += miss
 
     # 3. Over the pixels of the cells: column k of each, then down the rows.
-    grad_upper_left = tl.zeros([CLASSES, CELLS], dtype=dtype)
-    grad_upper_right = tl.zeros([CLASSES, CELLS], dtype=dtype)
-    grad_lower_left = tl.zeros([CLASSES, CELLS], dtype=dtype)
-    grad_lower_right = tl.zeros([CLASSES, CELLS], dtype=dtype)
+    grad_top_left = tl.zeros([CLASSES, CELLS], dtype=dtype)
+    grad_top_right = tl.zeros([CLASSES, CELLS], dtype=dtype)
+    grad_bottom_left = tl.zeros([CLASSES, CELLS], dtype=dtype)
+    grad_bottom_right = tl.zeros([CLASSES, CELLS], dtype=dtype)
     plane = tl.num_programs(2) * tl.num_programs(1).to(tl.int64) * height * slots
     rows = (head * tl.num_programs(1) + image) * height
     for k in range(0, tl.max(count, axis=0)):
         present = k < count
         slot = k * low_width + cell
         tx = tl.load(column_slot_t + slot, mask=present, other=0.0)[None, :]
-        above = interpolate(upper_left, upper_right, tx)
-        below = interpolate(lower_left, lower_right, tx)
-        grad_above = tl.zeros([CLASSES, CELLS], dtype=dtype)
-        grad_below = tl.zeros([CLASSES, CELLS], dtype=dtype)
+        top = interpolate(top_left, top_right, tx)
+        bottom = interpolate(bottom_left, bottom_right, tx)
+        grad_top = tl.zeros([CLASSES, CELLS], dtype=dtype)
+        grad_bottom = tl.zeros([CLASSES, CELLS], dtype=dtype)
         for row in range(first, end):
             ty = tl.load(row_t + row)
             place = (rows + row) * slots + slot
@@ -122,36 +124,36 @@ def cross_entropy_bwd_kernel(
                 taken *= tl.load(softmax + 2 * plane + place, mask=present, other=0.0)[None, :]
             elif SMOOTHING:
                 taken = tl.where(label >= 0, taken, 0.0)
-            grad = tl.exp(interpolate(above, below, ty) - m) * share - taken
-            grad_above += (1 - ty) * grad
-            grad_below += ty * grad
+            grad = tl.exp(interpolate(top, bottom, ty) - m) * share - taken
+            grad_top += (1 - ty) * grad
+            grad_bottom += ty * grad
         # A cell without a k-th column may have logits that are not finite.
-        grad_above = tl.where(present[None, :], grad_above, 0.0)
-        grad_below = tl.where(present[None, :], grad_below, 0.0)
-        grad_upper_left += (1 - tx) * grad_above
-        grad_upper_right += tx * grad_above
-        grad_lower_left += (1 - tx) * grad_below
-        grad_lower_right += tx * grad_below
+        grad_top = tl.where(present[None, :], grad_top, 0.0)
+        grad_bottom = tl.where(present[None, :], grad_bottom, 0.0)
+        grad_top_left += (1 - tx) * grad_top
+        grad_top_right += tx * grad_top
+        grad_bottom_left += (1 - tx) * grad_bottom
+        grad_bottom_right += tx * grad_bottom
 
     # 4. From corners to nodes: along the rows here, down the columns in memory. The last cell's nodes are one. At equal
     # sizes so are every cell's; their second node's part is 0, or NaN.
-    grad_upper_right = tl.where(low_width == width, 0.0, grad_upper_right)
-    grad_lower_right = tl.where(low_width == width, 0.0, grad_lower_right)
-    grad_lower_left = tl.where(low_height == height, 0.0, grad_lower_left)
-    grad_lower_right = tl.where(low_height == height, 0.0, grad_lower_right)
+    grad_top_right = tl.where(low_width == width, 0.0, grad_top_right)
+    grad_bottom_right = tl.where(low_width == width, 0.0, grad_bottom_right)
+    grad_bottom_left = tl.where(low_height == height, 0.0, grad_bottom_left)
+    grad_bottom_right = tl.where(low_height == height, 0.0, grad_bottom_right)
     last = (cell == low_width - 1)[None, :]
-    grad_upper_left += tl.where(last, grad_upper_right, 0.0)
-    grad_lower_left += tl.where(last, grad_lower_right, 0.0)
+    grad_top_left += tl.where(last, grad_top_right, 0.0)
+    grad_bottom_left += tl.where(last, grad_bottom_right, 0.0)
     # (Masks compare with a scalar rather than hold one: triton 3.9's interpreter makes integers of a scalar condition.)
     owned = valid & (lane >= tl.minimum(block, 1))[None, :]
-    grad_upper = add_left_neighbour(grad_upper_left, grad_upper_right, CLASSES, CELLS)
-    grad_lower = add_left_neighbour(grad_lower_left, grad_lower_right, CLASSES, CELLS)
-    node = choose(head, main_grad, aux_grad) + image * grad_stride_b + top * grad_stride_h
+    grad_node = add_left_neighbour(grad_top_left, grad_top_right, CLASSES, CELLS)
+    grad_node_below = add_left_neighbour(grad_bottom_left, grad_bottom_right, CLASSES, CELLS)
+    node = choose(head, main_grad, aux_grad) + image * grad_stride_b + near_row * grad_stride_h
     node = node + class_.to(tl.int64)[:, None] * grad_stride_c + cell.to(tl.int64)[None, :] * grad_stride_w
-    has_lower = owned & (class_ < tl.where(top + 1 < low_height, classes, 0))[:, None]
-    grad_upper += tl.where(top + 1 < low_height, 0.0, grad_lower)
+    has_below = owned & (class_ < tl.where(near_row + 1 < low_height, classes, 0))[:, None]
+    grad_node += tl.where(near_row + 1 < low_height, 0.0, grad_node_below)
     if PARITY == 1:
-        grad_upper += tl.load(node, mask=owned, other=0.0)
-        grad_lower += tl.load(node + grad_stride_h, mask=has_lower, other=0.0)
-    tl.store(node, grad_upper, mask=owned)
-    tl.store(node + grad_stride_h, grad_lower, mask=has_lower)
+        grad_node += tl.load(node, mask=owned, other=0.0)
+        grad_node_below += tl.load(node + grad_stride_h, mask=has_below, other=0.0)
+    tl.store(node, grad_node, mask=owned)
+    tl.store(node + grad_stride_h, grad_node_below, mask=has_below)

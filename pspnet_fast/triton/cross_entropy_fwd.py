@@ -44,7 +44,7 @@ def cross_entropy_fwd_kernel(
     class_table,  # [3, C], see class_table(); None where no class differs from another
     row_cell,  # the tables of both axes, see Cells
     row_t,
-    strip_edge,
+    tile_edge,
     column_cell,
     column_t,
     column_slot,
@@ -74,16 +74,16 @@ def cross_entropy_fwd_kernel(
 ):
     head, image = tl.program_id(2), tl.program_id(1).to(tl.int64)
     blocks = tl.cdiv(width, COLUMNS)
-    strip = tl.program_id(0) // blocks
-    first, end = tl.load(strip_edge + strip), tl.load(strip_edge + strip + 1)
+    tile = tl.program_id(0) // blocks
+    first, end = tl.load(tile_edge + tile), tl.load(tile_edge + tile + 1)
     row = first + tl.arange(0, ROWS)
     column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
 
     # 1. Where the tile reads: two rows of nodes, and two nodes in each for every column.
-    top = tl.load(row_cell + first).to(tl.int64)
+    near_row = tl.load(row_cell + first).to(tl.int64)
     near = tl.load(column_cell + column, mask=column < width, other=0).to(tl.int64)
-    upper = choose(head, main, aux) + image * stride_b + top * stride_h
-    lower = upper + (second_node(top, low_height, height) - top) * stride_h
+    top = choose(head, main, aux) + image * stride_b + near_row * stride_h
+    bottom = top + (second_node(near_row, low_height, height) - near_row) * stride_h
     left, right = near * stride_w, second_node(near, low_width, width) * stride_w
     tx = tl.load(column_t + column, mask=column < width, other=0.0)[None, :]
     ty = tl.load(row_t + row, mask=row < end, other=0.0)[:, None]
@@ -95,9 +95,9 @@ def cross_entropy_fwd_kernel(
     best = tl.zeros([ROWS, COLUMNS], dtype=tl.int32)
     even_dot = tl.zeros([ROWS, COLUMNS], dtype=dtype)
     even_sum = tl.zeros([], dtype=dtype)
-    upper_c, lower_c = upper, lower
+    top_c, bottom_c = top, bottom
     for c in range(classes):
-        z = interpolate_tile(upper_c, lower_c, left[None, :], right[None, :], tx, ty)
+        z = interpolate_tile(top_c, bottom_c, left[None, :], right[None, :], tx, ty)
         larger = exceeds(z, m)
         e = tl.exp(-tl.abs(z - m))
         s = tl.where(larger, s * e + 1, s + e)
@@ -107,8 +107,8 @@ def cross_entropy_fwd_kernel(
             even = tl.load(class_table + 2 * classes + c)
             even_sum += even
             even_dot += even * z
-        upper_c += stride_c
-        lower_c += stride_c
+        top_c += stride_c
+        bottom_c += stride_c
     s = tl.where(m == float("inf"), float("nan"), s)  # Inf - Inf, in PyTorch
 
     # 3. The pixels that count, and the label's own logit.
@@ -121,7 +121,7 @@ def cross_entropy_fwd_kernel(
         tl.store(bad_label + tl.zeros_like(y), y, mask=scored & ~known)
     scored = scored & known
     y = tl.where(scored, y, 0)
-    z_y = interpolate_tile(upper + y * stride_c, lower + y * stride_c, left[None, :], right[None, :], tx, ty)
+    z_y = interpolate_tile(top + y * stride_c, bottom + y * stride_c, left[None, :], right[None, :], tx, ty)
 
     # 4. loss = q · (hit_y · (lse - z_y) + Σ_c even_c · (lse - z_c)).
     log_s = tl.log(s)

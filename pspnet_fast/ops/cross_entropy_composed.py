@@ -18,8 +18,8 @@ from torch import Tensor
 from pspnet_fast import reference
 from pspnet_fast.layout import empty_like_dense
 from pspnet_fast.loss_options import LossOptions, Reduction
-from pspnet_fast.ops._checks import check_choice, same_device
-from pspnet_fast.ops._interpolation import upsample_adjoint
+from pspnet_fast.ops.checks import check_choice, same_device
+from pspnet_fast.ops.interpolation import upsample_adjoint
 
 
 def check_options(

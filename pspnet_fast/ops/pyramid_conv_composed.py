@@ -5,7 +5,7 @@ Upsampling is linear and so is the convolution, so with the weight W split by in
 
     conv(cat(x, up(p_1), up(p_2), …); W) = conv(x; W_x) + Σ_k conv(up(p_k); W_k)
 
-and with u_k the 1-D bilinear weights from k cells (zero in the padding) each level's term is separable,
+and with u_k the 1-D bilinear weights from k bins (zero in the padding) each level's term is separable,
 
     Q_k[o,dy,dx; b,i,j] = Σ_c W_k[o,c,dy,dx] · p_k[b,c,i,j]                    a product over channels, at k² positions
     R_k[b,o,h,(dx,j)]   = Σ_{dy,i} u_k(h + dy - 1, i) · Q_k[o,dy,dx; b,i,j]    rows interpolated
