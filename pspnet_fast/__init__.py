@@ -8,6 +8,7 @@ from pspnet_fast.nn.pspnet import PSPNet
 from pspnet_fast.ops import (
     DualLoss,
     DualPrediction,
+    check_labels,
     dual_cross_entropy,
     dual_cross_entropy_argmax,
     pyramid_concat,
@@ -28,6 +29,7 @@ __all__ = [
     "DualPrediction",
     "PSPNet",
     "accelerate",
+    "check_labels",
     "dual_cross_entropy",
     "dual_cross_entropy_argmax",
     "explain",

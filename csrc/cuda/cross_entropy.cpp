@@ -113,7 +113,7 @@ LossSums cross_entropy(
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   launch_cross_entropy_finish(p, losses, sums.divisor.mutable_data_ptr(), stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  check_labels(first.get_device(), stream);
+  raise_for_own_labels(first.get_device(), stream);
   return sums;
 }
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pspnet_fast import use_backend
+from pspnet_fast import check_labels, use_backend
 from pspnet_fast.data import check_headers
 from pspnet_fast.machine import peak_memory
 
@@ -226,6 +226,7 @@ class Trainer:
         """Fetch the losses of the last steps (the only wait for the device), check and record them."""
         if not self.pending:
             return
+        check_labels(self.world.device)
         sums = self.world.sum(torch.stack([row for _, _, row in self.pending])).cpu()
         rows = []
         for (step, lr, _), (loss, main, aux, hits, valid) in zip(self.pending, sums.tolist(), strict=True):

@@ -1,5 +1,6 @@
 """The fused operators: one file each, with the public function, its registration and its composed implementation."""
 
+from pspnet_fast.ops.check_labels import check_labels
 from pspnet_fast.ops.dual_cross_entropy import dual_cross_entropy, dual_cross_entropy_argmax
 from pspnet_fast.ops.pyramid_concat import pyramid_concat
 from pspnet_fast.ops.pyramid_conv import pyramid_conv
@@ -14,6 +15,7 @@ __all__ = [
     "DualLoss",
     "DualPrediction",
     "NormStatistics",
+    "check_labels",
     "dual_cross_entropy",
     "dual_cross_entropy_argmax",
     "pyramid_concat",

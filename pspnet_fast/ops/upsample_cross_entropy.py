@@ -54,7 +54,8 @@ def upsample_cross_entropy(
 
     Raises:
         ValueError, TypeError: a bad shape, dtype or option.
-        IndexError: on the CPU, a label outside ``[0, C)`` that is not ``ignore_index``, as PyTorch words it.
+        IndexError: on the CPU, a label outside ``[0, C)`` that is not ``ignore_index``, as PyTorch words it; on a GPU
+            one that an earlier call of this thread has met, see :func:`pspnet_fast.check_labels`.
 
     Differentiable twice by ``logits``.
     """

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast.geometry import bilinear_taps
+from pspnet_fast.triton.tables import HostTables, host_tables
 
 # Relative cost of a tile of the forward kernel: what a pixel takes, and what its column takes once for all rows.
 PIXEL_COST, COLUMN_COST = 10, 8
@@ -23,7 +24,7 @@ TILE_ROWS = (8, 4, 2, 1)
 
 @dataclass(frozen=True)
 class Cells:
-    """The tables of one axis, from ``nodes`` to ``n`` positions, on one device; integers are int32.
+    """The tables of one axis, from ``nodes`` to ``n`` positions; integers are int32.
 
     *Slots* are another order of the positions, ``longest · nodes`` in number: slot ``k · nodes + i`` is the k-th
     position of cell i, so that neighbouring cells' k-th positions are neighbours in memory. Slots past a cell's end
@@ -61,9 +62,13 @@ class Cells:
         return self.slot_t.shape[0]
 
 
-@functools.lru_cache(maxsize=64)
 def cut_axis(nodes: int, n: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Cells:
-    """The tables for an axis of ``n`` positions, weights in ``dtype``; made once and copied without synchronisation."""
+    """The tables for an axis of ``n`` positions, weights in ``dtype``."""
+    return _cut_axis(nodes, n, align_corners, dtype).on(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _cut_axis(nodes: int, n: int, align_corners: bool, dtype: torch.dtype) -> HostTables[Cells]:
     cell, t = bilinear_taps(nodes, n, align_corners)
     edge = torch.searchsorted(cell, torch.arange(nodes + 1, device="cpu"))
     counts = edge.diff()
@@ -71,22 +76,18 @@ def cut_axis(nodes: int, n: int, align_corners: bool, dtype: torch.dtype, device
     longest = int(counts.max())
     slot_t = torch.zeros(longest * nodes, dtype=torch.float64, device="cpu").index_copy_(0, slot, t)
     tile_rows, tiles = cut_tiles(edge.tolist())
-
-    def table(values: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
-        host = values.to(dtype)
-        host = host.pin_memory() if device.type == "cuda" else host
-        return host.to(device, non_blocking=True)
-
-    return Cells(
-        nodes=nodes,
-        longest=longest,
-        cell=table(cell),
-        t=table(t, dtype),
-        edge=table(edge),
-        slot=table(slot),
-        slot_t=table(slot_t, dtype),
-        tile_rows=tile_rows,
-        tile_edge=table(torch.tensor(tiles, device="cpu")),
+    return host_tables(
+        Cells(
+            nodes=nodes,
+            longest=longest,
+            cell=cell.int(),
+            t=t.to(dtype),
+            edge=edge.int(),
+            slot=slot.int(),
+            slot_t=slot_t.to(dtype),
+            tile_rows=tile_rows,
+            tile_edge=torch.tensor(tiles, dtype=torch.int32, device="cpu"),
+        )
     )
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pspnet_fast.geometry import Axis, partition_axis
+from pspnet_fast.triton.tables import HostTables, host_tables
 
 
 @dataclass(frozen=True)
 class Partition:
-    """The tables of one map size, on one device; all int32.
+    """The tables of one map size; all int32.
 
     Attributes:
         rows, columns: the axes, as they are known on the host.
@@ -41,9 +42,13 @@ class Partition:
         return self.bin.shape[1]
 
 
-@functools.lru_cache(maxsize=64)
 def partition(height: int, width: int, bins: tuple[int, ...], device: torch.device) -> Partition:
-    """The tables for maps of ``height x width``; made once a size and device, and copied without synchronisation."""
+    """The tables for maps of ``height x width``."""
+    return _partition(height, width, bins).on(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _partition(height: int, width: int, bins: tuple[int, ...]) -> HostTables[Partition]:
     rows, columns = partition_axis(height, bins), partition_axis(width, bins)
     bin = [
         (
@@ -58,14 +63,15 @@ def partition(height: int, width: int, bins: tuple[int, ...], device: torch.devi
     ]
 
     def table(values: object) -> Tensor:
-        host = torch.tensor(values, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
-        return host.to(device, non_blocking=True)
+        return torch.tensor(values, dtype=torch.int32, device="cpu")
 
-    return Partition(
-        rows=rows,
-        columns=columns,
-        row_edge=table(rows.edge),
-        column_edge=table(columns.edge),
-        column_interval=table([bisect_right(columns.edge, w) - 1 for w in range(width)]),
-        bin=table(list(zip(*bin, strict=True))),
+    return host_tables(
+        Partition(
+            rows=rows,
+            columns=columns,
+            row_edge=table(rows.edge),
+            column_edge=table(columns.edge),
+            column_interval=table([bisect_right(columns.edge, w) - 1 for w in range(width)]),
+            bin=table(list(zip(*bin, strict=True))),
+        )
     )

@@ -220,4 +220,4 @@ def pyramid_concat_backward(
 
 def _taps(x: Tensor, bins: Sequence[int], align_corners: bool) -> PyramidTaps:
     arithmetic = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return pyramid_taps(*x.shape[2:], tuple(bins), (1, 1), align_corners, arithmetic, x.device)
+    return pyramid_taps(x.shape[2], x.shape[3], tuple(bins), (1, 1), align_corners, arithmetic, x.device)

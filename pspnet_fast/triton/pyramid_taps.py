@@ -15,11 +15,12 @@ from torch import Tensor
 
 from pspnet_fast.geometry import bilinear_taps, tap_matrix, tap_reads
 from pspnet_fast.triton.cells import cut_tiles
+from pspnet_fast.triton.tables import HostTables, host_tables
 
 
 @dataclass(frozen=True)
 class PyramidTaps:
-    """The tables of one map size, bins and kernel, on one device; integers are int32.
+    """The tables of one map size, bins and kernel; integers are int32.
 
     Attributes:
         side: the largest of ``bins``.
@@ -59,7 +60,6 @@ class PyramidTaps:
         return self.tile_edge.shape[0] - 1
 
 
-@functools.lru_cache(maxsize=64)
 def pyramid_taps(
     height: int,
     width: int,
@@ -69,12 +69,21 @@ def pyramid_taps(
     dtype: torch.dtype,
     device: torch.device,
 ) -> PyramidTaps:
-    """The tables for maps of ``height x width``, weights in ``dtype``; made once, copied without synchronisation."""
+    """The tables for maps of ``height x width``, weights in ``dtype``."""
+    return _pyramid_taps(height, width, bins, kernel, align_corners, dtype).on(device)
 
+
+@functools.lru_cache(maxsize=64)
+def _pyramid_taps(
+    height: int,
+    width: int,
+    bins: tuple[int, ...],
+    kernel: tuple[int, int],
+    align_corners: bool,
+    dtype: torch.dtype,
+) -> HostTables[PyramidTaps]:
     def table(values: object, dtype: torch.dtype = torch.int32) -> Tensor:
-        host = torch.as_tensor(values, dtype=dtype, device="cpu")
-        host = host.pin_memory() if device.type == "cuda" else host
-        return host.to(device, non_blocking=True)
+        return torch.as_tensor(values, dtype=dtype, device="cpu")
 
     host = torch.device("cpu")
     (row_cell, row_t), (column_cell, column_t) = (
@@ -99,22 +108,24 @@ def pyramid_taps(
         for tap in range(kernel[1])
         for j in range(k)
     ]
-    return PyramidTaps(
-        side=max(bins),
-        level=table([bins, first_bin[:-1]]),
-        line=table(list(zip(*lines, strict=True))),
-        line_span=table(_line_spans(height, bins, align_corners)),
-        tap=table(list(zip(*taps, strict=True))),
-        row_cell=table(row_cell),
-        row_t=table(row_t, dtype),
-        column_cell=table(column_cell),
-        column_t=table(column_t, dtype),
-        row_taps=table(row_taps, dtype),
-        column_taps=table(column_taps, dtype),
-        row_reads=table(row_reads, torch.int8),
-        column_reads=table(column_reads, torch.int8),
-        tile_rows=tile_rows,
-        tile_edge=table(tiles),
+    return host_tables(
+        PyramidTaps(
+            side=max(bins),
+            level=table([bins, first_bin[:-1]]),
+            line=table(list(zip(*lines, strict=True))),
+            line_span=table(_line_spans(height, bins, align_corners)),
+            tap=table(list(zip(*taps, strict=True))),
+            row_cell=table(row_cell),
+            row_t=table(row_t, dtype),
+            column_cell=table(column_cell),
+            column_t=table(column_t, dtype),
+            row_taps=table(row_taps, dtype),
+            column_taps=table(column_taps, dtype),
+            row_reads=table(row_reads, torch.int8),
+            column_reads=table(column_reads, torch.int8),
+            tile_rows=tile_rows,
+            tile_edge=table(tiles),
+        )
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import yaml
-from run_files import TINY, file_size_limit, last_checkpoint, rows, weights
+from run_files import TINY, file_size_limit, last_checkpoint, rows, saved_step, weights
 from torch import Tensor
 
 from pspnet_fast import use_backend
@@ -58,6 +58,31 @@ def test_a_run_leaves_its_records(make_config: MakeConfig) -> None:
     assert best["metrics"]["miou"] == pytest.approx(result.best_miou)
     assert best["dataset"]["classes"][0] == "sky"
     assert "optimizer" not in best
+
+
+def test_labels_are_checked_in_every_epoch_and_at_the_end(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU that is where one out of range shows; what it spoiled is not saved."""
+    config = make_config("run.validate_every=1", "run.max_steps=5", "run.log_every=100")
+    checked = []
+    step = Trainer._train_step
+
+    def counted(self: Trainer, *arguments: Any) -> None:
+        step(self, *arguments)
+        checked.append("step")
+
+    def check(device: torch.device) -> None:
+        checked.append(device.type)
+        if checked.count("step") == 5:
+            raise IndexError("Target 99 is out of bounds.")
+
+    monkeypatch.setattr(Trainer, "_train_step", counted)
+    monkeypatch.setattr(train_module, "check_labels", check)
+    with pytest.raises(IndexError, match="Target 99"):
+        train(config)
+    assert checked == [*["step"] * 4, "cpu", "step", "cpu"]
+    assert saved_step(last_checkpoint(config).parent) == 4
 
 
 def test_main_and_aux_loss_add_up(make_config: MakeConfig) -> None:

@@ -17,7 +17,9 @@ from pspnet_fast.ops.operator import NAMESPACE, SCHEMAS, overload
 TRITON = [f"{name}_triton" for name in SCHEMAS if name != "pyramid_levels"]
 BINS = [1, 2, 3]
 # Labels, a gradient in place, and what is made for inference (where a gradient is wanted other operators run).
-WITHOUT_GRADIENT = ("upsample_argmax", "pyramid_pool_backward_add", "pyramid_levels", "pyramid_conv_norm_relu")
+WITHOUT_GRADIENT = (
+    "upsample_argmax", "pyramid_pool_backward_add", "pyramid_levels", "pyramid_conv_norm_relu", "check_labels",
+)  # fmt: skip
 
 
 def test_the_extension_defines_the_schemas_that_python_does() -> None:
@@ -74,6 +76,8 @@ def samples(name: str, layout: str = "nchw", size: tuple[int, int] = (7, 5)) -> 
             )
         case "pyramid_levels":
             yield random(2, 3, *size, layout=layout), BINS, [random(4, 3, 1, 1) for _ in BINS], *norms(4, len(BINS))
+        case "check_labels":
+            yield (torch.empty(0),)
         case "pyramid_concat":
             yield leaf(2, 3, *size), leaf(2, 2, 14), BINS, True, False
         case "pyramid_concat_backward":

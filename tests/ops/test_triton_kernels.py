@@ -107,11 +107,6 @@ def test_pspnet_at_473_pixels_has_36_atoms() -> None:
     assert cut.bin[:, -1].tolist() == [5, 6, 5, 6, 10, 10]
 
 
-def test_tables_are_made_once() -> None:
-    arguments = 11, 7, (1, 2), torch.device("cpu")
-    assert partition(*arguments) is partition(*arguments)
-
-
 def test_slots_are_the_pixels_of_every_cell_side_by_side() -> None:
     cells = cut_axis(3, 8, False, torch.float32, torch.device("cpu"))
     assert cells.cell.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]

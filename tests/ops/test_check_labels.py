@@ -1,0 +1,87 @@
+"""check_labels: labels out of range that a kernel could not raise for."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from running import Backend
+
+from pspnet_fast import check_labels, upsample_cross_entropy
+
+OPERATOR = "upsample_cross_entropy"
+
+
+def score(backend: Backend, label: int) -> None:
+    target = torch.full((1, 4, 4), label, device=backend.device)
+    upsample_cross_entropy(torch.zeros(1, 3, 2, 2, device=backend.device), target)
+
+
+def in_thread(backend: Backend, label: int) -> list[BaseException]:
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            score(backend, label)
+        except IndexError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised
+
+
+@pytest.fixture
+def _later(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend.name != "cuda" and backend.device.type != "cuda":
+        pytest.skip("on the CPU the call itself raises")
+    monkeypatch.delenv("PSPNET_FAST_CHECK_LABELS", raising=False)
+
+
+@pytest.mark.usefixtures("_later")
+def test_tells_what_the_last_call_met(backend: Backend) -> None:
+    score(backend, 7)
+    with pytest.raises(IndexError, match=r"Target 7 is out of bounds"):
+        check_labels(backend.device)
+    check_labels(backend.device)
+    score(backend, 1)
+
+
+@pytest.mark.usefixtures("_later")
+def test_tells_what_another_thread_met(backend: Backend) -> None:
+    """To this thread's next call it is nothing."""
+    assert in_thread(backend, 9) == []
+    score(backend, 1)
+    with pytest.raises(IndexError, match=r"Target 9 is out of bounds"):
+        check_labels(backend.device)
+    assert in_thread(backend, 1) == []
+
+
+@pytest.mark.usefixtures("_later")
+def test_of_all_gpus(backend: Backend) -> None:
+    check_labels()
+    if backend.device.type == "cuda":
+        score(backend, 5)
+        with pytest.raises(IndexError, match=r"Target 5 is out of bounds"):
+            check_labels()
+
+
+def test_words_of_triton_belong_to_threads_and_are_checked_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On no device in particular; a thread that starts takes over the word of one that has ended."""
+    label_flag = pytest.importorskip("pspnet_fast.triton.label_flag", exc_type=ImportError)
+    device = torch.device("meta")
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    words = [label_flag._own.add(device)]
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: words.append(label_flag._own.add(device)))
+        thread.start()
+        thread.join()
+    assert words[0].data_ptr() != words[1].data_ptr()
+    assert words[1].data_ptr() == words[2].data_ptr()
+    words[1].fill_(6)
+    label_flag.raise_noted(words[0], "met by this thread")
+    with pytest.raises(IndexError, match="Target 6 is out of bounds"):
+        label_flag.check_labels(torch.empty(0, device=device))
+    label_flag.check_labels(torch.empty(0, device=device))
