@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pspnet_fast.data.classes import DatasetError
 from pspnet_fast.data.dataset import SegmentationDataset
+from pspnet_fast.data.labels import ColorTable, UnknownLabelError
 from pspnet_fast.data.processes import start_loader_process
 from pspnet_fast.data.reading import Header, read_header
 
@@ -32,6 +33,7 @@ class Report:
         modes: files by kind, as in "image: JPEG RGB".
         pixels: int64 [256], pixels by train id over all labels; 255 are those that do not count.
         labels: int64 [256], labels that hold the train id.
+        unknown: pixels by label value (or colour, as #rrggbb) that is no class.
         problems: one message a sample that cannot be used.
     """
 
@@ -39,6 +41,7 @@ class Report:
     modes: Counter[str] = field(default_factory=Counter)
     pixels: Tensor = field(default_factory=lambda: torch.zeros(256, dtype=torch.int64))
     labels: Tensor = field(default_factory=lambda: torch.zeros(256, dtype=torch.int64))
+    unknown: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
 
@@ -68,11 +71,13 @@ def check_dataset(
         watch: wraps the iteration over the samples, to show progress.
     """
     report = Report()
-    for headers, counts, problem in watch(_results(partial(_survey, dataset, images), range(len(dataset)), workers)):
+    survey = partial(_survey, dataset, images)
+    for headers, counts, unknown, problem in watch(mapped(survey, range(len(dataset)), workers)):
         for kind, header in headers.items():
             report.modes[f"{kind}: {header.format} {header.mode}"] += 1
         if "image" in headers:
             report.sizes[headers["image"].size] += 1
+        report.unknown.update(unknown)
         if problem is not None:
             report.problems.append(problem)
         else:
@@ -81,17 +86,18 @@ def check_dataset(
     return report
 
 
-def count_pixels(dataset: SegmentationDataset, *, workers: int = 0, rank: int = 0, ranks: int = 1) -> Tensor:
+def count_pixels(dataset: Any, *, workers: int = 0, rank: int = 0, ranks: int = 1) -> Tensor:
     """Pixels of each train id over the labels, int64 [256]; entry 255 counts those that are left out.
 
     Args:
+        dataset: anything with a length and `read_label(index)`, as `SegmentationDataset`.
         workers: loader processes; 0 reads in this one.
         rank, ranks: which share of the samples to read; the shares' counts add up.
 
     Raises:
         DatasetError: a label that cannot be read.
     """
-    counts = _results(partial(_label_counts, dataset), range(rank, len(dataset), ranks), workers)
+    counts = mapped(partial(_label_counts, dataset), range(rank, len(dataset), ranks), workers)
     return sum(counts, torch.zeros(256, dtype=torch.int64))
 
 
@@ -109,7 +115,8 @@ def _survey_headers(dataset: SegmentationDataset, index: int) -> tuple[dict[str,
     try:
         headers["image"] = read_header(sample.image, dataset.reading)
         if sample.label is not None:
-            headers["label"] = read_header(sample.label, dataset.reading, label=True)
+            colors = isinstance(dataset.table, ColorTable)
+            headers["label"] = read_header(sample.label, dataset.reading, label=True, colors=colors)
             if headers["label"].size != headers["image"].size:
                 dataset.read(index)  # raises, unless metadata behind the pixels turns one of the two
     except DatasetError as error:
@@ -117,27 +124,30 @@ def _survey_headers(dataset: SegmentationDataset, index: int) -> tuple[dict[str,
     return headers, None
 
 
-def _survey(dataset: SegmentationDataset, images: bool, index: int) -> tuple[dict[str, Header], Tensor, str | None]:
-    """Headers, pixels of each train id, and problem of a sample."""
+def _survey(
+    dataset: SegmentationDataset, images: bool, index: int
+) -> tuple[dict[str, Header], Tensor, dict[str, int], str | None]:
+    """Headers, pixels of each train id, pixels of each unknown value, and problem of a sample."""
     headers, problem = _survey_headers(dataset, index)
-    counts = torch.zeros(256, dtype=torch.int64)
+    counts, unknown = torch.zeros(256, dtype=torch.int64), {}
     try:
         if problem is None:
             counts = _count(dataset.read(index)[1] if images else dataset.read_label(index))
     except DatasetError as error:
         problem = str(error)
-    return headers, counts, problem
+        unknown = error.counts if isinstance(error, UnknownLabelError) else {}
+    return headers, counts, unknown, problem
 
 
 def _count(label: Tensor | None) -> Tensor:
     return torch.bincount(torch.empty(0, dtype=torch.uint8) if label is None else label.flatten(), minlength=256)
 
 
-def _label_counts(dataset: SegmentationDataset, index: int) -> Tensor:
+def _label_counts(dataset: Any, index: int) -> Tensor:
     return _count(dataset.read_label(index))
 
 
-def _results(function: Callable[[int], Any], indices: Sequence[int], workers: int) -> Iterable[Any]:
+def mapped(function: Callable[[int], Any], indices: Sequence[int], workers: int) -> Iterable[Any]:
     """The function's results, in order, from loader processes (0: from this one)."""
     return DataLoader(
         _Mapped(function, indices),

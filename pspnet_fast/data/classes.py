@@ -78,13 +78,14 @@ def voc_colormap(count: int) -> tuple[Color, ...]:
     return tuple(colors)
 
 
-def label_table(train_ids: dict[int, int], ignored: tuple[int, ...] = ()) -> np.ndarray:
-    """A 256-entry int16 table from the values of a label file to train ids.
+def label_table(train_ids: dict[int, int], ignored: tuple[int, ...] = (), default: int = INVALID) -> np.ndarray:
+    """An int16 table from the values of a label file to train ids, for 8-bit files or, where values need it, longer.
 
     `train_ids` maps file values to train ids, `ignored` lists the values that become 255; whatever else a file holds
-    is INVALID and an error when it is read.
+    gets the `default`: INVALID, an error when it is read, or 255.
     """
-    table = np.full(256, INVALID, dtype=np.int16)
+    values = [*train_ids, *ignored, 255]
+    table = np.full(65536 if default != INVALID else max(values) + 1, default, dtype=np.int16)
 
     for value in ignored:
         table[value] = IGNORE

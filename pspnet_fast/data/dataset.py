@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pspnet_fast.data.classes import IGNORE, DatasetError, DatasetInfo, label_table, voc_colormap
+from pspnet_fast.data.classes import IGNORE, DatasetError, DatasetInfo
+from pspnet_fast.data.decoding import DEFAULT_READING, ReadOptions
 from pspnet_fast.data.files import expand, read_lines
-from pspnet_fast.data.reading import DEFAULT_READING, ReadOptions, read_header, read_image, read_label
-from pspnet_fast.data.registry import DATASETS, Sample, find_samples
+from pspnet_fast.data.labels import LabelTable, read_label
+from pspnet_fast.data.own import Classes, OwnLabels, split_samples
+from pspnet_fast.data.reading import read_header, read_image
+from pspnet_fast.data.registry import DATASETS, DatasetSource, Layout, Sample, find_samples
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -28,7 +30,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     Args:
         info: the classes.
         samples: the files.
-        table: 256 entries from the values of the label files to train ids (see `label_table`).
+        table: from the values of the label files to train ids: see `label_table`, or a `ColorTable`.
         transform: called with every image and label, see `train_transform` and `eval_transform`.
         reading: how the files are read.
 
@@ -41,7 +43,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         self,
         info: DatasetInfo,
         samples: Sequence[Sample],
-        table: np.ndarray,
+        table: LabelTable,
         transform: Transform | None = None,
         reading: ReadOptions = DEFAULT_READING,
     ) -> None:
@@ -96,43 +98,58 @@ def open_dataset(
     *,
     transform: Transform | None = None,
     list_file: str | Path | None = None,
-    classes: int | Sequence[str] | None = None,
+    classes: Classes | OwnLabels | None = None,
+    layout: Layout | None = None,
+    val_fraction: float = 0.0,
+    split_seed: int = 0,
+    held_out: Collection[str] = (),
     reading: ReadOptions = DEFAULT_READING,
 ) -> SegmentationDataset:
-    """Open a data set by its name in DATASETS: camvid, scenes, cityscapes, ade20k, voc or list.
+    """Open a data set by its name in DATASETS: camvid, scenes, cityscapes, ade20k, voc, or one's own by list or folder.
 
     Args:
         name: the data set.
         root: its folder; `~` is the home folder.
-        split: "train", "val" or "test" (voc also has "trainval").
+        split: "train", "val" or "test" (voc also has "trainval"; "folder" has what its folders are called).
         transform: see `SegmentationDataset`.
-        list_file: for "list" alone: text file of `image label` lines relative to `root`. The labels are train ids.
-        classes: for "list" alone: the number of classes (at most 255) or their names.
+        list_file: for "list" alone: text file of `image label` lines relative to `root`.
+        classes: for "list" and "folder": their number (at most 255), their names, or an `OwnLabels`, which also says
+            what the values of the label files mean; otherwise they are train ids, and 255.
+        layout: for "folder" alone: where its images and labels lie, and the table of their values.
+        val_fraction, split_seed, held_out: for "list" and "folder" without splits of their own: see `split_samples`.
         reading: how the files are read.
 
     Raises:
         DatasetError: the files do not match the data set's layout.
-        ValueError: `name` is unknown, or list_file and classes are missing, or given to another data set.
+        ValueError: `name` is unknown, or what a data set of one's own needs is missing, or given to another data set.
     """
     if name not in DATASETS:
         near = difflib.get_close_matches(str(name), DATASETS, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ValueError(f"name={name!r} is no data set; {hint}choose from {', '.join(DATASETS)}")
     source, root = DATASETS[name], expand(root)
+    owners = {"list_file": ("list",), "classes": ("list", "folder"), "layout": ("folder",)}
+    for key, value in {"list_file": list_file, "classes": classes, "layout": layout}.items():
+        if value is None and name in owners[key]:
+            raise ValueError(f"data set '{name}' needs {key}=; {source.origin}")
+        if value is not None and name not in owners[key]:
+            owner = " or ".join(f"'{owner}'" for owner in owners[key])
+            raise ValueError(f"{key}= belongs to data set {owner}, not to '{name}'; leave it out")
+    if source.info is not None:
+        samples, table = find_samples(source, root, split)
+        return SegmentationDataset(source.info, samples, table, transform, reading)
 
-    if source.info is None:
-        if list_file is None or classes is None:
-            missing = "list_file" if list_file is None else "classes"
-            raise ValueError(f"data set 'list' needs {missing}=; {source.origin}")
-        info = _named_classes(name, classes)
-        table = label_table({index: index for index in range(info.num_classes)}, (IGNORE,))
-        return SegmentationDataset(info, read_list_file(expand(list_file), root, split), table, transform, reading)
-
-    if list_file is not None or classes is not None:
-        extra = "list_file" if list_file is not None else "classes"
-        raise ValueError(f"{extra}= belongs to data set 'list', not to '{name}'; leave it out or open 'list'")
-    samples, table = find_samples(source, root, split)
-    return SegmentationDataset(source.info, samples, table, transform, reading)
+    assert classes is not None
+    own = classes if isinstance(classes, OwnLabels) else OwnLabels(classes)
+    info = own.info(name)
+    if layout is not None:
+        samples, table = find_samples(DatasetSource(info, (layout,), source.origin), root, split)
+    else:
+        assert list_file is not None
+        samples, table = read_list_file(expand(list_file), root, split), own.table()
+    if val_fraction:
+        samples = split_samples(samples, root, split, fraction=val_fraction, seed=split_seed, held_out=held_out)
+    return SegmentationDataset(info, samples, table, transform, reading)
 
 
 def read_list_file(list_file: Path, root: Path, split: str) -> list[Sample]:
@@ -170,15 +187,6 @@ def read_list_file(list_file: Path, root: Path, split: str) -> list[Sample]:
     if not samples:
         raise DatasetError(f"{list_file}: no samples; expected one 'image label' a line, relative to {root}")
     return samples
-
-
-def _named_classes(name: str, classes: int | Sequence[str]) -> DatasetInfo:
-    if isinstance(classes, str):
-        raise ValueError(f"classes={classes!r}: give the number of classes or a sequence of their names")
-    names = tuple(f"class {index}" for index in range(classes)) if isinstance(classes, int) else tuple(classes)
-    if not 1 <= len(names) <= IGNORE:
-        raise ValueError(f"classes={classes!r}: {len(names)} classes; labels of 8 bits hold 1 to {IGNORE}")
-    return DatasetInfo(name, names, voc_colormap(len(names)))
 
 
 def _size(tensor: Tensor) -> str:

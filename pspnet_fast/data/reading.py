@@ -2,69 +2,32 @@
 
 from __future__ import annotations
 
-import struct
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
 from torch import Tensor
 
-from pspnet_fast.data.classes import INVALID, DatasetError
+from pspnet_fast.data.classes import DatasetError
+from pspnet_fast.data.decoding import (
+    DEFAULT_READING,
+    PHOTOMETRIC,
+    ReadOptions,
+    check_bands,
+    decoded,
+    exif_orientation,
+    opened,
+)
+from pspnet_fast.data.labels import check_label
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-
-# What Pillow raises for files that are cut off, garbled, or no pictures at all.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error)
 
 # The modes that hold 8-bit colours, and those that `value_range` maps to 8 bits.
 _COLOR_MODES = ("1", "L", "P", "RGB", "LA", "La", "PA", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV")
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _DEPTHS = (8, 10, 12, 14, 16)  # bits of a sample that scanners, cameras and detectors deliver
-
-# Indices survive these alone: a GIF renumbers its colours, and a TIFF may hold JPEG data.
-_LOSSLESS_FORMATS = ("PNG", "TIFF", "BMP", "PPM", "TGA")
-_LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")
-
-# Pillow stretches grey of 2 and 4 bits to 0 .. 255, which is right for images and wrong for indices.
-_STRETCHED = {"L;2": 85, "L;4": 17}
-
-# EXIF orientation -> how the stored rows are turned for display.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# TIFF tags: number of the first, and the bands that each photometric interpretation names.
-_PHOTOMETRIC, _BANDS, _EXTRA_BANDS, _SAMPLE_FORMAT = 262, 277, 338, 339
-_COLOR_BANDS = {0: "grey", 1: "grey", 2: "red, green, blue", 3: "palette index", 4: "mask",
-                5: "cyan, magenta, yellow, black", 6: "Y, Cb, Cr", 8: "L, a, b"}  # fmt: skip
-_ALPHA = (1, 2)  # values of ExtraSamples
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How picture files are read.
-
-    Args:
-        value_range: (low, high) of pictures with more than 8 bits a sample, mapped to 0 .. 255. Without it, 16-bit grey
-            is scaled by the number of bits its largest value needs; floats and 32-bit integers are refused.
-        max_pixels: largest picture; None keeps Pillow's limit, 178,956,970 pixels.
-    """
-
-    value_range: tuple[float, float] | None = None
-    max_pixels: int | None = None
-
-
-DEFAULT_READING = ReadOptions()
 
 
 @dataclass(frozen=True)
@@ -82,16 +45,21 @@ class Header:
         return (self.size[1], self.size[0]) if self.orientation >= 5 else self.size
 
 
-def read_header(path: Path, options: ReadOptions = DEFAULT_READING, *, label: bool = False) -> Header:
-    """The header of an image or label file.
+def read_header(
+    path: Path, options: ReadOptions = DEFAULT_READING, *, label: bool = False, colors: bool = False
+) -> Header:
+    """The header of an image file, or of a label file of indices or `colors`.
 
     Raises:
         DatasetError: no such file, no picture, more pixels than allowed, or a kind of picture that `read_image` (or
             `read_label`) refuses.
     """
-    with _opened(path, options) as picture:
-        (_check_label if label else _check_image)(path, picture)
-        orientation = _orientation(picture)
+    with opened(path, options) as picture:
+        if label:
+            check_label(path, picture, colors=colors)
+        else:
+            _check_image(path, picture)
+        orientation = exif_orientation(picture)
         turned = orientation >= 5 and picture.format != "TIFF"  # Pillow has turned the size of a TIFF
         size = (picture.height, picture.width) if turned else picture.size
         header = Header(size, picture.mode, str(picture.format), orientation)
@@ -107,10 +75,10 @@ def read_image(path: Path, options: ReadOptions = DEFAULT_READING) -> Tensor:
         DatasetError: the file is missing or corrupt, exceeds `options.max_pixels`, has bands that are neither colours
             nor alpha, or holds values whose range is not known.
     """
-    with _opened(path, options) as picture:
+    with opened(path, options) as picture:
         _check_image(path, picture)
         coded = str(picture.tile[0][3]) if picture.tile else ""
-        stored = _decoded(path, picture)
+        stored = decoded(path, picture)
         if stored.mode in _DEEP_MODES:
             grey = _to_8_bits(path, np.asarray(stored), str(picture.format), stored.mode, options.value_range)
             array = np.repeat(grey[..., None], 3, axis=2)
@@ -126,131 +94,12 @@ def read_image(path: Path, options: ReadOptions = DEFAULT_READING) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def read_label(path: Path, table: np.ndarray, options: ReadOptions = DEFAULT_READING) -> Tensor:
-    """A label file as uint8 [H, W] of train ids. The indices of paletted files are read, not their colours.
-
-    Raises:
-        DatasetError: missing or corrupt file, a format with losses, several channels, or a value that `table` marks
-            INVALID.
-    """
-    with _opened(path, options) as picture:
-        _check_label(path, picture)
-        stretch = _STRETCHED.get(_raw_mode(picture), 1)
-        values = np.array(_decoded(path, picture))
-
-    if values.dtype != np.uint8:  # 1- and 16-bit files, whose values may fit
-        outside = values[(values > 255) | (values < 0)] if values.dtype != bool else values[:0]
-        if outside.size:
-            raise DatasetError(f"{path}: label value {outside.flat[0]} does not fit 8 bits; save class indices")
-        values = values.astype(np.uint8)
-
-    values = values // stretch
-    train_ids = table[values]
-    if train_ids.min(initial=0) == INVALID:
-        wrong = np.unique(values[train_ids == INVALID])
-        raise DatasetError(
-            f"{path}: label value {', '.join(map(str, wrong[:5]))} is outside the classes; "
-            f"allowed are {_ranges(np.flatnonzero(table != INVALID))}; correct the file or the classes"
-        )
-    return torch.from_numpy(train_ids.astype(np.uint8))
-
-
-def _opened(path: Path, options: ReadOptions) -> Any:
-    """The file with its header read."""
-    if options.max_pixels is not None:
-        # Pillow warns from its limit on and refuses from twice as many; every process that reads sets it anew.
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, -(-options.max_pixels // 2))
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: not found; it was there when the data set was opened") from None
-    except Image.DecompressionBombError as error:
-        raise DatasetError(
-            f"{path}: {str(error).split(',')[0]}; if the file can be trusted, raise the limit with data.max_pixels "
-            "(predict: --max-pixels)"
-        ) from error
-    except _DECODE_ERRORS as error:
-        raise _corrupt(path, error) from error
-
-
-def _decoded(path: Path, picture: Any) -> Any:
-    """The picture decoded to its last row (opening alone misses truncation), its rows turned for display."""
-    try:
-        picture.load()
-        if picture.format == "PNG":  # decoding does not compare the checksums of the pixels
-            with Image.open(path) as file:
-                file.verify()
-        turn = _TURNS.get(_orientation(picture))  # Pillow has turned TIFFs, and removed their tag
-        return picture if turn is None else picture.transpose(turn)
-    except _DECODE_ERRORS as error:
-        raise _corrupt(path, error) from error
-
-
-def _corrupt(path: Path, error: Exception) -> DatasetError:
-    return DatasetError(
-        f"{path}: corrupt or no picture that Pillow can read ({error}); fetch the file again or remove the pair"
-    )
-
-
-def _orientation(picture: Any) -> int:
-    """EXIF orientation 1 .. 8; 1 where the file has none, or metadata that cannot be read (as viewers do)."""
-    try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DECODE_ERRORS:
-        return 1
-    return value if value in _TURNS else 1
-
-
-def _raw_mode(picture: Any) -> str:
-    """How Pillow's decoder finds the samples in the file, as in "L;4"."""
-    args = picture.tile[0][3] if picture.tile else ""
-    return str(args[0] if isinstance(args, tuple) and args else args)
-
-
 def _check_image(path: Path, picture: Any) -> None:
-    tags = _check_bands(path, picture)
+    tags = check_bands(path, picture)
     if picture.mode not in (*_COLOR_MODES, *_DEEP_MODES):
         raise DatasetError(f"{path}: mode {picture.mode} cannot be read as RGB; save the picture as 8-bit RGB")
-    if picture.mode in _DEEP_MODES and tags.get(_PHOTOMETRIC) == 0:
+    if picture.mode in _DEEP_MODES and tags.get(PHOTOMETRIC) == 0:
         raise DatasetError(f"{path}: a TIFF of mode {picture.mode} in which 0 is white; save it with 0 as black")
-
-
-def _check_label(path: Path, picture: Any) -> None:
-    compression = picture.info.get("compression", "raw") if picture.format == "TIFF" else "raw"
-    if picture.format not in _LOSSLESS_FORMATS or compression in _LOSSY_TIFF:
-        kind = picture.format if compression == "raw" else f"{picture.format} with {compression} compression"
-        raise DatasetError(
-            f"{path}: a label map in {kind}, which does not keep class indices; write the label as PNG, from its source"
-        )
-    tags = _check_bands(path, picture)
-    if picture.mode not in ("L", "P", "1", *_DEEP_MODES) or picture.mode == "F":
-        raise DatasetError(
-            f"{path}: label has mode {picture.mode}, expected one channel of class indices; "
-            "save it as an 8-bit grey or paletted PNG (a colour picture of the classes is no label)"
-        )
-    if tags.get(_PHOTOMETRIC) == 0 or (picture.format == "PPM" and picture.tile[0][0] != "raw"):
-        raise DatasetError(
-            f"{path}: a {picture.format} whose values are scaled or inverted for display; save it as PNG"
-        )
-
-
-def _check_bands(path: Path, picture: Any) -> dict[int, Any]:
-    """The tags of a TIFF ({} for other files), after a check that every band is a colour or declared as alpha."""
-    if picture.format != "TIFF":
-        return {}
-    tags: dict[int, Any] = picture.tag_v2
-    colors = _COLOR_BANDS.get(tags.get(_PHOTOMETRIC, 1), "grey")
-    declared = tuple(tags.get(_EXTRA_BANDS, ()))
-    extra = tags.get(_BANDS, 1) - len(colors.split(", "))
-    if extra > 0 and not (extra == 1 and len(declared) == 1 and declared[0] in _ALPHA):
-        raise DatasetError(
-            f"{path}: a TIFF of {tags[_BANDS]} bands: {colors}, and {extra} not declared as alpha "
-            f"(ExtraSamples: {', '.join(map(str, declared)) or 'missing'}); keep only the bands that the network reads"
-        )
-    if picture.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 2:
-        raise DatasetError(f"{path}: a TIFF of signed 8-bit values; save it with unsigned ones")
-    return tags
 
 
 def _to_8_bits(
@@ -274,9 +123,3 @@ def _to_8_bits(
     scaled: np.ndarray = values.astype(np.float32) if sixteen_bits else values.astype(np.float64)
     scaled = (scaled - low) * (255 / (high - low))
     return np.rint(scaled).clip(0, 255).astype(np.uint8)
-
-
-def _ranges(values: np.ndarray) -> str:
-    """[0, 1, 2, 11, 255] -> '0..2, 11, 255'."""
-    runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
-    return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -5,7 +5,7 @@ A data set is a row of DATASETS, not a reader: `find_samples` walks any of the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from pspnet_fast.data.classes import (
     label_table,
 )
 from pspnet_fast.data.files import read_lines, walk_files
+from pspnet_fast.data.labels import LabelTable
 from pspnet_fast.data.reading import IMAGE_SUFFIXES
 
 
@@ -43,15 +44,15 @@ class Layout:
         labels: the same for the labels; an image and its label share the path below these, up to the suffixes.
         image_suffixes: what is cut off an image's path to get the name it shares with its label.
         label_suffix: the same for the label.
-        table: 256 entries from a label file's values to train ids (see `label_table`).
+        table: from a label file's values to train ids: see `label_table`, or a `ColorTable`.
         split_file: a text file under the root, with {split}, that lists the names of a split, one a line.
             Without it the split is whatever the folders hold.
-        splits: names of the splits on disk, by the name that the user gives.
+        splits: names of the splits on disk, by the name that the user gives; empty: every split has its own name.
     """
 
     images: str
     labels: str
-    table: np.ndarray
+    table: LabelTable
     image_suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     label_suffix: str = ".png"
     split_file: str | None = None
@@ -59,7 +60,8 @@ class Layout:
 
     def folders(self, root: Path, split: str) -> tuple[Path, Path]:
         """The folders of the images and of the labels of a split."""
-        return root / self.images.format(split=self.splits[split]), root / self.labels.format(split=self.splits[split])
+        name = self.splits.get(split, split)
+        return root / self.images.format(split=name), root / self.labels.format(split=name)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class DatasetSource:
     Args:
         info: classes and colours; None where the user names the classes (list files).
         layouts: the layouts that the data set comes in; the one with the most labels on disk is read. None at all
-            means that a list file names the samples.
+            where the user says where the samples are.
         subfolders: where under the given root the data set may lie, as its archive unpacks.
         origin: where to get it, for error messages.
     """
@@ -147,10 +149,11 @@ DATASETS: dict[str, DatasetSource] = {
         subfolders=("", "VOC2012", "VOCdevkit/VOC2012"),
     ),
     "list": DatasetSource(None, (), origin="give list_file= a text file of 'image label' lines and classes="),
+    "folder": DatasetSource(None, (), origin="say where its images and labels lie: pspnet-fast init FOLDER does"),
 }
 
 
-def find_samples(source: DatasetSource, root: Path, split: str) -> tuple[list[Sample], np.ndarray]:
+def find_samples(source: DatasetSource, root: Path, split: str) -> tuple[list[Sample], LabelTable]:
     """All samples of a split in the order of their names, and the table of their label values.
 
     Raises:
@@ -158,7 +161,7 @@ def find_samples(source: DatasetSource, root: Path, split: str) -> tuple[list[Sa
             image, two images of one name, or no image at all.
     """
     layouts, name = source.layouts, source.info.name if source.info else "list"
-    if split not in layouts[0].splits:
+    if layouts[0].splits and split not in layouts[0].splits:
         raise DatasetError(f"{name}: split '{split}' does not exist; choose from {', '.join(layouts[0].splits)}")
     places = {root / sub: layouts[0].folders(root / sub, split)[0] for sub in source.subfolders}
     base = next((base for base, image_dir in places.items() if image_dir.is_dir()), None)
@@ -169,7 +172,8 @@ def find_samples(source: DatasetSource, root: Path, split: str) -> tuple[list[Sa
     # Cityscapes ships labelIds and many have made labelTrainIds too: read the more complete, in doubt the first.
     layout = max(layouts, key=lambda layout: len(_files(layout.folders(base, split)[1], (layout.label_suffix,))))
     image_dir, label_dir = layout.folders(base, split)
-    images, labels = _files(image_dir, layout.image_suffixes), _files(label_dir, (layout.label_suffix,))
+    labels = _files(label_dir, (layout.label_suffix,))
+    images = _files(image_dir, layout.image_suffixes, besides=labels.values())
     if not images:
         suffixes = " ".join(layout.image_suffixes)
         raise DatasetError(f"{image_dir}: no image ({suffixes}) for split '{split}' of {name}; {source.origin}")
@@ -194,14 +198,15 @@ def find_samples(source: DatasetSource, root: Path, split: str) -> tuple[list[Sa
     return [Sample(images[name], None if unlabelled else labels[name]) for name in names], layout.table
 
 
-def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+def _files(folder: Path, suffixes: Sequence[str], besides: Iterable[Path] = ()) -> dict[str, Path]:
     """Files below a folder by the name they share with their partner: the relative path without the suffix."""
     found: dict[str, Path] = {}
+    besides = set(besides)
 
     for path in walk_files(folder) if folder.is_dir() else ():
         relative = path.relative_to(folder).as_posix()
         suffix = next((suffix for suffix in suffixes if relative.lower().endswith(suffix.lower())), None)
-        if suffix is None:
+        if suffix is None or path in besides:
             continue
         name = relative[: -len(suffix)]
         if name in found:

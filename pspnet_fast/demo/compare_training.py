@@ -38,6 +38,7 @@ from torch.utils.data import Subset
 from pspnet_fast.engine import ConfigError, TrainConfig, config_from_dict, dump_config, load_config
 from pspnet_fast.engine.distributed import World, join_world
 from pspnet_fast.engine.evaluate import eval_loader, evaluate_loader
+from pspnet_fast.engine.run_data import RunData
 from pspnet_fast.engine.train import Trainer, chosen_backend
 from pspnet_fast.machine import peak_memory
 
@@ -222,6 +223,7 @@ class _ObedientTrainer(Trainer):
 
     def miou(self) -> float:
         """Of images at even distances through the validation split, each at its full size."""
+        assert self.val_loader is not None
         whole = self.val_loader.dataset
         size = len(whole)  # type: ignore[arg-type]
         count = min(self.options["val_images"], size)
@@ -253,7 +255,9 @@ def main(arguments: Sequence[str]) -> None:
     """One run (see the module's docstring)."""
     config = load_config(arguments[0])
     with join_world(config.run.device) as world, chosen_backend(config.run.backend):
-        trainer = _ObedientTrainer(config, Path(str(config.run.folder)), world, resume=False, started=time.monotonic())
+        folder = Path(str(config.run.folder))
+        data = RunData.of_configuration(config, folder, world)
+        trainer = _ObedientTrainer(config, data, folder, world, resume=False, started=time.monotonic())
         trainer.prepare(json.loads(arguments[1]))
         try:
             trainer.run()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pspnet_fast.data import DatasetInfo, SegmentationDataset, count_pixels
+from pspnet_fast.data import DatasetInfo, count_pixels
 
 from .config import DataConfig, OptimConfig
 from .distributed import World
 from .errors import ConfigError
+
+Labelled = Any  # a data set with info and read_label(index), as SegmentationDataset and PreparedDataset
 
 
 @dataclass(frozen=True)
@@ -21,29 +24,36 @@ class PixelCounts:
 
     info: DatasetInfo
     train: Tensor
-    val: Tensor
+    val: Tensor | None  # without validation
 
     @classmethod
-    def of(cls, train: SegmentationDataset, val: SegmentationDataset, world: World, workers: int) -> PixelCounts:
+    def of(cls, train: Labelled, val: Labelled | None, world: World, workers: int) -> PixelCounts:
         """Read every label; the processes share the reading."""
-        counts = (count_pixels(split, workers=workers, rank=world.rank, ranks=world.size) for split in (train, val))
-        return cls(train.info, *map(world.sum, counts))  # CPU tensors: gloo
+        splits = [train] if val is None else [train, val]
+        counts = [count_pixels(split, workers=workers, rank=world.rank, ranks=world.size) for split in splits]
+        sums = list(map(world.sum, counts))  # CPU tensors: gloo
+        return cls(train.info, sums[0], None if val is None else sums[1])
+
+    @property
+    def splits(self) -> dict[str, Tensor]:
+        """The counts of each split that there is."""
+        return {"training": self.train} | ({} if self.val is None else {"validation": self.val})
 
     def absent(self, counts: Tensor) -> list[str]:
         """The classes without a pixel in ``counts``."""
         return [name for name, count in zip(self.info.classes, counts.tolist(), strict=False) if count == 0]
 
-    def check(self, data: DataConfig, images: tuple[int, int]) -> None:
+    def check(self, data: DataConfig, images: Sequence[int]) -> None:
         """Raise :class:`ConfigError` for labels that cannot train or validate; ``images`` of each split.
 
-        A class without a training pixel is an error where the classes are the user's own (data set "list"), or where
-        at most one class is left.
+        A class without a training pixel is an error where the classes are the user's own, or where at most one class
+        is left.
         """
-        splits = (data.train_split, data.val_split)
-        for split, number, counts in zip(splits, images, (self.train, self.val), strict=True):
+        names = (data.train_split, str(data.val_split))
+        for split, number, counts in zip(names, images, self.splits.values(), strict=False):
             require_labels(self.info, split, number, int(counts[: self.info.num_classes].sum()))
         absent = self.absent(self.train)
-        own_classes = data.name == "list" and not data.allow_absent_classes
+        own_classes = data.own is not None and not data.allow_absent_classes
         if not absent or (not own_classes and len(absent) < self.info.num_classes - 1):
             return
         ignored = 100 * float(self.train[255] / self.train.sum())
@@ -61,15 +71,16 @@ class PixelCounts:
         """A line a class, and a warning for each class without a pixel in a split."""
         ids = [*range(self.info.num_classes), 255]
         names = [*self.info.classes, "left out (255)"]
-        columns = [_column(counts, ids) for counts in (self.train, self.val)]
+        columns = [[split, *_column(counts, ids)] for split, counts in self.splits.items()]
+        names.insert(0, "pixels of each class")
         width = max(map(len, names))
-        lines = [f"{'pixels of each class':<{width}}  {'training':>22}  {'validation':>22}"]
-        lines += [f"{name:<{width}}  {a:>22}  {b:>22}" for name, a, b in zip(names, *columns, strict=True)]
-        for split, counts, effect in (
-            ("training", self.train, "the network cannot learn it"),
-            ("validation", self.val, "its IoU is not measured"),
-        ):
-            lines += [f"warning: no {split} pixel has class {name!r}: {effect}" for name in self.absent(counts)]
+        lines = [
+            f"{name:<{width}}" + "".join(f"  {cell:>22}" for cell in row)
+            for name, *row in zip(names, *columns, strict=True)
+        ]
+        effects = {"training": "the network cannot learn it", "validation": "its IoU is not measured"}
+        for split, counts in self.splits.items():
+            lines += [f"warning: no {split} pixel has class {name!r}: {effects[split]}" for name in self.absent(counts)]
         return "\n".join(lines)
 
 
@@ -82,23 +93,26 @@ def require_labels(info: DatasetInfo, split: str, images: int, labelled: int) ->
         )
 
 
-def training_class_weights(options: OptimConfig, info: DatasetInfo, counts: Tensor) -> Tensor | None:
+def training_class_weights(options: OptimConfig, info: DatasetInfo, counts: Tensor | None) -> Tensor | None:
     """The loss's weight of each class, float32 [C], or ``None`` for equal weights; ``counts`` of the training pixels.
+
+    Without counts, "frequency" is not possible, and a list is not compared with the classes that occur.
 
     Raises:
         ConfigError: a list of the wrong length, or one that leaves no training pixel a weight.
     """
     if options.class_weights == "none":
         return None
-    counts = counts[: info.num_classes]
+    counts = None if counts is None else counts[: info.num_classes]
     if options.class_weights == "frequency":
+        assert counts is not None
         return median_frequency_weights(counts, options.class_weight_power)
     if len(options.class_weights) != info.num_classes:
         raise ConfigError(
             f"optim.class_weights has {len(options.class_weights)} entries, {info.name} has {info.num_classes} classes"
         )
     weights = torch.tensor(options.class_weights, dtype=torch.float32)
-    if not weights[counts > 0].any():
+    if counts is not None and not weights[counts > 0].any():
         raise ConfigError(f"optim.class_weights = {list(options.class_weights)} is 0 for every class with a pixel")
     return weights
 

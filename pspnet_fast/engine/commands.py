@@ -15,7 +15,7 @@ from pspnet_fast import __version__
 from pspnet_fast.data import DatasetInfo
 from pspnet_fast.files import check_writable, replacing
 
-from . import data_commands
+from . import data_commands, init_command
 from .class_weights import require_labels
 from .config_io import load_config, ready_configs
 from .console import (
@@ -32,13 +32,15 @@ from .console import (
     Root,
     Scales,
     as_overrides,
+    data_changes,
     framed,
     inference_changes,
+    is_file_of_data,
     load_for_inference,
     say,
     warn,
 )
-from .datasets import open_split
+from .datasets import open_split, read_split
 from .distributed import join_world
 from .errors import ConfigError
 from .evaluate import evaluate as evaluate_model
@@ -98,7 +100,7 @@ def train(
     if config is not None and "=" in config:  # an override where CONFIG was left out
         changes = [config, *changes]
         config = None
-    changes += as_overrides({"data.name": data, "data.root": root, "run.folder": folder})
+    changes += data_changes(data) + as_overrides({"data.root": root, "run.folder": folder})
     changes += as_overrides({"run.device": device, "run.backend": backend, "run.amp": amp})
     source = _config_source(config, data, folder, resume)
     result = train_model(load_config(source, changes), resume=resume, name=Path(source).stem)
@@ -106,6 +108,8 @@ def train(
         Console().print(result.metrics.table(f"{result.folder}: step {result.step}, {result.minutes:.1f} minutes"))
         say(f"{result.images_per_second:.1f} images/s, peak memory {result.peak_memory / 2**20:.0f} MB")
         say(f"best.pt (mIoU {100 * result.best_miou:.2f}) and last.pt are in {result.folder}")
+    elif _is_main():
+        say(f"last.pt is in {result.folder}")
 
 
 @app.command()
@@ -126,21 +130,21 @@ def evaluate(
     save: Annotated[Path | None, typer.Option("--json", help="Write metrics and confusion matrix here.")] = None,
 ) -> None:
     """Print mIoU, mAcc, pixel accuracy and the table of classes."""
-    changes = list(overrides or []) + as_overrides({"data.name": data, "data.root": root, "data.val_split": split})
+    changes = list(overrides or []) + data_changes(data) + as_overrides({"data.root": root, "data.val_split": split})
     changes += inference_changes(scales, flip, crop, device, backend, amp)
     if save is not None:
         check_writable(save)
     trained, options = load_for_inference(checkpoint, config, changes)
-    if split is not None and options.data.name == "list":
+    if split is not None and options.data.name == "list" and not options.data.val_fraction:
         raise ConfigError("--split has no effect with data.name=list: name the list file, with data.val_list=FILE")
     with join_world(options.run.device) as world, chosen_backend(options.run.backend):
-        dataset = open_split(options.data, options.data.val_split)
+        dataset = open_split(options.data, options.data.val_split, held_out=read_split(checkpoint.parent))
         if trained is None:
             trained = load_trained(checkpoint, config=options, info=dataset.info)
         check_classes(checkpoint, trained.info, dataset.info)
         if world.is_main:
             _warn_of_other_classes(checkpoint, trained.info, dataset.info)
-        split = options.data.val_split
+        split = str(options.data.val_split)
         require_labels(dataset.info, split, len(dataset), sum(sample.label is not None for sample in dataset.samples))
         model = trained.model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         metrics = evaluate_model(
@@ -154,6 +158,7 @@ def evaluate(
                     file.write(json.dumps(metrics.to_dict(), indent=1) + "\n")
 
 
+app.command()(framed(init_command.init))
 app.command()(framed(data_commands.predict))
 app.command()(framed(data_commands.check))
 app.command()(framed(data_commands.scenes))
@@ -179,6 +184,8 @@ def _config_source(config: str | None, data: str | None, folder: Path | None, re
         raise no_run_named()
     if data in DEFAULT_CONFIGS:
         return DEFAULT_CONFIGS[data]
+    if data is not None and is_file_of_data(data):
+        return data
     raise ConfigError(
         f"name a configuration ({', '.join(ready_configs())}, or a YAML file), "
         f"or one of --data {', '.join(DEFAULT_CONFIGS)}" + (f"; --data {data} alone stands for none" if data else "")

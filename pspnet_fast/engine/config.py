@@ -13,9 +13,23 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
+from pspnet_fast.data import IMAGE_SUFFIXES, OwnLabels
+from pspnet_fast.data.own import parse_color
 from pspnet_fast.reference import DEFAULT_AUX_WEIGHT
 
 from .errors import ConfigError
+
+
+def _whole(value: Any) -> Any:
+    """JSON has whole numbers as text in the place of keys."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _color(value: Any) -> Any:
+    try:
+        return parse_color(value)
+    except ValueError as error:
+        raise ValueError("should have colours as #rrggbb or three numbers from 0 to 255") from error
 
 
 def _number(value: Any) -> Any:
@@ -37,6 +51,7 @@ File = Annotated[str, AfterValidator(os.path.expanduser)]
 # Strict(False) accepts YAML's lists as tuples; it does not reach the entries.
 Pair = Annotated[tuple[T, T], Strict(False)]
 Triple = Annotated[tuple[T, T, T], Strict(False)]
+Rgb = Annotated[tuple[int, int, int], BeforeValidator(_color)]
 OneOrMore = Annotated[tuple[T, ...], Strict(False), Field(min_length=1)]
 Size = Count | Pair[Count]
 Amp = Literal["none", "bf16", "fp16"]
@@ -52,11 +67,23 @@ class DataConfig(Section):
     name: str = "camvid"  # a key of pspnet_fast.data.DATASETS
     root: File | None = None
     train_split: str = "train"
-    val_split: str = "val"
-    train_list: File | None = None  # semseg list files, for name: list
+    val_split: str | None = "val"  # none = no validation
+    # Of name: list, and folder. What the labels mean is in pspnet_fast.data.OwnLabels.
+    train_list: File | None = None  # of list: semseg list files
     val_list: File | None = None
-    classes: Annotated[int, Field(ge=2, le=254)] | None = None  # for name: list
-    allow_absent_classes: bool = False  # for name: list; train although a class has no training pixel
+    image_folder: str = "images/{split}"  # of folder, below the root; without {split}, see val_fraction
+    label_folder: str = "labels/{split}"
+    image_suffixes: OneOrMore[str] = IMAGE_SUFFIXES  # what an image's name has instead of the label's suffix
+    label_suffix: str = ".png"
+    val_fraction: Annotated[Real, Field(ge=0, lt=1)] = 0.0  # held out of the training images for validation
+    split_seed: CountOrZero = 0
+    classes: Annotated[int, Field(ge=2, le=254)] | OneOrMore[str] | dict[str, Rgb] | None = None
+    labels: Literal["indices", "colors"] = "indices"
+    values: dict[Annotated[int | str, BeforeValidator(_whole)], int | str] = Field(default_factory=dict)
+    ignore_value: Annotated[int, Field(ge=0, lt=65536)] | None = 255
+    reduce_zero_label: bool = False
+    unknown_labels: Literal["error", "ignore"] = "error"
+    allow_absent_classes: bool = False  # train although a class has no training pixel
     crop: Size = 473
     scale: Pair[Positive] = (0.5, 2.0)
     rotate: Annotated[Real, Field(ge=0, le=180)] = 10.0  # degrees either way
@@ -68,8 +95,28 @@ class DataConfig(Section):
     max_pixels: Count | None = None  # of a picture file; none = Pillow's limit
     workers: CountOrZero = 4  # loader processes for each training process
 
+    @property
+    def own(self) -> OwnLabels | None:
+        """Classes and labels of one's own data, where those are described."""
+        if self.classes is None:
+            return None
+        return OwnLabels(
+            self.classes, self.labels, self.values, self.ignore_value, self.reduce_zero_label, self.unknown_labels
+        )
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation images."""
+        without = {"list": self.val_list is None, "folder": "{split}" not in self.image_folder}
+        return self.val_split is not None and (self.val_fraction > 0 or not without.get(self.name, False))
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        if self.own is not None:
+            try:
+                self.own.table()
+            except ValueError as error:
+                raise ValueError(f"data.{error}") from error
         if max(*self.mean, *self.std) > 1:
             raise ValueError(
                 f"data.mean = {list(self.mean)} and data.std = {list(self.std)} are of pixel values from 0 to 1: "

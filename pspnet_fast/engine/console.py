@@ -31,7 +31,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
-Data = Annotated[str | None, typer.Option(help=f"Data set: {', '.join(DATASETS)}.")]
+Data = Annotated[str | None, typer.Option(help=f"Data set: {', '.join(DATASETS)}, or a YAML file that describes it.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[str | None, typer.Option(help="Operators: auto, reference (plain PyTorch), cpu, triton or cuda.")]
 Amp = Annotated[str | None, typer.Option(help="Mixed precision: none, bf16 or fp16.")]
@@ -137,6 +137,20 @@ def inference_changes(
     }
     changes = as_overrides({**options, "run.device": device, "run.backend": backend, "run.amp": amp})
     return [*changes, "eval.crop=null"] if crop == 0 else changes
+
+
+def is_file_of_data(data: str) -> bool:
+    """Whether ``--data`` is the path of a configuration, of which the section data is meant."""
+    return data.lower().endswith((".yaml", ".yml"))
+
+
+def data_changes(data: str | None) -> list[str]:
+    """Overrides from ``--data``: the name of a data set, or all that a file says of its data."""
+    if data is None or not is_file_of_data(data):
+        return as_overrides({"data.name": data})
+    described = load_config(data, ["run.max_steps=1"]).data  # a configuration needs a length; nothing is trained
+    tree = described.model_dump(mode="json", exclude_unset=True)
+    return [f"data.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in tree.items()]
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pspnet_fast.data import DATASETS, DatasetError, SegmentationDataset, write_scenes
+from pspnet_fast.data import DatasetError, SegmentationDataset, write_scenes
 from pspnet_fast.data.check import Report, check_dataset, list_problems
 from pspnet_fast.data.classes import IGNORE
 
@@ -31,11 +31,12 @@ from .console import (
     Root,
     Scales,
     as_overrides,
+    data_changes,
     inference_changes,
     load_for_inference,
     say,
 )
-from .datasets import open_split, read_options
+from .datasets import dataset_info, open_split, read_options
 from .distributed import join_world
 from .errors import ConfigError
 from .models import load_trained
@@ -69,8 +70,7 @@ def predict(
     changes += [] if max_pixels is None else [f"data.max_pixels={max_pixels}"]
     trained, options = load_for_inference(checkpoint, config, changes)
     if trained is None:
-        info = DATASETS[options.data.name].info if options.data.name in DATASETS else None
-        trained = load_trained(checkpoint, config=options, info=info)
+        trained = load_trained(checkpoint, config=options, info=dataset_info(options.data))
     with join_world(options.run.device) as world, chosen_backend(options.run.backend):
         trained.model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         try:
@@ -102,10 +102,12 @@ def check(
     config: Annotated[str | None, typer.Option(help="A YAML file that names the data set.")] = None,
 ) -> None:
     """Read every label of a data set: files that cannot be used, sizes, and pixels of each class."""
-    changes = list(overrides or []) + as_overrides({"data.name": data, "data.root": root})
+    changes = list(overrides or []) + data_changes(data) + as_overrides({"data.root": root})
     tree = {"run": {"max_steps": 1}}  # a configuration needs a length; nothing is trained
     options = (config_from_dict(tree, changes) if config is None else load_config(config, changes)).data
-    splits = [options.train_split, options.val_split] if split is None else [split]
+    splits = [split] if split is not None else [options.train_split]
+    if split is None and options.validates:
+        splits.append(str(options.val_split))
     problems, count = [], 0
     for name in splits:
         dataset = open_split(options, name, training=name == options.train_split)
@@ -123,6 +125,10 @@ def check(
             ]
             more = f", and {len(found) - 8} more" if len(found) > 8 else ""
             say(f"{what}: {', '.join(found[:8])}{more}")
+        if report.unknown:
+            listed = ", ".join(f"{value} ({pixels} pixels)" for value, pixels in report.unknown.most_common(20))
+            more = f", and {len(report.unknown) - 20} more" if len(report.unknown) > 20 else ""
+            say(f"values that are no class: {listed}{more}")
         problems += report.problems
         count += len(dataset)
     if problems:

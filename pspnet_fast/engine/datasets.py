@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+
+import yaml
+
 from pspnet_fast.data import (
+    DATASETS,
     DatasetError,
+    DatasetInfo,
+    Layout,
     ReadOptions,
     SegmentationDataset,
+    SegmentationTransform,
     eval_transform,
     open_dataset,
     train_transform,
 )
+from pspnet_fast.data.own import sample_names
+from pspnet_fast.files import replacing
 
 from .config import DataConfig
 from .errors import ConfigError
+
+OWN = ("list", "folder")  # data sets whose classes the configuration tells
+WRITTEN_SPLIT = "split.yaml"  # in the run's folder
 
 
 def read_options(data: DataConfig) -> ReadOptions:
@@ -20,36 +34,63 @@ def read_options(data: DataConfig) -> ReadOptions:
     return ReadOptions(value_range=data.value_range, max_pixels=data.max_pixels)
 
 
-def open_split(data: DataConfig, split: str, *, training: bool = False) -> SegmentationDataset:
-    """The training or validation images of a configuration, with their transform."""
+def training_transform(data: DataConfig) -> SegmentationTransform:
+    """The augmentation of a configuration."""
+    return train_transform(
+        data.crop,
+        scale=data.scale,
+        rotate=data.rotate,
+        blur=data.blur,
+        flip=data.flip,
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def dataset_info(data: DataConfig) -> DatasetInfo | None:
+    """The classes of a configuration's data set, without its files."""
+    if data.own is not None:
+        return data.own.info(data.name)
+    return DATASETS[data.name].info if data.name in DATASETS else None
+
+
+def open_split(
+    data: DataConfig, split: str | None, *, training: bool = False, held_out: Collection[str] = ()
+) -> SegmentationDataset:
+    """The training or validation images of a configuration, with their transform.
+
+    Args:
+        held_out: the images of an automatic split's validation, where a run has written them down.
+    """
     if data.root is None:
         raise ConfigError("data.root is not set: say where the data set lies, with --root DIR or data.root=DIR")
-    list_file, key = (data.train_list, "train_list") if training else (data.val_list, "val_list")
-    for name, value in ((key, list_file), ("classes", data.classes)):
-        if data.name == "list" and value is None:
-            raise ConfigError(f"data.{name} is not set: data.name=list needs data.{key} and data.classes")
-        if data.name != "list" and value is not None:
-            raise ConfigError(f"data.{name} = {value} is for data.name=list, not for {data.name}: remove one of them")
-    if training:
-        transform = train_transform(
-            data.crop,
-            scale=data.scale,
-            rotate=data.rotate,
-            blur=data.blur,
-            flip=data.flip,
-            mean=data.mean,
-            std=data.std,
+    if split is None:
+        raise ConfigError("data.val_split = null: this configuration has no validation images; name a split (--split)")
+    automatic = data.name in OWN and data.val_fraction > 0
+    list_file, key = (data.train_list, "train_list") if training or automatic else (data.val_list, "val_list")
+    _check_keys(data, key, list_file)
+    own = data.own
+    layout = None
+    if data.name == "folder":
+        assert own is not None  # _check_keys
+        layout = Layout(
+            data.image_folder, data.label_folder, own.table(), data.image_suffixes, data.label_suffix, splits={}
         )
-    else:
-        transform = eval_transform(data.mean, data.std)
+    if automatic:
+        side = {data.train_split: "train", data.val_split: "val"}
+        split = side.get(split, split)
     try:
         return open_dataset(
             data.name,
             data.root,
             split,
-            transform=transform,
+            transform=training_transform(data) if training else eval_transform(data.mean, data.std),
             list_file=list_file,
-            classes=data.classes,
+            classes=own,
+            layout=layout,
+            val_fraction=data.val_fraction,
+            split_seed=data.split_seed,
+            held_out=held_out,
             reading=read_options(data),
         )
     except DatasetError as error:
@@ -58,3 +99,49 @@ def open_split(data: DataConfig, split: str, *, training: bool = False) -> Segme
         raise
     except ValueError as error:  # an argument, not the files
         raise ConfigError(f"data: {error}") from error
+
+
+def write_split(folder: Path, data: DataConfig, train: SegmentationDataset, val: SegmentationDataset) -> None:
+    """Record which images an automatic split holds out, in the run's folder; `read_split` reads them."""
+    root = Path(str(data.root)).expanduser()
+    names = {
+        "seed": data.split_seed,
+        "val": sample_names(val.samples, root),
+        "train": sample_names(train.samples, root),
+    }
+    with replacing(folder / WRITTEN_SPLIT) as file:
+        yaml.safe_dump(names, file, sort_keys=False, allow_unicode=True)
+
+
+def read_split(folder: Path) -> list[str]:
+    """The images that the run in the folder holds out, as it wrote them down; none where it did not."""
+    path = folder / WRITTEN_SPLIT
+    try:
+        return list(map(str, yaml.safe_load(path.read_text(encoding="utf-8"))["val"])) if path.is_file() else []
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not the split that a run wrote ({error}); restore it, or remove it") from error
+
+
+_OWNERS = {
+    **dict.fromkeys(("labels", "values", "ignore_value", "reduce_zero_label", "unknown_labels", "val_fraction"), OWN),
+    **dict.fromkeys(("image_folder", "label_folder", "image_suffixes", "label_suffix"), ("folder",)),
+}
+"""The data sets that read an option; others must leave it at its default."""
+
+
+def _check_keys(data: DataConfig, key: str, list_file: str | None) -> None:
+    """Raise ConfigError for keys of one's own data that are missing, or that belong to another data set."""
+    defaults = DataConfig()
+    for name, owners in {key: ("list",), "classes": OWN, **_OWNERS}.items():
+        value = list_file if name == key else getattr(data, name)
+        if data.name in owners and value is None and name in (key, "classes"):
+            raise ConfigError(f"data.{name} is not set: data.name={data.name} needs data.{name}")
+        if data.name not in owners and value != getattr(defaults, name):
+            raise ConfigError(
+                f"data.{name} = {value} is for data.name={' or '.join(owners)}, not for {data.name}: remove one of them"
+            )
+    if data.name == "folder" and "{split}" in data.image_folder and data.val_fraction:
+        raise ConfigError(
+            f"data.image_folder = {data.image_folder} has splits, and data.val_fraction makes another: remove "
+            "{split} from data.image_folder and data.label_folder, or set data.val_fraction=0"
+        )

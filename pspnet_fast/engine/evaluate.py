@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from pspnet_fast.data import DatasetInfo, SegmentationDataset
+from pspnet_fast.data import DatasetInfo
 from pspnet_fast.data.processes import start_loader_process
 
 from .config import Amp, EvalConfig
@@ -24,9 +24,10 @@ Pair = tuple[Tensor, Tensor]
 
 def evaluate(
     model: nn.Module,
-    dataset: SegmentationDataset,
+    dataset: Dataset[Any],
     options: EvalConfig,
     *,
+    info: DatasetInfo | None = None,
     amp: Amp = "none",
     workers: int = 0,
     world: World | None = None,
@@ -35,13 +36,15 @@ def evaluate(
 
     Args:
         model: a PSPNet on its device; its training mode is restored afterwards.
-        dataset: with the transform :func:`pspnet_fast.data.eval_transform`.
+        dataset: pairs of a normalised image float [3, H, W] and a label [H, W] of integers, such as a
+            ``SegmentationDataset`` with the transform :func:`pspnet_fast.data.eval_transform`.
+        info: the classes; ``dataset.info`` by default.
         world: the processes that share the work; each then returns the metrics of the whole data set.
     """
     device = next(model.parameters()).device
     world = world or World(device)
     loader = eval_loader(dataset, options, workers=workers, world=world)
-    return evaluate_loader(model, loader, dataset.info, options, amp=amp, world=world)
+    return evaluate_loader(model, loader, info or dataset.info, options, amp=amp, world=world)  # type: ignore[attr-defined]
 
 
 def eval_loader(dataset: Dataset[Any], options: EvalConfig, *, workers: int, world: World) -> DataLoader[Any]:

@@ -9,19 +9,20 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pspnet_fast import check_labels, use_backend
-from pspnet_fast.data import check_headers
+from pspnet_fast.data import DatasetInfo
 from pspnet_fast.machine import peak_memory
 
-from .class_weights import PixelCounts, training_class_weights
+from .class_weights import training_class_weights
 from .config import TrainConfig
 from .config_io import dump_config
-from .datasets import open_split
 from .distributed import World, join_world
 from .errors import DivergedError
 from .evaluate import eval_loader, evaluate_loader
@@ -29,11 +30,13 @@ from .inference import autocast
 from .metrics import Metrics
 from .pictures import validation_panels
 from .progress import Progress
+from .run_data import RunData
 from .run_folder import claimed, run_folder
 from .run_log import RunLog, draw_losses, remaining
 from .sampling import StepSampler, train_loader
 from .signals import StopRequest
 from .state import TrainingState
+from .step import add_gradients
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,23 @@ class TrainResult:
     peak_memory: int  # bytes
 
 
-def train(config: TrainConfig, *, resume: bool = False, name: str | None = None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    *,
+    dataset: Dataset[Any] | None = None,
+    val_dataset: Dataset[Any] | None = None,
+    info: DatasetInfo | None = None,
+    resume: bool = False,
+    name: str | None = None,
+) -> TrainResult:
     """Train a PSPNet; under torchrun, this process's share of it.
 
     Args:
         config: the options; checked first.
+        dataset, val_dataset: pairs (image, label) to train and validate on in the place of ``config.data``; without
+            the second nothing is validated. Images are uint8 [3, H, W] of any size, which get the augmentation of
+            ``config.data``, or float [3, h, w], normalised and of one size; labels are integers [H, W].
+        info: the classes of ``dataset``; by default its attribute ``info``, or those of ``config.data.classes``.
         resume: continue from ``last.pt`` in ``run.folder``, or start there if it is not written yet.
         name: for the folder ``runs/NAME-DATE`` where ``run.folder`` is not set; by default the data set's.
 
@@ -70,7 +85,12 @@ def train(config: TrainConfig, *, resume: bool = False, name: str | None = None)
         if world.is_main:
             tqdm.write(f"run folder: {folder}", file=sys.stderr)
         world.on_main(lambda: stack.enter_context(claimed(folder, resume=resume)))
-        trainer = Trainer(config, folder, world, resume=resume, started=started)
+        autocast(world.device, config.run.amp)  # refuses what the device cannot do before anything is read
+        if dataset is None:
+            data = RunData.of_configuration(config, folder, world)
+        else:
+            data = RunData.of_caller(config, dataset, val_dataset, info, world)
+        trainer = Trainer(config, data, folder, world, resume=resume, started=started)
         stack.callback(trainer.log.close)
         return trainer.run()
 
@@ -83,29 +103,25 @@ def chosen_backend(name: str) -> AbstractContextManager[object]:
 class Trainer:
     """One process's training run."""
 
-    def __init__(self, config: TrainConfig, folder: Path, world: World, *, resume: bool, started: float) -> None:
+    def __init__(
+        self, config: TrainConfig, data: RunData, folder: Path, world: World, *, resume: bool, started: float
+    ) -> None:
         self.config, self.folder, self.world = config, folder, world
         self.last = folder / "last.pt"
         self.metrics: Metrics | None = None
         self.pending: list[tuple[int, float, Tensor]] = []  # steps whose losses are still on the device
         self.stop = StopRequest(verbose=world.is_main)
-        autocast(world.device, config.run.amp)  # refuses what the device cannot do before anything is loaded
         torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
         torch.backends.cudnn.benchmark = not config.run.deterministic
 
-        train_set = open_split(config.data, config.data.train_split, training=True)
-        val_set = open_split(config.data, config.data.val_split)
-        world.on_main(lambda: check_headers(train_set))
-        world.on_main(lambda: check_headers(val_set))
-        self.info = train_set.info
-        pixels = PixelCounts.of(train_set, val_set, world, config.data.workers)
-        pixels.check(config.data, (len(train_set), len(val_set)))
-        weights = training_class_weights(config.optim, self.info, pixels.train)
+        self.info, train_set, val_set, pixels = data.info, data.train, data.val, data.pixels
+        weights = training_class_weights(config.optim, self.info, None if pixels is None else pixels.train)
         resumed = resume and self.last.exists()
         self.state = TrainingState(config, self.info, world, weights, load_weights=not resumed)
         before = self.state.restore(self.last) if resumed else 0.0
 
         step, size = self.state.step, config.optim.batch_size
+        self.first_step = step
         self.steps_per_epoch = max(1, len(train_set) // size)
         self.progress = Progress(config, world, self.steps_per_epoch, started=started, before=before)
         total = self.progress.total_steps
@@ -114,7 +130,7 @@ class Trainer:
         )
         workers = config.data.workers
         self.loader = train_loader(train_set, sampler, workers=workers, pin=world.device.type == "cuda")
-        self.val_loader = eval_loader(val_set, config.eval, workers=workers, world=world)
+        self.val_loader = None if val_set is None else eval_loader(val_set, config.eval, workers=workers, world=world)
 
         # The checkpoint comes before the records: a folder that holds records can always be resumed.
         world.on_main(lambda: dump_config(config, folder / "config.yaml"))
@@ -123,9 +139,10 @@ class Trainer:
         self.log = RunLog(folder, enabled=world.is_main, step=step, validated=self.state.validated, device=world.device)
         if resume:
             self.log.say(f"resuming at step {step}" if resumed else f"no {self.last} yet: starting from step 0")
-        self.log.say(pixels.table())
-        for note in self.state.notes:
+        for note in (*(() if pixels is None else (pixels.table(),)), *self.state.notes):
             self.log.say(note)
+        if val_set is None:
+            self.log.say("no validation images: last.pt is the result")
 
     def run(self) -> TrainResult:
         """Train to the end, validate, and leave ``last.pt`` and ``best.pt``."""
@@ -136,7 +153,7 @@ class Trainer:
             draw_losses(self.folder / "losses.csv", self.folder / "losses.png")
         if state.skipped:
             self.log.say(f"{state.skipped} batches (or parts of one) had no labelled pixel and were left out")
-        if self.metrics is None:
+        if state.step == self.first_step:
             self.log.say(f"the run has ended at step {state.step} before; a larger run.max_steps continues it")
         return TrainResult(
             folder=self.folder,
@@ -180,47 +197,12 @@ class Trainer:
             self._show_progress(elapsed)
 
     def _train_step(self, images: Tensor, labels: Tensor, progress: float) -> None:
-        """One optimizer step on this process's share of the batch, in ``optim.accumulate`` parts."""
-        state, options = self.state, self.config.optim
+        """One optimizer step on this process's share of the batch."""
+        state = self.state
         lr = state.schedule.apply(state.optimizer, state.step, progress)
-        parts = list(zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True))
-        labelled = [int((y != self.info.ignore_index).sum()) for _, y in parts]  # on the CPU, before the copy
-        sums = torch.zeros(5, device=self.world.device, dtype=torch.float64)
-        for i, (x, y) in enumerate(parts):
-            # The share of the labelled pixels: then the parts' mean losses add up to the mean over the whole batch.
-            weight = labelled[i] / max(1, sum(labelled))
-            if labelled[i] == 0:
-                # Its mean loss would be 0/0. One made-up pixel keeps it finite, weight 0 keeps it out of every
-                # gradient, and forward and backward still run, as other ranks wait for them.
-                y = y.clone()
-                y[0, 0, 0] = 0
-                state.skipped += 1
-            with self._no_sync(more=i + 1 < len(parts)):
-                sums += self._part(x, y, weight)
+        sums = add_gradients(state, images, labels)
         state.update()
         self.pending.append((state.step, lr, sums))
-
-    def _part(self, images: Tensor, labels: Tensor, weight: float) -> Tensor:
-        """Add a part's gradients; float64 [5]: its weighted total, main and aux loss, right and labelled pixels."""
-        device, config = self.world.device, self.config
-        x = images.to(device, non_blocking=True).contiguous(memory_format=self.state.layout)
-        y = labels.to(device, non_blocking=True)
-        every = 8 // config.model.zoom_factor  # labels at the resolution of the output
-        y = y[:, ::every, ::every].contiguous()
-        with autocast(device, config.run.amp):
-            prediction, main, aux = self.state.forward(x, y)
-            loss = main + config.optim.aux_weight * aux
-        self.state.scaler.scale(loss * weight).backward()
-        with torch.no_grad():
-            valid = y != self.info.ignore_index
-            hits = ((prediction == y) & valid).sum()
-            terms = (weight * loss, weight * main, weight * aux, hits, valid.sum())
-            return torch.stack([term.double() for term in terms])
-
-    def _no_sync(self, *, more: bool) -> AbstractContextManager[object]:
-        """Gradients travel between the ranks with the last part of a batch only."""
-        parallel = self.state.parallel
-        return nullcontext() if parallel is None or not more else parallel.no_sync()
 
     def _flush(self) -> None:
         """Fetch the losses of the last steps (the only wait for the device), check and record them."""
@@ -267,6 +249,9 @@ class Trainer:
         """Metrics on the whole validation split; writes ``last.pt``, and ``best.pt`` if there was none better."""
         self._save()  # a validation image that cannot be read, or a signal, must not cost the steps before
         state, config = self.state, self.config
+        if self.val_loader is None:
+            state.validated = state.step
+            return
         with self.progress.measure("validation"), self.stop.saved(state.step):
             self.world.copy_buffers(state.evaluated)
             metrics = evaluate_loader(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("torchvision", reason="the engine needs the extra [train]")
 pytest.importorskip("typer", reason="the engine needs the extra [train]")
 pytest.importorskip("pydantic", reason="the engine needs the extra [train]")
 pytest.importorskip("torchmetrics", reason="the engine needs the extra [train]")
 
-from pspnet_fast.data import write_scenes
+from pspnet_fast.data import DATASETS, write_scenes
 from pspnet_fast.engine import TrainConfig, config_from_dict
 
 MakeConfig = Callable[..., TrainConfig]
@@ -31,6 +34,25 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("data") / "scenes", train=8, val=3, size=(64, 96))
+
+
+@pytest.fixture(scope="session")
+def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 scenes as people keep them, photos/NAME.jpg and masks/NAME.png: in colours, black where a pixel does not
+    count ("colors"), and in 16-bit indices that begin at 1000 and end with 65535 ("offset").
+    """
+    root = tmp_path_factory.mktemp("own")
+    write_scenes(root / "scenes", train=12, val=1, size=(64, 96))
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:11] = DATASETS["camvid"].info.palette  # type: ignore[union-attr]
+    for kind in ("colors", "offset"):
+        shutil.copytree(root / "scenes/images/train", root / kind / "photos")
+        (root / kind / "masks").mkdir()
+        for path in sorted((root / "scenes/labels/train").iterdir()):
+            label = np.array(Image.open(path))
+            offset = np.where(label < 11, label.astype(np.uint16) + 1000, 65535).astype(np.uint16)
+            Image.fromarray(palette[label] if kind == "colors" else offset).save(root / kind / "masks" / path.name)
+    return root
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""The data of a training run: a configuration's, or data sets that the caller gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pspnet_fast.data import DatasetInfo, SegmentationDataset, SegmentationTransform, check_headers, eval_transform
+from pspnet_fast.data.classes import IGNORE
+
+from .class_weights import PixelCounts
+from .config import TrainConfig
+from .datasets import open_split, read_split, training_transform, write_split
+from .distributed import World
+from .errors import ConfigError
+
+
+class PreparedDataset(Dataset[tuple[Tensor, Tensor]]):
+    """The (image, label) pairs of any data set, as the network takes them.
+
+    Images uint8 [3, H, W] go through the transform, with their labels [H, W]; float images are taken as they are,
+    normalised and of one size. Labels are integers of the classes of ``info``, or its ``ignore_index``; they become
+    uint8, and 255 where a pixel does not count.
+    """
+
+    def __init__(self, dataset: Dataset[Any], info: DatasetInfo, transform: SegmentationTransform) -> None:
+        self.dataset, self.transform, self.ignored = dataset, transform, info.ignore_index
+        self.info = replace(info, ignore_index=IGNORE)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = self._checked(index)
+        return self.transform(image, label) if image.dtype == torch.uint8 else (image, label)
+
+    def read_label(self, index: int) -> Tensor:
+        """The label alone."""
+        return self._checked(index)[1]
+
+    def _checked(self, index: int) -> tuple[Tensor, Tensor]:
+        sample = self.dataset[index]
+        image, label = sample if isinstance(sample, (tuple, list)) and len(sample) == 2 else (None, None)
+        if not (isinstance(image, Tensor) and isinstance(label, Tensor)):
+            raise ConfigError(f"dataset[{index}] is {_kind(sample)}; it must be a pair of tensors (image, label)")
+        fits = image.dim() == 3 and image.shape[0] == 3 and image.shape[1:] == label.shape
+        if not fits or not (image.dtype == torch.uint8 or image.is_floating_point()) or label.is_floating_point():
+            raise ConfigError(
+                f"dataset[{index}] is an image {_kind(image)} and a label {_kind(label)}; it must be an image "
+                "[3, H, W], uint8 or normalised float, and a label [H, W] of integers"
+            )
+        label = label.long()
+        counted = label[label != self.ignored]
+        if counted.numel() and not 0 <= counted.min() <= counted.max() < self.info.num_classes:
+            raise ConfigError(
+                f"dataset[{index}] has labels {int(counted.min())} .. {int(counted.max())}; {self.info.name} has the "
+                f"classes 0 .. {self.info.num_classes - 1}, and {self.ignored} for pixels that do not count"
+            )
+        return image, torch.where(label == self.ignored, IGNORE, label).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains on. ``val`` is None where nothing is validated, ``pixels`` where they are not counted."""
+
+    info: DatasetInfo
+    train: SegmentationDataset | PreparedDataset
+    val: SegmentationDataset | PreparedDataset | None
+    pixels: PixelCounts | None
+
+    @classmethod
+    def of_configuration(cls, config: TrainConfig, folder: Path, world: World) -> RunData:
+        """Open and check both splits; an automatic one stays as ``folder`` holds it, and is written there else."""
+        data, held_out = config.data, world.agree(read_split(folder))
+        train = open_split(data, data.train_split, training=True, held_out=held_out)
+        val = open_split(data, data.val_split, held_out=held_out) if data.validates else None
+        splits = [train] if val is None else [train, val]
+        for split in splits:
+            world.on_main(lambda split=split: check_headers(split))  # type: ignore[misc]
+        pixels = PixelCounts.of(train, val, world, data.workers)
+        pixels.check(data, list(map(len, splits)))
+        if data.val_fraction and val is not None and not held_out:
+            world.on_main(lambda: write_split(folder, data, train, val))
+        return cls(train.info, train, val, pixels)
+
+    @classmethod
+    def of_caller(
+        cls,
+        config: TrainConfig,
+        dataset: Dataset[Any],
+        val: Dataset[Any] | None,
+        info: DatasetInfo | None,
+        world: World,
+    ) -> RunData:
+        """The caller's data sets. Labels are counted only where class weights need it: it reads every sample."""
+        own = config.data.own
+        info = info or getattr(dataset, "info", None) or (None if own is None else own.info("dataset"))
+        if info is None:
+            raise ConfigError("the classes of dataset= are not known: give info=DatasetInfo(...), or set data.classes")
+        if info.num_classes > IGNORE:
+            raise ConfigError(f"{info.name}: {info.num_classes} classes; a run has labels of 8 bits, at most {IGNORE}")
+        train = PreparedDataset(dataset, info, training_transform(config.data))
+        evaluation = eval_transform(config.data.mean, config.data.std)
+        prepared = None if val is None else PreparedDataset(val, info, evaluation)
+        counted = config.optim.class_weights == "frequency"
+        pixels = PixelCounts.of(train, prepared, world, config.data.workers) if counted else None
+        return cls(train.info, train, prepared, pixels)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__

@@ -1,0 +1,147 @@
+"""``pspnet-fast init``: what it makes of folders as people keep them; from there to overlays in three commands."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from run_files import TINY
+from typer.testing import CliRunner
+
+from pspnet_fast.data import DATASETS, DatasetError
+from pspnet_fast.data.guess import find_classes, find_pairs
+from pspnet_fast.engine.commands import app
+from pspnet_fast.engine.config_io import load_config
+
+CAMVID = DATASETS["camvid"].info
+assert CAMVID is not None
+
+
+def call(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "300"})
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("kind", ["colors", "offset"])
+def test_from_pictures_to_overlays(own_pictures: Path, tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "my pictures"
+    shutil.copytree(own_pictures / kind, root)
+    output = call("init", root)
+    data = load_config(root / "data.yaml").data
+    assert (data.image_folder, data.label_folder, data.labels) == (
+        "photos",
+        "masks",
+        "colors" if kind == "colors" else "indices",
+    )
+    assert "bicyclist" in output if kind == "colors" else "class 1010" in output
+    found = tuple(data.classes)  # type: ignore[arg-type]
+    assert set(found) <= (set(CAMVID.classes) if kind == "colors" else {f"class {1000 + i}" for i in range(11)})
+    assert data.ignore_value == (255 if kind == "colors" else 65535)
+
+    assert "10 images" in call("check", "--data", root / "data.yaml")
+    options = (*TINY, "optim.batch_size=2", "run.max_steps=2", "run.amp=none", "data.workers=0")
+    assert "mean" in call("train", root / "data.yaml", *options, "--folder", tmp_path / "run")
+    split = yaml.safe_load((tmp_path / "run/split.yaml").read_text())
+    assert len(split["val"]) == 2
+    assert "2 images" in call("evaluate", tmp_path / "run/best.pt")
+    call("predict", root / split["val"][0], "-c", tmp_path / "run/best.pt", "-o", tmp_path / "out")
+    assert len(list((tmp_path / "out/overlay").iterdir())) == 1
+
+    assert "--overwrite" in call("init", root, code=2)
+    call("init", root, "--overwrite")
+
+
+def picture(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+RNG = np.random.default_rng(0)
+PHOTO = RNG.integers(0, 255, (24, 32, 3), np.uint8)
+LABEL = RNG.integers(0, 3, (24, 32), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "expected"),
+    [
+        ("images/{}.jpg", "labels/{}.png", ("images", "labels", (".jpg",), ".png")),
+        ("{}.jpg", "{}.png", (".", ".", (".jpg",), ".png")),
+        ("{}.png", "{}_mask.png", (".", ".", (".png",), "_mask.png")),
+        ("a/{}.png", "a/gt/{}_gt.png", ("a", "a", (".png",), None)),
+        ("train/img/{}.png", "train/ann/{}.png", ("train/img", "train/ann", (".png",), ".png")),
+        ("img/{}_rgb.png", "gt/{}_label.png", ("img", "gt", ("_rgb.png",), "_label.png")),
+        ("photos/b/{}.tif", "masks/b/{}.tif", ("photos", "masks", (".tif",), ".tif")),
+    ],
+)
+def test_layouts(tmp_path: Path, image: str, label: str, expected: tuple[object, ...]) -> None:
+    for name in ("one", "two", "three"):
+        picture(tmp_path / image.format(name), PHOTO)
+        picture(tmp_path / label.format(name), LABEL)
+    if expected[-1] is None:
+        with pytest.raises(DatasetError, match="no label maps"):
+            find_pairs(tmp_path)
+        return
+    call("init", tmp_path)
+    data = load_config(tmp_path / "data.yaml").data
+    assert (data.image_folder, data.label_folder, data.image_suffixes, data.label_suffix) == expected
+    assert "2 images" in call("check", "--data", tmp_path / "data.yaml")
+
+
+def test_splits_are_found(tmp_path: Path) -> None:
+    for split, names in {"training": "abc", "valid": "de", "test": "f"}.items():
+        for name in names:
+            picture(tmp_path / f"images/{split}/{name}.jpg", PHOTO)
+            if split != "test":
+                picture(tmp_path / f"labels/{split}/{name}.png", LABEL)
+    call("init", tmp_path)
+    data = load_config(tmp_path / "data.yaml").data
+    assert (data.image_folder, data.train_split, data.val_split, data.val_fraction) == (
+        "images/{split}",
+        "training",
+        "valid",
+        0.0,
+    )
+    output = call("check", "--data", tmp_path / "data.yaml")
+    assert "training, 3 images" in output
+    assert "valid, 2 images" in output
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "mapping", "ignore"),
+    [
+        ([0, 1, 2], ["class 0", "class 1", "class 2"], {}, 255),
+        ([0, 1, 255], ["class 0", "class 1"], {}, 255),
+        ([0, 255], ["background", "foreground"], {0: "background", 255: "foreground"}, None),
+        ([5, 9], ["class 5", "class 9"], {5: "class 5", 9: "class 9"}, 255),
+        ([300, 301, 65535], ["class 300", "class 301"], {300: "class 300", 301: "class 301"}, 65535),
+    ],
+)
+def test_values(tmp_path: Path, values: list[int], classes: list[str], mapping: dict[int, str], ignore: int) -> None:
+    picture(tmp_path / "a.png", np.array([values, values], np.uint16 if max(values) > 255 else np.uint8))
+    found = find_classes(tmp_path, [tmp_path / "a.png"])
+    assert (list(found.classes), found.values, found.ignore_value) == (classes, mapping, ignore)
+    assert found.pixels[classes[0]] == 2
+
+
+def test_names_from_a_text_file(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", np.array([[0, 1, 2]], np.uint8))
+    (tmp_path / "classes.txt").write_text("void\nroad\ngreen tree\n")
+    found = find_classes(tmp_path, [tmp_path / "a.png"])
+    assert (list(found.classes), found.values) == (["road", "green tree"], {0: "ignore", 1: "road", 2: "green tree"})
+    picture(tmp_path / "b.png", np.array([[[9, 8, 7], [1, 2, 3]]], np.uint8))
+    (tmp_path / "colors.csv").write_text("name,r,g,b\nroad,9,8,7\nVoid,1,2,3\nother,4,5,6")
+    found = find_classes(tmp_path, [tmp_path / "b.png"])
+    assert (found.classes, found.values) == ({"road": (9, 8, 7)}, {"#010203": "ignore"})
+
+
+def test_soft_masks_are_no_classes(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", PHOTO)
+    with pytest.raises(DatasetError, match="more than 254 colours; masks have hard edges"):
+        find_classes(tmp_path, [tmp_path / "a.png"])
+    with pytest.raises(DatasetError, match=r"no label maps.*_mask"):
+        find_pairs(tmp_path)

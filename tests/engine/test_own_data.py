@@ -1,0 +1,161 @@
+"""Runs on one's own data: folders and lists that a configuration describes, and any torch data set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import yaml
+from run_files import TINY, rows, weights
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pspnet_fast.data import DATASETS, DatasetInfo, open_dataset
+from pspnet_fast.engine import ConfigError, TrainConfig, evaluate, load_trained, predict_paths, train
+from pspnet_fast.engine.datasets import open_split
+
+if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
+    from conftest import MakeConfig
+
+CAMVID = DATASETS["camvid"].info
+assert CAMVID is not None
+COLORS = dict(zip(CAMVID.classes, map(list, CAMVID.palette), strict=True))
+
+
+def own(make_config: MakeConfig, root: Path, **data: Any) -> TrainConfig:
+    options = {"name": "folder", "root": str(root), "image_folder": "photos", "label_folder": "masks"} | data
+    return make_config(*TINY, "run.max_steps=2", *(f"data.{key}={json.dumps(value)}" for key, value in options.items()))
+
+
+@pytest.mark.parametrize("kind", ["colors", "offset"])
+def test_a_folder_with_an_automatic_split(make_config: MakeConfig, own_pictures: Path, kind: str) -> None:
+    root = own_pictures / kind
+    data = {"classes": COLORS, "labels": "colors", "values": {"#000000": "ignore"}}
+    if kind == "offset":
+        values = {1000 + index: name for index, name in enumerate(CAMVID.classes)}
+        data = {"classes": list(COLORS), "values": values, "ignore_value": 65535}
+    config = own(make_config, root, **data, val_fraction=0.25, allow_absent_classes=True)
+    result = train(config)
+    split = yaml.safe_load((result.folder / "split.yaml").read_text())
+    assert (len(split["train"]), len(split["val"])) == (9, 3)
+    assert split["val"][0].startswith("photos/")
+
+    # The labels are those of the scenes, whatever their files hold.
+    label = open_split(config.data, "val").read_label(0)
+    assert label is not None
+    expected = open_dataset("scenes", own_pictures / "scenes", "train").read_label(int(Path(split["val"][0]).stem))
+    torch.testing.assert_close(label, expected)
+
+    trained = load_trained(result.folder / "best.pt")
+    assert trained.info.classes == CAMVID.classes
+    assert evaluate(trained.model, open_split(config.data, "val"), config.eval).miou == pytest.approx(result.best_miou)
+    (written,) = predict_paths(trained, [root / split["val"][0]], result.folder / "out")
+    assert written.overlay.exists()
+
+
+def test_the_split_stays_when_pictures_are_added(make_config: MakeConfig, own_pictures: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(own_pictures / "colors", root)
+    options = {"classes": COLORS, "labels": "colors", "unknown_labels": "ignore", "allow_absent_classes": True}
+    config = own(make_config, root, **options, val_fraction=0.25)
+    folder = train(config).folder
+    before = (folder / "split.yaml").read_text()
+    for index in range(30):
+        shutil.copy(root / "photos/00000.jpg", root / f"photos/more{index}.jpg")
+        shutil.copy(root / "masks/00000.png", root / f"masks/more{index}.png")
+    config.run.max_steps = 3
+    assert train(config, resume=True).step == 3
+    assert (folder / "split.yaml").read_text() == before
+
+
+def test_without_validation(make_config: MakeConfig, own_pictures: Path) -> None:
+    options = {"classes": COLORS, "labels": "colors", "unknown_labels": "ignore", "allow_absent_classes": True}
+    result = train(own(make_config, own_pictures / "colors", **options))
+    assert result.metrics is None
+    assert not (result.folder / "best.pt").exists()
+    assert rows(result.folder / "metrics.csv") == []
+    assert load_trained(result.folder / "last.pt").step == 2
+    public = make_config(*TINY, "run.max_steps=1", "data.val_split=null", folder="public")
+    assert train(public).metrics is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, r"data\.classes is not set: data\.name=folder needs"),
+        ({"classes": 2, "val_fraction": 0.5, "image_folder": "{split}"}, r"has splits, and data\.val_fraction makes"),
+        ({"classes": 2, "labels": "colors"}, "labels=colors needs the colour of each class"),
+        ({"classes": {"a": "#00ff"}}, r"data\.classes.*colours as #rrggbb"),
+        ({"classes": 2, "train_list": "x"}, r"data\.train_list = x is for data\.name=list, not for folder"),
+        (
+            {"name": "voc", "reduce_zero_label": True},
+            r"data\.reduce_zero_label = True is for data\.name=list or folder",
+        ),
+        ({"name": "voc", "label_suffix": ".tif"}, r"data\.label_suffix = \.tif is for data\.name=folder"),
+    ],
+)
+def test_descriptions_that_do_not_fit(
+    make_config: MakeConfig, own_pictures: Path, data: dict[str, Any], message: str
+) -> None:
+    folders = {"image_folder": "images/{split}", "label_folder": "labels/{split}"} if "name" in data else {}
+    with pytest.raises(ConfigError, match=message):
+        open_split(own(make_config, own_pictures / "colors", **(folders | data)).data, "train", training=True)
+
+
+class Squares(Dataset[tuple[Tensor, Tensor]]):
+    """Two classes that their colour tells apart; -1 does not count."""
+
+    info = DatasetInfo("squares", ("dark", "bright"), ((0, 0, 0), (255, 255, 255)), ignore_index=-1)
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        label = torch.zeros(48, 40, dtype=torch.int64)
+        label[8 * index :, 10:30] = 1
+        image = (200 * label + 20).to(torch.uint8).expand(3, -1, -1).contiguous()
+        label[:2] = -1
+        return (image if self.dtype == torch.uint8 else image.to(self.dtype) / 128 - 1), label
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("weighted", ["none", "frequency"])
+def test_any_torch_data_set(make_config: MakeConfig, dtype: torch.dtype, weighted: str) -> None:
+    """Bytes are augmented and normalised as the configuration says, floats are taken as they are."""
+    options = (*TINY, f"optim.class_weights={weighted}", "run.max_steps=3")
+    data = {"dataset": Squares(dtype), "val_dataset": Squares(dtype)}
+    straight = train(make_config(*options, folder="straight"), **data)
+    assert straight.metrics is not None
+    assert int(straight.metrics.confusion.sum()) == 4 * 46 * 40
+    train(make_config(*options, "run.max_steps=1", folder="broken"), **data)
+    resumed = train(make_config(*options, folder="broken"), **data, resume=True)
+    torch.testing.assert_close(weights(resumed.folder), weights(straight.folder), rtol=0, atol=0)
+    trained = load_trained(resumed.folder / "best.pt")
+    assert trained.info == replace(Squares.info, ignore_index=255)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (torch.zeros(3, 8, 8), r"dataset\[\d\] is float32 \[3, 8, 8\]; it must be a pair"),
+        ((torch.zeros(8, 8, 3), torch.zeros(8, 8).long()), r"image float32 \[8, 8, 3\] and a label int64 \[8, 8\]"),
+        ((torch.zeros(3, 8, 8), torch.zeros(8, 8)), r"a label float32 \[8, 8\]; it must be"),
+        (
+            (torch.zeros(3, 8, 8), torch.full((8, 8), 300)),
+            r"labels 300 \.\. 300; squares has the classes 0 \.\. 1, and -1",
+        ),
+    ],
+)
+def test_samples_that_are_none(make_config: MakeConfig, sample: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(make_config(*TINY), dataset=[sample] * 4, info=Squares.info)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"give info=DatasetInfo\(\.\.\.\), or set data\.classes"):
+        train(make_config(*TINY, folder="other"), dataset=[sample] * 4)  # type: ignore[arg-type]
