@@ -23,9 +23,9 @@ int64_t most_shared_bytes() {
   return bytes;
 }
 
-void finish(Product& p, int64_t element_bytes) {
-  p.a.reading = reading_of(p.a, p.m, p.k, element_bytes);
-  p.b.reading = reading_of(p.b, p.n, p.k, element_bytes);
+void finish(Product& p, const at::Tensor& a, const at::Tensor& b) {
+  p.a.reading = reading_of(p.a, p.m, p.k, a.element_size());
+  p.b.reading = reading_of(p.b, p.n, p.k, b.element_size());
 }
 
 // q[b, (bin, tap), o] = Σ_c weight[o, c, tap] · levels[b, c, bin]
@@ -42,20 +42,20 @@ at::Tensor make_q(const Call& c) {
     p.c = const_cast<char*>(at_element(q, c.t.first_bin[l] * c.taps() * c.t.out_channels));
     p.c_row = filters_of_q(c, f), p.c_column = bins_of_q(c);
     p.c_along_rows = true;
-    finish(p, weight.element_size());
+    finish(p, weight, c.levels);
   }
-  launch_products(c.type, true, products, c10::cuda::getCurrentCUDAStream());
+  launch_products(c.type, Wide::result, products, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return q;
 }
 
-// grad_q[b, (bin, tap), o], of grad's type: the products read it as they read the weight.
+// grad_q[b, (bin, tap), o], in the accumulator's type: a sum over the whole map leaves float16's range before the
+// gradients that are made of it do.
 at::Tensor make_grad_q(const Call& c, const ConvGrid& grid, const at::Tensor& upstream) {
   const bool channels_last = is_channels_last(upstream);
   const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
   at::Tensor parts = at::empty({grid.parts(), c.t.batch, c.t.positions, c.t.out_channels}, accumulator(c.x));
-  const at::TensorOptions own = at::TensorOptions(c.x.device()).dtype(c.x.scalar_type());
-  at::Tensor grad_q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, own);
+  at::Tensor grad_q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, accumulator(c.x));
   launch_pyramid_conv_gather(
       c.type, channels_last, c.t, grid, grad.const_data_ptr(), parts.mutable_data_ptr(), grad_q.mutable_data_ptr(),
       c10::cuda::getCurrentCUDAStream());
@@ -77,9 +77,9 @@ void write_grad_weight(const Call& c, const at::Tensor& grad_q, const at::Tensor
     p.c = const_cast<void*>(to.data);
     p.c_row = to.row, p.c_column = to.depth;
     p.c_along_rows = grad_weight.stride(1) != 1;
-    finish(p, grad_q.element_size());
+    finish(p, grad_q, c.levels);
   }
-  launch_products(c.type, false, products, c10::cuda::getCurrentCUDAStream());
+  launch_products(c.type, Wide::a, products, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (!grad_weight.is_same(into)) into.copy_(grad_weight);
 }
@@ -99,9 +99,9 @@ at::Tensor make_grad_levels(const Call& c, const at::Tensor& grad_q) {
     p.c = const_cast<char*>(at_element(grad_levels, c.t.first_bin[l]));
     p.c_row = bins_of_levels(c), p.c_column = {0, c.packed_bins()};
     p.c_along_rows = true;
-    finish(p, weight.element_size());
+    finish(p, grad_q, weight);
   }
-  launch_products(c.type, false, products, c10::cuda::getCurrentCUDAStream());
+  launch_products(c.type, Wide::a, products, c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return grad_levels;
 }

@@ -53,7 +53,7 @@ void launch_pyramid_conv_gather(
     const ConvGrid& grid,
     const void* grad,  // [B, O, H, W]
     void* parts,       // [parts, B, positions, O] float (double for f64)
-    void* grad_q,      // [B, positions, O] of grad's type: their sum
+    void* grad_q,      // [B, positions, O] float (double for f64): their sum
     cudaStream_t stream);
 
 }  // namespace pspnet_fast::cuda

@@ -263,15 +263,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
 }
 
 // grad_q = Σ parts, in their order.
-template <typename T>
+template <typename Real>
 __global__ void __launch_bounds__(kThreads)
-    pyramid_conv_sum_kernel(const Acc<T>* parts, T* grad_q, int64_t count, int64_t size) {
+    pyramid_conv_sum_kernel(const Real* parts, Real* grad_q, int64_t count, int64_t size) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= size) return;
-  Acc<T> sum = 0;
+  Real sum = 0;
 #pragma unroll 4
   for (int64_t part = 0; part < count; ++part) sum += parts[part * size + i];
-  grad_q[i] = static_cast<T>(sum);
+  grad_q[i] = sum;
 }
 
 template <typename T>
@@ -299,14 +299,14 @@ void launch_pyramid_conv_gather(
         kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.shared_bytes, stream, t, grid,
         static_cast<const T*>(grad), static_cast<Acc<T>*>(parts));
   });
-  with_element(type, [&](auto element) {
-    using T = decltype(element);
-    const int64_t size = t.batch * t.positions * t.out_channels;
-    const auto blocks = static_cast<unsigned>((size + kThreads - 1) / kThreads);
+  const int64_t size = t.batch * t.positions * t.out_channels;
+  const auto sum = [&](auto real) {
+    using Real = decltype(real);
     PSPNET_FAST_LAUNCH(
-        (pyramid_conv_sum_kernel<T>), blocks, kThreads, 0, stream, static_cast<const Acc<T>*>(parts),
-        static_cast<T*>(grad_q), grid.parts(), size);
-  });
+        (pyramid_conv_sum_kernel<Real>), static_cast<unsigned>((size + kThreads - 1) / kThreads), kThreads, 0, stream,
+        static_cast<const Real*>(parts), static_cast<Real*>(grad_q), grid.parts(), size);
+  };
+  type == ElementType::f64 ? sum(double{}) : sum(float{});
 }
 
 }  // namespace pspnet_fast::cuda

@@ -82,9 +82,9 @@ __global__ void __launch_bounds__(kProductThreads) pyramid_levels_kernel(
     __shared__ Acc<T> sums[kWarps][kFewBins][32];
     int first_line = 0;
     for (int l = 0; l < which; ++l) first_line += t.bins[l];
-    product_tile<T, T>(products.of[which], block, BinMeans<T>{t, atoms, which, first_line, sums});
+    product_tile<T, T, T>(products.of[which], block, BinMeans<T>{t, atoms, which, first_line, sums});
   } else {
-    product_tile<T, T>(products.of[which], block, InPlace<T>{});
+    product_tile<T, T, T>(products.of[which], block, InPlace<T>{});
   }
 }
 

@@ -4,25 +4,25 @@
 namespace pspnet_fast::cuda {
 namespace {
 
-template <typename T, typename Out>
+template <typename A, typename B, typename Out>
 __global__ void __launch_bounds__(kProductThreads) pyramid_product_kernel(const __grid_constant__ Products products) {
   int block = static_cast<int>(blockIdx.x);
   const int which = product_of_block(products, block);
-  product_tile<T, Out>(products.of[which], block, InPlace<T>{});
+  product_tile<A, B, Out>(products.of[which], block, InPlace<B>{});
 }
 
 }  // namespace
 
-void launch_products(ElementType type, bool wide, Products products, cudaStream_t stream) {
+void launch_products(ElementType type, Wide wide, Products products, cudaStream_t stream) {
   const unsigned blocks = number_blocks(products);
   if (blocks == 0) return;
   with_element(type, [&](auto element) {
     using T = decltype(element);
-    if (wide) {
+    if (wide == Wide::result) {
       PSPNET_FAST_LAUNCH(
-          (pyramid_product_kernel<T, Acc<T>>), blocks, kProductThreads, 0, stream, products);
+          (pyramid_product_kernel<T, T, Acc<T>>), blocks, kProductThreads, 0, stream, products);
     } else {
-      PSPNET_FAST_LAUNCH((pyramid_product_kernel<T, T>), blocks, kProductThreads, 0, stream, products);
+      PSPNET_FAST_LAUNCH((pyramid_product_kernel<Acc<T>, T, T>), blocks, kProductThreads, 0, stream, products);
     }
   });
 }

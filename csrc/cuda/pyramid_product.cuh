@@ -27,6 +27,16 @@ constexpr bool kTensorCores<__nv_bfloat16> = false;
 template <typename T>
 constexpr int kSideStride = kTensorCores<T> ? kDepth + 8 : kDepth + 1;
 
+// What the sides A and B are multiplied as. Sums of gradients come in float32, of which float16 has not the range.
+template <typename A, typename B>
+struct FactorOf {
+  using type = B;
+};
+template <>
+struct FactorOf<float, __half> {
+  using type = float;
+};
+
 __device__ __forceinline__ int64_t offset_of(int i, Axis axis, Strides strides) {
   return i < axis.size ? i / axis.inner * strides.outer + i % axis.inner * strides.inner : -1;
 }
@@ -77,15 +87,15 @@ __device__ __forceinline__ void fetch_as(T (&values)[kPerThread], const T* data,
   }
 }
 
-template <typename T, int VEC, bool ALONG_DEPTH>
-__device__ __forceinline__ void put_as(T* side, const T (&values)[kPerThread]) {
+template <typename Factor, typename T, int VEC, bool ALONG_DEPTH>
+__device__ __forceinline__ void put_as(Factor* side, const T (&values)[kPerThread]) {
 #pragma unroll
   for (int i = 0; i < kPerThread / VEC; ++i) {
     const Place<VEC, ALONG_DEPTH> place(i);
 #pragma unroll
     for (int j = 0; j < VEC; ++j) {
       const int row = place.row + (ALONG_DEPTH ? 0 : j), depth = place.depth + (ALONG_DEPTH ? j : 0);
-      side[row * kSideStride<T> + depth] = values[i * VEC + j];
+      side[row * kSideStride<Factor> + depth] = static_cast<Factor>(values[i * VEC + j]);
     }
   }
 }
@@ -105,12 +115,13 @@ struct InPlace {
       case Reading::packs_along_rows: return fetch_as<T, kVec, false>(values, data, offsets);
     }
   }
-  __device__ __forceinline__ static void put(T* to, const T (&values)[kPerThread], Reading reading) {
+  template <typename Factor>
+  __device__ __forceinline__ static void put(Factor* to, const T (&values)[kPerThread], Reading reading) {
     switch (reading) {
-      case Reading::along_depth: return put_as<T, 1, true>(to, values);
-      case Reading::along_rows: return put_as<T, 1, false>(to, values);
-      case Reading::packs_along_depth: return put_as<T, kVec, true>(to, values);
-      case Reading::packs_along_rows: return put_as<T, kVec, false>(to, values);
+      case Reading::along_depth: return put_as<Factor, T, 1, true>(to, values);
+      case Reading::along_rows: return put_as<Factor, T, 1, false>(to, values);
+      case Reading::packs_along_depth: return put_as<Factor, T, kVec, true>(to, values);
+      case Reading::packs_along_rows: return put_as<Factor, T, kVec, false>(to, values);
     }
   }
 };
@@ -204,10 +215,11 @@ __device__ __forceinline__ void place_chunk(const Product& p, int first, Offsets
   b.depth[k] = offset_of(first + k, p.k, p.b.depth);
 }
 
-// `B` says how the side b is read.
-template <typename T, typename Out, typename B>
-__device__ __forceinline__ void product_tile(const Product& p, int block, const B& source) {
-  __shared__ ProductShared<T> shared;
+// A side of A by one of B, which `source` says how to read.
+template <typename A, typename B, typename Out, typename Source>
+__device__ __forceinline__ void product_tile(const Product& p, int block, const Source& source) {
+  using Factor = typename FactorOf<A, B>::type;
+  __shared__ ProductShared<Factor> shared;
   const int columns = (p.n.size + kTile - 1) / kTile;  // blocks in turn share rows of a, the larger side
   const int first_row = block / columns * kTile, first_column = block % columns * kTile;
   if (threadIdx.x < kTile) {
@@ -220,17 +232,18 @@ __device__ __forceinline__ void product_tile(const Product& p, int block, const 
   place_chunk(p, 0, shared.a, shared.b);
   __syncthreads();
 
-  typename TileOf<T, kTensorCores<T>>::type tile;
-  T a[kPerThread], b[kPerThread];
-  InPlace<T>::fetch(a, p.a, shared.a);
+  typename TileOf<Factor, kTensorCores<Factor>>::type tile;
+  A a[kPerThread];
+  B b[kPerThread];
+  InPlace<A>::fetch(a, p.a, shared.a);
   source.fetch(b, p.b, shared.b);
   __syncthreads();
   for (int first = 0; first < p.k.size; first += kDepth) {
-    InPlace<T>::put(shared.side.a, a, p.a.reading);
-    InPlace<T>::put(shared.side.b, b, p.b.reading);
+    InPlace<A>::put(shared.side.a, a, p.a.reading);
+    InPlace<B>::put(shared.side.b, b, p.b.reading);
     place_chunk(p, first + kDepth, shared.a, shared.b);
     __syncthreads();
-    InPlace<T>::fetch(a, p.a, shared.a);  // all beyond the axis after the last chunk
+    InPlace<A>::fetch(a, p.a, shared.a);  // all beyond the axis after the last chunk
     source.fetch(b, p.b, shared.b);
     tile.add(shared.side.a, shared.side.b);
     __syncthreads();
@@ -242,8 +255,8 @@ __device__ __forceinline__ void product_tile(const Product& p, int block, const 
   for (int i = static_cast<int>(threadIdx.x); i < kTile * kTile; i += kProductThreads) {
     const int row = p.c_along_rows ? i % kTile : i / kTile, column = p.c_along_rows ? i / kTile : i % kTile;
     if (shared.c_row[row] < 0 || shared.c_column[column] < 0) continue;
-    Acc<T> value = shared.result[row * kResultStride + column];
-    if (p.norm.mean != nullptr) value = channel_norm<T>(p.norm, first_row + row)(value);
+    Acc<B> value = shared.result[row * kResultStride + column];
+    if (p.norm.mean != nullptr) value = channel_norm<B>(p.norm, first_row + row)(value);
     c[shared.c_row[row] + shared.c_column[column]] = static_cast<Out>(value);
   }
 }

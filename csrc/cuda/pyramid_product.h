@@ -49,7 +49,8 @@ struct Products {
   Product of[kMaxLevels];
 };
 
-// Operands of `type`; results of it too, or of the accumulator's type (float, double for f64) if `wide`.
-void launch_products(ElementType type, bool wide, Products products, cudaStream_t stream);
+// All is of `type`, but the result or side a is of the accumulator's (float, double for f64).
+enum class Wide { result, a };
+void launch_products(ElementType type, Wide wide, Products products, cudaStream_t stream);
 
 }  // namespace pspnet_fast::cuda

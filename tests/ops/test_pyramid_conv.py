@@ -57,6 +57,21 @@ def test_pyramid_conv(backend: Backend, align_corners: bool, x_first: bool, layo
     check_exactness(*both(**options), inputs)
 
 
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_sums_of_gradients_may_leave_the_range_of_float16(backend: Backend, layout: str) -> None:
+    """What the levels and the weight get is small, as they are; the sum of the gradient over the map is not."""
+    backend.require(torch.float16)
+    x, levels, weight, _ = draw((24, 24), layout=layout, dtype=torch.float16, device=backend.device)
+    inputs = [t.requires_grad_() for t in (x / 8, levels.abs() / 128, weight / 128)]
+    upstream = torch.full((2, 4, 24, 24), 400.0, dtype=torch.float16, device=backend.device)  # times 576 is 230400
+    grads = torch.autograd.grad(pyramid_conv(*inputs), inputs, upstream)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    expected = torch.autograd.grad(reference.pyramid_conv(*exact), exact, upstream.double())
+    for grad, wanted in zip(grads, expected, strict=True):
+        assert wanted.abs().max() < 30000
+        torch.testing.assert_close(grad.double(), wanted, rtol=2e-3, atol=2e-3 * float(wanted.abs().max()))
+
+
 # More output channels than a block or a tile takes, columns likewise, and rows for several strips.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
