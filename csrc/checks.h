@@ -1,6 +1,8 @@
 // Checks of the pyramid operators' arguments, for every device.
 #pragma once
 
+#include <vector>
+
 #include "geometry.h"
 #include "tensors.h"
 
@@ -56,16 +58,15 @@ inline at::Tensor empty_map(const at::Tensor& packed, int64_t height, int64_t wi
 
 // ---- Concatenation --------------------------------------------------------------------------------------------------
 
-inline void check_packed_levels(const at::Tensor& x, const at::Tensor& levels, at::IntArrayRef bins) {
-  const int64_t packed = packed_bins(bins);
+inline void check_packed_levels(const at::Tensor& x, const at::Tensor& levels, int64_t packed) {
   TORCH_CHECK_VALUE(
       levels.dim() == 3 && levels.size(0) == x.size(0) && levels.size(2) == packed, "levels must be [", x.size(0),
-      ", channels, ", packed, "] for x of batch ", x.size(0), " and bins ", bins, ", not ", levels.sizes());
+      ", channels, ", packed, "] for x of batch ", x.size(0), " and levels of as many bins, not ", levels.sizes());
 }
 
 inline void check_concat(const at::Tensor& x, const at::Tensor& levels, at::IntArrayRef bins) {
   check_map("x", x);
-  check_packed_levels(x, levels, bins);
+  check_packed_levels(x, levels, packed_bins(bins));
   TORCH_CHECK_TYPE(
       levels.scalar_type() == x.scalar_type(), "levels is ", levels.scalar_type(), " but x ", x.scalar_type(),
       "; convert one of them");
@@ -87,18 +88,32 @@ inline int64_t check_concat_grad(const at::Tensor& grad, int64_t channels, at::I
 
 // ---- Convolution ----------------------------------------------------------------------------------------------------
 
+// h and w of square levels, level after level.
+inline std::vector<int64_t> square_sizes(at::IntArrayRef bins) {
+  std::vector<int64_t> sizes;
+  for (const int64_t k : bins) sizes.insert(sizes.end(), 2, k);
+  return sizes;
+}
+
 struct ConvOptions {
-  at::IntArrayRef bins;
+  at::IntArrayRef sizes;  // h and w of a level, level after level
   bool align_corners;
   int64_t first_x_channel, first_level_channel;  // in the weight's input channels
 };
 
 inline ConvOptions check_pyramid_conv(
-    const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, at::IntArrayRef bins, bool align_corners,
+    const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, at::IntArrayRef sizes, bool align_corners,
     bool x_first) {
   check_map("x", x);
-  const auto count = static_cast<int64_t>(bins.size());
-  check_packed_levels(x, levels, bins);
+  TORCH_CHECK_VALUE(
+      !sizes.empty() && sizes.size() % 2 == 0, "sizes must be h and w of each level, such as [1, 1, 2, 3], not ", sizes);
+  int64_t packed = 0;
+  for (size_t i = 0; i < sizes.size(); i += 2) {
+    TORCH_CHECK_VALUE(sizes[i] >= 1 && sizes[i + 1] >= 1, "sizes must be positive integers, not ", sizes);
+    packed += sizes[i] * sizes[i + 1];
+  }
+  check_packed_levels(x, levels, packed);
+  const auto count = static_cast<int64_t>(sizes.size()) / 2;
   const int64_t channels = x.size(1) + count * levels.size(1);
   TORCH_CHECK_VALUE(
       weight.dim() == 4 && weight.size(1) == channels, "weight must be [O, ", channels, ", kh, kw], not ", weight.sizes());
@@ -108,7 +123,7 @@ inline ConvOptions check_pyramid_conv(
   TORCH_CHECK_TYPE(
       levels.scalar_type() == x.scalar_type() && weight.scalar_type() == x.scalar_type(), "x, levels and weight must be ",
       "of one dtype, not ", x.scalar_type(), ", ", levels.scalar_type(), " and ", weight.scalar_type());
-  return {bins, align_corners, x_first ? 0 : count * levels.size(1), x_first ? x.size(1) : 0};
+  return {sizes, align_corners, x_first ? 0 : count * levels.size(1), x_first ? x.size(1) : 0};
 }
 
 }  // namespace pspnet_fast

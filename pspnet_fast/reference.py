@@ -6,7 +6,8 @@ operators only, and run on any device and under autograd, autocast, ``torch.comp
 
 Packed levels
     A pyramid of ``k x k`` maps (one per entry of ``bins``) travels as one tensor ``[B, C, Σk²]``: level after level,
-    each row-major. :func:`unpack_levels` gives the views.
+    each row-major. Where levels need not be square, an entry of ``bins`` may be their size ``(h, w)``.
+    :func:`unpack_levels` gives the views.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Bin = int | Sequence[int]  # a level: the side of a square one, or (h, w)
 
 DEFAULT_BINS = (1, 2, 3, 6)
 DEFAULT_AUX_WEIGHT = 0.4  # λ of Zhao et al. 2017, section 3.3
@@ -40,10 +43,16 @@ class DualPrediction(NamedTuple):
     correct: Tensor | None
 
 
-def unpack_levels(levels: Tensor, bins: Sequence[int]) -> list[Tensor]:
-    """Split packed levels ``[B, C, Σk²]`` into views ``[B, C, k, k]``, one per entry of ``bins``."""
-    parts = levels.split([k * k for k in bins], dim=2)
-    return [part.unflatten(2, (k, k)) for part, k in zip(parts, bins, strict=True)]
+def level_sizes(bins: Sequence[Bin]) -> list[tuple[int, int]]:
+    """``(h, w)`` of each entry of ``bins``: the side of a square level, or its size."""
+    return [(k, k) if isinstance(k, int) else (k[0], k[1]) for k in bins]
+
+
+def unpack_levels(levels: Tensor, bins: Sequence[Bin]) -> list[Tensor]:
+    """Split packed levels ``[B, C, Σhw]`` into views ``[B, C, h, w]``, one per entry of ``bins``."""
+    sizes = level_sizes(bins)
+    parts = levels.split([h * w for h, w in sizes], dim=2)
+    return [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
 
 
 def pyramid_pool(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> Tensor:
@@ -88,11 +97,11 @@ def pyramid_concat(
     x: Tensor,
     levels: Tensor,
     *,
-    bins: Sequence[int] = DEFAULT_BINS,
+    bins: Sequence[Bin] = DEFAULT_BINS,
     align_corners: bool = True,
     x_first: bool = True,
 ) -> Tensor:
-    """``x [B, C, H, W]`` and the levels ``[B, Ck, Σk²]`` upsampled to ``H x W``, concatenated over channels."""
+    """``x [B, C, H, W]`` and the levels ``[B, Ck, Σhw]`` upsampled to ``H x W``, concatenated over channels."""
     size = x.shape[-2:]
     ups = [
         F.interpolate(level, size, mode="bilinear", align_corners=align_corners)
@@ -107,7 +116,7 @@ def pyramid_conv(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    bins: Sequence[int] = DEFAULT_BINS,
+    bins: Sequence[Bin] = DEFAULT_BINS,
     align_corners: bool = True,
     x_first: bool = True,
 ) -> Tensor:
@@ -125,7 +134,7 @@ def pyramid_conv_norm_relu(
     norm: NormStatistics,
     bias: Tensor | None = None,
     *,
-    bins: Sequence[int] = DEFAULT_BINS,
+    bins: Sequence[Bin] = DEFAULT_BINS,
     align_corners: bool = True,
     x_first: bool = True,
 ) -> Tensor:

@@ -19,7 +19,7 @@ void for_each_level(
   int64_t first_bin = 0;
   for (size_t l = 0; l < bins.size(); ++l) {
     const at::Tensor part = map.narrow(1, first_channel + static_cast<int64_t>(l) * width, width);
-    const ConvGeometry geometry(part, channels_last, width, {1, 1}, bins.slice(l, 1), align_corners);
+    const ConvGeometry geometry(part, channels_last, width, {1, 1}, {bins[l], bins[l]}, align_corners);
     body(part, first_bin, geometry);
     first_bin += bins[l] * bins[l];
   }
@@ -58,8 +58,7 @@ at::Tensor pyramid_concat_backward_cpu(
       grad, channels_last, x_first ? channels : 0, width, bins, align_corners,
       [&](const at::Tensor& part, int64_t first_bin, const ConvGeometry& geometry) {
         const at::Tensor q = map_to_q(geometry, channels_last, part);
-        const int64_t packed = geometry.shape.packed_bins, pitch = geometry.shape.level->pitch;
-        grad_levels.narrow(2, first_bin, packed).copy_(q.as_strided({part.size(0), width, packed}, {packed, pitch, 1}));
+        geometry.unpack_bins(q, grad_levels.narrow(2, first_bin, geometry.shape.packed_bins));
       });
   return grad_levels;
 }

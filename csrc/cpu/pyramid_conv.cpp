@@ -19,32 +19,51 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t channel_tasks(const ConvShape& shape) { return ceil_div(shape.out_channels, kConvOuts) * shape.levels; }
-
 ConvGeometry geometry_of(
     const at::Tensor& map, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options) {
-  return {map, is_channels_last(map), levels.size(1), dense_weight.sizes().slice(2), options.bins, options.align_corners};
+  ConvGeometry geometry(
+      map, is_channels_last(map), levels.size(1), dense_weight.sizes().slice(2), options.sizes, options.align_corners);
+  geometry.place_weight(dense_weight, options.first_level_channel);
+  return geometry;
 }
+
+// Calls body(first, count) for output channels whose Q together stays in a processor's caches, and in little memory.
+template <typename Body>
+void for_outputs(ConvGeometry& geometry, const at::Tensor& map, bool channels_last, Body body) {
+  constexpr int64_t kBytes = int64_t{16} << 20;
+  const ConvShape& shape = geometry.shape;
+  const int64_t bytes = shape.batch * shape.positions * (geometry.type == ElementType::f64 ? 8 : 4);
+  const int64_t unit = channels_last ? shape.panel : kConvOuts;
+  const int64_t most = std::max(kBytes / bytes / unit, int64_t{1}) * unit;
+  for (int64_t first = 0; first < map.size(1); first += most) {
+    const int64_t count = std::min(most, map.size(1) - first);
+    geometry.take_outputs(count);
+    body(first, count);
+  }
+}
+
+int64_t channel_tasks(const ConvShape& shape) { return ceil_div(shape.out_channels, kConvOuts); }
 
 // Brings the levels' terms into y, which is dense.
 void add_levels(
     const at::Tensor& y, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options,
-    ConvEpilogue epilogue) {
+    const ConvEpilogue& epilogue) {
   const bool channels_last = is_channels_last(y);
   ConvGeometry geometry = geometry_of(y, levels, dense_weight, options);
-  geometry.place_weight(dense_weight, options.first_level_channel);
   const ConvShape& shape = geometry.shape;
   const ElementType type = geometry.type;
   const at::Tensor pooled = geometry.pack_bins(levels);
-  const at::Tensor q = at::empty({geometry.q_size(channels_last)}, accumulator(y));
-
-  const int64_t scratch = PSPNET_FAST_PER_ISA(conv_q_scratch, shape);
-  for_tasks(channel_tasks(shape), scratch, y, [&](void* own, int64_t begin, int64_t end) {
-    PSPNET_FAST_PER_ISA(
-        conv_q, type, channels_last, shape, dense_weight.const_data_ptr(), pooled.const_data_ptr(),
-        q.mutable_data_ptr(), own, begin, end);
+  const int64_t scratch = PSPNET_FAST_PER_ISA(conv_q_scratch, shape), runs = PSPNET_FAST_PER_ISA(conv_runs, shape);
+  for_outputs(geometry, y, channels_last, [&](int64_t first, int64_t count) {
+    const at::Tensor weight = dense_weight.narrow(0, first, count);
+    const at::Tensor q = at::empty({geometry.q_size(channels_last)}, accumulator(y));
+    for_tasks(channel_tasks(shape) * runs, scratch, y, [&](void* own, int64_t begin, int64_t end) {
+      PSPNET_FAST_PER_ISA(
+          conv_q, type, channels_last, shape, weight.const_data_ptr(), pooled.const_data_ptr(), q.mutable_data_ptr(),
+          own, begin, end);
+    });
+    q_to_map(geometry, channels_last, q, y.narrow(1, first, count), epilogue.from(first, type));
   });
-  q_to_map(geometry, channels_last, q, y, epilogue);
 }
 
 // The convolution over x alone, in dense memory.
@@ -55,9 +74,9 @@ at::Tensor convolve_densely(
 
 at::Tensor pyramid_conv_cpu(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-    at::IntArrayRef bins, bool align_corners, bool x_first) {
+    at::IntArrayRef sizes, bool align_corners, bool x_first) {
   const at::AutoDispatchBelowAutograd below;
-  const ConvOptions options = check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
+  const ConvOptions options = check_pyramid_conv(x, levels, weight, sizes, align_corners, x_first);
   const at::Tensor y = convolve_densely(x, weight, bias, options.first_x_channel);
   if (y.numel() != 0) add_levels(y, levels, dense(weight), options, {ConvWrite::add});
   return y;
@@ -66,9 +85,9 @@ at::Tensor pyramid_conv_cpu(
 at::Tensor pyramid_conv_norm_relu_cpu(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const at::Tensor& mean, const at::Tensor& var, const at::Tensor& gamma, const at::Tensor& beta, double eps,
-    at::IntArrayRef bins, bool align_corners, bool x_first) {
+    at::IntArrayRef sizes, bool align_corners, bool x_first) {
   const at::AutoDispatchBelowAutograd below;
-  const ConvOptions options = check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
+  const ConvOptions options = check_pyramid_conv(x, levels, weight, sizes, align_corners, x_first);
   const at::ScalarType acc = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor factor = (gamma.to(acc) / (var.to(acc) + eps).sqrt()).contiguous();
   const at::Tensor summand = (beta.to(acc) - mean.to(acc) * factor).contiguous();
@@ -84,28 +103,35 @@ void levels_backward(
     const at::Tensor& grad, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options,
     const at::Tensor& grad_levels, const at::Tensor& grad_weight) {
   ConvGeometry geometry = geometry_of(grad, levels, dense_weight, options);
-  geometry.place_weight(dense_weight, options.first_level_channel);
   const ConvShape& shape = geometry.shape;
   const ElementType type = geometry.type;
-  const at::Tensor q = map_to_q(geometry, is_channels_last(grad), grad);
+  const bool channels_last = is_channels_last(grad);
+  at::Tensor pooled, grad_pooled;
+  if (grad_weight.defined()) pooled = geometry.pack_bins_transposed(levels);
+  if (grad_levels.defined()) grad_pooled = geometry.empty_bins(levels);
 
-  const int64_t scratch = PSPNET_FAST_PER_ISA(conv_q_scratch, shape);
-  if (grad_weight.defined()) {
-    const at::Tensor pooled = geometry.pack_bins_transposed(levels);
-    for_tasks(channel_tasks(shape), scratch, grad, [&](void* own, int64_t begin, int64_t end) {
-      PSPNET_FAST_PER_ISA(
-          conv_weight_gradient, type, shape, q.const_data_ptr(), pooled.const_data_ptr(),
-          grad_weight.mutable_data_ptr(), own, begin, end);
-    });
-  }
-  if (grad_levels.defined()) {
-    const int64_t tasks = ceil_div(shape.level_channels, kConvChannels) * shape.levels;
-    for_tasks(tasks, scratch, grad, [&](void* own, int64_t begin, int64_t end) {
-      PSPNET_FAST_PER_ISA(
-          conv_level_gradient, type, shape, dense_weight.const_data_ptr(), q.const_data_ptr(),
-          grad_levels.mutable_data_ptr(), own, begin, end);
-    });
-  }
+  for_outputs(geometry, grad, channels_last, [&](int64_t first, int64_t count) {
+    const int64_t scratch = PSPNET_FAST_PER_ISA(conv_q_scratch, shape);
+    const at::Tensor q = map_to_q(geometry, channels_last, grad.narrow(1, first, count));
+    if (grad_weight.defined()) {
+      const at::Tensor part = grad_weight.narrow(0, first, count);
+      for_tasks(channel_tasks(shape) * shape.levels, scratch, grad, [&](void* own, int64_t begin, int64_t end) {
+        PSPNET_FAST_PER_ISA(
+            conv_weight_gradient, type, shape, q.const_data_ptr(), pooled.const_data_ptr(), part.mutable_data_ptr(), own,
+            begin, end);
+      });
+    }
+    if (grad_levels.defined()) {
+      const at::Tensor weight = dense_weight.narrow(0, first, count);
+      const int64_t tasks = ceil_div(shape.level_channels, kConvChannels) * PSPNET_FAST_PER_ISA(conv_runs, shape);
+      for_tasks(tasks, scratch, grad, [&](void* own, int64_t begin, int64_t end) {
+        PSPNET_FAST_PER_ISA(
+            conv_level_gradient, type, shape, first > 0, weight.const_data_ptr(), q.const_data_ptr(),
+            grad_pooled.mutable_data_ptr(), own, begin, end);
+      });
+    }
+  });
+  if (grad_levels.defined()) geometry.unpack_bins(grad_pooled, grad_levels);
 }
 
 at::Tensor or_absent(const at::Tensor& result, const at::Tensor& like) {
@@ -114,9 +140,9 @@ at::Tensor or_absent(const at::Tensor& result, const at::Tensor& like) {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
     const at::Tensor& upstream, const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight,
-    at::IntArrayRef bins, bool align_corners, bool x_first, std::array<bool, 3> mask) {
+    at::IntArrayRef sizes, bool align_corners, bool x_first, std::array<bool, 3> mask) {
   const at::AutoDispatchBelowAutograd below;
-  const ConvOptions options = check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
+  const ConvOptions options = check_pyramid_conv(x, levels, weight, sizes, align_corners, x_first);
   at::Tensor grad_x, grad_levels, grad_weight;
   if (upstream.numel() == 0) {
     if (mask[0]) grad_x = at::zeros_like(x);

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "../geometry.h"
@@ -18,7 +19,7 @@ struct ConvGeometry {
 
   // `map` is the convolution's output or its gradient, dense, or a run of `out_channels` channels of such a map.
   ConvGeometry(
-      const at::Tensor& map, bool channels_last, int64_t level_channels, at::IntArrayRef kernel, at::IntArrayRef bins,
+      const at::Tensor& map, bool channels_last, int64_t level_channels, at::IntArrayRef kernel, at::IntArrayRef sizes,
       bool align_corners)
       : type(element_type("map", map)), lanes_(PSPNET_FAST_PER_ISA(conv_lanes, type)) {
     shape = {};
@@ -28,12 +29,12 @@ struct ConvGeometry {
     shape.pixel_stride = channels_last ? map.stride(shape.width > 1 ? 3 : 2) : 1;
     shape.level_channels = level_channels;
     shape.kernel_rows = kernel[0], shape.kernel_columns = kernel[1];
-    shape.levels = static_cast<int64_t>(bins.size());
-    shape.packed_bins = packed_bins(bins);
+    shape.panel = PSPNET_FAST_PER_ISA(conv_panel, type);
 
-    place_levels(bins);
-    fill_axis(row_taps_, shape.height, shape.kernel_rows, align_corners);
-    fill_axis(column_reads_, shape.width, shape.kernel_columns, align_corners);
+    place_levels(sizes);
+    take_outputs(shape.out_channels);
+    fill_axis(row_taps_, shape.height, shape.kernel_rows, &ConvLevel::height, align_corners);
+    fill_axis(column_reads_, shape.width, shape.kernel_columns, &ConvLevel::width, align_corners);
     taps_ = at::empty({shape.width * shape.column_pitch + shape.columns * shape.width_pitch}, accumulator(map));
     type == ElementType::f64 ? fill_column_taps<double>() : fill_column_taps<float>();
     shape.level = levels_.data();
@@ -41,6 +42,7 @@ struct ConvGeometry {
     shape.column_reads = column_reads_.data();
   }
   ConvGeometry(const ConvGeometry&) = delete;  // shape points into the tables
+  ConvGeometry(ConvGeometry&&) = default;      // which move along
 
   // The weight of the levels: dense, its level channels from `first_level_channel` on.
   void place_weight(const at::Tensor& weight, int64_t first_level_channel) {
@@ -52,64 +54,108 @@ struct ConvGeometry {
     shape.weight_level = first_level_channel;
   }
 
+  // Q is that of so many output channels from now on.
+  void take_outputs(int64_t count) {
+    shape.out_channels = count;
+    shape.out_pitch = whole_vectors(count);
+    int64_t pitches = 0;
+    for (ConvLevel& level : levels_) {
+      level.q = count * shape.taps() * pitches;
+      pitches += level.pitch;
+    }
+  }
+
   // Elements of Q, as conv_q writes it.
   int64_t q_size(bool channels_last) const {
     return channels_last ? shape.batch * shape.positions * shape.out_pitch : shape.out_channels * shape.taps() * pitches_;
   }
 
-  // levels [B, Ck, Σk²] as conv_q reads them: [Ck, pitch] a level.
+  // p, as conv_q reads it.
+  at::Tensor empty_bins(const at::Tensor& levels) const {
+    return at::empty({shape.level_channels * pitches_}, accumulator(levels));
+  }
+
+  // p from levels [B, Ck, Σhw].
   at::Tensor pack_bins(const at::Tensor& levels) const {
-    at::Tensor packed = at::empty({shape.level_channels * pitches_}, accumulator(levels));
+    at::Tensor packed = empty_bins(levels);
     for (const ConvLevel& level : levels_) {
-      const int64_t k2 = level.k * level.k;
-      packed.as_strided({shape.batch, shape.level_channels, k2}, {k2, level.pitch, 1}, level.pooled)
-          .copy_(levels.narrow(2, level.first_bin, k2));
+      const at::Tensor matrix = bins_of(levels, level).transpose(0, 1).flatten(1);
+      for_each_panel(packed, matrix, level.pooled, level.pitch, [](const at::Tensor& panel, const at::Tensor& part) {
+        panel.copy_(part);
+      });
     }
     return packed;
   }
 
-  // The same transposed: [B · k², level_pitch] a level.
+  // The same transposed: [B · hw, level_pitch] a level.
   at::Tensor pack_bins_transposed(const at::Tensor& levels) const {
-    const int64_t pitch = shape.level_pitch;
-    at::Tensor packed = at::empty({shape.batch * shape.packed_bins * pitch}, accumulator(levels));
+    at::Tensor packed = at::empty({shape.batch * shape.packed_bins * shape.level_pitch}, accumulator(levels));
     for (const ConvLevel& level : levels_) {
-      const int64_t k2 = level.k * level.k;
-      const int64_t first = shape.batch * level.first_bin * pitch;
-      packed.as_strided({shape.batch, shape.level_channels, k2}, {k2 * pitch, 1, pitch}, first)
-          .copy_(levels.narrow(2, level.first_bin, k2));
+      const at::Tensor matrix = bins_of(levels, level).transpose(1, 2).flatten(0, 1);
+      const int64_t begin = shape.batch * level.first_bin * shape.level_pitch;
+      for_each_panel(packed, matrix, begin, shape.level_pitch, [](const at::Tensor& panel, const at::Tensor& part) {
+        panel.copy_(part);
+      });
     }
     return packed;
+  }
+
+  // levels [B, Ck, Σhw] from p.
+  void unpack_bins(const at::Tensor& packed, const at::Tensor& levels) const {
+    for (const ConvLevel& level : levels_) {
+      const at::Tensor matrix = at::empty({shape.level_channels, shape.batch * level.area()}, accumulator(levels));
+      for_each_panel(packed, matrix, level.pooled, level.pitch, [](const at::Tensor& panel, const at::Tensor& part) {
+        part.copy_(panel);
+      });
+      bins_of(levels, level).copy_(matrix.unflatten(1, {shape.batch, level.area()}).transpose(0, 1));
+    }
   }
 
  private:
   int64_t whole_vectors(int64_t count) const { return (count + lanes_ - 1) / lanes_ * lanes_; }
 
-  void place_levels(at::IntArrayRef bins) {
-    for (const int64_t k : bins) {
+  at::Tensor bins_of(const at::Tensor& levels, const ConvLevel& level) const {
+    return levels.narrow(2, level.first_bin, level.area());
+  }
+
+  // Calls body(panel, its columns of the matrix) for a matrix whose panels begin at `begin` of `packed`.
+  template <typename Body>
+  void for_each_panel(
+      const at::Tensor& packed, const at::Tensor& matrix, int64_t begin, int64_t pitch, Body body) const {
+    const int64_t rows = matrix.size(0), columns = matrix.size(1);
+    for (int64_t first = 0; first < columns; first += shape.panel) {
+      const int64_t width = std::min(shape.panel, pitch - first), count = std::min(width, columns - first);
+      body(packed.as_strided({rows, count}, {width, 1}, begin + first * rows), matrix.narrow(1, first, count));
+    }
+  }
+
+  void place_levels(at::IntArrayRef sizes) {
+    shape.levels = static_cast<int64_t>(sizes.size()) / 2;
+    for (int64_t l = 0; l < shape.levels; ++l) {
       ConvLevel level{};
-      level.k = k;
-      level.first_bin = levels_.empty() ? 0 : levels_.back().first_bin + levels_.back().k * levels_.back().k;
+      level.height = sizes[2 * l], level.width = sizes[2 * l + 1];
+      level.first_bin = shape.packed_bins;
       level.column = shape.columns;
       level.position = shape.positions;
-      level.pitch = whole_vectors(shape.batch * k * k);
-      level.q = shape.out_channels * shape.taps() * pitches_;
+      level.pitch = whole_vectors(shape.batch * level.area());
       level.pooled = shape.level_channels * pitches_;
-      shape.columns += shape.kernel_columns * k;
-      shape.positions += shape.taps() * k * k;
+      shape.packed_bins += level.area();
+      shape.columns += shape.kernel_columns * level.width;
+      shape.positions += shape.taps() * level.area();
       pitches_ += level.pitch;
       levels_.push_back(level);
     }
     shape.column_pitch = whole_vectors(shape.columns);
     shape.width_pitch = whole_vectors(shape.width);
-    shape.out_pitch = whole_vectors(shape.out_channels);
     shape.level_pitch = whole_vectors(shape.level_channels);
   }
 
-  void fill_axis(std::vector<AxisTap>& axis, int64_t size, int64_t kernel, bool align_corners) const {
+  void fill_axis(
+      std::vector<AxisTap>& axis, int64_t size, int64_t kernel, int64_t ConvLevel::*nodes, bool align_corners) const {
     for (int64_t position = 0; position < size; ++position) {
       for (const ConvLevel& level : levels_) {
         for (int64_t d = 0; d < kernel; ++d) {
-          const Taps taps = bilinear_taps(position + d - kernel / 2, level.k, size, align_corners);
+          const Taps taps = bilinear_taps(position + d - kernel / 2, level.*nodes, size, align_corners);
           axis.push_back({taps.first, taps.second, taps.first_weight, taps.second_weight});
         }
       }
@@ -130,8 +176,8 @@ struct ConvGeometry {
     for (int64_t w = 0; w < shape.width; ++w) {
       for (const ConvLevel& level : levels_) {
         for (int64_t dx = 0; dx < shape.kernel_columns; ++dx, ++tap) {
-          put(w, level.column + dx * level.k + tap->first, tap->first_weight);
-          put(w, level.column + dx * level.k + tap->second, tap->second_weight);
+          put(w, level.column + dx * level.width + tap->first, tap->first_weight);
+          put(w, level.column + dx * level.width + tap->second, tap->second_weight);
         }
       }
     }

@@ -25,19 +25,25 @@ struct AxisTap {
 };
 
 struct ConvLevel {
-  int64_t k;                   // side
-  int64_t first_bin;           // first packed bin
-  int64_t column;              // first of its kernel_columns · k columns of R
-  int64_t position;            // first of its taps · k² positions of an output channel
-  int64_t pitch;               // of a row of Q and of `pooled`: batch · k², rounded up to whole vectors
-  int64_t q, pooled;    // where its Q and its p begin, in elements
+  int64_t height, width;
+  int64_t first_bin;  // first packed bin
+  int64_t column;    // first of its kernel_columns · width columns of R
+  int64_t position;  // first of its taps · height · width positions of an output channel
+  int64_t pitch;     // batch · height · width, rounded up to whole vectors
+  int64_t q, pooled;  // where its Q and its p begin, in elements
+
+  int64_t area() const { return height * width; }
 };
 
 // The geometry of one call. Pitches are whole vectors; what lies between a row's end and its pitch is never read.
+//
+// The matrices that products read lie in panels: `panel` columns of all rows, then the next ones; the last panel is as
+// wide as the pitch leaves it. A product reads one panel for many rows of its left factor, out of the caches.
 struct ConvShape {
   int64_t batch, out_channels, level_channels, height, width;
   int64_t kernel_rows, kernel_columns;
-  int64_t levels, packed_bins;                              // packed_bins = Σk²
+  int64_t panel;
+  int64_t levels, packed_bins;                              // packed_bins = Σ height · width
   int64_t columns, positions;                                // of R; of one output channel, all levels together
   int64_t column_pitch, width_pitch, out_pitch, level_pitch; // columns, width, out_channels, level_channels rounded up
   const ConvLevel* level;                                    // [levels]
@@ -60,29 +66,41 @@ enum class ConvWrite { add, store, norm_relu };
 struct ConvEpilogue {
   ConvWrite write;
   const void *factor = nullptr, *summand = nullptr;
+
+  // For a run of channels from `first` on.
+  ConvEpilogue from(int64_t first, ElementType type) const {
+    if (factor == nullptr) return *this;
+    const int64_t bytes = first * (type == ElementType::f64 ? 8 : 4);
+    return {write, static_cast<const char*>(factor) + bytes, static_cast<const char*>(summand) + bytes};
+  }
 };
 
-// Output channels and level channels that a task takes.
-constexpr int64_t kConvOuts = 8, kConvChannels = 24;
+// Output channels, level channels and panels of a level that a task takes.
+constexpr int64_t kConvOuts = 8, kConvChannels = 24, kConvPanels = 16;
 
-// Lanes of a vector: what pitches are multiples of.
+// Lanes of a vector, what pitches are multiples of; and columns of a panel.
 PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_lanes(ElementType type))
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_panel(ElementType type))
 
 // ---- Products. Scratch: [conv_q_scratch] a thread. ------------------------------------------------------------
 PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_q_scratch(const ConvShape& shape))
-// Tasks [begin, end) of blocks of output channels, level by level. `pooled` is p: [level_channels, pitch] a level. With
-// channels_last Q goes to [batch, positions, out_pitch].
+// Runs of kConvPanels panels, all levels together: tasks are these for each block of channels.
+PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_runs(const ConvShape& shape))
+// Tasks [begin, end) are runs of panels for each block of output channels. `pooled` is p, [level_channels, pitch] a level
+// in panels; Q is [out_channels · taps, pitch] a level in panels, or with channels_last [batch · positions, out_pitch].
 PSPNET_FAST_DECLARE_PER_ISA(void conv_q(
     ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* pooled, void* q,
     void* scratch, int64_t begin, int64_t end))
-// The gradient of the weight from that of Q. `pooled` is p transposed: [batch · k², level_pitch] a level.
+// The gradient of the weight from that of Q. Tasks are levels for each block of output channels; `pooled` is p
+// transposed, [batch · height · width, level_pitch] a level in panels.
 PSPNET_FAST_DECLARE_PER_ISA(void conv_weight_gradient(
     ElementType type, const ConvShape& shape, const void* q, const void* pooled, void* grad_weight, void* scratch,
     int64_t begin, int64_t end))
-// Tasks [begin, end) of blocks of level channels, level by level: the gradient of the levels [B, Ck, packed_bins].
+// Tasks [begin, end) are runs of panels for each block of level channels: the gradient of p as conv_q reads it, added to
+// what is there if `add`.
 PSPNET_FAST_DECLARE_PER_ISA(void conv_level_gradient(
-    ElementType type, const ConvShape& shape, const void* weight, const void* q, void* grad_levels, void* scratch,
-    int64_t begin, int64_t end))
+    ElementType type, const ConvShape& shape, bool add, const void* weight, const void* q, void* grad_bins,
+    void* scratch, int64_t begin, int64_t end))
 
 // ---- Between Q and map. Scratch: [conv_nchw_scratch] or [conv_nhwc_scratch] a thread. -----------------------
 PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_nchw_scratch(const ConvShape& shape))

@@ -21,8 +21,8 @@ void add_nchw(
   Acc* sums = rows + s.height * s.columns;
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t b = plane / s.out_channels, o = plane % s.out_channels;
-    for_each_run(s, b, o, [&](int64_t from, int64_t position, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) own[position + i] = q[from + i];
+    for_each_run(s, b, [&](int64_t from, int64_t stride, int64_t position, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) own[position + i] = q[from + o * stride + i];
     });
     fill(rows, s.height * s.columns, Acc(0));
     for (int64_t h = 0; h < s.height; ++h) {
@@ -85,8 +85,8 @@ void gather_nchw(const ConvShape& s, const T* grad, Acc* q, Acc* scratch, int64_
       });
       gather_rows();
     }
-    for_each_run(s, b, o, [&](int64_t to, int64_t position, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) q[to + i] = own[position + i];
+    for_each_run(s, b, [&](int64_t to, int64_t stride, int64_t position, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) q[to + o * stride + i] = own[position + i];
     });
   }
 }

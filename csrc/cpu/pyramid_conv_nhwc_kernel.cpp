@@ -15,7 +15,7 @@ namespace {
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <typename Acc>
-constexpr int64_t kBlock = kTileVectors * kLanes<Acc>;
+constexpr int64_t kBlock = kPanel<Acc>;
 
 // A task is a row of an image. Scratch: R [columns, kBlock], a row of pixels [width, kBlock].
 template <typename T, typename Acc>
@@ -28,11 +28,11 @@ void add_nhwc(
     const int64_t b = band / s.height, h = band % s.height;
     for (int64_t out = 0; out < s.out_channels; out += block) {
       const int64_t lanes = smaller(block, s.out_pitch - out), outs = smaller(block, s.out_channels - out);
-      const Acc* own = q + b * s.positions * s.out_pitch + out;
+      const Acc* own = q + out * s.batch * s.positions + b * s.positions * lanes;
       fill(rows, s.columns * block, Acc(0));
       for_each_row_tap<Acc>(s, h, [&](int64_t column, int64_t n, int64_t first, int64_t second, Acc u, Acc v) {
         for (int64_t i = 0; i < n; ++i) {
-          const Acc *top = own + (first + i) * s.out_pitch, *bottom = own + (second + i) * s.out_pitch;
+          const Acc *top = own + (first + i) * lanes, *bottom = own + (second + i) * lanes;
           Acc* __restrict__ row = rows + (column + i) * block;
           for (int64_t o = 0; o < lanes; ++o) row[o] += u * top[o] + v * bottom[o];
         }
@@ -123,11 +123,11 @@ void gather_nhwc(const ConvShape& s, const T* grad, Acc* q, Acc* scratch, int64_
     GatherTask<T, Acc> gather{s, grad + b * s.image_stride + out, outs, lanes, own, rows, copy};
     gather.sum_positions(/*by_reads=*/false);
     if (!all_finite(own, outs, s.positions, block)) gather.sum_positions(/*by_reads=*/true);
-    for (int64_t o = 0; o < outs; ++o) {
-      for_each_run(s, b, out + o, [&](int64_t to, int64_t position, int64_t n) {
-        for (int64_t i = 0; i < n; ++i) q[to + i] = own[(position + i) * block + o];
-      });
-    }
+    for_each_run(s, b, [&](int64_t to, int64_t stride, int64_t position, int64_t n) {
+      for (int64_t o = 0; o < outs; ++o) {
+        for (int64_t i = 0; i < n; ++i) q[to + (out + o) * stride + i] = own[(position + i) * block + o];
+      }
+    });
   }
 }
 

@@ -41,22 +41,43 @@ WeightPart<Acc> read_weight(
   }
 }
 
-// Products [outs · taps, pitch] of one level, into [batch, positions, out_pitch].
+// A panel of one level's bins; the last one may be narrow.
+struct Panel {
+  int64_t l, begin, width;
+};
+
+inline int64_t runs_of(const ConvShape& s, const ConvLevel& level) {
+  const int64_t columns = s.panel * kConvPanels;
+  return (level.pitch + columns - 1) / columns;
+}
+
+// Calls body(panel) for the panels of a run, which are one level's.
+template <typename Body>
+inline void for_each_panel(const ConvShape& s, int64_t run, Body body) {
+  int64_t l = 0;
+  while (run >= runs_of(s, s.level[l])) run -= runs_of(s, s.level[l++]);
+  const int64_t pitch = s.level[l].pitch, last = smaller(pitch, (run + 1) * kConvPanels * s.panel);
+  for (int64_t begin = run * kConvPanels * s.panel; begin < last; begin += s.panel) {
+    body(Panel{l, begin, smaller(s.panel, pitch - begin)});
+  }
+}
+
+// Products [outs · taps, panel] into [batch · positions, out_pitch].
 template <typename Acc>
-void scatter_channels_last(
-    const ConvShape& s, const ConvLevel& level, const Acc* q, int64_t out, int64_t outs, Acc* to) {
-  const int64_t k = level.k, taps = s.taps();
-  for (int64_t b = 0; b < s.batch; ++b) {
+void scatter_channels_last(const ConvShape& s, const Panel& panel, const Acc* q, int64_t out, int64_t outs, Acc* to) {
+  const ConvLevel& level = s.level[panel.l];
+  const int64_t taps = s.taps(), inside = out % s.panel, begin = out - inside;
+  const int64_t pitch = smaller(s.panel, s.out_pitch - begin), bins = s.batch * level.area() - panel.begin;
+  to += begin * s.batch * s.positions + inside;
+  for (int64_t n = 0; n < smaller(bins, panel.width); ++n) {
+    const int64_t bin = panel.begin + n, b = bin / level.area();
+    const int64_t i = bin / level.width % level.height, j = bin % level.width;
     for (int64_t t = 0; t < taps; ++t) {
       const int64_t dy = t / s.kernel_columns, dx = t % s.kernel_columns;
-      for (int64_t i = 0; i < k; ++i) {
-        for (int64_t j = 0; j < k; ++j) {
-          const int64_t position = level.position + ((dy * k + i) * s.kernel_columns + dx) * k + j;
-          Acc* target = to + (b * s.positions + position) * s.out_pitch + out;
-          const Acc* from = q + t * level.pitch + (b * k + i) * k + j;
-          for (int64_t o = 0; o < outs; ++o) target[o] = from[o * taps * level.pitch];
-        }
-      }
+      const int64_t row = (dy * level.height + i) * s.kernel_columns + dx;
+      Acc* target = to + (b * s.positions + level.position + row * level.width + j) * pitch;
+      const Acc* from = q + t * panel.width + n;
+      for (int64_t o = 0; o < outs; ++o) target[o] = from[o * taps * panel.width];
     }
   }
 }
@@ -65,20 +86,46 @@ template <typename T, typename Acc>
 void q_of(
     bool channels_last, const ConvShape& s, const T* weight, const Acc* pooled, Acc* q, Acc* scratch,
     int64_t begin, int64_t end) {
-  const int64_t taps = s.taps();
+  const int64_t taps = s.taps(), runs = conv_runs(s);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t l = task % s.levels, out = task / s.levels * kConvOuts;
-    const int64_t outs = smaller(kConvOuts, s.out_channels - out);
-    const ConvLevel& level = s.level[l];
-    Acc* result = channels_last ? scratch : q + level.q + out * taps * level.pitch;
-    Acc* copy = scratch + (channels_last ? kConvOuts * taps * level.pitch : 0);
-    const int64_t channel = s.weight_level + l * s.level_channels;
-    const WeightPart<Acc> part = read_weight(s, weight, out, outs, channel, s.level_channels, copy);
-    product(
-        [&](int64_t m) { return part.base + m / taps * part.out + m % taps * part.tap; }, outs * taps,
-        {1, 0, s.level_channels, part.channel}, pooled + level.pooled, level.pitch, level.pitch / kLanes<Acc>, result,
-        level.pitch);
-    if (channels_last) scatter_channels_last(s, level, result, out, outs, q);
+    const int64_t out = task / runs * kConvOuts, outs = smaller(kConvOuts, s.out_channels - out);
+    WeightPart<Acc> part{};
+    for_each_panel(s, task % runs, [&](const Panel& panel) {
+      const ConvLevel& level = s.level[panel.l];
+      if (part.base == nullptr) {
+        Acc* copy = scratch + kConvOuts * taps * s.panel;
+        part = read_weight(s, weight, out, outs, s.weight_level + panel.l * s.level_channels, s.level_channels, copy);
+      }
+      Acc* result = channels_last ? scratch
+                                  : q + level.q + panel.begin * s.out_channels * taps + out * taps * panel.width;
+      product(
+          [&](int64_t m) { return part.base + m / taps * part.out + m % taps * part.tap; }, outs * taps,
+          {1, 0, s.level_channels, part.channel}, pooled + level.pooled + panel.begin * s.level_channels, panel.width,
+          panel.width / kLanes<Acc>, result, panel.width);
+      if (channels_last) scatter_channels_last(s, panel, result, out, outs, q);
+    });
+  }
+}
+
+// The gradient [outs · taps, level_pitch] of one level's weight: a sum over bins, some panels of Q at a time.
+template <typename Acc>
+void sum_bins(const ConvShape& s, const ConvLevel& level, const Acc* q, int64_t rows, int64_t out_rows,
+               const Acc* pooled, Acc* sums) {
+  constexpr int64_t kPanels = 8;
+  const int64_t count = s.batch * level.area(), row_count = s.out_channels * s.taps();
+  for (int64_t begin = 0, n; begin < count; begin += n) {
+    // Whole panels, or the rest of the last one.
+    const int64_t panels = smaller(kPanels, (count - begin) / s.panel);
+    const int64_t width = smaller(s.panel, level.pitch - begin);
+    n = panels == 0 ? count - begin : panels * s.panel;
+    const Summed summed = panels == 0 ? contiguous(n) : Summed{panels, s.panel * row_count, s.panel, 1};
+    const Acc* left = q + begin * row_count + rows * width;
+    for (int64_t c = 0; c < s.level_pitch; c += s.panel) {
+      const int64_t channels = smaller(s.panel, s.level_pitch - c);
+      product(
+          [&](int64_t m) { return left + m * width; }, out_rows, summed, pooled + c * count + begin * channels, channels,
+          channels / kLanes<Acc>, sums + c, s.level_pitch, begin > 0);
+    }
   }
 }
 
@@ -90,11 +137,8 @@ void weight_gradient(
     const int64_t l = task % s.levels, out = task / s.levels * kConvOuts;
     const int64_t outs = smaller(kConvOuts, s.out_channels - out);
     const ConvLevel& level = s.level[l];
-    const Acc* left = q + level.q + out * taps * level.pitch;
-    product(
-        [&](int64_t m) { return left + m * level.pitch; }, outs * taps, contiguous(s.batch * level.k * level.k),
-        pooled + s.batch * level.first_bin * s.level_pitch, s.level_pitch, s.level_pitch / kLanes<Acc>, scratch,
-        s.level_pitch);
+    sum_bins(
+        s, level, q + level.q, out * taps, outs * taps, pooled + s.batch * level.first_bin * s.level_pitch, scratch);
 
     T* part = grad_weight + out * s.weight_out + (s.weight_level + l * s.level_channels) * s.weight_channel;
     for (int64_t o = 0; o < outs; ++o) {
@@ -119,39 +163,41 @@ void weight_gradient(
 
 template <typename T, typename Acc>
 void level_gradient(
-    const ConvShape& s, const T* weight, const Acc* q, T* grad_levels, Acc* scratch, int64_t begin, int64_t end) {
+    const ConvShape& s, bool add, const T* weight, const Acc* q, Acc* grad_bins, Acc* scratch, int64_t begin,
+    int64_t end) {
+  const int64_t runs = conv_runs(s);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t l = task % s.levels, first = task / s.levels * kConvChannels;
-    const int64_t channels = smaller(kConvChannels, s.level_channels - first);
-    const ConvLevel& level = s.level[l];
-    Acc* copy = scratch + kConvChannels * level.pitch;
-    const int64_t channel = s.weight_level + l * s.level_channels + first;
-    const WeightPart<Acc> part = read_weight(s, weight, 0, s.out_channels, channel, channels, copy);
-    product(
-        [&](int64_t m) { return part.base + m * part.channel; }, channels,
-        {s.out_channels, part.out, s.taps(), part.tap}, q + level.q, level.pitch,
-        level.pitch / kLanes<Acc>, scratch, level.pitch);
-
-    const int64_t bins = level.k * level.k;
-    for (int64_t b = 0; b < s.batch; ++b) {
-      for (int64_t c = 0; c < channels; ++c) {
-        T* target = grad_levels + (b * s.level_channels + first + c) * s.packed_bins + level.first_bin;
-        const Acc* row = scratch + c * level.pitch + b * bins;
-        for (int64_t bin = 0; bin < bins; ++bin) store(target + bin, row[bin]);
+    const int64_t first = task / runs * kConvChannels, channels = smaller(kConvChannels, s.level_channels - first);
+    WeightPart<Acc> part{};
+    for_each_panel(s, task % runs, [&](const Panel& panel) {
+      const ConvLevel& level = s.level[panel.l];
+      if (part.base == nullptr) {
+        const int64_t channel = s.weight_level + panel.l * s.level_channels + first;
+        part = read_weight(s, weight, 0, s.out_channels, channel, channels, scratch);
       }
-    }
+      Acc* result = grad_bins + level.pooled + panel.begin * s.level_channels + first * panel.width;
+      product(
+          [&](int64_t m) { return part.base + m * part.channel; }, channels,
+          {s.out_channels, part.out, s.taps(), part.tap}, q + level.q + panel.begin * s.out_channels * s.taps(),
+          panel.width, panel.width / kLanes<Acc>, result, panel.width, add);
+    });
   }
 }
 
 }  // namespace
 
 int64_t conv_lanes(ElementType type) { return type == ElementType::f64 ? kLanes<double> : kLanes<float>; }
+int64_t conv_panel(ElementType type) { return type == ElementType::f64 ? kPanel<double> : kPanel<float>; }
+
+int64_t conv_runs(const ConvShape& s) {
+  int64_t runs = 0;
+  for (int64_t l = 0; l < s.levels; ++l) runs += runs_of(s, s.level[l]);
+  return runs;
+}
 
 int64_t conv_q_scratch(const ConvShape& s) {
-  int64_t pitch = 0;
-  for (int64_t l = 0; l < s.levels; ++l) pitch = s.level[l].pitch > pitch ? s.level[l].pitch : pitch;
-  const int64_t by_outs = kConvOuts * s.taps() * (pitch + s.level_pitch);
-  const int64_t by_channels = kConvChannels * (pitch + s.out_channels * s.taps());
+  const int64_t by_outs = kConvOuts * s.taps() * (s.panel + s.level_pitch);
+  const int64_t by_channels = kConvChannels * s.out_channels * s.taps();
   return by_outs > by_channels ? by_outs : by_channels;
 }
 
@@ -180,13 +226,13 @@ void conv_weight_gradient(
 }
 
 void conv_level_gradient(
-    ElementType type, const ConvShape& shape, const void* weight, const void* q, void* grad_levels, void* scratch,
-    int64_t begin, int64_t end) {
+    ElementType type, const ConvShape& shape, bool add, const void* weight, const void* q, void* grad_bins,
+    void* scratch, int64_t begin, int64_t end) {
   dispatch(type, [&](auto* element) {
     using T = Element<decltype(element)>;
     using Acc = typename AccOf<T>::type;
     level_gradient(
-        shape, static_cast<const T*>(weight), static_cast<const Acc*>(q), static_cast<T*>(grad_levels),
+        shape, add, static_cast<const T*>(weight), static_cast<const Acc*>(q), static_cast<Acc*>(grad_bins),
         static_cast<Acc*>(scratch), begin, end);
   });
 }

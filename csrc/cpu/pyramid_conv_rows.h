@@ -1,4 +1,4 @@
-// What the layouts of a convolution over a pyramid share between Q and map: taps of rows, runs of pixels, and how
+// What the layouts of a convolution over a pyramid share between Q and map: taps of rows, runs of bins, and how
 // sums are brought into y. Included by kernel files inside their namespace (see isa.h), behind elements.h.
 
 // Calls body(column, position, first, second, weights) for what row h reads: entries [column, column + n) of R are the
@@ -8,11 +8,11 @@ template <typename Acc, typename Body>
 inline void for_each_row_tap(const ConvShape& s, int64_t h, Body body) {
   for (int64_t l = 0; l < s.levels; ++l) {
     const ConvLevel& level = s.level[l];
-    const int64_t n = s.kernel_columns * level.k;
+    const int64_t n = s.kernel_columns * level.width;
     for (int64_t dy = 0; dy < s.kernel_rows; ++dy) {
       const AxisTap& tap = s.row_taps[(h * s.levels + l) * s.kernel_rows + dy];
       if (tap.in_padding()) continue;
-      const int64_t row = level.position + dy * level.k * n;
+      const int64_t row = level.position + dy * level.height * n;
       body(level.column, n, row + tap.first * n, row + tap.second * n, Acc(tap.first_weight), Acc(tap.second_weight));
     }
   }
@@ -29,7 +29,7 @@ inline void for_each_column_read(const ConvShape& s, Body body) {
     for (int64_t l = 0; l < s.levels; ++l) {
       for (int64_t dx = 0; dx < s.kernel_columns; ++dx, ++tap) {
         if (tap->in_padding()) continue;
-        const int64_t column = s.level[l].column + dx * s.level[l].k;
+        const int64_t column = s.level[l].column + dx * s.level[l].width;
         body(w, column + tap->first, Acc(tap->first_weight));
         body(w, column + tap->second, Acc(tap->second_weight));
       }
@@ -47,17 +47,25 @@ inline bool all_finite(const Acc* p, int64_t n, int64_t rows = 1, int64_t pitch 
   return special == 0;
 }
 
-// Calls body(place in Q, position, count) for every run of pixels of image b and channel o that is contiguous in both.
+// Calls body(place in Q, its stride between channels, position, count) for every run of bins of image b that is
+// contiguous in both; the place is that of channel 0.
 template <typename Body>
-inline void for_each_run(const ConvShape& s, int64_t b, int64_t o, Body body) {
+inline void for_each_run(const ConvShape& s, int64_t b, Body body) {
+  const int64_t taps = s.taps(), rows = s.out_channels * taps;
   for (int64_t l = 0; l < s.levels; ++l) {
     const ConvLevel& level = s.level[l];
-    const int64_t k = level.k;
-    for (int64_t t = 0; t < s.taps(); ++t) {
-      const int64_t dy = t / s.kernel_columns, dx = t % s.kernel_columns;
-      const int64_t from = level.q + (o * s.taps() + t) * level.pitch + b * k * k;
-      for (int64_t i = 0; i < k; ++i) {
-        body(from + i * k, level.position + ((dy * k + i) * s.kernel_columns + dx) * k, k);
+    for (int64_t i = 0; i < level.height; ++i) {
+      int64_t bin = (b * level.height + i) * level.width;
+      for (int64_t j = 0, n; j < level.width; j += n, bin += n) {
+        const int64_t inside = bin % s.panel, begin = bin - inside;
+        const int64_t width = level.pitch - begin < s.panel ? level.pitch - begin : s.panel;
+        n = level.width - j < width - inside ? level.width - j : width - inside;
+        const int64_t from = level.q + begin * rows + inside;
+        for (int64_t t = 0; t < taps; ++t) {
+          const int64_t dy = t / s.kernel_columns, dx = t % s.kernel_columns;
+          const int64_t row = (dy * level.height + i) * s.kernel_columns + dx;
+          body(from + t * width, taps * width, level.position + row * level.width + j, n);
+        }
       }
     }
   }

@@ -10,6 +10,8 @@ static inline Summed contiguous(int64_t count) { return {1, 0, count, 1}; }
 // A tile of kTileRows by kTileVectors vectors fits the registers, with a row of the right factor and an entry of the left.
 constexpr int64_t kTileRows = 6;
 constexpr int64_t kTileVectors = kVectorBytes == 64 ? 4 : 2;
+template <typename Acc>
+constexpr int64_t kPanel = kTileVectors * kLanes<Acc>;
 
 template <typename Acc>
 static inline int64_t vectors_of(int64_t count) {
@@ -19,7 +21,7 @@ static inline int64_t vectors_of(int64_t count) {
 template <int64_t kVectors, typename Acc>
 static void product_tile(
     const Acc* const* rows, const Summed& summed, const Acc* right, int64_t right_stride, Acc* out, int64_t out_stride,
-    int64_t valid_rows) {
+    int64_t valid_rows, bool add) {
   constexpr int64_t n = kLanes<Acc>;
   Lanes<Acc> sum[kTileRows][kVectors] = {};
   for (int64_t o = 0; o < summed.outer; ++o) {
@@ -35,15 +37,19 @@ static void product_tile(
   }
   for (int64_t m = 0; m < kTileRows; ++m) {
     if (m >= valid_rows) break;
-    for (int64_t v = 0; v < kVectors; ++v) put(out + m * out_stride + v * n, sum[m][v]);
+    for (int64_t v = 0; v < kVectors; ++v) {
+      Acc* to = out + m * out_stride + v * n;
+      put(to, add ? get(to) + sum[m][v] : sum[m][v]);
+    }
   }
 }
 
-// out [row_count, vectors · lanes] = left [row_count, summed] · right [summed, vectors · lanes]; left(m) is row m.
+// out [row_count, vectors · lanes] = left [row_count, summed] · right [summed, vectors · lanes], or with `add` that and
+// what is there; left(m) is row m.
 template <typename Acc, typename Left>
 static void product(
     Left left, int64_t row_count, const Summed& summed, const Acc* right, int64_t right_stride, int64_t vectors,
-    Acc* out, int64_t out_stride) {
+    Acc* out, int64_t out_stride, bool add = false) {
   for (int64_t m = 0; m < row_count; m += kTileRows) {
     const int64_t valid = row_count - m < kTileRows ? row_count - m : kTileRows;
     const Acc* rows[kTileRows];
@@ -52,12 +58,13 @@ static void product(
       const Acc* factor = right + v * kLanes<Acc>;
       Acc* to = out + m * out_stride + v * kLanes<Acc>;
       switch (vectors - v) {
-        case 1: product_tile<1>(rows, summed, factor, right_stride, to, out_stride, valid); break;
-        case 2: product_tile<2>(rows, summed, factor, right_stride, to, out_stride, valid); break;
+        case 1: product_tile<1>(rows, summed, factor, right_stride, to, out_stride, valid, add); break;
+        case 2: product_tile<2>(rows, summed, factor, right_stride, to, out_stride, valid, add); break;
         case 3:
-          product_tile<(kTileVectors > 3 ? 3 : kTileVectors)>(rows, summed, factor, right_stride, to, out_stride, valid);
+          product_tile<(kTileVectors > 3 ? 3 : kTileVectors)>(
+              rows, summed, factor, right_stride, to, out_stride, valid, add);
           break;
-        default: product_tile<kTileVectors>(rows, summed, factor, right_stride, to, out_stride, valid);
+        default: product_tile<kTileVectors>(rows, summed, factor, right_stride, to, out_stride, valid, add);
       }
     }
   }

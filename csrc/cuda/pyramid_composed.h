@@ -19,31 +19,32 @@
 
 namespace pspnet_fast::cuda {
 
-// x and its upsampled levels, in the layout of x.
+// x and its upsampled levels, in the layout of x. `sizes` are h and w of each level, as in check_pyramid_conv.
 inline at::Tensor composed_concat(
-    const at::Tensor& x, const at::Tensor& levels, at::IntArrayRef bins, bool align_corners, bool x_first) {
+    const at::Tensor& x, const at::Tensor& levels, at::IntArrayRef sizes, bool align_corners, bool x_first) {
   std::vector<at::Tensor> parts;
   if (x_first) parts.push_back(x);
   int64_t first = 0;
-  for (int64_t k : bins) {
-    const at::Tensor level = levels.narrow(2, first, k * k).unflatten(2, {k, k});
+  for (size_t i = 0; i < sizes.size(); i += 2) {
+    const int64_t cells = sizes[i] * sizes[i + 1];
+    const at::Tensor level = levels.narrow(2, first, cells).unflatten(2, sizes.slice(i, 2));
     parts.push_back(at::upsample_bilinear2d(level, x.sizes().slice(2), align_corners));
-    first += k * k;
+    first += cells;
   }
   if (!x_first) parts.push_back(x);
   return at::cat(parts, 1).contiguous(format_of(x));
 }
 
-// The gradient of the levels [B, Ck, Σk²] from that of the concatenation with x of `channels` channels.
+// The gradient of the levels [B, Ck, Σhw] from that of the concatenation with x of `channels` channels.
 inline at::Tensor composed_concat_backward(
-    const at::Tensor& grad, int64_t channels, at::IntArrayRef bins, bool align_corners, bool x_first) {
-  const auto count = static_cast<int64_t>(bins.size());
+    const at::Tensor& grad, int64_t channels, at::IntArrayRef sizes, bool align_corners, bool x_first) {
+  const auto count = static_cast<int64_t>(sizes.size()) / 2;
   const int64_t width = (grad.size(1) - channels) / count;
   std::vector<at::Tensor> grads;
   int64_t first = x_first ? channels : 0;
-  for (int64_t k : bins) {
+  for (size_t i = 0; i < sizes.size(); i += 2) {
     const at::Tensor of_level = grad.narrow(1, first, width).contiguous();
-    const std::array<int64_t, 4> size = {grad.size(0), width, k, k};
+    const std::array<int64_t, 4> size = {grad.size(0), width, sizes[i], sizes[i + 1]};
     grads.push_back(
         at::upsample_bilinear2d_backward(of_level, grad.sizes().slice(2), size, align_corners).flatten(2));
     first += width;
@@ -53,8 +54,8 @@ inline at::Tensor composed_concat_backward(
 
 inline at::Tensor composed_conv(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-    at::IntArrayRef bins, bool align_corners, bool x_first, const NormTensors& norm) {
-  const at::Tensor y = convolve_x(composed_concat(x, levels, bins, align_corners, x_first), weight, bias);
+    at::IntArrayRef sizes, bool align_corners, bool x_first, const NormTensors& norm) {
+  const at::Tensor y = convolve_x(composed_concat(x, levels, sizes, align_corners, x_first), weight, bias);
   if (norm.norm.mean == nullptr) return y;
   const auto& [mean, var, gamma, beta] = norm.tensors;
   return at::relu(at::batch_norm(y, gamma, beta, mean, var, false, 0.0, norm.norm.eps, false));
@@ -62,13 +63,13 @@ inline at::Tensor composed_conv(
 
 inline std::tuple<at::Tensor, at::Tensor, at::Tensor> composed_conv_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight,
-    at::IntArrayRef bins, bool align_corners, bool x_first, std::array<bool, 3> mask) {
-  const at::Tensor map = composed_concat(x, levels, bins, align_corners, x_first);
+    at::IntArrayRef sizes, bool align_corners, bool x_first, std::array<bool, 3> mask) {
+  const at::Tensor map = composed_concat(x, levels, sizes, align_corners, x_first);
   const auto [grad_map, grad_weight] = convolve_x_backward(grad, map, weight, mask[0] || mask[1], mask[2]);
   const int64_t channels = x.size(1), first_of_x = x_first ? 0 : map.size(1) - channels;
   return {
       mask[0] ? grad_map.narrow(1, first_of_x, channels).contiguous(format_of(x)) : absent(x),
-      mask[1] ? composed_concat_backward(grad_map, channels, bins, align_corners, x_first) : absent(levels),
+      mask[1] ? composed_concat_backward(grad_map, channels, sizes, align_corners, x_first) : absent(levels),
       mask[2] ? at::empty_like(weight).copy_(grad_weight) : absent(weight),
   };
 }

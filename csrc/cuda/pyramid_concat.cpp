@@ -49,7 +49,7 @@ at::Tensor pyramid_concat_cuda(
   const c10::cuda::CUDAGuard guard(x.device());
   const ElementType type = element_type("x", x);
   const auto tables = make_shape(x, x.size(1), levels.size(1), bins, align_corners, x_first);
-  if (!tables) return composed_concat(x, levels, bins, align_corners, x_first);
+  if (!tables) return composed_concat(x, levels, square_sizes(bins), align_corners, x_first);
   const ConcatShape& shape = *tables;
   const bool channels_last = is_channels_last(x);
   at::Tensor out =
@@ -73,7 +73,7 @@ at::Tensor pyramid_concat_backward_cuda(
   const c10::cuda::CUDAGuard guard(grad.device());
   const ElementType type = element_type("grad", grad);
   const auto tables = make_shape(grad, channels, level_channels, bins, align_corners, x_first);
-  if (!tables) return composed_concat_backward(grad, channels, bins, align_corners, x_first);
+  if (!tables) return composed_concat_backward(grad, channels, square_sizes(bins), align_corners, x_first);
   const ConcatShape& shape = *tables;
   at::Tensor grad_levels =
       at::empty({shape.batch, level_channels, shape.packed_bins}, grad.options().memory_format(std::nullopt));

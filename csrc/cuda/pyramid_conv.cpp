@@ -110,12 +110,12 @@ at::Tensor make_grad_levels(const Call& c, const at::Tensor& grad_q) {
 
 at::Tensor forward(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-    at::IntArrayRef bins, bool align_corners, bool x_first, const NormTensors& norm) {
+    at::IntArrayRef sizes, bool align_corners, bool x_first, const NormTensors& norm) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const auto call = make_call(x, levels, weight, bins, align_corners, x_first);
+  const auto call = make_call(x, levels, weight, sizes, align_corners, x_first);
   const ConvGrid grid = call ? conv_add_grid(call->type, call->t, most_shared_bytes()) : ConvGrid{};
   if (!call || grid.warps == 0 || grid.blocks >= int64_t{1} << 31) {
-    return composed_conv(x, levels, weight, bias, bins, align_corners, x_first, norm);
+    return composed_conv(x, levels, weight, bias, sizes, align_corners, x_first, norm);
   }
   at::Tensor y = convolve_x(x, call->x_part(weight), bias);
   if (y.numel() == 0) return y;
@@ -131,17 +131,17 @@ at::Tensor forward(
 
 at::Tensor pyramid_conv_cuda(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-    at::IntArrayRef bins, bool align_corners, bool x_first) {
-  return forward(x, levels, weight, bias, bins, align_corners, x_first, {});
+    at::IntArrayRef sizes, bool align_corners, bool x_first) {
+  return forward(x, levels, weight, bias, sizes, align_corners, x_first, {});
 }
 
 at::Tensor pyramid_conv_norm_relu_cuda(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const at::Tensor& mean, const at::Tensor& var, const at::Tensor& gamma, const at::Tensor& beta, double eps,
-    at::IntArrayRef bins, bool align_corners, bool x_first) {
+    at::IntArrayRef sizes, bool align_corners, bool x_first) {
   const c10::cuda::CUDAGuard guard(x.device());
   return forward(
-      x, levels, weight, bias, bins, align_corners, x_first, NormTensors(x, mean, var, gamma, beta, eps));
+      x, levels, weight, bias, sizes, align_corners, x_first, NormTensors(x, mean, var, gamma, beta, eps));
 }
 
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -149,17 +149,17 @@ using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 // By x, levels and weight, those that `mask` asks for; the others are empty.
 Gradients pyramid_conv_backward_cuda(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight,
-    at::IntArrayRef bins, bool align_corners, bool x_first, std::array<bool, 3> mask) {
+    at::IntArrayRef sizes, bool align_corners, bool x_first, std::array<bool, 3> mask) {
   const c10::cuda::CUDAGuard guard(x.device());
   const auto [want_x, want_levels, want_weight] = mask;
   if (grad.numel() == 0) {
     const auto zeros = [](const at::Tensor& t, bool wanted) { return wanted ? at::zeros_like(t) : absent(t); };
     return {zeros(x, want_x), zeros(levels, want_levels), zeros(weight, want_weight)};
   }
-  const auto call = make_call(x, levels, weight, bins, align_corners, x_first);
+  const auto call = make_call(x, levels, weight, sizes, align_corners, x_first);
   const ConvGrid grid = call ? conv_gather_grid(call->type, call->t, most_shared_bytes()) : ConvGrid{};
   if (!call || grid.warps == 0 || grid.blocks >= int64_t{1} << 31) {
-    return composed_conv_backward(grad, x, levels, weight, bins, align_corners, x_first, mask);
+    return composed_conv_backward(grad, x, levels, weight, sizes, align_corners, x_first, mask);
   }
 
   at::Tensor grad_x = absent(x), grad_levels = absent(levels), grad_weight = absent(weight);

@@ -23,15 +23,18 @@ struct Call {
   int64_t packed_bins() const { return t.positions / taps(); }
 };
 
-// Nothing where a pyramid or map is too large for the tables: then PyTorch's own operators serve.
+// Nothing where a level is not square, or a pyramid or map too large for the tables: then PyTorch's own operators serve.
 inline std::optional<Call> make_call(
-    const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, at::IntArrayRef bins, bool align_corners,
+    const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, at::IntArrayRef sizes, bool align_corners,
     bool x_first) {
-  check_pyramid_conv(x, levels, weight, bins, align_corners, x_first);
-  const int64_t packed = packed_bins(bins), height = x.size(2), width = x.size(3);
-  const int64_t count = static_cast<int64_t>(bins.size());
+  check_pyramid_conv(x, levels, weight, sizes, align_corners, x_first);
+  const int64_t packed = levels.size(2), height = x.size(2), width = x.size(3);
+  const int64_t count = static_cast<int64_t>(sizes.size()) / 2;
   int64_t total = 0;
-  for (int64_t k : bins) total += k;
+  for (size_t i = 0; i < sizes.size(); i += 2) {
+    if (sizes[i] != sizes[i + 1]) return {};
+    total += sizes[i];
+  }
   const int64_t taps = weight.size(2) * weight.size(3);
   constexpr int64_t kMost = int64_t{1} << 30;
   if (count > kMaxLevels || total > kMaxBins || taps > 1024 || height > kMost / width || height > kMost / 2 ||
@@ -55,7 +58,7 @@ inline std::optional<Call> make_call(
   t.align_corners = align_corners;
   int32_t bin = 0, line = 0;
   for (int32_t l = 0; l < t.levels; ++l) {
-    const auto k = static_cast<int32_t>(bins[l]);
+    const auto k = static_cast<int32_t>(sizes[2 * l]);
     t.bins[l] = k, t.first_bin[l] = bin, t.first_line[l] = line;
     bin += k * k, line += k;
   }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pspnet_fast.reference import NormStatistics
+from pspnet_fast.reference import Bin, NormStatistics, level_sizes
 
 LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
 MAX_BIN = 4096  # a side of a level; what it packs is k² bins
@@ -25,6 +25,25 @@ def check_bins(bins: Sequence[int]) -> list[int]:
     if not checked or len(checked) != len(bins) or min(checked) < 1 or max(checked) > MAX_BIN:
         raise ValueError(f"bins must be a sequence of integers of 1 to {MAX_BIN} such as (1, 2, 3, 6), not {bins!r}")
     return checked
+
+
+def check_level_sizes(bins: Sequence[Bin]) -> list[tuple[int, int]]:
+    """``(h, w)`` of each level; raises unless ``bins`` holds at least one side or pair of sides.
+
+    While a graph is captured the sides of a pair may be symbols.
+    """
+    if not any(isinstance(entry, Sequence) for entry in bins):
+        return [(k, k) for k in check_bins(bins)]  # type: ignore[arg-type]
+    sizes = [(k, k) if not isinstance(k, Sequence) else tuple(k) for k in bins]
+    limited = not torch.compiler.is_compiling()
+    for size in sizes:
+        whole = all(isinstance(n, int | torch.SymInt) and not isinstance(n, bool) for n in size)
+        if len(size) != 2 or not whole or min(size) < 1 or (limited and max(size) > MAX_BIN):
+            raise ValueError(
+                f"bins must be a sequence of integers of 1 to {MAX_BIN} such as (1, 2, 3, 6), or of sizes such as "
+                f"((64, 128), (32, 64)), not {bins!r}"
+            )
+    return sizes  # type: ignore[return-value]
 
 
 def check_size(size: Sequence[int]) -> None:
@@ -54,10 +73,10 @@ def check_map(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} has no pixels: its shape is {tuple(x.shape)}")
 
 
-def check_levels(x: Tensor, levels: Tensor, bins: Sequence[int]) -> None:
-    """Raises unless ``levels`` packs one ``k x k`` map per entry of ``bins`` for the batch of ``x``."""
+def check_levels(x: Tensor, levels: Tensor, bins: Sequence[Bin]) -> None:
+    """Raises unless ``levels`` packs one map per entry of ``bins`` for the batch of ``x``."""
     check_tensor("levels", levels)
-    packed = sum(k * k for k in bins)
+    packed = sum(h * w for h, w in level_sizes(bins))
     if levels.dim() != 3 or levels.shape[0] != x.shape[0] or levels.shape[2] != packed:
         raise ValueError(
             f"levels must be [{x.shape[0]}, channels, {packed}] for x of batch {x.shape[0]} and bins {tuple(bins)} "

@@ -1,6 +1,6 @@
 """The convolution after the pyramid, without the concatenation.
 
-Upsampling is linear and so is the convolution: each level's term needs only its k·k bins, and is added into the
+Upsampling is linear and so is the convolution: each level's term needs only its own bins, and is added into the
 convolution over x itself (the derivation is in pyramid_conv_composed.py, which serves every device). Neither the
 upsampled maps nor the concatenation exist, and backward keeps only x and the small tensors. Native kernels for
 everything but the convolution over x: csrc/cpu/pyramid_conv*.cpp, csrc/cuda/pyramid_conv*.cu, triton/pyramid_conv.py.
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.layout import empty_map, is_channels_last
-from pspnet_fast.ops.checks import check_bins, check_dtype, check_levels, check_map, check_tensor, same_device
+from pspnet_fast.ops.checks import check_dtype, check_level_sizes, check_levels, check_map, check_tensor, same_device
 from pspnet_fast.ops.operator import Autocast, Operator, second_gradient
 from pspnet_fast.ops.pyramid_conv_composed import backward as composed_backward
-from pspnet_fast.ops.pyramid_conv_composed import convolve_x, convolve_x_backward, weight_parts
+from pspnet_fast.ops.pyramid_conv_composed import convolve_x, convolve_x_backward, size_pairs, weight_parts
 from pspnet_fast.ops.pyramid_conv_composed import forward as composed_forward
-from pspnet_fast.reference import DEFAULT_BINS
+from pspnet_fast.reference import DEFAULT_BINS, Bin
 
 
 def pyramid_conv(
@@ -30,7 +30,7 @@ def pyramid_conv(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    bins: Sequence[int] = DEFAULT_BINS,
+    bins: Sequence[Bin] = DEFAULT_BINS,
     align_corners: bool = True,
     x_first: bool = True,
 ) -> Tensor:
@@ -38,11 +38,13 @@ def pyramid_conv(
 
     Args:
         x: ``[B, C, H, W]``, floating-point, NCHW or channels_last.
-        levels: ``[B, Ck, Σk²]``, packed as :func:`pspnet_fast.pyramid_pool` packs them, of x's dtype.
+        levels: ``[B, Ck, Σhw]``, packed as :func:`pspnet_fast.pyramid_pool` packs them, of x's dtype: level after
+            level, each row-major.
         weight: ``[O, C + L·Ck, kh, kw]`` with odd kh and kw (1x1 or 3x3 in every known PSPNet); stride 1, dilation 1,
             zero padding ``(kh // 2, kw // 2)``. Input channels in the order of the concatenation.
         bias: ``[O]`` or None.
-        bins: the sides of the levels, in their order in ``levels`` and in ``weight``.
+        bins: the sides of square levels, or their sizes ``(h, w)``, in their order in ``levels`` and in ``weight``. Any
+            size from 1 to 4096, larger than x's too.
         align_corners: of the upsampling, as in ``torch.nn.functional.interpolate``.
         x_first: whether x's channels come before the levels' (semseg) or after them.
 
@@ -54,20 +56,20 @@ def pyramid_conv(
 
     Differentiable twice. Under autocast it runs in the lower precision, as a convolution does.
     """
-    checked = check_pyramid_conv(x, levels, weight, bias, bins)
-    output: Tensor = CONV(x, levels, weight, bias, checked, align_corners, x_first)
+    sizes = check_pyramid_conv(x, levels, weight, bias, bins)
+    output: Tensor = CONV(x, levels, weight, bias, sizes, align_corners, x_first)
     return output
 
 
 def check_pyramid_conv(
-    x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, bins: Sequence[int]
+    x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, bins: Sequence[Bin]
 ) -> list[int]:
-    """``bins`` as a list; raises unless the tensors fit together as :func:`pyramid_conv` says."""
-    checked = check_bins(bins)
+    """h and w of each level in one list; raises unless the tensors fit together as :func:`pyramid_conv` says."""
+    sizes = check_level_sizes(bins)
     check_map("x", x)
-    check_levels(x, levels, checked)
+    check_levels(x, levels, sizes)
     check_tensor("weight", weight)
-    level_count = len(checked)
+    level_count = len(sizes)
     channels = x.shape[1] + level_count * levels.shape[1]
     if weight.dim() != 4 or weight.shape[1] != channels:
         raise ValueError(
@@ -84,18 +86,19 @@ def check_pyramid_conv(
         if tensor is not None:
             same_device(name, tensor, "x", x)
             check_dtype(name, tensor, "x", x)
-    return checked
+    return [n for size in sizes for n in size]
 
 
 def _define(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    bins, align_corners, x_first = options
+    sizes, align_corners, x_first = options
+    bins = size_pairs(sizes)
     return reference.pyramid_conv(x, levels, weight, bias, bins=bins, align_corners=align_corners, x_first=x_first)
 
 
 def convolve_x_part(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    """The convolution over x alone, for options that end in bins, align_corners and x_first; all the results' fake."""
-    bins, _, x_first = options[-3:]
-    return convolve_x(x, weight, bias, weight_parts(x, levels, len(bins), x_first).x)
+    """The convolution over x alone, for options that end in sizes, align_corners and x_first; all the results' fake."""
+    sizes, _, x_first = options[-3:]
+    return convolve_x(x, weight, bias, weight_parts(x, levels, len(sizes) // 2, x_first).x)
 
 
 def _fake_backward(
@@ -140,10 +143,14 @@ def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, 
 
 
 def _triton_forward(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    from pspnet_fast.triton.pyramid_conv import pyramid_conv_add
+    from pspnet_fast.triton.pyramid_conv import pyramid_conv_add, square_bins
 
+    sizes, *rest = options
+    bins = square_bins(sizes)
+    if bins is None:
+        return composed_forward(x, levels, weight, bias, *options)
     y = convolve_x_part(x, levels, weight, bias, *options)
-    pyramid_conv_add(y, levels, weight, *options)
+    pyramid_conv_add(y, levels, weight, bins, *rest)
     return y
 
 
@@ -152,13 +159,16 @@ def _triton_backward(
     x: Tensor,
     levels: Tensor,
     weight: Tensor,
-    bins: list[int],
+    sizes: list[int],
     align_corners: bool,
     x_first: bool,
     mask: list[bool],
 ) -> tuple[Tensor, ...]:
-    from pspnet_fast.triton.pyramid_conv import pyramid_conv_levels_backward
+    from pspnet_fast.triton.pyramid_conv import pyramid_conv_levels_backward, square_bins
 
+    bins = square_bins(sizes)
+    if bins is None:
+        return composed_backward(grad, x, levels, weight, sizes, align_corners, x_first, mask)
     part = weight_parts(x, levels, len(bins), x_first).x
     grad_x, grad_weight_x = convolve_x_backward(grad, x, weight, part, mask[0], mask[2])
     grad_weight = torch.empty_like(weight) if mask[2] else weight.new_empty(0)

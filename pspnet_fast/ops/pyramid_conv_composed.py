@@ -5,9 +5,9 @@ Upsampling is linear and so is the convolution, so with the weight W split by in
 
     conv(cat(x, up(p_1), up(p_2), …); W) = conv(x; W_x) + Σ_k conv(up(p_k); W_k)
 
-and with u_k the 1-D bilinear weights from k bins (zero in the padding) each level's term is separable,
+and with u_k the 1-D bilinear weights from a level's rows or columns (zero in the padding) its term is separable,
 
-    Q_k[o,dy,dx; b,i,j] = Σ_c W_k[o,c,dy,dx] · p_k[b,c,i,j]                    a product over channels, at k² positions
+    Q_k[o,dy,dx; b,i,j] = Σ_c W_k[o,c,dy,dx] · p_k[b,c,i,j]                    a product over channels, at its positions
     R_k[b,o,h,(dx,j)]   = Σ_{dy,i} u_k(h + dy - 1, i) · Q_k[o,dy,dx; b,i,j]    rows interpolated
     y[b,o,h,w]         += Σ_{k,dx,j} u_k(w + dx - 1, j) · R_k[b,o,h,(dx,j)]    columns, all levels in one product
 
@@ -26,6 +26,11 @@ from torch import Tensor
 from pspnet_fast import reference
 from pspnet_fast.geometry import tap_matrix
 from pspnet_fast.layout import is_channels_last, memory_format
+
+
+def size_pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """``(h, w)`` of each level, from the list that the operators take."""
+    return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
 class WeightParts(NamedTuple):
@@ -71,11 +76,12 @@ def forward(
     levels: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    bins: list[int],
+    sizes: list[int],
     align_corners: bool,
     x_first: bool,
 ) -> Tensor:
     """``pyramid_conv`` as an operator."""
+    bins = size_pairs(sizes)
     parts = weight_parts(x, levels, len(bins), x_first)
     kernel = weight.shape[2:]
     y = convolve_x(x, weight, bias, parts.x)
@@ -87,14 +93,14 @@ def forward(
 
     row_terms = []
     for level, part, row_taps in zip(reference.unpack_levels(levels, bins), parts.levels, rows, strict=True):
-        k = level.shape[-1]
+        h, w = level.shape[2:]
         q = _taps_by_channels(weight, part) @ _positions_by_channels(level).mT
-        q = q.view(out_channels, *kernel, batch, k, k)
+        q = q.view(out_channels, *kernel, batch, h, w)
         if channels_last:  # [B, (dy, i), (dx, j)·O] -> [B, H, (dx, j), O]
-            q = q.permute(3, 1, 4, 2, 5, 0).reshape(batch, kernel[0] * k, -1)
-            row_terms.append((row_taps @ q).view(batch * height, kernel[1] * k, out_channels))
+            q = q.permute(3, 1, 4, 2, 5, 0).reshape(batch, kernel[0] * h, -1)
+            row_terms.append((row_taps @ q).view(batch * height, kernel[1] * w, out_channels))
         else:  # [B·O, (dy, i), (dx, j)] -> [B·O, H, (dx, j)]
-            q = q.permute(3, 0, 1, 4, 2, 5).reshape(batch * out_channels, kernel[0] * k, kernel[1] * k)
+            q = q.permute(3, 0, 1, 4, 2, 5).reshape(batch * out_channels, kernel[0] * h, kernel[1] * w)
             row_terms.append(row_taps @ q)
 
     # Added into the convolution's own output, in its own layout: no second full-size tensor.
@@ -111,7 +117,7 @@ def backward(
     x: Tensor,
     levels: Tensor,
     weight: Tensor,
-    bins: list[int],
+    sizes: list[int],
     align_corners: bool,
     x_first: bool,
     mask: Sequence[bool],
@@ -125,6 +131,7 @@ def backward(
             torch.zeros_like(t) if wanted else t.new_empty(0)
             for t, wanted in zip((x, levels, weight), mask, strict=True)
         )
+    bins = size_pairs(sizes)
     parts = weight_parts(x, levels, len(bins), x_first)
     grad_x, grad_weight_x = convolve_x_backward(grad, x, weight, parts.x, mask[0], mask[2])
     grad_weight = torch.empty_like(weight) if mask[2] else weight.new_empty(0)
@@ -137,13 +144,13 @@ def backward(
         kernel = weight.shape[2:]
         gradients = _row_gradients(grad, _taps(x, bins, kernel, align_corners), bins, kernel)
         for level, part, grad_q in zip(reference.unpack_levels(levels, bins), parts.levels, gradients, strict=True):
-            batch, channels, k, _ = level.shape
+            batch, channels, h, w = level.shape
             if mask[2]:
                 taps = (grad_q @ _positions_by_channels(level)).view(weight.shape[0], *kernel, channels)
                 grad_weight[:, part] = taps.permute(0, 3, 1, 2)
             if mask[1]:
                 positions = grad_q.mT @ _taps_by_channels(weight, part)
-                grad_levels.append(positions.view(batch, k * k, channels).mT)
+                grad_levels.append(positions.view(batch, h * w, channels).mT)
     return (
         x.new_empty(0) if grad_x is None else grad_x,
         torch.cat(grad_levels, dim=2) if mask[1] else levels.new_empty(0),
@@ -151,11 +158,13 @@ def backward(
     )
 
 
-def _taps(x: Tensor, bins: list[int], kernel: Sequence[int], align_corners: bool) -> tuple[list[Tensor], Tensor]:
-    """Interpolation weights: rows ``[H, kh·k]`` over (dy, i) per level, columns ``[W, Σ kw·k]`` for all levels."""
+def _taps(
+    x: Tensor, bins: list[tuple[int, int]], kernel: Sequence[int], align_corners: bool
+) -> tuple[list[Tensor], Tensor]:
+    """Interpolation weights: rows ``[H, kh·h]`` over (dy, i) per level, columns ``[W, Σ kw·w]`` for all levels."""
     rows, columns = (
-        [tap_matrix(n, k, align_corners, taps, x.dtype, x.device).flatten(1) for k in bins]
-        for n, taps in zip(x.shape[2:], kernel, strict=True)
+        [tap_matrix(n, nodes, align_corners, taps, x.dtype, x.device).flatten(1) for nodes in sides]
+        for n, taps, sides in zip(x.shape[2:], kernel, zip(*bins, strict=True), strict=True)
     )
     return rows, torch.cat(columns, dim=1)
 
@@ -167,14 +176,14 @@ def _taps_by_channels(weight: Tensor, level: slice) -> Tensor:
 
 
 def _positions_by_channels(level: Tensor) -> Tensor:
-    """``[B·k², Ck]`` from a level ``[B, Ck, k, k]``."""
+    """``[B·h·w, Ck]`` from a level ``[B, Ck, h, w]``."""
     return level.permute(0, 2, 3, 1).reshape(-1, level.shape[1])
 
 
 def _row_gradients(
-    grad: Tensor, taps: tuple[list[Tensor], Tensor], bins: list[int], kernel: Sequence[int]
+    grad: Tensor, taps: tuple[list[Tensor], Tensor], bins: list[tuple[int, int]], kernel: Sequence[int]
 ) -> list[Tensor]:
-    """One pass over ``grad [B, O, H, W]`` for all levels: per level the gradient of Q, ``[O·kh·kw, B·k²]``."""
+    """One pass over ``grad [B, O, H, W]`` for all levels: per level the gradient of Q, ``[O·kh·kw, B·h·w]``."""
     rows, columns = taps
     batch, out_channels, height, width = grad.shape
     channels_last = is_channels_last(grad)
@@ -185,12 +194,12 @@ def _row_gradients(
         summed = (grad.reshape(-1, width) @ columns).view(batch * out_channels, height, -1)
 
     gradients = []
-    parts = summed.split([kernel[1] * k for k in bins], dim=2)
-    for part, row_taps, k in zip(parts, rows, bins, strict=True):
+    parts = summed.split([kernel[1] * w for _, w in bins], dim=2)
+    for part, row_taps, (h, w) in zip(parts, rows, bins, strict=True):
         if channels_last:
-            q = (row_taps.mT @ part.reshape(batch, height, -1)).view(batch, kernel[0], k, kernel[1], k, out_channels)
+            q = (row_taps.mT @ part.reshape(batch, height, -1)).view(batch, kernel[0], h, kernel[1], w, out_channels)
             q = q.permute(5, 1, 3, 0, 2, 4)
         else:
-            q = (row_taps.mT @ part).view(batch, out_channels, kernel[0], k, kernel[1], k).permute(1, 2, 4, 0, 3, 5)
-        gradients.append(q.reshape(out_channels * kernel[0] * kernel[1], batch * k * k))
+            q = (row_taps.mT @ part).view(batch, out_channels, kernel[0], h, kernel[1], w).permute(1, 2, 4, 0, 3, 5)
+        gradients.append(q.reshape(out_channels * kernel[0] * kernel[1], batch * h * w))
     return gradients

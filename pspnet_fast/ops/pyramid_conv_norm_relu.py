@@ -17,7 +17,7 @@ from pspnet_fast.ops import pyramid_conv_composed as composed
 from pspnet_fast.ops.checks import check_norm
 from pspnet_fast.ops.operator import Autocast, Operator
 from pspnet_fast.ops.pyramid_conv import check_pyramid_conv, convolve_x_part, pyramid_conv
-from pspnet_fast.reference import DEFAULT_BINS, NormStatistics
+from pspnet_fast.reference import DEFAULT_BINS, Bin, NormStatistics
 
 
 def pyramid_conv_norm_relu(
@@ -27,7 +27,7 @@ def pyramid_conv_norm_relu(
     norm: NormStatistics,
     bias: Tensor | None = None,
     *,
-    bins: Sequence[int] = DEFAULT_BINS,
+    bins: Sequence[Bin] = DEFAULT_BINS,
     align_corners: bool = True,
     x_first: bool = True,
 ) -> Tensor:
@@ -46,9 +46,9 @@ def pyramid_conv_norm_relu(
     Made for inference: where a gradient is wanted the three steps run one after the other. Under autocast it runs in
     the lower precision, as a convolution does.
     """
-    checked = check_pyramid_conv(x, levels, weight, bias, bins)
+    sizes = check_pyramid_conv(x, levels, weight, bias, bins)
     check_norm("norm", norm, weight)
-    output: Tensor = CONV_NORM_RELU(x, levels, weight, bias, *norm, checked, align_corners, x_first)
+    output: Tensor = CONV_NORM_RELU(x, levels, weight, bias, *norm, sizes, align_corners, x_first)
     return output
 
 
@@ -56,7 +56,8 @@ def _behind(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The operator in PyTorch operators behind this convolution over the pyramid."""
 
     def conv_norm_relu(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-        *norm, bins, align_corners, x_first = options
+        *norm, sizes, align_corners, x_first = options
+        bins = composed.size_pairs(sizes)
         y = convolve(x, levels, weight, bias, bins=bins, align_corners=align_corners, x_first=x_first)
         return reference.norm_relu(y, NormStatistics(*norm))
 
@@ -70,10 +71,13 @@ def _compose(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *op
 
 
 def _triton(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    from pspnet_fast.triton.pyramid_conv import pyramid_conv_add
+    from pspnet_fast.triton.pyramid_conv import pyramid_conv_add, square_bins
 
+    *norm, sizes, align_corners, x_first = options
+    bins = square_bins(sizes)
+    if bins is None:
+        return _compose(x, levels, weight, bias, *options)
     y = convolve_x_part(x, levels, weight, bias, *options)
-    *norm, bins, align_corners, x_first = options
     pyramid_conv_add(y, levels, weight, bins, align_corners, x_first, NormStatistics(*norm))
     return y
 

@@ -26,6 +26,8 @@ from pspnet_fast.triton.pyramid_taps import PyramidTaps, pyramid_taps
 
 # The tile that is added to: rows, one after the other, and columns; and the taps that are summed at a time.
 ROWS, COLUMNS, TAPS = 4, 64, 16
+# Rows of cells of all levels, up to which one product over all their columns is less work than the composition's.
+MOST_LINES = 64
 # R of some images that is kept at a time, in bytes: few enough to stay in a GPU's second-level cache.
 R_BYTES = 32 * 2**20
 
@@ -63,6 +65,12 @@ class Problem(NamedTuple):
 
     def position_blocks(self, batch: int, positions: int) -> int:
         return sum(triton.cdiv(batch * k * k, positions) for k in self.bins)
+
+
+def square_bins(sizes: Sequence[int]) -> list[int] | None:
+    """The sides of the levels, from h and w of each, where these kernels take them: square ones of few cells in all."""
+    square = list(sizes[::2]) == list(sizes[1::2]) and sum(sizes[::2]) <= MOST_LINES
+    return list(sizes[::2]) if square else None
 
 
 def pyramid_conv_add(

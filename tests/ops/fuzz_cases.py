@@ -13,10 +13,11 @@ from running import LAYOUTS, as_tuple
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.reference import NormStatistics
+from pspnet_fast.reference import Bin, NormStatistics
 
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BINS = ((1, 2, 3, 6), (1,), (2, 5), (3, 3, 1), (7,), (6, 3, 2, 1))
+SIZES = (*BINS, ((9, 4), (5, 2), (1, 1)), ((3, 13), 6), ((16, 16),))
 
 
 @dataclass
@@ -101,19 +102,20 @@ def _pool(d: Draw) -> Case:
     return Case("pyramid_pool", [d.map(d.batch(), d.rng.randint(1, 9), *d.size())], {"bins": d.rng.choice(BINS)})
 
 
-def _pyramid(d: Draw) -> tuple[list[Tensor], dict[str, Any]]:
-    bins = d.rng.choice(BINS)
+def _pyramid(d: Draw, choices: Sequence[Sequence[Bin]]) -> tuple[list[Tensor], dict[str, Any]]:
+    bins = d.rng.choice(choices)
     batch = d.batch()
-    inputs = [d.map(batch, d.rng.randint(1, 7), *d.size()), d.map(batch, d.rng.randint(1, 5), sum(k * k for k in bins))]
+    cells = sum(h * w for h, w in reference.level_sizes(bins))
+    inputs = [d.map(batch, d.rng.randint(1, 7), *d.size()), d.map(batch, d.rng.randint(1, 5), cells)]
     return inputs, {"bins": bins, "align_corners": d.flag(), "x_first": d.flag()}
 
 
 def _concat(d: Draw) -> Case:
-    return Case("pyramid_concat", *_pyramid(d))
+    return Case("pyramid_concat", *_pyramid(d, BINS))
 
 
 def _conv(d: Draw) -> Case:
-    (x, levels), options = _pyramid(d)
+    (x, levels), options = _pyramid(d, SIZES)
     channels = x.shape[1] + len(options["bins"]) * levels.shape[1]
     kernel = d.rng.choice(((1, 1), (3, 3), (3, 3), (5, 3), (1, 3)))
     outputs = d.rng.randint(1, 9)

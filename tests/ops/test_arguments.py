@@ -26,7 +26,7 @@ def test_x_without_channels(bias: bool, kernel: int) -> None:
     expected = reference.pyramid_conv(*(t.detach().double() for t in arguments), _double(added), bins=(1, 2))
     assert result.shape == (2, 5, 4, 4)
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
-    composed = pyramid_conv_composed.forward(*(t.detach() for t in arguments), added, [1, 2], True, True)
+    composed = pyramid_conv_composed.forward(*(t.detach() for t in arguments), added, [1, 1, 2, 2], True, True)
     torch.testing.assert_close(composed.double(), expected, rtol=1e-5, atol=1e-5)
     assert [g.shape for g in torch.autograd.grad(result.sum(), arguments)] == [t.shape for t in arguments]
 

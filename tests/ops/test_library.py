@@ -16,6 +16,7 @@ from pspnet_fast.ops.operator import NAMESPACE, SCHEMAS, overload
 
 TRITON = [f"{name}_triton" for name in SCHEMAS if name != "pyramid_levels"]
 BINS = [1, 2, 3]
+SIZES = [1, 1, 2, 2, 3, 3]
 # Labels, a gradient in place, and what is made for inference (where a gradient is wanted other operators run).
 WITHOUT_GRADIENT = (
     "upsample_argmax", "pyramid_pool_backward_add", "pyramid_levels", "pyramid_conv_norm_relu", "check_labels",
@@ -83,15 +84,15 @@ def samples(name: str, layout: str = "nchw", size: tuple[int, int] = (7, 5)) -> 
         case "pyramid_concat_backward":
             yield leaf(2, 9, *size), 3, BINS, False, True
         case "pyramid_conv":
-            yield leaf(2, 3, *size), leaf(2, 2, 14), leaf(4, 9, 3, 3), leaf(4), BINS, True, True
-            yield leaf(2, 3, *size), leaf(2, 2, 14), leaf(4, 9, 1, 1), None, BINS, False, False
+            yield leaf(2, 3, *size), leaf(2, 2, 14), leaf(4, 9, 3, 3), leaf(4), SIZES, True, True
+            yield leaf(2, 3, *size), leaf(2, 2, 14), leaf(4, 5, 1, 1), None, [7, 2], False, False
         case "pyramid_conv_backward":
             for mask in ([True, True, True], [False, True, True], [True, False, False]):
                 tensors = leaf(2, 4, *size), leaf(2, 3, *size), leaf(2, 2, 14), leaf(4, 9, 3, 3)
-                yield *tensors, BINS, True, True, mask
+                yield *tensors, SIZES, True, True, mask
         case "pyramid_conv_norm_relu":
             maps = random(2, 3, *size, layout=layout), random(2, 2, 14), random(4, 9, 3, 3, layout=layout), random(4)
-            yield *maps, *(values[0] for values in norms(4, 1)), BINS, True, True
+            yield *maps, *(values[0] for values in norms(4, 1)), SIZES, True, True
         case "upsample_cross_entropy":
             for per_pixel, labels, chosen in zip((False, True), targets, options, strict=True):
                 yield leaf(2, 3, *low), labels, per_pixel, True, *chosen

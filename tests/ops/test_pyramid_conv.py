@@ -25,19 +25,20 @@ from running import (
 from torch import Tensor
 
 from pspnet_fast import pyramid_conv, reference
+from pspnet_fast.reference import Bin
 
 OPERATOR = "pyramid_conv"
 BINS = (1, 2, 3, 6)
 
 
 def draw(
-    size: tuple[int, int], bins: Sequence[int] = BINS, kernel: tuple[int, int] = (3, 3), layout: str = "nchw",
+    size: tuple[int, int], bins: Sequence[Bin] = BINS, kernel: tuple[int, int] = (3, 3), layout: str = "nchw",
     batch: int = 2, **kwargs: Any,
 ) -> list[Tensor]:  # fmt: skip
     """x of 5 channels, levels of 3, a weight to 4 scaled as an initialised layer's would be, and a bias."""
     channels = 5 + 3 * len(bins)
     x = random(batch, 5, *size, layout=layout, **kwargs)
-    levels = random(batch, 3, sum(k * k for k in bins), **kwargs)
+    levels = random(batch, 3, sum(h * w for h, w in reference.level_sizes(bins)), **kwargs)
     weight = random(4, channels, *kernel, layout="channels_last" if layout == "channels_last" else "nchw", **kwargs)
     return [x, levels, weight / (channels * kernel[0] * kernel[1]) ** 0.5, random(4, **kwargs)]
 
@@ -89,6 +90,32 @@ def test_many_channels_and_columns(
     check_exactness(*both(), [x, levels, weight])
 
 
+# Levels of more cells than the kernels for small ones take, in several panels and runs of outputs; one of one row, one
+# as large as the map, one larger.
+LARGE = [
+    ((24, 48), ((12, 24), (6, 12), (3, 6)), 12, 40),
+    ((33, 20), ((1, 20), (33, 20), (40, 9)), 9, 5),
+    ((16, 70), ((16, 67), 2), 2, 68),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (1, 5)], ids=str)
+@pytest.mark.parametrize(("size", "bins", "level_channels", "out_channels"), LARGE)
+def test_large_levels_of_any_shape(
+    backend: Backend, size: tuple[int, int], bins: Sequence[Bin], level_channels: int, out_channels: int,
+    kernel: tuple[int, int], layout: str, dtype: torch.dtype,
+) -> None:  # fmt: skip
+    backend.require(dtype, {"layout": layout, "kernel": kernel})
+    shared = {"dtype": dtype, "device": backend.device}
+    channels = 3 + len(bins) * level_channels
+    cells = sum(h * w for h, w in reference.level_sizes(bins))
+    x, levels = random(2, 3, *size, layout=layout, **shared), random(2, level_channels, cells, **shared)
+    weight = random(out_channels, channels, *kernel, layout=layout, **shared) / (kernel[0] * channels) ** 0.5
+    check_exactness(*both(bins=bins, align_corners=kernel == (1, 1)), [x, levels, weight], layout)
+
+
 def test_more_levels_than_tables_hold(backend: Backend) -> None:
     check_exactness(*both(bins=[1, 2] * 5), draw((4, 5), [1, 2] * 5, device=backend.device))
 
@@ -102,7 +129,9 @@ def test_identity_in_float64(backend: Backend) -> None:
 
 @given(
     size=st.tuples(st.integers(1, 10), st.integers(1, 10)),
-    bins=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    bins=st.lists(
+        st.one_of(st.integers(1, 7), st.tuples(st.integers(1, 9), st.integers(1, 9))), min_size=1, max_size=4
+    ),
     kernel=st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 5])),
     layout=st.sampled_from(list(LAYOUTS)),
     align_corners=st.booleans(),
@@ -112,7 +141,7 @@ def test_identity_in_float64(backend: Backend) -> None:
 def test_any_shape_and_options(
     backend: Backend,
     size: tuple[int, int],
-    bins: list[int],
+    bins: list[Bin],
     kernel: tuple[int, int],
     layout: str,
     align_corners: bool,
@@ -240,6 +269,14 @@ def test_bad_shapes(backend: Backend, shapes: dict[str, Sequence[int]], words: s
         pyramid_conv(**tensors, bins=(1, 2))
 
 
+@pytest.mark.parametrize(
+    "bins", [(), (0,), (1, (2, 0)), ((1, 2, 3),), ((1.0, 2),), (True, (1, 1)), ((1, 5000),)], ids=str
+)
+def test_bad_bins(backend: Backend, bins: Any) -> None:
+    with pytest.raises(ValueError, match="bins must be a sequence of integers of 1 to 4096"):
+        pyramid_conv(**{name: t.to(backend.device) for name, t in zeros().items()}, bins=bins)
+
+
 @pytest.mark.parametrize("name", ["levels", "weight", "bias"])
 def test_tensors_on_two_devices(backend: Backend, name: str) -> None:
     tensors = {n: t.to("meta" if n == name else backend.device) for n, t in zeros().items()}
@@ -263,7 +300,7 @@ def test_native_operator_without_channels_of_x(backend: Backend, kernel: int) ->
     weight[:, 0] = 0
     operator = torch.ops.pspnet_fast.pyramid_conv
     no_x, x = (torch.zeros(2, c, 4, 5, device=backend.device) for c in (0, 1))
-    actual = differentiate(lambda p, w: operator(no_x, p, w, bias, [1, 2], True, True), [levels, weight[:, 1:]])
+    actual = differentiate(lambda p, w: operator(no_x, p, w, bias, [1, 1, 2, 2], True, True), [levels, weight[:, 1:]])
     expected = differentiate(lambda p, w: reference.pyramid_conv(x, p, w, bias, bins=(1, 2)), [levels, weight])
     torch.testing.assert_close(actual[0], expected[0])
     torch.testing.assert_close(actual[1], (expected[1][0], expected[1][1][:, 1:]))
