@@ -106,20 +106,21 @@ def _smp(name: str, encoder: str, **options: Any) -> nn.Module:
     return getattr(smp, name)(encoder, encoder_weights=None, classes=CLASSES, **options)
 
 
-def _torchvision(name: str, **options: Any) -> nn.Module:
+def torchvision_model(name: str, classes: int = CLASSES, **options: Any) -> nn.Module:
     from torchvision.models import segmentation
 
-    return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=CLASSES, **options)
+    return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=classes, **options)
 
 
 def _fcn() -> nn.Module:
+    """torchvision's FCN with its auxiliary head, on a ResNet of three blocks."""
     from torchvision.models import resnet
     from torchvision.models._utils import IntermediateLayerGetter
     from torchvision.models.segmentation.fcn import FCN, FCNHead
 
     backbone = resnet.ResNet(resnet.Bottleneck, [1] * 4, replace_stride_with_dilation=[False, True, True])
-    features = IntermediateLayerGetter(backbone, {"layer4": "out", "layer3": "aux"})
-    return FCN(features, FCNHead(2048, CLASSES), FCNHead(1024, CLASSES))
+    features = IntermediateLayerGetter(backbone, {"layer3": "out", "layer2": "aux"})
+    return FCN(features, FCNHead(1024, CLASSES), FCNHead(512, CLASSES))
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -138,8 +139,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "segmentation_models_pytorch-deeplabv3": lambda: _smp("DeepLabV3", "resnet18", decoder_channels=16),
     "segmentation_models_pytorch-fpn": lambda: _smp("FPN", "resnet18"),
     "segmentation_models_pytorch-unet": lambda: _smp("Unet", "resnet18"),
-    "torchvision-lraspp": lambda: _torchvision("lraspp_mobilenet_v3_large"),
-    "torchvision-deeplabv3": lambda: _torchvision("deeplabv3_mobilenet_v3_large", aux_loss=True),
+    "torchvision-lraspp": lambda: torchvision_model("lraspp_mobilenet_v3_large"),
+    "torchvision-deeplabv3": lambda: torchvision_model("deeplabv3_mobilenet_v3_large", aux_loss=True),
     "torchvision-fcn": _fcn,
     "plain-pspnet": lambda: PlainPSPNet(18, classes=CLASSES),
 }
