@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from pspnet_fast.backend import BackendError, use_backend
-from pspnet_fast.fusion import accelerate, explain, fuse, restore
+from pspnet_fast.fusion import accelerate, compile_options, explain, fuse, restore
 from pspnet_fast.nn.pspnet import PSPNet
 from pspnet_fast.ops import (
     DualLoss,
@@ -30,6 +30,7 @@ __all__ = [
     "PSPNet",
     "accelerate",
     "check_labels",
+    "compile_options",
     "dual_cross_entropy",
     "dual_cross_entropy_argmax",
     "explain",

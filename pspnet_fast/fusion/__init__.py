@@ -2,7 +2,7 @@
 
 from pspnet_fast.fusion import arithmetic, channels, convolution, labels, losses, structure  # noqa: F401  they register their rules
 from pspnet_fast.fusion.accelerate import accelerate, explain, is_accelerated, restore
-from pspnet_fast.fusion.mode import fuse
+from pspnet_fast.fusion.mode import compile_options, fuse
 from pspnet_fast.fusion.report import Entry, FusionReport
 
-__all__ = ["Entry", "FusionReport", "accelerate", "explain", "fuse", "is_accelerated", "restore"]
+__all__ = ["Entry", "FusionReport", "accelerate", "compile_options", "explain", "fuse", "is_accelerated", "restore"]

@@ -39,6 +39,17 @@ def fuse(*, loss: bool = True, conv: bool = True, argmax: bool = True) -> Fuse |
     return Fuse(loss=loss, conv=conv, argmax=argmax)
 
 
+def compile_options() -> dict[str, Any]:
+    """Options with which ``torch.compile`` fuses losses that are made inside a forward, as in transformers.
+
+    ``torch.compile(pspnet_fast.accelerate(model), options=pspnet_fast.compile_options())``. Dynamo shows
+    ``nn.CrossEntropyLoss(...)(logits, labels)`` to no mode; everything else is fused without these options as well.
+    """
+    from pspnet_fast.fusion.inductor import FuseLosses
+
+    return {"pre_grad_custom_pass": FuseLosses()}
+
+
 class Fuse(TorchFunctionMode):
     """:func:`fuse` outside ``torch.compile``; ``root`` is the module whose paths the report gives."""
 

@@ -5,68 +5,49 @@ Fused operators take the low-resolution maps, and what nobody reads any more is 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pspnet_fast import ops
 from pspnet_fast.fusion.conv_plans import conv_plan, refusal
 from pspnet_fast.fusion.segments import Geometry, Segment, pair
+from pspnet_fast.fusion.traced_heads import Record, TracedHeads
 from pspnet_fast.fusion.writes import writes
 
 
-class Record(NamedTuple):
-    """A map, what it consists of, and "map" or "log_softmax"."""
-
-    tensor: Tensor
-    segments: list[Segment]
-    kind: str
-
-
-class TracedFuse(TorchFunctionMode):
+class TracedFuse(TracedHeads, TorchFunctionMode):
     """:func:`pspnet_fast.fuse` while Dynamo traces."""
 
     def __init__(self, loss: bool = True, conv: bool = True, argmax: bool = True) -> None:
         super().__init__()
         self.loss, self.conv, self.argmax = loss, conv, argmax
         self.records: list[Record] = []
+        self.fresh: Any = None  # the result of the last call, where it is new memory that nobody else knows
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.interpolate:
-            return self.interpolate(*args, **kwargs)
-        if func is F.cross_entropy:
-            return self.cross_entropy(*args, **kwargs)
-        if func is torch.cat:
-            return self.cat(*args, **kwargs)
-        if func is torch.conv2d:
-            return self.conv2d(*args, **kwargs)
-        if func is torch.argmax or func is Tensor.argmax:
-            return self.labels(func, *args, **kwargs)
-        if self.records and (func is Tensor.register_hook or func is Tensor.retain_grad or writes(func, args, kwargs)):
+        rule = _rule(func)
+        before, self.fresh = self.fresh, None
+        if rule == "fresh":
+            self.fresh = func(*args, **kwargs)
+            return self.fresh
+        if rule:
+            return getattr(self, rule)(func, *args, **kwargs)
+        written = writes(func, args, kwargs) and (before is None or args[0] is not before or "out" in kwargs)
+        if written or func is Tensor.register_hook or func is Tensor.retain_grad:
             self.records = []
         return func(*args, **kwargs)
 
-    def find(self, x: Any) -> Record | None:
-        for record in self.records:
-            if record.tensor is x:
-                return record
-        return None
-
-    def single(self, x: Any, kind: str = "map") -> Segment | None:
-        record = self.find(x)
-        if record is None or record.kind != kind or len(record.segments) != 1:
-            return None
-        return record.segments[0]
-
     def interpolate(
         self,
+        func: Callable[..., Any],
         input: Tensor,
         size: Any = None,
         scale_factor: Any = None,
@@ -75,64 +56,33 @@ class TracedFuse(TorchFunctionMode):
         recompute_scale_factor: bool | None = None,
         antialias: bool = False,
     ) -> Tensor:
-        y = F.interpolate(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+        y: Tensor = func(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
         if mode != "bilinear" or antialias or not input.is_floating_point():
             return y
-        low, full = tuple(input.shape[2:]), tuple(y.shape[2:])
         known = self.find(input)
-        if known is not None and low == full and not recompute_scale_factor:
+        if known is not None and input.shape == y.shape and not recompute_scale_factor:
             self.records.append(Record(y, known.segments, known.kind))
             return y
-        factors = pair(scale_factor) or (1.0, 1.0)
-        scaled = scale_factor is not None and not align_corners
-        # PyTorch uses the factor itself then: the same where it gives whole sizes.
-        if scaled and (recompute_scale_factor or full != (low[0] * factors[0], low[1] * factors[1])):
-            return y
-        if full[0] >= low[0] and full[1] >= low[1] and full != low:
-            geometry = Geometry(low, full, bool(align_corners))  # type: ignore[arg-type]
+        geometry = traced_geometry(input.shape, y.shape, scale_factor, align_corners, recompute_scale_factor)
+        if geometry is not None:
             self.records.append(Record(y, [Segment(input, geometry, True)], "map"))
         return y
 
-    def cross_entropy(
-        self,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        size_average: bool | None = None,
-        ignore_index: int = -100,
-        reduce: bool | None = None,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-    ) -> Tensor:
-        segment = self.single(input)
-        plain = size_average is None and reduce is None and (weight is None or not weight.requires_grad)
-        if segment is None or segment.geometry is None or not self.loss or not plain or target.dtype != torch.int64:
-            options = weight, size_average, ignore_index, reduce, reduction, label_smoothing
-            return F.cross_entropy(input, target, *options)
-        loss = ops.upsample_cross_entropy(
-            segment.tensor,
-            target,
-            weight=weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            align_corners=segment.geometry.align_corners,
-        )
-        return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)
-
-    def cat(self, tensors: Any, dim: int = 0, **keywords: Any) -> Tensor:
-        y = torch.cat(tensors, dim, **keywords)
+    def cat(self, func: Callable[..., Any], tensors: Any, dim: int = 0, **keywords: Any) -> Tensor:
+        y: Tensor = func(tensors, dim, **keywords)
         if dim in (1, -3) and y.dim() == 4 and self.conv and not keywords:
             segments: list[Segment] = []
             for x in tensors:
                 record = self.find(x)
-                segments += [Segment(x, None, True)] if record is None else record.segments
+                known = record is not None and record.kind == "map"
+                segments += record.segments if record is not None and known else [Segment(x, None, True)]
             if any(s.geometry is not None for s in segments):
                 self.records.append(Record(y, segments, "map"))
         return y
 
     def conv2d(
         self,
+        func: Callable[..., Any],
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
@@ -142,20 +92,74 @@ class TracedFuse(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor:
         record = self.find(input)
-        if record is not None and self.conv and weight.shape[1] == input.shape[1]:
+        y: Tensor
+        if record is not None and record.kind == "map" and self.conv and weight.shape[1] == input.shape[1]:
             plan = None
             if refusal(weight, stride, padding, dilation, groups) is None:
                 plan = conv_plan(record.segments, weight, lazy=False)
             if plan is not None:
-                y: Tensor = plan.fused([s.tensor for s in record.segments], [weight, bias])
+                y = self.fresh = plan.fused([s.tensor for s in record.segments], [weight, bias])
                 return y
-        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        y = self.fresh = func(input, weight, bias, stride, padding, dilation, groups)
+        return y
 
-    def labels(self, func: Callable[..., Any], input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
-        segment = self.single(input)
-        if segment is None or segment.geometry is None or not self.argmax or dim not in (1, -3):
-            return func(input, dim, keepdim)
-        labels = ops.upsample_argmax(
-            segment.tensor, segment.geometry.full, align_corners=segment.geometry.align_corners
-        )
-        return labels.unsqueeze(1) if keepdim else labels
+    def add(self, func: Callable[..., Any], input: Any, other: Any, *args: Any, **keywords: Any) -> Any:
+        y = func(input, other, *args, **keywords)
+        first, second = self.find(input), self.find(other)
+        if first is None or second is None or args or keywords or input.dtype != other.dtype:
+            return y
+        if first.kind != "map" or second.kind != "map" or len(first.segments) != len(second.segments):
+            return y
+        segments = []
+        for s, t in zip(first.segments, second.segments, strict=True):
+            if s.geometry is None or s.geometry != t.geometry or s.channels != t.channels:
+                return y
+            segments.append(Segment(s.tensor + t.tensor, s.geometry, True))
+        self.records.append(Record(y, segments, "map"))
+        return y
+
+    def cast(self, func: Callable[..., Any], input: Tensor, *args: Any, **keywords: Any) -> Any:
+        y = func(input, *args, **keywords)
+        record = self.find(input)
+        if record is None or record.kind != "map" or not y.is_floating_point() or y.device != input.device:
+            return y
+        if y is not input and all(s.geometry is not None for s in record.segments):
+            segments = [Segment(s.tensor.to(y.dtype), s.geometry, True) for s in record.segments]
+            self.records.append(Record(y, segments, "map"))
+        return y
+
+
+def traced_geometry(
+    low: torch.Size, full: torch.Size, scale_factor: Any, align_corners: bool | None, recompute: bool | None
+) -> Geometry | None:
+    """The geometry of a bilinear ``F.interpolate`` from shape ``low`` to ``full``, where a fused operator knows it."""
+    factors = pair(scale_factor) or (1.0, 1.0)
+    # Unless corners are aligned, PyTorch uses the factor itself: the same where it gives whole sizes.
+    scaled = scale_factor is not None and not align_corners
+    if scaled and (recompute or full[2:] != (low[2] * factors[0], low[3] * factors[1])):
+        return None
+    if full[2] < low[2] or full[3] < low[3] or full[2:] == low[2:]:
+        return None
+    return Geometry((low[2], low[3]), (full[2], full[3]), bool(align_corners))
+
+
+_RULES: dict[Any, str] = {
+    **dict.fromkeys((F.batch_norm, F.layer_norm, F.group_norm, F.linear, torch.mul, Tensor.mul), "fresh"),
+    F.interpolate: "interpolate",
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), "cat"),
+    torch.conv2d: "conv2d",
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, operator.add), "add"),
+    **dict.fromkeys((Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.to), "cast"),
+    F.cross_entropy: "cross_entropy",
+    F.nll_loss: "nll_loss",
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), "softmax"),
+    **dict.fromkeys((F.log_softmax, torch.log_softmax, Tensor.log_softmax), "log_softmax"),
+    **dict.fromkeys((torch.argmax, Tensor.argmax), "labels"),
+    **dict.fromkeys((torch.max, Tensor.max), "largest"),
+    **dict.fromkeys((torch.topk, Tensor.topk), "topk"),
+}
+
+
+@torch.compiler.assume_constant_result
+def _rule(func: Callable[..., Any]) -> str:
+    return _RULES.get(func, "")

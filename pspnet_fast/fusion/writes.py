@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,10 @@ def _writing() -> frozenset[Callable[..., Any]]:
         for name in dir(owner)
         if name.endswith("_") and not name.endswith("__")
     ]
+    # Under torch.compile `x += y` is a call of operator.iadd.
     operators = [getattr(Tensor, f"__i{name}__", None) for name in _OPERATORS]
-    return frozenset(f for f in (*named, *operators, Tensor.__setitem__) if callable(f))
+    operators += [getattr(operator, f"i{name}") for name in _OPERATORS]
+    return frozenset(f for f in (*named, *operators, Tensor.__setitem__, operator.setitem) if callable(f))
 
 
 def _optional() -> dict[Callable[..., Any], int]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from heads import HEADS, Mixed, Plain, Pyramid, data
+from torch import nn
 
 import pspnet_fast
 
@@ -20,12 +21,17 @@ def _fresh():
 
 
 class Recorder:
-    """A backend that runs a graph as it is, and remembers what it called."""
+    """A backend that runs a graph as it is, after the passes of ``options``, and remembers what it called."""
 
-    def __init__(self):
+    def __init__(self, options=None):
         self.targets = []
+        self.passes = list((options or {}).values())
 
     def __call__(self, graph, inputs):
+        for change in self.passes:
+            change(graph.graph)
+        graph.recompile()
+
         def names(graph, inputs):
             self.targets += [str(node.target) for node in graph.graph.nodes]
             return graph.forward
@@ -86,19 +92,107 @@ def test_a_compiled_step_with_its_loss(head, dynamic):
     assert not backend.has("upsample_bilinear2d") or head is not Plain
 
 
-def test_compiled_labels():
+LABELS = {
+    "argmax": lambda out: out.argmax(dim=1),
+    "softmax": lambda out: out.softmax(1).argmax(1, keepdim=True),
+    "log_softmax": lambda out: torch.argmax(F.log_softmax(out, dim=1), 1),
+    "max": lambda out: out.max(1)[1],
+    "max, named": lambda out: torch.max(out, dim=1, keepdim=True).indices,
+    "max with values": lambda out: tuple(out.max(1)),
+    "topk": lambda out: out.topk(1, dim=1)[1],
+    "cast": lambda out: out.double().argmax(1),
+    "sum": lambda out: (out + out).argmax(1),
+}
+
+
+@pytest.mark.parametrize("read", LABELS.values(), ids=LABELS)
+def test_compiled_labels(read):
     model = pspnet_fast.accelerate(Plain().eval())
     x, _ = data()
-    expected = pspnet_fast.restore(copy.deepcopy(model))(x).argmax(1)
+    expected = read(pspnet_fast.restore(copy.deepcopy(model))(x))
     backend = Recorder()
 
     @torch.compile(backend=backend, fullgraph=True)
     def predict(x):
         with torch.no_grad(), pspnet_fast.fuse():
-            return model(x).argmax(dim=1)
+            return read(model(x))
 
-    assert torch.equal(predict(x), expected)
+    torch.testing.assert_close(predict(x), expected)
     assert backend.has("pspnet_fast.upsample_argmax")
+
+
+def test_compiled_nll_loss():
+    x, target = data()
+    model, backend = Plain(), Recorder()
+
+    def loss(out, target):
+        return F.nll_loss(F.log_softmax(out, dim=1), target, ignore_index=255)
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def step(x, target):
+        with pspnet_fast.fuse():
+            return loss(model(x), target)
+
+    expected = training_step(model, lambda x, t: loss(model(x), t), x, target)
+    torch.testing.assert_close(training_step(model, step, x, target), expected)
+    assert backend.has("pspnet_fast.upsample_cross_entropy")
+    assert not backend.has("upsample_bilinear2d")
+
+
+def test_a_write_to_a_new_tensor_disturbs_nothing():
+    """ReLU in place behind a normalisation, as the levels of pyramid pooling have it."""
+    model = Pyramid()
+    model.levels = nn.ModuleList(nn.Sequential(c, nn.BatchNorm2d(2), nn.ReLU(inplace=True)) for c in model.levels)
+    other, (x, target), backend = copy.deepcopy(model), data(), Recorder()
+    expected = training_step(model, lambda x, t: F.cross_entropy(model(x), t, ignore_index=255), x, target)
+    compiled = torch.compile(with_loss(pspnet_fast.accelerate(other)), backend=backend, fullgraph=True)
+    torch.testing.assert_close(training_step(other, compiled, x, target), expected)
+    assert backend.has("pspnet_fast.pyramid_conv")
+    assert backend.has("pspnet_fast.upsample_cross_entropy")
+
+
+class Own(Plain):
+    """A model that makes its criterion in its forward, as those of transformers do."""
+
+    change = staticmethod(lambda up, low: up)
+
+    def forward(self, x, target):
+        low = self.classifier(self.backbone(x).relu()) * 1
+        up = F.interpolate(low, x.shape[2:], mode="bilinear", align_corners=False)
+        return nn.CrossEntropyLoss(ignore_index=255)(self.change(up, low), target)
+
+
+def _relu_elsewhere(up, low):
+    F.relu(low + 1, inplace=True)
+    return up
+
+
+def _write_to_the_source(up, low):
+    low.mul_(0.5)
+    return up
+
+
+CHANGES = {
+    "nothing": (lambda up, low: up, True),
+    "a write elsewhere": (_relu_elsewhere, True),
+    "a write": (lambda up, low: F.relu(up, inplace=True), False),
+    "a write to a view": (lambda up, low: (up[:, :1].mul_(2), up)[1], False),
+    "a write to the source": (_write_to_the_source, False),
+    "another map": (lambda up, low: up.relu(), False),
+}
+
+
+@pytest.mark.parametrize(("change", "fused"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_options_fuse_a_criterion_made_in_forward(change, fused, dynamic):
+    model = Own()
+    model.change = change
+    x, target = data()
+    expected = training_step(model, model, x, target)
+    backend = Recorder(pspnet_fast.compile_options())
+    compiled = torch.compile(pspnet_fast.accelerate(model), backend=backend, fullgraph=True, dynamic=dynamic)
+    torch.testing.assert_close(training_step(model, compiled, x, target), expected)
+    assert backend.has("pspnet_fast.upsample_cross_entropy") == fused
 
 
 def test_inductor():
@@ -108,6 +202,14 @@ def test_inductor():
     expected = training_step(model, lambda x, t: F.cross_entropy(model(x), t, ignore_index=255), x, target)
     compiled = torch.compile(with_loss(pspnet_fast.accelerate(other)), fullgraph=True)
     torch.testing.assert_close(training_step(other, compiled, x, target), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_inductor_with_options():
+    x, target = data()
+    model = Own()
+    expected = training_step(model, model, x, target)
+    compiled = torch.compile(model, fullgraph=True, options=pspnet_fast.compile_options())
+    torch.testing.assert_close(training_step(model, compiled, x, target), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["relu", "view", "source", "hook", "cast", "two"])

@@ -18,8 +18,8 @@ import pspnet_fast
 
 CAMVID = os.environ.get("PSPNET_FAST_CAMVID")
 CLASSES, IGNORE, STEPS = 11, 255, 20
-# Training from random weights makes a difference grow severalfold from step to step. In float32, losses differ by percents
-# after 20 steps whenever anything is rounded in another way, be it the number of threads; in float64 by 1e-9.
+# Training from random weights makes a difference grow severalfold from step to step. In float32, losses differ by
+# percents after 20 steps whenever anything is rounded in another way, be it the number of threads; in float64 by 1e-9.
 DTYPE, TOLERANCE = torch.float64, 1e-6
 BATCH = 4
 
