@@ -1,17 +1,14 @@
-"""Other libraries' models, unmodified: a training step with and without ``pspnet_fast.accelerate``.
+"""Cases of other libraries' models, unmodified: a training step with and without ``pspnet_fast.fuse``.
 
-    python -m benchmarks.accelerate                     # every model, 19 and 150 classes, 512x512, batch 2
-    python -m benchmarks.accelerate --models segformer-b0 --classes 150 --rounds 5 --save table.json
-
-Peers are the stock model, eager and under ``torch.compile`` with its loss. Weights are random. Time is taken in turn in
-one process, peak memory in a new process for each variant.
+Peers are the stock model with its loss at full resolution, eager and under ``torch.compile``. Weights are random.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from pathlib import Path
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,10 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pspnet_fast
-from benchmarks.measure import in_new_process, interleaved, on_threads, peak_bytes, timing
-from benchmarks.results import machine, write_json
-
-VARIANTS = ("stock", "accelerate", "torch.compile")
+from benchmarks.case import Call, Case, Floor, Place, Results, blocky_labels, dimensions
+from benchmarks.peers import COMPILE, EAGER, OURS, compiled, is_ours
 
 
 def _transformers(name: str, classes: int, **options: Any) -> nn.Module:
@@ -36,8 +31,7 @@ def _transformers(name: str, classes: int, **options: Any) -> nn.Module:
 def _upernet(classes: int) -> nn.Module:
     import transformers
 
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    backbone = transformers.ConvNextConfig(out_features=stages)
+    backbone = transformers.ConvNextConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
     return _transformers("UperNet", classes, backbone_config=backbone, auxiliary_in_channels=384)
 
 
@@ -61,19 +55,21 @@ def _torchvision(name: str, classes: int) -> nn.Module:
 
 
 B2 = {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768}
-MODELS: dict[str, Callable[[int], nn.Module]] = {
-    "segformer-b0": lambda classes: _transformers("Segformer", classes),
-    "segformer-b2": lambda classes: _transformers("Segformer", classes, **B2),
-    "upernet-convnext": _upernet,
-    "beit": _beit,
-    "mobilevit": lambda classes: _transformers("MobileViT", classes, output_stride=16),
-    "smp-segformer": lambda classes: _smp("Segformer", "mit_b0", classes),
-    "smp-pspnet": lambda classes: _smp("PSPNet", "resnet50", classes),
-    "smp-upernet": lambda classes: _smp("UPerNet", "resnet50", classes),
-    "smp-deeplabv3plus": lambda classes: _smp("DeepLabV3Plus", "resnet50", classes),
-    "lraspp": lambda classes: _torchvision("lraspp_mobilenet_v3_large", classes),
-    "deeplabv3": lambda classes: _torchvision("deeplabv3_resnet50", classes),
-    "fcn": lambda classes: _torchvision("fcn_resnet50", classes),
+TRANSFORMERS, SMP, TORCHVISION = "transformers", "segmentation_models_pytorch", "torchvision"
+# Each model's package, and what makes it for a number of classes.
+MODELS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
+    "segformer-b0": (TRANSFORMERS, functools.partial(_transformers, "Segformer")),
+    "segformer-b2": (TRANSFORMERS, functools.partial(_transformers, "Segformer", **B2)),
+    "upernet-convnext": (TRANSFORMERS, _upernet),
+    "beit": (TRANSFORMERS, _beit),
+    "mobilevit": (TRANSFORMERS, functools.partial(_transformers, "MobileViT", output_stride=16)),
+    "smp-segformer": (SMP, functools.partial(_smp, "Segformer", "mit_b0")),
+    "smp-pspnet": (SMP, functools.partial(_smp, "PSPNet", "resnet50")),
+    "smp-upernet": (SMP, functools.partial(_smp, "UPerNet", "resnet50")),
+    "smp-deeplabv3plus": (SMP, functools.partial(_smp, "DeepLabV3Plus", "resnet50")),
+    "lraspp": (TORCHVISION, functools.partial(_torchvision, "lraspp_mobilenet_v3_large")),
+    "deeplabv3": (TORCHVISION, functools.partial(_torchvision, "deeplabv3_resnet50")),
+    "fcn": (TORCHVISION, functools.partial(_torchvision, "fcn_resnet50")),
 }
 
 
@@ -86,74 +82,44 @@ def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(out, labels, ignore_index=255)
 
 
-def training_step(name: str, classes: int, size: int, batch: int, variant: str) -> Callable[[], Tensor]:
-    """Forward, loss and backward; returns the loss."""
+def build(name: str, classes: int, batch: int, size: int, place: Place, peer: str) -> Call:
+    """A training step: forward, loss, backward; returns the loss."""
     torch.manual_seed(0)
-    model = MODELS[name](classes).train()
+    model = MODELS[name][1](classes).to(place.device).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):
-            module.p = 0.0  # so that the variants' losses can be compared
-    images = torch.randn(batch, 3, size, size)
-    labels = torch.randint(0, classes, (batch, size // 32, size // 32))
-    labels = labels.repeat_interleave(32, 1).repeat_interleave(32, 2)
-    compute = torch.compile(loss_of) if variant == "torch.compile" else loss_of
+            module.p = 0.0  # so that the peers' losses can be compared
+    images = Place(place.device).normal(batch, 3, size, size)
+    labels = blocky_labels(batch, size, size, classes, place.device)
+    compute = compiled(loss_of, peer)
 
-    def step() -> Tensor:
+    def step() -> Results:
         model.zero_grad()
-        if variant == "accelerate":
-            with pspnet_fast.fuse():
-                loss = compute(model, images, labels)
-        else:
+        with place.autocast(), pspnet_fast.fuse() if is_ours(peer) else nullcontext():
             loss = compute(model, images, labels)
         loss.backward()
-        return loss.detach()
+        return (loss.detach(),)
 
     return step
 
 
-def _peak(*case: Any) -> int:
-    torch.set_num_threads(case[-1])
-    return peak_bytes(lambda: training_step(*case[:-1]), "cpu")
-
-
-def measure(name: str, classes: int, options: argparse.Namespace) -> dict[str, Any]:
-    """A row of the table."""
-    steps = {v: training_step(name, classes, options.size, options.batch, v) for v in options.variants}
-    losses = {v: step().item() for v, step in steps.items()}
-    times = {v: timing(t) for v, t in interleaved(steps, options.rounds).items()}
-    del steps
-    threads = torch.get_num_threads()
-    peaks = {v: in_new_process(_peak, name, classes, options.size, options.batch, v, threads) for v in options.variants}
-    row = {"model": name, "classes": classes, "size": options.size, "batch": options.batch, "threads": threads}
-    return {**row, "milliseconds": times, "peak_bytes": peaks, "loss": losses}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--classes", nargs="+", type=int, default=[19, 150])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="all cores by default")
-    parser.add_argument("--save", type=Path, help="a JSON file for the rows")
-    options = parser.parse_args()
-    rows = []
-    print("| model | classes | " + " | ".join(f"{v}, ms / MB" for v in options.variants) + " |")
-    print("|---" * (2 + len(options.variants)) + "|")
-    with on_threads(options.threads):
-        for name in options.models:
-            for classes in options.classes:
-                row = measure(name, classes, options)
-                rows.append(row)
-                medians = [row["milliseconds"][v]["median"] for v in options.variants]
-                peaks = [row["peak_bytes"][v] for v in options.variants]
-                cells = [f"{t:.0f} / {peak / 1e6:.0f}" for t, peak in zip(medians, peaks, strict=True)]
-                print(f"| {name} | {classes} | " + " | ".join(cells) + " |", flush=True)
-                if options.save:
-                    write_json(options.save, {"machine": machine(), "rows": rows})
-
-
-if __name__ == "__main__":
-    main()
+def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
+    """Every model with 19 and 150 classes; ``quick``: one small model, as it is and on small images."""
+    place = Place(device) if device == "cpu" else Place(device, torch.bfloat16)
+    batch, size = (2, 64) if quick else (2, 512) if device == "cpu" else (8, 512)
+    for name in ["lraspp"] if quick else MODELS:
+        package = MODELS[name][0]
+        absent = importlib.util.find_spec(package) is None
+        for classes in (19,) if quick else (19, 150):
+            peers = (EAGER, OURS) if quick else (EAGER, COMPILE, OURS)
+            yield Case(
+                operator="accelerate",
+                labels={"model": name, **place.labels(f"{dimensions(batch, 3, size, size)}, {classes} classes")},
+                device=device,
+                peers=peers,
+                build=functools.partial(build, name, classes, batch, size, place),
+                floor=Floor(0, 0),
+                tolerance=1e-3 if device == "cpu" else 0.05,
+                graph=False,
+                skipped=dict.fromkeys(peers, f"not installed: {package}") if absent else {},
+            )

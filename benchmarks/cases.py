@@ -1,6 +1,6 @@
 """All cases: which shapes are measured on which device, table by table.
 
-A table is a test function of test_peers.py, a result file, and some tables of the pages.
+A table is the first word of its tests' names, a result file, and some tables of the pages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import losses, network, pyramid
+from benchmarks import accelerate, losses, network, pyramid
 from benchmarks.case import LAYOUTS, Case, Place
 from benchmarks.losses import Problem
 from benchmarks.network import Setting
@@ -288,6 +288,7 @@ TABLES: dict[str, Callable[..., Iterator[Case]]] = {
     "network": networks,
     "end_to_end": end_to_end,
     "scaling": scaling,
+    "accelerate": accelerate.cases,
 }
 
 

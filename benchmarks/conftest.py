@@ -1,4 +1,4 @@
-"""Options, session and closing tables of `pytest benchmarks/` (see README.md in this folder).
+"""Options, session, clock and closing tables of `pytest benchmarks/` (see README.md in this folder).
 
 pytest-benchmark times one test after the other. On a machine that others use, whose clock moves, peers timed minutes
 apart are not compared with each other but with two states of the machine. So all peers of a case are timed in turn,
@@ -11,6 +11,8 @@ memory, floor) is in ``extra_info``.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +20,55 @@ import pytest
 import torch
 
 from benchmarks.cases import TABLES, cases_of
-from benchmarks.clock import replayed_clock
+from benchmarks.markdown import summary
 from benchmarks.results import RESULTS, machine
-from benchmarks.session import Plan, Session
-from benchmarks.tables import summary
+from benchmarks.session import Outcome, Plan, Session
 
-COLUMNS = ["median", "iqr", "min", "rounds"]  # besides the tables below, what pytest-benchmark compares runs by
+COLUMNS = ["median", "iqr", "min", "rounds"]  # besides the closing tables, what pytest-benchmark compares runs by
 QUICK_SECONDS = 0.1  # of each peer's rounds, at most, with --quick
 SESSION = pytest.StashKey[Session]()
 LOAD = pytest.StashKey[float]()
 
 
+class ReplayClock:
+    """A timer whose successive readings are the starts and ends of rounds that were timed before."""
+
+    def __init__(self) -> None:
+        self._readings: Iterator[float] = iter(())
+
+    def load(self, seconds: Sequence[float]) -> None:
+        """Replay these durations: a reading of 0 as each round starts, and its duration as it ends."""
+        self._readings = chain.from_iterable((0.0, duration) for duration in seconds)
+
+    def __call__(self) -> float:
+        return next(self._readings)
+
+
+CLOCK = ReplayClock()
+
+
+def replayed_clock() -> float:
+    """The timer of every benchmark here (a function, as pytest-benchmark shows a timer by its name)."""
+    return CLOCK()
+
+
+def record(benchmark: Any, outcome: Outcome, peer: str) -> None:
+    """Enter a peer's rounds, and the row of its case; nothing under ``--benchmark-disable``."""
+    milliseconds = outcome.rounds.get(peer, [])
+    if milliseconds:
+        CLOCK.load([value / 1e3 for value in milliseconds])
+        benchmark.extra_info.update(peer=peer, row=outcome.row)
+    benchmark.pedantic(lambda: None, rounds=len(milliseconds) or 1, iterations=1)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("pspnet_fast")
-    group.addoption("--quick", action="store_true", help="small shapes: within five minutes on two cores")
-    group.addoption("--device", choices=("cpu", "cuda"), help="by default the GPU, where torch sees one")
-    group.addoption(
-        "--save",
-        type=Path,
-        nargs="?",
-        const=RESULTS,
-        metavar="FOLDER",
-        help="keep every case in TABLE_{cpu,gpu}.json as it is measured (by default in benchmarks/results)",
-    )
-    group.addoption(
-        "--resume", action="store_true", help="with --save: skip what this machine measured on these sources"
-    )
-    group.addoption(
-        "--network", default="", help='of the table end_to_end: "layers=50 size=713 classes=150 batch=4 ..."'
-    )
+    option = parser.getgroup("pspnet_fast").addoption
+    option("--quick", action="store_true", help="small shapes: within five minutes on two cores")
+    option("--device", choices=("cpu", "cuda"), help="by default the GPU, where torch sees one")
+    saved = "keep every case in TABLE_{cpu,gpu}.json as it is measured (by default in benchmarks/results)"
+    option("--save", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help=saved)
+    option("--resume", action="store_true", help="with --save: skip what this machine measured on these sources")
+    option("--network", default="", help='of the table end_to_end: "layers=50 size=713 classes=150 batch=4 ..."')
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,27 +86,22 @@ def device_of(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for every peer of every case of a table, in groups by case."""
+    """A test for every peer of every case of every table, in groups by case."""
     if "peer" not in metafunc.fixturenames:
         return
-    config, table = metafunc.config, metafunc.function.__name__.removeprefix("test_")
-    assert table in TABLES, f"no table {table}"
-    options = {"options": config.getoption("network")} if table == "end_to_end" else {}
-    try:
-        cases = cases_of(table, device_of(config), quick=config.getoption("quick"), **options)
-    except ValueError as error:
-        raise pytest.UsageError(f"--network: {error}") from error
-    parameters = [
-        pytest.param(
-            case,
-            peer,
-            id=f"{case.id.rpartition('/')[0]}/{peer}".replace("/", "-").replace(" ", "_"),
-            marks=pytest.mark.benchmark(group=case.name, timer=replayed_clock),
-        )
-        for case in cases
-        for peer in dict.fromkeys((*case.peers, *case.skipped))
-    ]
-    metafunc.parametrize(("case", "peer"), parameters)
+    config, parameters = metafunc.config, []
+    for table in TABLES:
+        options = {"options": config.getoption("network")} if table == "end_to_end" else {}
+        try:
+            cases = cases_of(table, device_of(config), quick=config.getoption("quick"), **options)
+        except ValueError as error:
+            raise pytest.UsageError(f"--network: {error}") from error
+        for case in cases:
+            mark = pytest.mark.benchmark(group=case.name, timer=replayed_clock)
+            for peer in dict.fromkeys((*case.peers, *case.skipped)):
+                name = f"{table}/{case.id.rpartition('/')[0]}/{peer}".replace("/", "-").replace(" ", "_")
+                parameters.append(pytest.param(table, case, peer, id=name, marks=mark))
+    metafunc.parametrize(("table", "case", "peer"), parameters)
 
 
 @pytest.fixture(scope="session")
@@ -97,12 +114,8 @@ def session(request: pytest.FixtureRequest) -> Session:
             wanted.setdefault(parameters["case"].id, []).append(parameters["peer"])
     option = request.config.option
     seconds, quick = float(option.benchmark_max_time), bool(option.quick)
-    plan = Plan(
-        device_of(request.config),
-        rounds=option.benchmark_min_rounds,
-        seconds=min(seconds, QUICK_SECONDS) if quick else seconds,
-        quick=quick,
-    )
+    seconds = min(seconds, QUICK_SECONDS) if quick else seconds
+    plan = Plan(device_of(request.config), rounds=option.benchmark_min_rounds, seconds=seconds, quick=quick)
     request.config.stash[SESSION] = Session(plan, wanted, option.save)
     return request.config.stash[SESSION]
 

@@ -14,7 +14,6 @@ section that fails stops no other; the exit code is 1 if one did.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -23,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +30,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_reports import count_junit, read_sanitizer
 from benchmarks.gpu_result import assembled, save, summary
 from benchmarks.results import RESULTS, ROOT, machine, write_json
 
-LIMIT = 540.0  # seconds of a section
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 OUT_OF_TIME = (124, 137)  # exit codes of coreutils' timeout
 TOOLS, BACKENDS = ("memcheck", "racecheck", "initcheck"), ("cuda", "triton")
@@ -47,17 +45,26 @@ class Section:
 
     Attributes:
         commands: run one after the other, whether or not one fails.
-        read: (output folder, text of the log) -> findings; "problems" among them make the section fail.
+        read: text of the log -> findings; "problems" among them make the section fail.
         environment: added to the commands' environment.
     """
 
     commands: Sequence[Sequence[str]]
-    read: Callable[[Path, str], Findings]
+    read: Callable[[str], Findings] = lambda log: {"problems": []}
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def pytest(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+def pytest(report: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+
+
+def count_junit(path: Path) -> dict[str, int]:
+    """Passed, failed (with errors in fixtures) and skipped tests of a pytest run; all 0 where it left no report."""
+    suites = list(ElementTree.parse(path).iter("testsuite")) if path.is_file() else []
+    tests, errors, failures, skipped = (
+        sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "errors", "failures", "skipped")
+    )
+    return {"passed": tests - errors - failures - skipped, "failed": errors + failures, "skipped": skipped}
 
 
 # ---- sections --------------------------------------------------------------------------------------------------------
@@ -68,7 +75,7 @@ def build(options: argparse.Namespace) -> Section:
     tree = ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
     architecture = "{}.{}".format(*torch.cuda.get_device_capability()) if options.device == "cuda" else ""
 
-    def read(_: Path, log: str) -> Findings:
+    def read(log: str) -> Findings:
         kernels, spilling = log.count("Compiling entry function"), len(re.findall(r"[1-9]\d* bytes spill stores", log))
         problems = [] if kernels else ["the compiler's report names no kernel"]
         return {"kernels": kernels, "spilling": spilling, "problems": problems}
@@ -90,16 +97,14 @@ def tests(options: argparse.Namespace) -> Section:
     paths = ["tests/gpu", *(["tests/ops/test_upsample_argmax.py"] if small else ["tests/ops", "tests/nn"])]
     backends = ("cpu", *BACKENDS) if gpu else ("cpu",)
     chosen = {name: name for name in backends} | {"other": " and ".join(f"not {name}" for name in backends)}
+    reports = {name: options.out / f"tests_{name}.xml" for name in chosen}
 
-    def report(name: str) -> Path:
-        return Path(options.out) / f"tests_{name}.xml"
-
-    def read(_: Path, __: str) -> Findings:
-        counts = {name: count_junit(report(name)) for name in chosen}
+    def read(_: str) -> Findings:
+        counts = {name: count_junit(report) for name, report in reports.items()}
         problems = [f"{name}: {own}" for name, own in counts.items() if own["failed"] or not own["passed"]]
         return {"backends": counts, "problems": problems}
 
-    commands = [pytest(*paths, "-k", words, f"--junitxml={report(name)}") for name, words in chosen.items()]
+    commands = [pytest(reports[name], *paths, "-k", words) for name, words in chosen.items()]
     return Section(commands, read, {"PSPNET_FAST_EXPECT_BACKENDS": ",".join(backends)})
 
 
@@ -111,25 +116,18 @@ def sanitizer(options: argparse.Namespace) -> Section:
     """
     program = find_sanitizer() or "compute-sanitizer"
     flags = ["--report-api-errors", "no", "--print-limit", "50", "--target-processes", "application-only"]
+    logs = {(tool, name): options.out / f"{tool}_{name}.txt" for name in BACKENDS for tool in TOOLS}
 
-    def log_of(tool: str, backend: str) -> Path:
-        return Path(options.out) / f"{tool}_{backend}.txt"
+    def command(tool: str, backend: str, log: Path) -> list[str]:
+        tests = pytest(log.with_suffix(".xml"), "tests/gpu/test_small_sizes.py", "-k", backend)
+        return [program, "--tool", tool, "--log-file", str(log), *flags, *tests]
 
-    def command(tool: str, backend: str) -> list[str]:
-        report = str(log_of(tool, backend).with_suffix(".xml"))
-        tests = pytest("tests/gpu/test_small_sizes.py", "-k", backend, f"--junitxml={report}")
-        return [program, "--tool", tool, "--log-file", str(log_of(tool, backend)), *flags, *tests]
-
-    def read(out: Path, _: str) -> Findings:
-        runs = {
-            f"{tool} {backend}": read_sanitizer(log_of(tool, backend), log_of(tool, backend).with_suffix(".xml"))
-            for backend in BACKENDS
-            for tool in TOOLS
-        }
+    def read(_: str) -> Findings:
+        runs = {" ".join(names): read_sanitizer(log, log.with_suffix(".xml")) for names, log in logs.items()}
         problems = [f"{name}: {reason}" for name, run in runs.items() for reason in run["problems"]]
         return {"program": program, "runs": runs, "problems": problems}
 
-    commands = [command(tool, backend) for backend in BACKENDS for tool in TOOLS]
+    commands = [command(*names, log) for names, log in logs.items()]
     return Section(commands, read, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
 
@@ -138,14 +136,14 @@ def bench(options: argparse.Namespace) -> Section:
     small = options.quick or options.device == "cpu"
     selected = f"(operators or network) and ({options.cases})" if options.cases else "operators or network"
     kept = ["--quick", "--benchmark-max-time=0"] if small else [f"--save={options.out}"]
-    command = pytest("benchmarks", f"--device={options.device}", "-k", selected, "--benchmark-quiet", *kept)
     report = options.out / "bench.xml"
 
-    def read(_: Path, __: str) -> Findings:
+    def read(_: str) -> Findings:
         counts = count_junit(report)
         return {"counts": counts, "problems": [f"{counts['failed']} peers failed"] if counts["failed"] else []}
 
-    return Section([[*command, f"--junitxml={report}"]], read)
+    words = ["benchmarks", f"--device={options.device}", "-k", selected, "--benchmark-quiet", *kept]
+    return Section([pytest(report, *words)], read)
 
 
 def train(options: argparse.Namespace) -> Section:
@@ -157,7 +155,7 @@ def train(options: argparse.Namespace) -> Section:
         words = ["--steps=20", "--training-steps=400", "--amp=bf16", "model.layers=50", "data.crop=257"]
         words += ["optim.batch_size=16", "data.workers=2", "optim.lr=0.02"]
     command = [sys.executable, "-m", "benchmarks.compare_training", *data, f"--save={options.out}", *words]
-    return Section([[*command, f"run.device={options.device}"]], lambda out, log: {"problems": []})
+    return Section([[*command, f"run.device={options.device}"]])
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], Section]] = {
@@ -170,6 +168,13 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Section]] = {
 NEED_GPU = ("build", "sanitizer")
 
 
+# ---- compute-sanitizer -----------------------------------------------------------------------------------------------
+
+_SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
+_FINDING = re.compile(r"^=+ +(Invalid|Misaligned|Uninitialized|Out-of-range|Error:|Warning:|Race|Potential|Barrier)")
+_GLOBAL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(|^def (\w+_kernel)\(", re.M)
+
+
 def find_sanitizer() -> str | None:
     """compute-sanitizer of the toolkit, the PATH, the usual folder, or NVIDIA's wheels."""
     folders = [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
@@ -180,7 +185,34 @@ def find_sanitizer() -> str | None:
     return shutil.which("compute-sanitizer", path=path) or next(packed, None)
 
 
-# ---- running them ----------------------------------------------------------------------------------------------------
+def own_kernels() -> list[str]:
+    """The names of the kernels in csrc/cuda and pspnet_fast/triton."""
+    sources = [*(ROOT / "csrc" / "cuda").rglob("*.cu*"), *(ROOT / "pspnet_fast" / "triton").glob("*.py")]
+    return sorted({"".join(names) for path in sources for names in _GLOBAL.findall(path.read_text(encoding="utf-8"))})
+
+
+def read_sanitizer(report: Path, junit: Path) -> dict[str, Any]:
+    """The verdict on one run: the tool found nothing in this project's kernels, and the program under it ended well.
+
+    After a crash the tool reports no errors either, so pytest's own report must exist, with tests that passed.
+    Errors that cannot be attributed count as this project's.
+    """
+    text = report.read_text(errors="replace") if report.is_file() else ""
+    lines, kernels = text.splitlines(), re.compile(rf"\b({'|'.join(own_kernels())})\b")
+    starts = [index for index, line in enumerate(lines) if _FINDING.match(line)]
+    blocks = [" ".join(part.lstrip("= ") for part in lines[index : index + 4]) for index in starts]
+    problems = ours = [block[:300] for block in blocks if kernels.search(block)]
+    summaries, counts = [int(number) for number in _SUMMARY.findall(text)], count_junit(junit)
+    if not summaries:
+        problems = [*ours, "the tool printed no summary"]
+    elif sum(summaries) and not blocks:
+        problems = [f"{sum(summaries)} errors of unknown origin"]
+    if counts["failed"] or not counts["passed"]:
+        problems = [*problems, f"tests under the tool: {counts}"]
+    return {"errors": sum(summaries), "ours": len(ours), "others": len(blocks) - len(ours), "problems": problems}
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def run_section(name: str, section: Section, out: Path, limit: float, device: str) -> Findings:
@@ -193,7 +225,7 @@ def run_section(name: str, section: Section, out: Path, limit: float, device: st
         left = limit - (time.monotonic() - started)
         codes.append(run_command(command, section.environment, left, log) if left > 0 else OUT_OF_TIME[0])
     try:
-        found = section.read(out, log.read_text(errors="replace"))
+        found = section.read(log.read_text(errors="replace"))
     except (OSError, ValueError) as error:
         found = {"problems": [f"no report: {error}"]}
     if not found["problems"] and any(codes):
@@ -212,15 +244,9 @@ def run_command(command: Sequence[str], environment: Mapping[str, str], limit: f
     limited = ["timeout", f"--kill-after={GRACE}", f"{limit:.1f}", *command]
     # pip's cmake and ninja lie next to the interpreter, which need not be on the PATH.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {shlex.join(limited)} 2>&1 | tee -a {shlex.quote(str(log))}"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PATH": path, **environment},
-        check=False,
-    ).returncode
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
+    shell = f"set -o pipefail; {shlex.join(limited)} 2>&1 | tee -a {shlex.quote(str(log))}"
+    own = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": path, **environment}
+    return subprocess.run(["bash", "-c", shell], cwd=ROOT, env=own, check=False).returncode
 
 
 def names(text: str) -> list[str]:
@@ -237,16 +263,15 @@ def names(text: str) -> list[str]:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, required=True, help="folder for logs and results")
     parser.add_argument("--only", type=names, default=list(SECTIONS), help=f"of {','.join(SECTIONS)}; or none")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run")
     parser.add_argument("--camvid", type=Path, help="a CamVid folder to train on, instead of drawn scenes")
     parser.add_argument("--cases", default="", help="of the bench section, as pytest's -k; other rows are kept")
     parser.add_argument("--quick", action="store_true", help="small shapes and few tests")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for each section (default %(default)g)")
+    parser.add_argument("--limit", type=float, default=540.0, help="seconds for each section (default %(default)g)")
     parser.add_argument("--save", action="store_true", help="copy the result to benchmarks/results and record it")
     options = parser.parse_args(arguments)
     if options.save and (options.device == "cpu" or options.quick):
@@ -262,16 +287,13 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.device == "cuda" and options.only and not torch.cuda.is_available():
         sys.exit("torch sees no GPU here; --device cpu makes a dry run")
-    ended = {
-        name: run_section(name, SECTIONS[name](options), options.out, options.limit, options.device)
-        for name in options.only
-    }
+    made = [(name, SECTIONS[name](options)) for name in options.only]
+    ended = [run_section(name, section, options.out, options.limit, options.device) for name, section in made]
     result = assembled(options.out, list(SECTIONS))
     print(f"\n{summary(result)}\n{write_json(options.out / 'result.json', result)}")
     if options.save:
-        for path in save(json.loads((options.out / "result.json").read_text()), RESULTS):
-            print(path)
-    return int(any(section["status"] != "passed" for section in ended.values()))
+        print(*save(result, RESULTS), sep="\n")
+    return int(any(section["status"] != "passed" for section in ended))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The cells and lines that every rendered table is made of."""
+"""The cells, columns and lines of every table: in the pages, and at the end of a run in the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks import losses, pyramid
 from benchmarks.peers import COMPILE, EAGER, OURS, OURS_COMPILED, is_ours
 
 Row = Mapping[str, Any]
@@ -63,11 +64,6 @@ def milliseconds(value: float | None) -> str:
     return NOTHING if value is None else f"{short(value)} ms"
 
 
-def seconds(value: float) -> str:
-    """Milliseconds as seconds."""
-    return f"{value / 1e3:.2f}" if value < 1e4 else f"{value / 1e3:.1f}"
-
-
 def megabytes(value: float | None) -> str:
     """Bytes in units of 10⁶."""
     return NOTHING if value is None else f"{short(value / 1e6)} MB"
@@ -78,8 +74,16 @@ def times(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.0f}×" if value >= 10 else f"{value:.2f}×"
 
 
-def percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{100 * value:.0f} %"
+def percent(value: float | None, digits: int = 0) -> str:
+    return NOTHING if value is None else f"{100 * value:.{digits}f} %"
+
+
+def rates_text(rates: Mapping[str, float]) -> str:
+    """What the machine reaches."""
+    return (
+        f"copy {short(rates['copy'])} GB/s, arithmetic {short(rates['float32'])} GFLOP/s in float32 and "
+        f"{short(rates['bfloat16'])} in bfloat16"
+    )
 
 
 # ---- what a row says -------------------------------------------------------------------------------------------------
@@ -91,6 +95,10 @@ def shape(row: Row) -> str:
     return ", ".join(words if row.get("dtype", "float32") == "float32" else [*words, row["dtype"]])
 
 
+def operator(row: Row) -> str:
+    return f"`{row['operator']}`"
+
+
 def medians(row: Row) -> dict[str, float]:
     """Milliseconds of everything that was timed; this package's fastest back end as "pspnet_fast"."""
     found = {name: timing["median"] for name, timing in row.get("milliseconds", {}).items()}
@@ -99,8 +107,7 @@ def medians(row: Row) -> dict[str, float]:
 
 def better(values: Mapping[str, float]) -> float | None:
     """The smaller of eager's and torch.compile's."""
-    stock = [values[peer] for peer in (EAGER, COMPILE) if peer in values]
-    return min(stock) if stock else None
+    return min((values[peer] for peer in (EAGER, COMPILE) if peer in values), default=None)
 
 
 def advantage(values: Mapping[str, float]) -> float | None:
@@ -133,11 +140,21 @@ def failures(rows: Iterable[Row]) -> list[str]:
     ]
 
 
+def by_peer(rows: Iterable[Row]) -> list[Row]:
+    """A row for each peer that was timed."""
+    return [{**row, "peer": peer, "time": time} for row in rows for peer, time in row["milliseconds"].items()]
+
+
 # ---- columns ---------------------------------------------------------------------------------------------------------
 
 
 def median_of(peer: str) -> Callable[[Row], str]:
     return lambda row: milliseconds(medians(row).get(peer))
+
+
+def spread(row: Row) -> str:
+    """20th to 80th percentile of a peer's row."""
+    return f"{short(row['time']['p20'])} to {short(row['time']['p80'])}"
 
 
 def without_page_faults(row: Row) -> str:
@@ -158,11 +175,12 @@ def memory_cell(row: Row) -> str:
 def extra_memory(row: Row) -> str:
     """Peak memory of eager and of this package."""
     memory = peaks(row)
-    if not {EAGER, OURS} <= set(memory):
-        return NOTHING
-    return f"{short(memory[EAGER] / 1e6)} : {megabytes(memory[OURS])}"
+    both = {EAGER, OURS} <= set(memory)
+    return f"{short(memory[EAGER] / 1e6)} : {megabytes(memory[OURS])}" if both else NOTHING
 
 
+OPERATOR: Column = ("operator", "l", operator)
+OPERATOR_AND_DIRECTION: Column = ("operator", "l", lambda row: f"{operator(row)}, {row['direction']}")
 SHAPE: Column = ("of", "l", shape)
 TIMES: tuple[Column, ...] = (
     ("eager", "r", median_of(EAGER)),
@@ -177,3 +195,82 @@ REACHED: Column = (
     "r",
     lambda row: percent(row.get("floor_reached", {}).get(row.get("ours"))),
 )
+
+
+# ---- the end of a run ------------------------------------------------------------------------------------------------
+
+IDLE = 0.25  # of the cores: a load up to this was the shell, and an editor
+LABELS = ("axis", "value", "model", "configuration", "shape", "dtype", "layout", "direction", "logits", "compiled")
+LEGEND = (
+    "eager: stock operators as the project named in the heading arranges them; compile: torch.compile of the same; "
+    "a project's own name: its installed package.",
+    "Medians and 20th to 80th percentiles of rounds in which all peers of a table took their turn; x ours: of medians, "
+    "to the fastest pspnet_fast.",
+    "Peak: memory beyond inputs and weights. Floor: the longer of bytes over copy bandwidth and FLOP over the better "
+    "rate of a matrix product and a convolution.",
+    "No page faults: the same in a process whose C library keeps its memory. Graph: replayed as a CUDA graph.",
+)
+
+
+def _of_peer(entry: str, text: Callable[[Any], str]) -> Callable[[Row], str]:
+    """A cell with the peer's value of a row's entry ("a.b": entry b of entry a), empty where it has none."""
+    outer, _, inner = entry.partition(".")
+
+    def cell(row: Row) -> str:
+        values = row.get(outer, {}).get(inner, {}) if inner else row.get(outer, {})
+        return "" if values.get(row["peer"]) is None else text(values[row["peer"]])
+
+    return cell
+
+
+def _median(time: Mapping[str, float]) -> str:
+    return milliseconds(time["median"])
+
+
+PEER_COLUMNS: tuple[Column, ...] = (
+    ("", "l", lambda row: row["peer"]),
+    ("median", "r", _of_peer("milliseconds", _median)),
+    ("p20 to p80", "r", spread),
+    ("x ours", "r", _of_peer("ratio", "{:.2f}".format)),
+    ("images/s", "r", _of_peer("images_per_second", str)),
+    ("peak", "r", _of_peer("peak_bytes", megabytes)),
+    ("of floor", "r", _of_peer("floor_reached", lambda share: percent(share, 1))),
+    ("graph", "r", _of_peer("graph_milliseconds", _median)),
+    ("no page faults", "r", _of_peer("without_page_faults.milliseconds", _median)),
+    ("x ours ", "r", _of_peer("without_page_faults.times_ours", "{:.2f}".format)),
+)
+
+
+def case_table(row: Row) -> Iterator[str]:
+    """Heading, floor, and a line for each peer: those that were timed, then those that were not and why."""
+    yield ", ".join([row["operator"], *(str(row[name]) for name in LABELS if name in row)])
+    every = {"dual_cross_entropy": losses.ARRANGEMENTS}.get(row["operator"], pyramid.ARRANGEMENTS)
+    if (project := row.get("arrangement")) in every and row["operator"] not in ("pyramid_pool", "upsample_argmax"):
+        yield f"as {project}: {', '.join(f'{name}={value}' for name, value in vars(every[project]).items())}"
+    if (floor := row.get("floor")) and floor["flops"]:
+        yield (
+            f"floor: {floor['memory_milliseconds']:.4g} ms for {floor['bytes'] / 1e6:.4g} MB, "
+            f"{floor['arithmetic_milliseconds']:.4g} ms for {floor['flops'] / 1e9:.4g} GFLOP in {floor['rate']}"
+        )
+    if timed := by_peer([row] if row.get("milliseconds") else []):
+        yield from table([c for c in PEER_COLUMNS if any(c[2](peer) for peer in timed)], timed).splitlines()
+    yield from (f"{peer}: {reason}" for peer, reason in row.get("skipped", {}).items())
+    yield from (f"{peer} FAILED: {reason}" for peer, reason in row["failures"].items())
+    for memory, found in row.get("largest_batch", {}).items():
+        yield f"largest batch in {memory} GB: {', '.join(f'{peer} {batch}' for peer, batch in found.items())}"
+
+
+def summary(rows: Iterable[Row], machine: Mapping[str, Any], load: float, cores: int) -> Iterator[str]:
+    """The tables of the rows, what they were measured with, and what the columns mean."""
+    timed = [row for row in rows if row.get("milliseconds") or row["failures"]]
+    if not timed:
+        return
+    yield f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}"
+    if load > IDLE * cores:
+        yield f"Do not quote these numbers: other work was running (a load of {load:.2f} on {cores} cores)."
+    yield from [rates_text(row["rates"]) for row in timed if "rates" in row][-1:]  # the best of the run
+    for row in timed:
+        yield ""
+        yield from case_table(row)
+    yield ""
+    yield from LEGEND

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.markdown import File, Row, peaks
 from benchmarks.peers import EAGER, OURS
-from benchmarks.render_training import MEANING, rows_of_axis
+from benchmarks.render import MEANING, rows_of_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

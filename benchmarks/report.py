@@ -20,9 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import pictures
-from benchmarks import render_operators as operators
-from benchmarks import render_training as networks
+from benchmarks import pictures, render, render_training
 from benchmarks.markdown import File, region
 from benchmarks.results import RESULTS, ROOT
 
@@ -54,23 +52,26 @@ def measured_by(table: str, selection: str = "") -> str:
 OPERATORS, NETWORK = ("operators_cpu",), ("network_cpu",)
 LOSSES = "dual_cross_entropy or upsample_argmax"
 TABLES: dict[str, Table] = {
-    "training_step": Table(NETWORK, measured_by("network"), networks.training_step),
-    "cross_entropy": Table(OPERATORS, measured_by("operators", LOSSES), operators.cross_entropy),
-    "upsample_argmax": Table(OPERATORS, measured_by("operators", LOSSES), operators.upsample_argmax),
-    "pyramid_pool": Table(OPERATORS, measured_by("operators", "pyramid_pool"), operators.pyramid_pool),
-    "psp_head": Table(OPERATORS, measured_by("operators", "psp_head"), operators.psp_head),
-    "network": Table(NETWORK, measured_by("network"), operators.network),
-    "projects": Table(("projects_cpu", "projects_gpu"), measured_by("projects"), operators.projects),
-    "floors": Table((*OPERATORS, *NETWORK), "pytest benchmarks/ --save -k 'operators or network'", operators.floors),
-    "end_to_end": Table(("end_to_end_cpu", "end_to_end_gpu"), measured_by("end_to_end"), networks.end_to_end),
-    "scaling": Table(("scaling_*",), measured_by("scaling"), networks.scaling),
+    "training_step": Table(NETWORK, measured_by("network"), render.training_step),
+    "cross_entropy": Table(OPERATORS, measured_by("operators", LOSSES), render.cross_entropy),
+    "upsample_argmax": Table(OPERATORS, measured_by("operators", LOSSES), render.upsample_argmax),
+    "pyramid_pool": Table(OPERATORS, measured_by("operators", "pyramid_pool"), render.pyramid_pool),
+    "psp_head": Table(OPERATORS, measured_by("operators", "psp_head"), render.psp_head),
+    "network": Table(NETWORK, measured_by("network"), render.network),
+    "projects": Table(("projects_cpu", "projects_gpu"), measured_by("projects"), render.projects),
+    "floors": Table((*OPERATORS, *NETWORK), measured_by("operators or network"), render.floors),
+    "end_to_end": Table(("end_to_end_cpu", "end_to_end_gpu"), measured_by("end_to_end"), render.end_to_end),
+    "scaling": Table(("scaling_*",), measured_by("scaling"), render.scaling),
     "training": Table(
-        ("training_camvid",), "python -m benchmarks.compare_training --root data/camvid --save", networks.training
+        ("training_camvid",),
+        "python -m benchmarks.compare_training --root data/camvid --save",
+        render_training.training,
     ),
     "aux_weight": Table(
-        ("aux_weight_camvid",), "python -m benchmarks.aux_weight --root data/camvid --save", networks.aux_weight
+        ("aux_weight_camvid",), "python -m benchmarks.aux_weight --root data/camvid --save", render_training.aux_weight
     ),
-    "gpu": Table(("gpu_*",), "python -m benchmarks.gpu --out runs/gpu --save", operators.gpu),
+    "accelerate": Table(("accelerate_cpu", "accelerate_gpu"), measured_by("accelerate"), render_training.accelerate),
+    "gpu": Table(("gpu_*",), "python -m benchmarks.gpu --out runs/gpu --save", render_training.gpu),
 }
 # What stands on which page: the README shows what the project is judged by, the other page all of it.
 PAGES: dict[Path, tuple[str, ...]] = {README: ("training_step", "cross_entropy"), BENCHMARKS: tuple(TABLES)}

@@ -239,7 +239,7 @@ def summarise(row: Row) -> Row:
     floor = max(row["floor"]["memory_milliseconds"], row["floor"]["arithmetic_milliseconds"])
     row["ours"] = min(ours, key=lambda name: ours[name]) if ours else None
     row["ratio"] = {name: round(median / ours[row["ours"]], 3) for name, median in medians.items()} if ours else {}
-    row["floor_reached"] = {name: round(floor / median, 4) for name, median in medians.items() if median}
+    row["floor_reached"] = {name: round(floor / median, 4) for name, median in medians.items() if floor and median}
     return row
 
 

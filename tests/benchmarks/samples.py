@@ -15,7 +15,6 @@ MACHINE = {
     "device": "A CPU, 2 cores", "threads": 2, "python": "3.11.7", "torch": "2.99.0", "commit": "abc123",
     "date": "2026-01-02",
 }  # fmt: skip
-WHERE = "A CPU, 2 cores, 2 threads, torch 2.99.0, Python 3.11.7, commit abc123, 2026-01-02."
 RATES = Rates(copy=100.0, read=80.0, float32=1000.0, bfloat16=4000.0)
 LABELS = {
     "configuration": "VOC 473", "shape": "3x4", "dtype": "float32", "layout": "NCHW", "direction": "forward",
@@ -86,19 +85,6 @@ def scaling_row(value: int, *, axis: str = "classes", operator: str = "dual_cros
         ours="pspnet_fast",
         milliseconds={"eager": timing(7.0 * value), "pspnet_fast": timing(0.1 * value)},
         peak_bytes={"eager": 10**7 * value, "pspnet_fast": 10**5 * value},
-    )
-
-
-def end_to_end_row() -> dict[str, Any]:
-    peers = {"eager": 3400.0, "compile": 3300.0, "pspnet_fast": 2400.0}
-    facts = {"mode": "training", "layers": 50, "classes": 19, "size": 321, "batch": 2, "memory_batches": [2, 4]}
-    return operator_row(
-        "training_step",
-        **facts,
-        milliseconds={peer: timing(time) for peer, time in peers.items()},
-        images_per_second={peer: float(f"{2000 / time:.4g}") for peer, time in peers.items()},
-        peak_bytes={"eager": 1_240_000_000, "pspnet_fast": 1_010_000_000},
-        largest_batch={"8": {"eager": 12, "pspnet_fast": 15}, "24": {"eager": 39, "pspnet_fast": None}},
     )
 
 

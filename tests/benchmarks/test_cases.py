@@ -24,7 +24,6 @@ from benchmarks.peers import (
     our_peers,
 )
 from benchmarks.session import agreeing
-from benchmarks.tables import arrangement
 from pspnet_fast import reference
 from pspnet_fast.ops.operator import OPERATORS
 
@@ -53,8 +52,6 @@ def test_peers_are_one_function(case: Case) -> None:
     assert max(case.floor.milliseconds(RATES).values()) > 0
     for part in case.parts:
         case.build(part)()
-    if "arrangement" in case.labels:
-        assert arrangement(case.operator, case.labels["arrangement"])
 
 
 def with_ours(case: Case, other: Case) -> Case:

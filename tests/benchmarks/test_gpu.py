@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu, gpu_result
-from benchmarks.gpu import SECTIONS, Section, run_section
-from benchmarks.gpu_reports import count_junit, own_kernels, read_sanitizer
+from benchmarks.gpu import SECTIONS, Section, count_junit, own_kernels, read_sanitizer, run_section
 from benchmarks.results import write_json
 
 MACHINE = {"device": "NVIDIA Test", "digest": {"cuda": "a", "triton": "b"}, "driver": "1.2", "commit": "c0ffee",
@@ -25,7 +24,7 @@ COUNTS = {name: {"passed": 5, "failed": 0, "skipped": 1} for name in ("cuda", "t
 def run(tmp_path: Path, *codes: str, limit: float = 30.0, found: dict[str, Any] | None = None) -> dict[str, Any]:
     """A section of Python programs."""
     commands = [[sys.executable, "-c", code] for code in codes]
-    section = Section(commands, lambda out, log: {"problems": [], "log": log, **(found or {})}, {"SPECIAL": "7"})
+    section = Section(commands, lambda log: {"problems": [], "log": log, **(found or {})}, {"SPECIAL": "7"})
     return run_section("tests", section, tmp_path, limit, "cpu")
 
 
@@ -42,7 +41,7 @@ def test_a_failing_command_fails_the_section_and_stops_no_other(tmp_path: Path) 
     assert (ended["status"], ended["problems"], ended["log"]) == ("failed", ["exit codes [3, 0]"], "second\n")
     ended = run(tmp_path, "raise SystemExit(1)", found={"problems": ["3 tests failed"]})
     assert ended["problems"] == ["3 tests failed"]
-    missing = Section([], lambda out, log: {"problems": [(out / "absent.xml").read_text()]})
+    missing = Section([], lambda log: {"problems": [(tmp_path / "absent.xml").read_text()]})
     assert "no report" in run_section("tests", missing, tmp_path, 1.0, "cpu")["problems"][0]
 
 
@@ -102,7 +101,7 @@ def test_commands_exist(options: list[str], tmp_path: Path, monkeypatch: pytest.
 
 def test_exit_code_is_that_of_the_sections_that_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(code: str) -> Any:
-        return lambda options: Section([[sys.executable, "-c", code]], lambda out, log: {"problems": []})
+        return lambda options: Section([[sys.executable, "-c", code]])
 
     monkeypatch.setattr(gpu, "SECTIONS", {"tests": fake("raise SystemExit(1)"), "bench": fake(""), "train": fake("")})
     out = ["--out", str(tmp_path), "--device=cpu"]
@@ -135,7 +134,7 @@ def test_every_back_end_must_pass(failed: int, passed: int, clean: bool, tmp_pat
         numbers = (failed, passed + failed) if name == "triton" else (0, 2)
         suite = '<testsuite errors="0" failures="{}" skipped="0" tests="{}"/>'.format(*numbers)
         (tmp_path / f"tests_{name}.xml").write_text(suite)
-    found = section.read(tmp_path, "")
+    found = section.read("")
     assert (not found["problems"]) is clean
     assert found["backends"]["triton"] == {"passed": passed, "failed": failed, "skipped": 0}
     assert section.environment == {"PSPNET_FAST_EXPECT_BACKENDS": "cpu,cuda,triton"}

@@ -1,4 +1,7 @@
-"""Tables are what the results say: renderers, markers, pages, pictures, and the commands that the pages name."""
+"""What tables say of results with gaps; markers, pages, pictures, and the commands that the pages name.
+
+The tables of complete results are compared with the pages themselves, by tests/test_readme.py.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import (
-    MACHINE,
-    WHERE,
-    end_to_end_row,
-    operator_row,
-    scaling_row,
-    timings,
-    training_row,
-    training_step_row,
-    write,
-)
+from samples import MACHINE, operator_row, scaling_row, timings, training_row, training_step_row, write
 
 from benchmarks import cases, pictures, report
 from benchmarks.report import PAGES, README, TABLES, filled, load, rendered
 from benchmarks.results import write_json
 
 PAGE = "# A page\n\n<!-- benchmark:training_step -->\n<!-- /benchmark -->\n\nThe end.\n"
-KEPT = {"milliseconds": timings(eager=50.2, compile=2000, ours=1.0)}
 
 
 def table(folder: Path, name: str) -> str:
@@ -37,53 +29,6 @@ def table(folder: Path, name: str) -> str:
 def operators_table(folder: Path, name: str, *rows: dict[str, Any]) -> str:
     write(folder, "operators_cpu", *rows)
     return table(folder, name)
-
-
-def test_training_step(tmp_path: Path) -> None:
-    write(tmp_path, "network_cpu", training_step_row())
-    text = table(tmp_path, "training_step")
-    assert "| 19 classes | stock PyTorch, eager | 6.00 s (5.40 to 7.20) | 2.00 | 4000 MB |" in text
-    assert "| 19 classes | stock PyTorch, `torch.compile` | 15.0 s (13.5 to 18.0) | 5.00 | 3500 MB |" in text
-    assert "| 19 classes | **pspnet_fast** | 3.00 s (2.70 to 3.60) | 1.00 | 2000 MB |" in text
-    assert "| 19 classes | **pspnet_fast**, `torch.compile` | 2.50 s (2.25 to 3.00) | 0.83 | – |" in text
-    assert "PSPNet50, 2x3x473x473, NCHW, float32: forward, both losses, backward; 5 rounds" in text
-    assert f"\n{WHERE}\n\nReproduced by `pytest benchmarks/ --save -k network`.\n" in text
-
-
-@pytest.mark.parametrize(
-    ("name", "operator"), [("cross_entropy", "dual_cross_entropy"), ("upsample_argmax", "upsample_argmax")]
-)
-def test_losses_with_and_without_page_faults(tmp_path: Path, name: str, operator: str) -> None:
-    rows = operator_row(operator, without_page_faults=KEPT), operator_row("another")
-    text = operators_table(tmp_path, name, *rows)
-    assert "| 2x19 → 473x473, NCHW | 118 ms | 2216 ms | 1.41 ms | 84× | 50× | 130 : 2.35 MB |" in text
-    assert text.count("| 2x19") == 1
-
-
-def test_pyramid_pool_and_head(tmp_path: Path) -> None:
-    forward = timings(eager=30.0, compile=24.0, ours=8.0) | {"x.sum()": timings(x=7.5)["x"]}
-    step = timings(eager=5900.0, compile=5000.0, ours=2500.0) | {"convolution of x alone": timings(x=2300.0)["x"]}
-    memory = {"eager": 4 * 10**8, "compile": 3 * 10**8, "pspnet_fast cpu": 15 * 10**7, "pspnet_fast triton": 1}
-    rows = (
-        operator_row("pyramid_pool", shape="2x8", direction="forward", milliseconds=forward),
-        operator_row("psp_head", shape="2x8", dtype="bfloat16", milliseconds=step, peak_bytes=memory),
-    )
-    pool = operators_table(tmp_path, "pyramid_pool", *rows)
-    assert "| 2x8, NCHW | forward | 30 ms | 24 ms | 8 ms | 3.00× | – | 7.5 ms |" in pool
-    assert (
-        "| 2x8, NCHW, bfloat16 | 5900 ms | 5000 ms | 2500 ms | 2.00× | – | 92 % of ours | 300 : 150 MB (2.00×) |"
-    ) in table(tmp_path, "psp_head")
-
-
-def test_network(tmp_path: Path) -> None:
-    times = timings(eager=800.0, ours=400.0) | {"pspnet_fast+compile": timings(x=300.0)["x"]}
-    names = ("inference", "training_step")
-    write(tmp_path, "network_cpu", *(operator_row(name, shape="PSPNet50", milliseconds=times) for name in names))
-    lines = [line for line in table(tmp_path, "network").splitlines() if "PSPNet50" in line]
-    assert lines == [
-        f"| {name} | PSPNet50, NCHW | 800 ms | – | 400 ms | 2.00× | 300 ms | 35 % | 5 : 2.35 MB (2.13×) |"
-        for name in ("training step", "inference")
-    ]
 
 
 def test_projects(tmp_path: Path) -> None:
@@ -114,30 +59,6 @@ def test_a_failed_peer_has_no_number_but_its_reason(tmp_path: Path) -> None:
     assert "Failed: psp_head, 2x19 → 473x473, NCHW, compile: differs from eager by 2.0, allowed 0.01" in text
 
 
-def test_floors_over_all_operators(tmp_path: Path) -> None:
-    memory_bound = operator_row("pyramid_pool", machine=1)
-    memory_bound["floor"] |= {"memory_milliseconds": 0.75}
-    machines = (MACHINE, {**MACHINE, "commit": "def456"})
-    write(tmp_path, "operators_cpu", operator_row("dual_cross_entropy"), memory_bound, machines=machines)
-    text = table(tmp_path, "floors")
-    assert "| 2x19 → 473x473, NCHW | 0.5 ms | 0.1 GFLOP | 0.42 % | 0.02 % | 35 % |" in text
-    assert "| 2x19 → 473x473, NCHW | 0.75 ms | 5 MB |" in text
-    rates = "copy 40 GB/s, arithmetic 200 GFLOP/s in float32 and 800 in bfloat16"
-    assert f"- `dual_cross_entropy`: {rates}; {WHERE}" in text
-    assert f"- `pyramid_pool`: {rates}; {WHERE.replace('abc123', 'def456')}" in text
-
-
-def test_end_to_end(tmp_path: Path) -> None:
-    write(tmp_path, "end_to_end_cpu", end_to_end_row())
-    text = table(tmp_path, "end_to_end")
-    assert (
-        "| PSPNet50 | training | stock PyTorch, eager | 0.588 | 3400 ms (3060 to 4080) | 1240 MB | 12 | 39 |\n"
-        "| PSPNet50 | training | stock PyTorch, `torch.compile` | 0.606 | 3300 ms (2970 to 3960) | – | – | – |\n"
-        "| PSPNet50 | training | **pspnet_fast** | 0.833 | 2400 ms (2160 to 2880) | 1010 MB | 15 | – |"
-    ) in text
-    assert "a line through the peaks at 2 and 4 images" in text
-
-
 def test_scaling(tmp_path: Path) -> None:
     large = scaling_row(1000)
     large["skipped"] = {"eager": "needs about 7 GB, and 4 GB are available"}
@@ -152,28 +73,9 @@ def test_scaling(tmp_path: Path) -> None:
     assert text.index("(scaling_cpu_classes.") < text.index("(scaling_cpu_threads.")
 
 
-def test_training_with_and_without_miou(tmp_path: Path) -> None:
-    write(tmp_path, "training_camvid", training_row("float64", miou=False), training_row())
-    text = table(tmp_path, "training")
-    assert "| float64 | 3 | 0.5 | 0.25 | – | – | – |" in text
-    assert "| float32 | 3 | 0.5 | 0.25 | 20.00 | 21.01 | 19.00 |" in text
-    assert "mIoU is in percent, of 25 validation images after the last step" in text
-
-
-def test_aux_weight(tmp_path: Path) -> None:
-    def spread(mean: float) -> dict[str, float]:
-        return {"mean": mean, "min": mean - 0.01, "max": mean + 0.02}
-
-    names = {"final_miou": 0.25, "final_miou_difference": 0.015, "mean_loss": 1.5, "mean_loss_difference": -0.125}
-    config = {"model": {"layers": 18}, "run": {"max_steps": 450}, "optim": {"batch_size": 8}, "data": {"crop": 97}}
-    summary = {"seeds": [0, 1, 2], "weights": [{"weight": 0.4, **{key: spread(mean) for key, mean in names.items()}}]}
-    results = {"machine": MACHINE, "data": "camvid", "config": config, "runs": [], "summary": summary}
-    write_json(tmp_path / "aux_weight_camvid.json", results)
-    text = table(tmp_path, "aux_weight")
-    assert (
-        "| 0.4 | 25.00 (24.00 to 27.00) | +1.50 (+0.50 to +3.50) | 1.500 (1.490 to 1.520) | -0.125 (-0.135 to -0.105) |"
-    ) in text
-    assert "450 steps of 8 crops of 97×97; mean (least to most) of 3 seeds" in text
+def test_accelerate(tmp_path: Path) -> None:
+    write(tmp_path, "accelerate_cpu", operator_row("accelerate", model="beit", shape="2x3x512x512, 150 classes"))
+    assert "| beit | 150 | 118 ms | 2216 ms | 1.41 ms | 84× | 5 : 2.35 MB (2.13×) |" in table(tmp_path, "accelerate")
 
 
 def test_gpu(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from benchmarks import conftest as benchmarks_conftest
 from benchmarks import session as session_module
 from benchmarks.case import Case, Rates
 from benchmarks.cases import cases_of
-from benchmarks.clock import ReplayClock
+from benchmarks.conftest import ReplayClock
+from benchmarks.markdown import case_table, short
 from benchmarks.memory import Batches
 from benchmarks.session import Outcome, Plan, Session, summarise
-from benchmarks.tables import case_table, milliseconds_text
 
 pytest_plugins = ["pytester"]
 
@@ -40,7 +40,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     def result(case: Case, *arguments: str) -> pytest.RunResult:
         monkeypatch.setattr(benchmarks_conftest, "cases_of", lambda table, *_, **__: [case] * (table == "projects"))
         storage = f"--benchmark-storage={pytester.path / 'stored'}"
-        options = [f"{SUITE}::test_projects", "--device=cpu", "--benchmark-max-time=0", storage]
+        options = [SUITE, "--device=cpu", "--benchmark-max-time=0", storage]
         return pytester.runpytest_inprocess(*options, "-p", "no:cacheprovider", *arguments)
 
     return result
@@ -53,14 +53,14 @@ def test_peers_that_agree_pass_and_are_shown(run: Run) -> None:
         [
             "*benchmark 'pyramid_concat, VOC 473, 3x4, float32, NCHW, forward, semseg': 3 tests*",
             "*pspnet_fast compared with its peers*",
-            "copy 100.0 GB/s*",
+            "copy 100 GB/s*",
             "pyramid_concat, VOC 473, 3x4, float32, NCHW, forward",
-            "  as semseg: align_corners=True, x_first=True, kernel=3, narrowed=1, normalised_1x1=True",
-            "  floor: 0.01 ms for 1 MB, 0.001 ms for 0.001 GFLOP in float32",
-            "*median*p20 to p80*x ours*peak*of floor*",
-            "  eager * ms * to * 3.0 MB * %",
-            "  pspnet_fast cpu * ms * to * 1.00 * 3.0 MB * %",
-            "  transformers * not installed: pip install transformers",
+            "as semseg: align_corners=True, x_first=True, kernel=3, narrowed=1, normalised_1x1=True",
+            "floor: 0.01 ms for 1 MB, 0.001 ms for 0.001 GFLOP in float32",
+            "| * | median | p20 to p80 | x ours | peak | of floor |",
+            "| eager | * ms | * to * | * | 3 MB | * % |",
+            "| pspnet_fast cpu | * ms | * to * | 1.00 | 3 MB | * % |",
+            "transformers: not installed: pip install transformers",
             "SKIPPED*transformers: not installed: pip install transformers",
         ]
     )
@@ -72,8 +72,8 @@ def test_a_wrong_peer_fails_and_is_not_timed(run: Run, wrong: str, disabled: boo
     result = run(fake_case({**RIGHT, wrong: ONE * 1.01}), *(["--benchmark-disable"] if disabled else []))
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines([f"*{wrong} differs from eager by 0.01, allowed 0.001"])
-    result.stdout.fnmatch_lines([f"  {wrong} * FAILED: differs from eager by 0.01, allowed 0.001"])
-    result.stdout.no_fnmatch_line(f"  {wrong} * ms *")
+    result.stdout.fnmatch_lines([f"{wrong} FAILED: differs from eager by 0.01, allowed 0.001"])
+    result.stdout.no_fnmatch_line(f"| {wrong} | * ms *")
 
 
 def test_failures_of_others_are_skips_and_ours_are_not(run: Run) -> None:
@@ -81,7 +81,7 @@ def test_failures_of_others_are_skips_and_ours_are_not(run: Run) -> None:
     broken = RuntimeError("no compiler")
     result = run(fake_case({**RIGHT, "compile": broken}))
     result.assert_outcomes(passed=2, skipped=1)
-    result.stdout.fnmatch_lines(["  compile * FAILED: RuntimeError: no compiler"])
+    result.stdout.fnmatch_lines(["compile FAILED: RuntimeError: no compiler"])
     run(fake_case({**RIGHT, "pspnet_fast cpu": broken})).assert_outcomes(passed=2, failed=1)
 
 
@@ -104,7 +104,7 @@ def test_only_selected_peers_run(run: Run) -> None:
     result.assert_outcomes(passed=2, deselected=1)
     result = run(fake_case(RIGHT), "-k", "pspnet_fast")  # the first peer is run to compare with, and not timed
     result.assert_outcomes(passed=1, deselected=2)
-    result.stdout.no_fnmatch_line("  eager * ms *")
+    result.stdout.no_fnmatch_line("| eager | * ms *")
 
 
 def test_what_does_not_fit_is_not_tried(run: Run) -> None:
@@ -148,17 +148,17 @@ def test_runs_are_saved_and_compared(run: Run) -> None:
     result = run(fake_case(RIGHT), "--benchmark-compare")
     result.assert_outcomes(passed=3)
     for peer in ("eager", "compile", "pspnet_fast_cpu"):
-        result.stdout.fnmatch_lines_random([f"test_projects*{peer}] (NOW) *", f"test_projects*{peer}] (0001_*) *"])
+        result.stdout.fnmatch_lines_random([f"test_peer*{peer}] (NOW) *", f"test_peer*{peer}] (0001_*) *"])
 
 
 def test_options_select_cases(pytester: pytest.Pytester) -> None:
     collect = [SUITE, "--device=cpu", "--collect-only", "-q", "-p", "no:cacheprovider"]
     lines = "\n".join(pytester.runpytest_inprocess(*collect, "--quick", "--network=layers=34").outlines)
     assert (
-        "test_projects[dual_cross_entropy-VOC-473-1x21x60x60-473x473-float32-NCHW-forward+backward-semseg-eager]"
+        "test_peer[projects-dual_cross_entropy-VOC-473-1x21x60x60-473x473-float32-NCHW-forward+backward-semseg-eager]"
         in lines
     )
-    assert "test_end_to_end[training_step-training-34-" in lines
+    assert "test_peer[end_to_end-training_step-training-34-" in lines
     assert "Cityscapes" not in lines
     result = pytester.runpytest_inprocess(*collect, "--network=depth=3")
     result.stdout.fnmatch_lines(["*--network: no option depth of the network*"])
@@ -257,8 +257,8 @@ def test_table_has_the_columns_that_were_measured() -> None:
     row = operator_row("dual_cross_entropy", milliseconds=timings(eager=12.345), ratio={"eager": 2.5}, skipped={})
     kept = {"milliseconds": {"eager": {"median": 7.0}}, "times_ours": {"eager": 1.5}}
     on_cpu = list(case_table({**row, "without_page_faults": kept}))
-    assert " ".join(on_cpu[-2].split()) == "median p20 to p80 x ours peak of floor no page faults x ours"
-    assert " ".join(on_cpu[-1].split()) == "eager 12.3 ms 11.1 to 14.8 2.50 129.6 MB 0.4 % 7 ms 1.50"
+    assert on_cpu[-3] == "|  | median | p20 to p80 | x ours | peak | of floor | no page faults | x ours  |"
+    assert on_cpu[-1] == "| eager | 12.3 ms | 11.1 to 14.8 | 2.50 | 130 MB | 0.4 % | 7 ms | 1.50 |"
     on_gpu = list(case_table({**row, "graph_milliseconds": {"eager": {"median": 3.0}}}))
-    assert " ".join(on_gpu[-2].split()) == "median p20 to p80 x ours peak of floor graph"
-    assert [milliseconds_text(value) for value in (0.0123456, 99.96, 1234.5)] == ["0.0123", "100", "1234"]
+    assert on_gpu[-3] == "|  | median | p20 to p80 | x ours | peak | of floor | graph |"
+    assert [short(value) for value in (0.0123456, 99.96, 1234.5)] == ["0.0123", "100", "1234"]
