@@ -6,6 +6,7 @@ from pspnet_fast.backend import BackendError, use_backend
 from pspnet_fast.fusion import accelerate, compile_options, explain, fuse, restore
 from pspnet_fast.nn.pspnet import PSPNet
 from pspnet_fast.ops import (
+    AxisTaps,
     DualLoss,
     DualPrediction,
     check_labels,
@@ -16,6 +17,7 @@ from pspnet_fast.ops import (
     pyramid_pool,
     upsample_argmax,
     upsample_cross_entropy,
+    upsample_softmax_add,
 )
 
 try:
@@ -24,6 +26,7 @@ except PackageNotFoundError:  # imported from a source folder that was never ins
     __version__ = "0+unknown"
 
 __all__ = [
+    "AxisTaps",
     "BackendError",
     "DualLoss",
     "DualPrediction",
@@ -41,5 +44,6 @@ __all__ = [
     "restore",
     "upsample_argmax",
     "upsample_cross_entropy",
+    "upsample_softmax_add",
     "use_backend",
 ]

@@ -291,6 +291,52 @@ def upsample_argmax(
     return up.argmax(dim=1).to(dtype)
 
 
+class AxisTaps(NamedTuple):
+    """One axis of ``n`` positions, each read from two positions of another: ``Σ_k weight[i, k] · x[index[i, k]]``.
+
+    A position of weight 0 is not read, so that what is infinite there makes no NaN.
+    """
+
+    index: Tensor  # int32 [n, 2]
+    weight: Tensor  # floating-point [n, 2]
+
+
+def upsample_softmax_add(
+    total: Tensor,
+    logits: Tensor,
+    size: Sequence[int],
+    *,
+    align_corners: bool = True,
+    flip: bool = False,
+    weight: float = 1.0,
+    rows: AxisTaps | None = None,
+    columns: AxisTaps | None = None,
+) -> Tensor:
+    """Adds ``weight`` times the softmax of ``logits`` upsampled to ``size`` to ``total``, in place.
+
+    ``flip`` mirrors the upsampled map; then ``rows`` and ``columns`` read its rows and columns.
+    """
+    up = F.interpolate(accumulation(logits), tuple(size), mode="bilinear", align_corners=align_corners)
+    probabilities = up.softmax(1)
+    if flip:
+        probabilities = probabilities.flip(3)
+    for taps, dim in ((rows, 2), (columns, 3)):
+        if taps is not None:
+            probabilities = read_taps(probabilities, taps, dim)
+    return total.add_(probabilities, alpha=weight)
+
+
+def read_taps(x: Tensor, taps: AxisTaps, dim: int) -> Tensor:
+    """``x [B, C, H, W]`` read along its axis ``dim`` by ``taps``."""
+    shape = [1, 1, 1, 1]
+    shape[dim] = -1
+    first, second = (
+        (x.index_select(dim, index) * weight.view(shape)).where(weight.view(shape) != 0, 0)
+        for index, weight in zip(taps.index.unbind(1), taps.weight.to(x.dtype).unbind(1), strict=True)
+    )
+    return first + second
+
+
 def accumulation(x: Tensor) -> Tensor:
     """``x`` in the dtype that sums are taken in: float32 for the half precisions, else its own."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

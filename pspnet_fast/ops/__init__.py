@@ -9,9 +9,11 @@ from pspnet_fast.ops.pyramid_levels import pyramid_levels
 from pspnet_fast.ops.pyramid_pool import pyramid_pool, pyramid_pool_through
 from pspnet_fast.ops.upsample_argmax import upsample_argmax
 from pspnet_fast.ops.upsample_cross_entropy import upsample_cross_entropy
-from pspnet_fast.reference import DualLoss, DualPrediction, NormStatistics
+from pspnet_fast.ops.upsample_softmax_add import upsample_softmax_add
+from pspnet_fast.reference import AxisTaps, DualLoss, DualPrediction, NormStatistics
 
 __all__ = [
+    "AxisTaps",
     "DualLoss",
     "DualPrediction",
     "NormStatistics",
@@ -26,4 +28,5 @@ __all__ = [
     "pyramid_pool_through",
     "upsample_argmax",
     "upsample_cross_entropy",
+    "upsample_softmax_add",
 ]

@@ -31,6 +31,7 @@ SPECIAL = "tests/ops/test_special_values.py::test_pyramid_conv"
 LEVELS = "tests/ops/test_pyramid_levels.py::test_pyramid_levels"
 LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
 ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
+ADD = "tests/ops/test_upsample_softmax_add.py"
 CORRECT = "tests/ops/test_dual_cross_entropy.py::test_correct_pixels"
 
 
@@ -127,6 +128,11 @@ def finish(name: str, before: str, after: str, shows: str, variant: str = "plain
 
 def argmax(name: str, before: str, after: str, shows: str, tests: str = ARGMAX, variant: str = "plain") -> Mutant:
     return Mutant(f"upsample_argmax_{name}", "upsample_argmax.cu", before, after, shows, tests, variant)
+
+
+def softmax_add(name: str, before: str, after: str, shows: str, test: str, variant: str = "plain") -> Mutant:
+    file = "upsample_softmax_add.cu"
+    return Mutant(f"upsample_softmax_add_{name}", file, before, after, shows, f"{ADD}::{test}", variant)
 
 
 MUTANTS = [
@@ -320,4 +326,24 @@ MUTANTS = [
         r"which is not active",
         CORRECT,
     ),
+    softmax_add("column_too_many", "  if (x >= p.width) return;\n", "", BEYOND, "test_taps", "checked"),
+    softmax_add(
+        "index_too_many",
+        "clamp_index(table.index[2 * position + tap], axis.out)",
+        "table.index[2 * position + tap]",
+        BEYOND,
+        "test_an_index_outside_of_the_map",
+        "checked",
+    ),
+    softmax_add(
+        "maximum", "if (!(logit <= pixel.most)) pixel.most = logit;", "pixel.most = 0;", SPREAD, "test_logits_far_apart"
+    ),
+    softmax_add(
+        "weight_of_nothing",
+        "if (row[i].weight == 0 || column[j].weight == 0) continue;\n        sum",
+        "sum",
+        SPREAD,
+        "test_what_is_not_finite_stays_at_its_pixels",
+    ),
+    softmax_add("flip", "flip ? axis.out - 1 - read : read", "read", WRONG, "test_upsample_softmax_add"),
 ]

@@ -163,6 +163,20 @@ def test_upsample_argmax(backend: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(chosen, up.amax(dim=1), rtol=1e-5, atol=1e-5)
 
 
+@DTYPE
+def test_upsample_softmax_add(backend: str, dtype: torch.dtype) -> None:
+    logits = random(2, 150, 60, 60, dtype=dtype)
+    taps = pspnet_fast.AxisTaps(torch.arange(540, device=DEVICE).view(270, 2) % 473, torch.rand(270, 2, device=DEVICE))
+    for options, height in (({}, 473), ({"rows": taps, "flip": True}, 270)):
+        total = torch.zeros(2, 150, height, 473, device=DEVICE)
+        pspnet_fast.upsample_softmax_add(total, logits, (473, 473), **options)
+        for image, added in zip(logits.split(1), total.split(1), strict=True):
+            stock = reference.upsample_softmax_add(torch.zeros_like(added), image, (473, 473), **options)
+            zeros = torch.zeros_like(added, dtype=torch.float64)
+            exact = reference.upsample_softmax_add(zeros, image.double(), (473, 473), **options)
+            assert_as_exact_as_stock(added, stock, exact, dtype)
+
+
 @pytest.mark.parametrize("classes", [19, 150])
 def test_network(backend: str, classes: int) -> None:
     """A training step's losses and the labels of PSPNet50 against the stock network in float64."""

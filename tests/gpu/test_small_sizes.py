@@ -70,3 +70,8 @@ def test_losses(backend: str, dtype: torch.dtype, layout: torch.memory_format) -
     labels = pspnet_fast.upsample_argmax(main, HIGH)
     assert int(labels.min()) >= 0
     assert int(labels.max()) < CLASSES
+    total = torch.zeros(2, CLASSES, 5, HIGH[1], device=DEVICE)
+    rows = pspnet_fast.AxisTaps(torch.arange(10, device=DEVICE).view(5, 2), torch.rand(5, 2, device=DEVICE))
+    for taps, size in ((rows, HIGH), (None, (5, HIGH[1]))):
+        pspnet_fast.upsample_softmax_add(total, main.detach(), size, flip=True, rows=taps)
+    assert total.isfinite().all()

@@ -13,7 +13,7 @@ from running import LAYOUTS, as_tuple
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.reference import Bin, NormStatistics
+from pspnet_fast.reference import AxisTaps, Bin, NormStatistics
 
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BINS = ((1, 2, 3, 6), (1,), (2, 5), (3, 3, 1), (7,), (6, 3, 2, 1))
@@ -33,7 +33,8 @@ class Case:
 
     def run(self, module: Any, inputs: Sequence[Tensor], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
         options = {k: _cast(v, dtype) if dtype else v for k, v in self.options.items()}
-        return as_tuple(self.after(getattr(module, self.name)(*inputs, **options)))
+        written = [options.pop("total").clone()] if "total" in options else []
+        return as_tuple(self.after(getattr(module, self.name)(*written, *inputs, **options)))
 
     def __str__(self) -> str:
         shown = {k: tuple(v.shape) if isinstance(v, Tensor) else v for k, v in self.options.items()}
@@ -44,6 +45,8 @@ class Case:
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, NormStatistics):
         return NormStatistics(*(t.to(dtype) for t in value[:4]), value.eps)
+    if isinstance(value, AxisTaps):
+        return AxisTaps(value.index, value.weight.to(dtype))
     if isinstance(value, list):
         return [_cast(v, dtype) for v in value]
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -89,9 +92,9 @@ class Draw:
 def draw(seed: int, number: int) -> Case:
     """The case of this number."""
     d = Draw(seed, number)
-    case = d.rng.choice((_pool, _concat, _conv, _conv, _norm_relu, _levels, _argmax, _loss, _loss, _dual))(d)
+    case = d.rng.choice((_pool, _concat, _conv, _conv, _norm_relu, _levels, _argmax, _softmax, _loss, _loss, _dual))(d)
     case.special = d.special
-    if case.name in ("upsample_argmax", "pyramid_levels", "pyramid_conv_norm_relu"):
+    if case.name in ("upsample_argmax", "upsample_softmax_add", "pyramid_levels", "pyramid_conv_norm_relu"):
         case.mode = d.rng.choice(("no_grad", "inference"))
     else:
         case.mode = d.rng.choice(("train", "train", "train", "no_grad", "inference"))
@@ -145,6 +148,26 @@ def _argmax(d: Draw) -> Case:
     size = tuple(logits.shape[2:]) if d.rng.random() < 0.2 else d.size(40)
     dtype = d.rng.choice((torch.int64, torch.int32, torch.uint8))
     return Case("upsample_argmax", [logits], {"size": size, "align_corners": d.flag(), "dtype": dtype})
+
+
+def _softmax(d: Draw) -> Case:
+    logits = d.map(d.batch(), d.rng.randint(1, 25), *d.size(7))
+    size, shape = d.size(40), []
+    options: dict[str, Any] = {
+        "size": size,
+        "align_corners": d.flag(),
+        "flip": d.flag(),
+        "weight": d.rng.choice((1.0, 0.1)),
+    }
+    for name, n in zip(("rows", "columns"), size, strict=True):
+        shape.append(n)
+        if not d.special and d.flag():
+            shape[-1] = d.rng.randint(1, 40)
+            index = torch.randint(0, n, (shape[-1], 2), dtype=torch.int32)
+            options[name] = AxisTaps(index, torch.rand(shape[-1], 2) * (torch.rand(shape[-1], 2) < 0.8))
+    total = torch.randn(*logits.shape[:2], *shape)
+    options["total"] = LAYOUTS[d.rng.choice(list(LAYOUTS))](total.double() if d.dtype == torch.float64 else total)
+    return Case("upsample_softmax_add", [logits], options)
 
 
 def _target(d: Draw, logits: Tensor, options: dict[str, Any]) -> Tensor:

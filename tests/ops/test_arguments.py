@@ -62,7 +62,7 @@ def test_sizes_that_are_refused(size: Any) -> None:
         ops.upsample_argmax(torch.zeros(1, 2, 2, 2), size)
 
 
-@pytest.mark.parametrize("name", ["x", "levels", "weight", "bias", "logits", "target", "norm", "norm.mean"])
+@pytest.mark.parametrize("name", ["x", "levels", "weight", "bias", "logits", "target", "total", "norm", "norm.mean"])
 def test_what_is_no_tensor_is_named(name: str) -> None:
     x, levels, weight = torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 1), torch.zeros(2, 4, 1, 1)
     given: dict[str, Any] = {"x": x, "levels": levels, "weight": weight, "bias": None}
@@ -70,6 +70,7 @@ def test_what_is_no_tensor_is_named(name: str) -> None:
     calls = {
         "logits": lambda: ops.upsample_argmax([[1.0]], (2, 2)),  # type: ignore[arg-type]
         "target": lambda: ops.upsample_cross_entropy(x, [[[0]]]),  # type: ignore[arg-type]
+        "total": lambda: ops.upsample_softmax_add([0.0], x, (3, 3)),  # type: ignore[arg-type]
         "norm": lambda: ops.pyramid_conv_norm_relu(x, levels, weight, norm, bins=(1,)),
         "norm.mean": lambda: ops.pyramid_conv_norm_relu(x, levels, weight, norm, bins=(1,)),
     }

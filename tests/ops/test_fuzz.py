@@ -16,7 +16,9 @@ def test_random_cases(first: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert not wrong, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["pyramid_pool", "pyramid_concat", "pyramid_conv", "upsample_cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["pyramid_pool", "pyramid_concat", "pyramid_conv", "upsample_cross_entropy", "upsample_softmax_add"]
+)
 def test_a_wrong_result_is_found(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,8 @@ BINS = [1, 2, 3]
 SIZES = [1, 1, 2, 2, 3, 3]
 # Labels, a gradient in place, and what is made for inference (where a gradient is wanted other operators run).
 WITHOUT_GRADIENT = (
-    "upsample_argmax", "pyramid_pool_backward_add", "pyramid_levels", "pyramid_conv_norm_relu", "check_labels",
+    "upsample_argmax", "upsample_softmax_add", "pyramid_pool_backward_add", "pyramid_levels", "pyramid_conv_norm_relu",
+    "check_labels",
 )  # fmt: skip
 
 
@@ -107,6 +108,11 @@ def samples(name: str, layout: str = "nchw", size: tuple[int, int] = (7, 5)) -> 
         case "upsample_argmax":
             yield random(2, 3, *low, layout=layout), 9, 13, True, torch.int64
             yield random(2, 3, *low, layout=layout), 9, 13, False, torch.uint8
+        case "upsample_softmax_add":
+            logits, total = random(2, 3, *low, layout=layout), random(2, 3, 9, 13, layout=layout)
+            yield total, logits, 9, 13, True, False, 0.5, None, None, None, None
+            index, weight = torch.arange(18, dtype=torch.int32).view(9, 2), torch.rand(9, 2)
+            yield total, logits, 18, 13, False, True, 1.0, index, weight, None, None
         case _:
             raise AssertionError(f"no samples for {name}")
 

@@ -47,11 +47,15 @@ def case(name: str) -> Case:
             (logits, random(3, 2, 3)),
         ),
         "upsample_argmax": (lambda z: ops.upsample_argmax(z[None], (7, 9)), (logits,)),
+        "upsample_softmax_add": (
+            lambda total, z: ops.upsample_softmax_add(1 * total.detach()[None], z.detach()[None], (7, 9)),
+            (random(3, 7, 9), logits),
+        ),
     }
     return Case(*chosen[name])
 
 
-DIFFERENTIABLE = [name for name in OPERATORS if name != "upsample_argmax"]
+DIFFERENTIABLE = [name for name in OPERATORS if name not in ("upsample_argmax", "upsample_softmax_add")]
 
 
 def as_definition(transformed: Callable[..., Any], *arguments: Any) -> None:

@@ -46,6 +46,7 @@ KERNELS = {
     "cross_entropy_forward": ("cross_entropy_fwd_kernel",),
     "cross_entropy_backward": ("cross_entropy_bwd_kernel",),
     "upsample_argmax": ("upsample_argmax_kernel",),
+    "upsample_softmax_add": ("upsample_softmax_add_kernel",),
 }
 # Compile-time arguments: the tiles, and a training step's options; then everything that a kernel can be asked for.
 TILES = {
@@ -53,8 +54,12 @@ TILES = {
     "CHANNELS": 32, "ATOMS": 16, "CLASSES": 8, "SIDE": 16,
     "KERNEL_HEIGHT": 3, "KERNEL_WIDTH": 3, "EPS": 1e-5, "LOWEST": -3e38,
 }  # fmt: skip
-EVERYTHING = TILES | {"SMOOTHING": True, "PIXEL_WEIGHTS": True, "PARITY": 1, "ADD": True}
-PLAIN = TILES | {"SMOOTHING": False, "PIXEL_WEIGHTS": False, "PARITY": 0, "ADD": False} | dict.fromkeys(
+EVERYTHING = TILES | {"SMOOTHING": True, "PIXEL_WEIGHTS": True, "PARITY": 1, "ADD": True} | {
+    "ROW_TABLE": True, "COLUMN_TABLE": True,
+}  # fmt: skip
+PLAIN = TILES | {"SMOOTHING": False, "PIXEL_WEIGHTS": False, "PARITY": 0, "ADD": False} | {
+    "ROW_TABLE": False, "COLUMN_TABLE": False,
+} | dict.fromkeys(
     (
         "pixel_weight", "class_table", "main_loss", "aux_loss", "correct",
         "mean", "var", "gamma", "beta",
@@ -62,7 +67,7 @@ PLAIN = TILES | {"SMOOTHING": False, "PIXEL_WEIGHTS": False, "PARITY": 0, "ADD":
 )  # fmt: skip
 OPTIONAL = (
     "cross_entropy_fwd_kernel", "cross_entropy_bwd_kernel", "atoms_nchw_bwd_kernel", "atoms_nhwc_bwd_kernel",
-    "pyramid_conv_fwd_kernel",
+    "pyramid_conv_fwd_kernel", "upsample_softmax_add_kernel",
 )  # fmt: skip
 BUILDS = [(module, name, False) for module, names in KERNELS.items() for name in names]
 BUILDS += [(module, name, True) for module, name, _ in BUILDS if name in OPTIONAL]
@@ -73,11 +78,12 @@ SUMS = (
     "atoms", "row_t", "column_t", "column_slot_t", "class_table", "pixel_weight",
     "softmax", "partial", "main_loss", "aux_loss", "main_grad", "aux_grad",
     "q", "r", "row_taps", "column_taps", "mean", "var", "gamma", "beta",
+    "total", "scale", "row_weight", "column_weight",
 )  # fmt: skip
 INT32 = (
     "row_edge", "column_edge", "column_interval", "bin_table", "row_cell", "tile_edge", "column_cell", "column_slot",
     "softmax_label", "correct", "level_table", "line_table", "line_span", "tap_table",
-    "special",
+    "special", "row_index", "column_index",
 )  # fmt: skip
 # Bytes that a thread spills of its registers, where a kernel does; Triton 3.8.
 STACK = {("r_bwd_kernel", "fp32", 80): 24}

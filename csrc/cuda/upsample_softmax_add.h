@@ -1,0 +1,31 @@
+// Launcher of the kernel that adds probabilities of upsampled logits into a map. Free of torch; it enqueues on `stream`
+// and never synchronises.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "upsampled_logits.h"
+
+namespace pspnet_fast::cuda {
+
+// The two positions of the upsampled map that each position of the total is read from; null for its own position.
+struct AxisTable {
+  const int32_t* index;  // [n, 2]
+  const void* weight;    // Real [n, 2]
+};
+
+struct SoftmaxAddProblem {
+  LogitMap logits;
+  UpsampledAxis rows, columns;
+  int32_t batch, classes;
+  bool flip;  // columns of the upsampled map
+  double weight;
+  AxisTable row_table, column_table;
+  void* total;  // Real [B, C, height, width], any strides
+  int32_t height, width;
+  int64_t stride_b, stride_c, stride_h, stride_w;
+};
+
+void launch_upsample_softmax_add(const SoftmaxAddProblem& problem, cudaStream_t stream);
+
+}  // namespace pspnet_fast::cuda
