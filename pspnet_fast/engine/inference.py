@@ -1,8 +1,10 @@
 """Labels of whole images: at once, by a sliding window, over several scales and mirrored.
 
 The scheme is semseg's: softmax probabilities are averaged over the windows that cover a pixel, over the image and its
-mirror image, and over the scales. Everything accumulates on the images' device. A sliding window moves along the rows
-from the top to the bottom, and the rows that it has left are finished: only a strip of the window's height is kept.
+mirror image, and over the scales. Everything accumulates on the images' device. A window stays the low-resolution
+logits that the network gives until its probabilities are added (:func:`pspnet_fast.upsample_softmax_add`): of full
+resolution there is one map of probabilities. A sliding window moves along the rows from the top to the bottom, and the
+rows that it has left are finished: that map, too, is a strip of the window's height.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pspnet_fast.nn import PSPNet
+from pspnet_fast.ops import AxisTaps, upsample_argmax, upsample_softmax_add
 
 from .config import Amp, EvalConfig
 from .errors import ConfigError
@@ -26,7 +31,7 @@ Rows = Callable[[int, int], Tensor]
 """(start, stop) -> these rows of a map, [N, C, stop - start, W]; starts never decrease from call to call."""
 
 Run = Callable[[Tensor], Tensor]
-"""Normalised images [N, 3, h, w] -> class probabilities [N, C, h, w]."""
+"""Normalised images [N, 3, h, w] -> logits [N, C, h, w], or of lower resolution."""
 
 
 def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[object]:
@@ -68,7 +73,7 @@ def label_strips(
         yield model.predict(prepare(images), size=tuple(images.shape[-2:]))  # type: ignore[operator]
         return
     for probabilities in _probability_strips(model, images, options, prepare):
-        yield probabilities.argmax(1)
+        yield upsample_argmax(probabilities, probabilities.shape[2:])  # of equal size: the arg-max
 
 
 def windows(length: int, crop: int, stride: int) -> Iterator[int]:
@@ -94,90 +99,144 @@ def _probability_strips(model: nn.Module, images: Tensor, options: EvalConfig, p
     layout = torch.channels_last if prepare(images[:, :, :1]).stride(1) == 1 else torch.contiguous_format
 
     def run(x: Tensor) -> Tensor:
-        return _softmax(model, x.contiguous(memory_format=layout), options.flip)
+        return _logits(model, x.contiguous(memory_format=layout))
 
-    scales: list[Rows | None] = []
+    scales = []
     for scale in options.scales:
         size = max(1, round(height * base * scale)), max(1, round(width * base * scale))
         source = _resized(lambda start, stop: prepare(images[:, :, start:stop]), (height, width), size)
-        strips = _at_once(run, source, size) if options.crop is None else _sliding(run, source, size, options)
-        scales.append(_resized(_Arriving(strips), size, (height, width)))
+        scales.append(_Scale(run, source, size, (height, width), options))
 
     step = height if options.crop is None else _pair(options.crop)[0]
+    weight = 1 / (len(scales) * (2 if options.flip else 1))
     for start in range(0, height, step):
         stop = min(start + step, height)
         total: Tensor | None = None
-        for index, rows in enumerate(scales):
-            assert rows is not None
-            part = rows(start, stop)
-            total = part if total is None else total.add_(part)
-            if stop == height:
-                rows = scales[index] = None  # frees its map before the next scale makes one
+        for scale_map in scales:
+            total = scale_map.add(total, start, stop, weight)
         assert total is not None
-        yield total.div_(len(scales))
+        yield total
 
 
-def _at_once(run: Run, source: Rows, size: tuple[int, int]) -> Iterator[Tensor]:
-    yield run(source(0, size[0]))
+@dataclass
+class _Axis:
+    """Which positions of the output read a window along one axis."""
+
+    first: int
+    taps: AxisTaps  # of the positions from ``first`` on
 
 
-def _sliding(run: Run, source: Rows, size: tuple[int, int], options: EvalConfig) -> Iterator[Tensor]:
-    """Mean over the windows that cover a pixel, in strips; an image below their size is padded by the mean colour."""
-    assert options.crop is not None
-    (height, width), (crop_h, crop_w) = size, _pair(options.crop)
-    pad_h, pad_w = max(crop_h - height, 0), max(crop_w - width, 0)
-    top, left = pad_h // 2, pad_w // 2
-    tops = [*windows(height + pad_h, crop_h, math.ceil(crop_h * options.stride)), height + pad_h]
-    lefts = list(windows(width + pad_w, crop_w, math.ceil(crop_w * options.stride)))
+@dataclass
+class _Band:
+    """The windows whose first row is ``top``: logits by the window's place in the band, and whether it is mirrored."""
 
-    # Of the windows' rows: sums of probabilities [N, C, crop_h, W], and how many windows cover a row and a column.
-    total = torch.empty(0)
-    cover_rows, cover_columns = torch.zeros(crop_h), torch.zeros(width + pad_w)
-    for x in lefts:
-        cover_columns[x : x + crop_w] += 1
-    for y, following in pairwise(tops):
-        rows = source(max(y - top, 0), min(y - top + crop_h, height))
-        rows = F.pad(rows, (left, pad_w - left, top, pad_h - top))  # 0 is the mean once normalised
-        at_once = max(1, options.batch_size // rows.shape[0])
-        for first in range(0, len(lefts), at_once):
-            group = lefts[first : first + at_once]
-            parts = run(torch.cat([rows[..., x : x + crop_w] for x in group]))
-            if total.numel() == 0:
-                total = parts.new_zeros(rows.shape[0], parts.shape[1], crop_h, width + pad_w)
-                cover_columns, cover_rows = cover_columns.to(parts), cover_rows.to(parts)
-            for x, part in zip(group, parts.split(rows.shape[0]), strict=True):
-                total[..., x : x + crop_w] += part
-        cover_rows += 1
-
-        done = following - y  # the rows above the next windows
-        finished = total[:, :, :done] / (cover_rows[:done, None] * cover_columns)
-        yield finished[:, :, top : top + height, left : left + width]
-        for sums, dim in ((total, 2), (cover_rows, 0)):
-            kept = sums.narrow(dim, done, crop_h - done).clone()
-            sums.narrow(dim, 0, crop_h - done).copy_(kept)
-            sums.narrow(dim, crop_h - done, done).zero_()
+    top: int
+    windows: list[tuple[int, Tensor, bool]]
 
 
-class _Arriving:
-    """:data:`Rows` of a map that arrives in strips; keeps those from the last start on."""
+class _Scale:
+    """The windows over the images at one scale; without ``options.crop`` one window, which is the whole.
 
-    def __init__(self, strips: Iterator[Tensor]) -> None:
-        self.strips = strips
-        self.held: list[Tensor] = []
-        self.first, self.stop = 0, 0  # the rows that are held
+    They are run from the top to the bottom, and kept as logits while rows of the output read them. Images below the
+    windows' size are padded by the mean colour.
+    """
 
-    def __call__(self, start: int, stop: int) -> Tensor:
-        while self.stop < stop:
-            self.held.append(next(self.strips))
-            self.stop += self.held[-1].shape[2]
-            self._drop(start)
-        self._drop(start)
-        return _joined(self.held, dim=2)[:, :, start - self.first : stop - self.first]
+    def __init__(
+        self, run: Run, source: Rows, size: tuple[int, int], output: tuple[int, int], options: EvalConfig
+    ) -> None:
+        self.run, self.source, self.size, self.output, self.options = run, source, size, output, options
+        self.crop = size if options.crop is None else _pair(options.crop)
+        self.padded = [max(crop, n) for crop, n in zip(self.crop, size, strict=True)]
+        self.before = [(padded - n) // 2 for padded, n in zip(self.padded, size, strict=True)]
+        self.tops, self.lefts = (
+            list(windows(n, crop, math.ceil(crop * options.stride)))
+            for n, crop in zip(self.padded, self.crop, strict=True)
+        )
+        self.waiting, self.bands = self.tops[::-1], list[_Band]()
+        columns = self._taps(1, 0, output[1])
+        self.columns = [_of_window(columns, left, self.crop[1]) for left in self.lefts]
 
-    def _drop(self, start: int) -> None:
-        """Strips that end before ``start`` go."""
-        while self.held and self.first + self.held[0].shape[2] <= start:
-            self.first += self.held.pop(0).shape[2]
+    def add(self, total: Tensor | None, start: int, stop: int, weight: float) -> Tensor:
+        """Adds to ``total``, rows ``start`` to ``stop`` of the output, which is made where it is None."""
+        rows = self._taps(0, start, stop)
+        last = int(rows.index.max())
+        end = stop >= self.output[0]
+        needed = self.padded[0] if end else int(self._taps(0, stop, stop + 1).index.min())  # by the rows below
+        earlier, self.bands = self.bands, []
+        while earlier or (self.waiting and self.waiting[-1] <= last):
+            band = earlier.pop(0) if earlier else self._run_band(self.waiting.pop())
+            if total is None:
+                logits = band.windows[0][1]
+                shape = *logits.shape[:2], stop - start, self.output[1]
+                total = logits.new_zeros(shape, dtype=torch.promote_types(logits.dtype, torch.float32))
+            self._add_band(total, band, rows, weight)
+            if band.top + self.crop[0] > needed:
+                self.bands.append(band)
+            del band  # its logits go before the next ones come
+        assert total is not None
+        return total
+
+    def _add_band(self, total: Tensor, band: _Band, rows: AxisTaps, weight: float) -> None:
+        vertical = _of_window(rows, band.top, self.crop[0])
+        if vertical is None:
+            return
+        for index, logits, flip in band.windows:
+            horizontal = self.columns[index]
+            if horizontal is None:
+                continue
+            (y, own_rows), (x, columns) = (
+                (axis.first, AxisTaps(*(table.to(total.device) for table in axis.taps)))
+                for axis in (vertical, horizontal)
+            )
+            window = total[:, :, y : y + len(own_rows.index), x : x + len(columns.index)]
+            upsample_softmax_add(window, logits, self.crop, flip=flip, weight=weight, rows=own_rows, columns=columns)
+
+    def _taps(self, dim: int, start: int, stop: int) -> AxisTaps:
+        """What rows or columns of the output read of the padded map, each weight by the number of windows there."""
+        first, share = _half_pixel_taps(start, stop, self.size[dim], self.output[dim])
+        index = torch.stack([first, (first + 1).clamp(max=self.size[dim] - 1)], 1) + self.before[dim]
+        starts = torch.tensor((self.tops, self.lefts)[dim])
+        begun, ended = (torch.searchsorted(starts, at, right=True) for at in (index, index - self.crop[dim]))
+        return AxisTaps(index, torch.stack([1 - share, share], 1) / (begun - ended))
+
+    def _run_band(self, top: int) -> _Band:
+        (crop_h, crop_w), (height, width), (above, left) = self.crop, self.size, self.before
+        first = top - above
+        rows = self.source(max(first, 0), min(first + crop_h, height))
+        pad = left, self.padded[1] - width - left, max(-first, 0), max(first + crop_h - height, 0)
+        rows = F.pad(rows, pad) if any(pad) else rows  # 0 is the mean once normalised
+        at_once = max(1, self.options.batch_size // rows.shape[0])
+        band = _Band(top, [])
+        for start in range(0, len(self.lefts), at_once):
+            group = range(start, min(start + at_once, len(self.lefts)))
+            images = _joined([rows[..., self.lefts[i] : self.lefts[i] + crop_w] for i in group], 0)
+            for flip in (False, True) if self.options.flip else (False,):
+                logits = self.run(images.flip(3) if flip else images)
+                parts = logits.split(rows.shape[0])
+                band.windows += [(i, part, flip) for i, part in zip(group, parts, strict=True)]
+        return band
+
+
+def _half_pixel_taps(start: int, stop: int, n: int, output: int) -> tuple[Tensor, Tensor]:
+    """Of positions ``start`` to ``stop`` of an axis of ``n`` resized to ``output``, as ``F.interpolate`` does it.
+
+    The first of two positions that are read, int64, and the share of the other (the next one), float64.
+    """
+    position = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * (n / output) - 0.5
+    position = position.clamp(0, n - 1)
+    first = position.long()
+    return first, position - first
+
+
+def _of_window(taps: AxisTaps, start: int, crop: int) -> _Axis | None:
+    """The part of ``taps`` that reads the window at ``start``; None where nothing does."""
+    index = taps.index - start
+    weight = taps.weight * ((index >= 0) & (index < crop))
+    read = weight.any(1).nonzero().flatten()
+    if not len(read):
+        return None
+    first, last = int(read[0]), int(read[-1]) + 1
+    return _Axis(first, AxisTaps(index[first:last].clamp(0, crop - 1).int(), weight[first:last].float()))
 
 
 def _resized(rows: Rows, size: tuple[int, int], new_size: tuple[int, int]) -> Rows:
@@ -186,12 +245,10 @@ def _resized(rows: Rows, size: tuple[int, int], new_size: tuple[int, int]) -> Ro
         return rows
 
     def resized(start: int, stop: int) -> Tensor:
-        position = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * (size[0] / new_size[0]) - 0.5
-        position = position.clamp(0, size[0] - 1)
-        upper = position.long()
+        upper, share = _half_pixel_taps(start, stop, size[0], new_size[0])
         first, last = int(upper[0]), min(int(upper[-1]) + 1, size[0] - 1)
         source = rows(first, last + 1)
-        weight = (position - upper).to(source.device, source.dtype)[:, None]
+        weight = share.to(source.device, source.dtype)[:, None]
         upper = (upper - first).to(source.device)
         lower = (upper + 1).clamp(max=last - first)
         between = torch.lerp(source[:, :, upper], source[:, :, lower], weight)
@@ -200,18 +257,12 @@ def _resized(rows: Rows, size: tuple[int, int], new_size: tuple[int, int]) -> Ro
     return resized
 
 
-def _softmax(model: nn.Module, images: Tensor, flip: bool) -> Tensor:
-    probabilities = _softmax_logits(model, images)
-    if flip:
-        probabilities = (probabilities + _softmax_logits(model, images.flip(3)).flip(3)).mul_(0.5)
-    return probabilities
-
-
-def _softmax_logits(model: nn.Module, images: Tensor) -> Tensor:
-    logits = model(images).float()
-    if logits.shape[-2:] != images.shape[-2:]:  # zoom_factor below 8
-        logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=True)
-    return logits.softmax(1)
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """What the logits of ``images`` are upsampled from, in one step, with aligned corners."""
+    if isinstance(model, PSPNet) and model.zoom_factor == 8:
+        return model.low_resolution_logits(images)
+    logits: Tensor = model(images)  # below 8 semseg upsamples twice
+    return logits
 
 
 def _pair(crop: int | tuple[int, int]) -> tuple[int, int]:

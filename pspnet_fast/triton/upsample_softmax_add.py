@@ -1,6 +1,6 @@
 """Probabilities of upsampled logits, added into a map.
 
-A program owns a piece of a row of the map. It reads one upsampled pixel for each of its own, or two by two, each
+A program owns a tile of the map. It reads one upsampled pixel for each of its own, or two by two, each
 interpolated anew from its nodes for the maximum, for the sum of exponentials, and for what is added.
 """
 # mypy: allow-untyped-defs
@@ -15,7 +15,7 @@ from torch import Tensor
 from pspnet_fast.triton.bilinear import exceeds, interpolate_tile, second_node
 from pspnet_fast.triton.cells import cut_axis
 
-COLUMNS = 128
+ROWS, COLUMNS = 8, 32
 
 
 @triton.jit
@@ -61,13 +61,14 @@ def upsample_softmax_add_kernel(
     total_stride_w,
     ROW_TABLE: tl.constexpr,
     COLUMN_TABLE: tl.constexpr,
+    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     image = tl.program_id(1).to(tl.int64)
     blocks = tl.cdiv(width, COLUMNS)
-    y = tl.program_id(0) // blocks + tl.arange(0, 1)
+    y = (tl.program_id(0) // blocks) * ROWS + tl.arange(0, ROWS)
     x = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = x < width
+    row_inside, inside = y < height, x < width
     to = (
         total
         + image * total_stride_b
@@ -77,7 +78,7 @@ def upsample_softmax_add_kernel(
     from_image = logits + image * stride_b
 
     for row_tap in tl.static_range(2 if ROW_TABLE else 1):
-        row, row_share = read_position(row_index, row_weight, y, y < height, up_height, row_tap, ROW_TABLE)
+        row, row_share = read_position(row_index, row_weight, y, row_inside, up_height, row_tap, ROW_TABLE)
         near_row = tl.load(row_cell + row).to(tl.int64)[:, None]
         ty = tl.load(row_t + row)[:, None]
         top = from_image + near_row * stride_h
@@ -89,16 +90,16 @@ def upsample_softmax_add_kernel(
             tx = tl.load(column_t + column)[None, :]
             left, right = near * stride_w, second_node(near, low_width, up_width) * stride_w
 
-            most = tl.full([1, COLUMNS], float("-inf"), dtype=ty.dtype)
+            most = tl.full([ROWS, COLUMNS], float("-inf"), dtype=ty.dtype)
             for c in range(classes):
                 z = interpolate_tile(top + c * stride_c, bottom + c * stride_c, left, right, tx, ty)
                 most = tl.where(exceeds(z, most), z, most)
-            summed = tl.zeros([1, COLUMNS], dtype=ty.dtype)
+            summed = tl.zeros([ROWS, COLUMNS], dtype=ty.dtype)
             for c in range(classes):
                 z = interpolate_tile(top + c * stride_c, bottom + c * stride_c, left, right, tx, ty)
                 summed += tl.exp(z - most)
             factor = row_share[:, None] * share[None, :]
-            read = (factor != 0) & inside[None, :]
+            read = (factor != 0) & row_inside[:, None] & inside[None, :]
             factor = factor * tl.load(scale) / summed
             for c in range(classes):
                 z = interpolate_tile(top + c * stride_c, bottom + c * stride_c, left, right, tx, ty)
@@ -134,12 +135,15 @@ def upsample_softmax_add(
     rows = cut_axis(low_height, height, align_corners, total.dtype, logits.device)
     columns = cut_axis(low_width, width, align_corners, total.dtype, logits.device)
     with torch.cuda.device_of(logits):
-        upsample_softmax_add_kernel[total.shape[2] * triton.cdiv(total.shape[3], COLUMNS), batch](
+        tiles = triton.cdiv(total.shape[2], ROWS) * triton.cdiv(total.shape[3], COLUMNS)
+        upsample_softmax_add_kernel[tiles, batch](
             total, logits, rows.cell, rows.t, columns.cell, columns.t,
             rows.cell if row_index is None else row_index, rows.t if row_weight is None else row_weight,
             columns.cell if column_index is None else column_index,
             columns.t if column_weight is None else column_weight,
-            torch.full((), weight, dtype=total.dtype, device=total.device), int(flip), classes, low_height, low_width, height, width, *total.shape[2:],
+            torch.full((), weight, dtype=total.dtype, device=total.device), int(flip),
+            classes, low_height, low_width, height, width, *total.shape[2:],
             *logits.stride(), *total.stride(),
-            ROW_TABLE=row_index is not None, COLUMN_TABLE=column_index is not None, COLUMNS=COLUMNS, num_warps=4,
+            ROW_TABLE=row_index is not None, COLUMN_TABLE=column_index is not None,
+            ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4,
         )  # fmt: skip

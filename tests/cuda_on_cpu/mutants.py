@@ -328,14 +328,6 @@ MUTANTS = [
     ),
     softmax_add("column_too_many", "  if (x >= p.width) return;\n", "", BEYOND, "test_taps", "checked"),
     softmax_add(
-        "index_too_many",
-        "clamp_index(table.index[2 * position + tap], axis.out)",
-        "table.index[2 * position + tap]",
-        BEYOND,
-        "test_an_index_outside_of_the_map",
-        "checked",
-    ),
-    softmax_add(
         "maximum", "if (!(logit <= pixel.most)) pixel.most = logit;", "pixel.most = 0;", SPREAD, "test_logits_far_apart"
     ),
     softmax_add(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pspnet_fast import PSPNet
 from pspnet_fast.engine import ConfigError, EvalConfig, predict_labels, predict_probabilities
 from pspnet_fast.engine.inference import autocast, label_strips, windows
 
@@ -166,6 +167,27 @@ class LiveBytes(TorchDispatchMode):
     def release(self, address: int, size: int) -> None:
         self.holders[address] -= 1
         self.now -= 0 if self.holders[address] else size
+
+
+@pytest.mark.parametrize("zoom_factor", [8, 2])
+def test_logits_stay_of_low_resolution(zoom_factor: int) -> None:
+    """PSPNet's probabilities are semseg's, and of full resolution there is the map that they are summed in."""
+    torch.manual_seed(0)
+    model = PSPNet(18, classes=150, zoom_factor=zoom_factor, pretrained=False).eval()
+    images, options = torch.randn(1, 3, 97, 113), EvalConfig(scales=(0.5, 1.0, 1.25), flip=True)
+    with LiveBytes(images) as live:
+        found = predict_probabilities(model, images, options)
+    assert live.peak < 2 * found.nbytes  # a third of it is the backbone's
+
+    expected = torch.zeros_like(found)
+    with torch.no_grad():
+        for size in ((round(48.5), round(56.5)), (97, 113), (round(121.25), round(141.25))):
+            scaled = F.interpolate(images, size, mode="bilinear")
+            for mirrored in (False, True):
+                logits = model(scaled.flip(3) if mirrored else scaled)
+                part = F.interpolate(logits, size, mode="bilinear", align_corners=True).softmax(1)
+                expected += F.interpolate(part.flip(3) if mirrored else part, (97, 113), mode="bilinear") / 6
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("length", "crop", "stride"), [(5, 5, 4), (6, 5, 4), (21, 9, 6), (100, 7, 5), (21, 9, 9)])

@@ -47,7 +47,7 @@ def test_upsample_softmax_add(
 ) -> None:
     backend.require(dtype, {"flip": flip} if flip else None)
     logits = 3 * random(2, 7, 4, 5, dtype=dtype, device=backend.device, layout=layout)
-    check(logits, (25, 33), align_corners=align_corners, flip=flip, weight=0.25)
+    check(logits, (13, 33), align_corners=align_corners, flip=flip, weight=0.25)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -55,8 +55,8 @@ def test_upsample_softmax_add(
 def test_taps(backend: Backend, which: str, dtype: torch.dtype) -> None:
     backend.require(dtype, {"which": which})
     logits = 3 * random(2, 7, 4, 5, dtype=dtype, device=backend.device)
-    taps = {"rows": draw_taps(9, 25, backend.device), "columns": draw_taps(40, 33, backend.device)}
-    check(logits, (25, 33), flip="flip" in which, **{k: v for k, v in taps.items() if "both" in which or k == which})
+    taps = {"rows": draw_taps(9, 13, backend.device), "columns": draw_taps(40, 33, backend.device)}
+    check(logits, (13, 33), flip="flip" in which, **{k: v for k, v in taps.items() if "both" in which or k == which})
 
 
 @given(
@@ -87,13 +87,13 @@ def test_any_shape(
 @pytest.mark.parametrize("layout", [*LAYOUTS, "window"])
 def test_totals_of_any_strides(backend: Backend, layout: str) -> None:
     """A window of a larger map is written, and nothing round it."""
-    logits = random(2, 70, 3, 4, device=backend.device)
+    logits = random(2, 3, 3, 4, device=backend.device)
     if layout != "window":
-        total = random(2, 70, 17, 90, device=backend.device, layout=layout)
+        total = random(2, 3, 17, 90, device=backend.device, layout=layout)
         assert total.stride() == check(logits, (17, 90), total).stride()
         return
-    whole = random(2, 72, 25, 99, device=backend.device)
-    window = (slice(None), slice(1, 71), slice(3, 20), slice(5, 95))
+    whole = random(2, 5, 25, 99, device=backend.device)
+    window = (slice(None), slice(1, 4), slice(3, 20), slice(5, 95))
     expected = whole.clone()
     check(logits, (17, 90), whole[window])
     expected[window] = whole[window]
@@ -143,14 +143,14 @@ def test_empty_batch(backend: Backend) -> None:
 
 
 def test_same_bits_for_every_number_of_threads(backend: Backend) -> None:
-    logits = random(2, 4, 9, 9, device=backend.device)
+    logits = random(2, 4, 5, 5, device=backend.device)
     totals = []
     for threads in (1, 1, 2):
         torch.set_num_threads(threads)
-        rows = AxisTaps(torch.arange(80, dtype=torch.int32).view(40, 2) % 65, torch.full((40, 2), 0.5))
+        rows = AxisTaps(torch.arange(40, dtype=torch.int32).view(20, 2) % 33, torch.full((20, 2), 0.5))
         rows = AxisTaps(*(t.to(backend.device) for t in rows))
-        totals.append(torch.zeros(2, 4, 40, 65, device=backend.device))
-        upsample_softmax_add(totals[-1], logits, (65, 65), rows=rows)
+        totals.append(torch.zeros(2, 4, 20, 33, device=backend.device))
+        upsample_softmax_add(totals[-1], logits, (33, 33), rows=rows)
     for total in totals[1:]:
         torch.testing.assert_close(total, totals[0], rtol=0, atol=0)
 
@@ -190,8 +190,8 @@ def test_export(backend: Backend) -> None:
 def test_autocast_does_not_lose_precision(backend: Backend) -> None:
     logits = random(2, 7, 4, 5, device=backend.device)
     with torch.autocast(backend.device.type, dtype=torch.bfloat16):
-        total = upsample_softmax_add(torch.zeros(2, 7, 25, 33, device=backend.device), logits, (25, 33))
-    expected = upsample_softmax_add(torch.zeros_like(total), logits, (25, 33))
+        total = upsample_softmax_add(torch.zeros(2, 7, 13, 33, device=backend.device), logits, (13, 33))
+    expected = upsample_softmax_add(torch.zeros_like(total), logits, (13, 33))
     torch.testing.assert_close(total, expected, rtol=0, atol=0)
 
 
@@ -203,7 +203,7 @@ def test_there_is_no_gradient(backend: Backend, which: str) -> None:
         upsample_softmax_add(**tensors, size=(4, 4))
     with torch.no_grad():
         upsample_softmax_add(**tensors, size=(4, 4))
-    assert tensors["total"].sum() == pytest.approx(16)
+    assert float(tensors["total"].detach().sum()) == pytest.approx(16)
 
 
 TAPS = AxisTaps(torch.zeros(8, 2, dtype=torch.int32), torch.ones(8, 2))
