@@ -186,11 +186,11 @@ void add_rows(const SoftmaxAddProblem& p, int64_t b, int64_t begin, int64_t end,
 }  // namespace
 
 int64_t softmax_add_scratch(const SoftmaxAddProblem& p) {
-  return p.type == LogitType::f64 ? SoftmaxRows<double>(p, nullptr).bytes : SoftmaxRows<float>(p, nullptr).bytes;
+  return p.type == ElementType::f64 ? SoftmaxRows<double>(p, nullptr).bytes : SoftmaxRows<float>(p, nullptr).bytes;
 }
 
 void upsample_softmax_add_rows(const SoftmaxAddProblem& p, int64_t b, int64_t begin, int64_t end, void* scratch) {
-  p.type == LogitType::f64 ? add_rows<double>(p, b, begin, end, scratch) : add_rows<float>(p, b, begin, end, scratch);
+  p.type == ElementType::f64 ? add_rows<double>(p, b, begin, end, scratch) : add_rows<float>(p, b, begin, end, scratch);
 }
 
 }  // namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE

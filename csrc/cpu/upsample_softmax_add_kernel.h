@@ -5,14 +5,8 @@
 
 namespace pspnet_fast {
 
-// The two positions of the upsampled map that each position of the total is read from; null for its own position.
-struct AxisTable {
-  const int32_t* index;  // [n, 2]
-  const void* weight;    // Real [n, 2]
-};
-
 struct SoftmaxAddProblem {
-  LogitType type;
+  ElementType type;
   const void* logits;
   int64_t batch, classes;
   int64_t stride_b, stride_c, stride_h, stride_w;

@@ -124,10 +124,10 @@ void launch(const SoftmaxAddProblem& p, cudaStream_t stream) {
 
 void launch_upsample_softmax_add(const SoftmaxAddProblem& problem, cudaStream_t stream) {
   switch (problem.logits.type) {
-    case LogitType::f32: return launch<float, float>(problem, stream);
-    case LogitType::f64: return launch<double, double>(problem, stream);
-    case LogitType::f16: return launch<__half, float>(problem, stream);
-    case LogitType::bf16: return launch<__nv_bfloat16, float>(problem, stream);
+    case ElementType::f32: return launch<float, float>(problem, stream);
+    case ElementType::f64: return launch<double, double>(problem, stream);
+    case ElementType::f16: return launch<__half, float>(problem, stream);
+    case ElementType::bf16: return launch<__nv_bfloat16, float>(problem, stream);
   }
 }
 

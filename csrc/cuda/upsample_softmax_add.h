@@ -8,12 +8,6 @@
 
 namespace pspnet_fast::cuda {
 
-// The two positions of the upsampled map that each position of the total is read from; null for its own position.
-struct AxisTable {
-  const int32_t* index;  // [n, 2]
-  const void* weight;    // Real [n, 2]
-};
-
 struct SoftmaxAddProblem {
   LogitMap logits;
   UpsampledAxis rows, columns;

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.ops._checks import check_map, check_size, check_tensor, same_device
+from pspnet_fast.ops.checks import check_map, check_size, check_tensor, same_device
 from pspnet_fast.ops.operator import Autocast, Operator
 from pspnet_fast.reference import AxisTaps
 
