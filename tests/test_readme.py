@@ -38,6 +38,7 @@ PAGES = {
         "docs/add_an_operator.md",
         "docs/how.md",
         "docs/options.md",
+        "docs/training.md",
     )
 }
 
