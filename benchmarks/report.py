@@ -74,7 +74,11 @@ TABLES: dict[str, Table] = {
     "gpu": Table(("gpu_*",), "python -m benchmarks.gpu --out runs/gpu --save", render_training.gpu),
 }
 # What stands on which page: the README shows what the project is judged by, the other page all of it.
-PAGES: dict[Path, tuple[str, ...]] = {README: ("training_step", "cross_entropy"), BENCHMARKS: tuple(TABLES)}
+PAGES: dict[Path, tuple[str, ...]] = {
+    README: ("training_step", "cross_entropy"),
+    ROOT / "docs" / "accelerate.md": ("accelerate",),
+    BENCHMARKS: tuple(TABLES),
+}
 
 
 def load(results: Path, patterns: Sequence[str]) -> list[File]:
