@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -129,8 +130,17 @@ def test_saved_tensor_hooks():
     assert_same(use)
 
 
-@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}])
-def test_distributed_data_parallel(options, tmp_path):
+DDP_OPTIONS = [
+    *({}, {"find_unused_parameters": True}, {"static_graph": True}, {"gradient_as_bucket_view": True}),
+    *({"broadcast_buffers": False}, {"bucket_cap_mb": 1, "find_unused_parameters": True}),
+]
+
+
+@pytest.mark.parametrize("options", DDP_OPTIONS, ids=str)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_distributed_data_parallel(options, accumulate, tmp_path):
+    if accumulate and "static_graph" in options:
+        pytest.skip("PyTorch's static graph does not allow no_sync() in its first step")
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         x, target = data()
@@ -139,10 +149,11 @@ def test_distributed_data_parallel(options, tmp_path):
         results = []
         for m in (model, pspnet_fast.accelerate(other)):
             wrapped = nn.parallel.DistributedDataParallel(m, **options)
-            for _ in range(2):  # accumulates
-                out = wrapped(x)
-                loss = F.cross_entropy(out, target, ignore_index=255)
-                loss.backward()
+            for last in (False, True):
+                with contextlib.nullcontext() if last or not accumulate else wrapped.no_sync():
+                    out = wrapped(x)
+                    loss = F.cross_entropy(out, target, ignore_index=255)
+                    loss.backward()
             results.append((loss, [p.grad for p in m.parameters()]))
         torch.testing.assert_close(results[1], results[0])
         assert type(out) is Deferred

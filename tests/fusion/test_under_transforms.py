@@ -67,6 +67,14 @@ def test_quantised_modules():
     torch.testing.assert_close(pspnet_fast.accelerate(quantised)(x) + 0, model(x))
 
 
+def test_a_quantised_map_is_upsampled_by_the_stock_operator():
+    low = torch.quantize_per_tensor(low_and_target(torch.float32)[0].detach(), 0.1, 10, torch.quint8)
+    with pspnet_fast.fuse():
+        up = upsample(low)
+    assert up.is_quantized
+    assert torch.equal(up.int_repr(), upsample(low).int_repr())
+
+
 def test_deterministic_algorithms():
     torch.use_deterministic_algorithms(True)
     try:
