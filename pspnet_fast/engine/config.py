@@ -141,9 +141,39 @@ class ModelConfig(Section):
     zoom_factor: Literal[1, 2, 4, 8] = 8
     use_ppm: bool = True
     norm: Literal["batch", "group"] = "batch"
-    pretrained: File | None = None  # ImageNet weights for the backbone
+    pretrained: File | None = None  # ImageNet weights for the backbone: a file, or imagenet for published ones
     pretrained_partial: bool = False  # train although they fit the backbone in part only
     weights: File | None = None  # weights of a whole PSPNet to start from (semseg's or this package's)
+    freeze: Annotated[tuple[str, ...], Strict(False)] = ()  # backbone, or layer0 to layer4, ppm, cls, aux
+    checkpoint: Literal["none", "selective", "full"] = "none"  # what backward recomputes, to save memory
+
+
+class CrossEntropyOptions(Section):
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+
+class OhemOptions(Section):
+    """:class:`pspnet_fast.nn.OhemCrossEntropyLoss`: hard pixels only, by their probability or by their share."""
+
+    name: Literal["ohem"] = "ohem"
+    threshold: Annotated[Real, Field(gt=0, le=1)] = 0.7
+    min_kept: Count = 100_000  # pixels an image
+    share: Annotated[Real, Field(gt=0, le=1)] | None = None  # in the place of both
+
+
+class FocalOptions(Section):
+    """:class:`pspnet_fast.nn.FocalLoss`."""
+
+    name: Literal["focal"] = "focal"
+    gamma: NonNegative = 2.0
+
+
+def _loss(value: Any) -> Any:
+    """The name of a loss alone, with its defaults."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+Loss = Annotated[CrossEntropyOptions | OhemOptions | FocalOptions, Field(discriminator="name"), BeforeValidator(_loss)]
 
 
 DEFAULT_LR = {"sgd": 0.01, "adam": 1e-4, "adamw": 1e-4}
@@ -167,6 +197,8 @@ class OptimConfig(Section):
     batch_size: Count = 16  # images of one optimizer step, over all processes and accumulated parts
     accumulate: Count = 1  # parts into which a process cuts its share of the batch
     aux_weight: NonNegative = DEFAULT_AUX_WEIGHT
+    loss: Loss = Field(default_factory=CrossEntropyOptions)  # a name, or {name: ohem, threshold: 0.7}
+    dice: NonNegative = 0.0  # weight of the Dice loss that is added
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "frequency"] | OneOrMore[NonNegative] = "none"
     class_weight_power: NonNegative = 1.0  # for "frequency": (median frequency / frequency) ** power
@@ -183,6 +215,8 @@ class OptimConfig(Section):
     def _check(self) -> OptimConfig:
         if self.nesterov and self.momentum == 0:
             raise ValueError("optim.nesterov = true needs a momentum: set optim.momentum, 0.9 for instance")
+        if self.label_smoothing and self.loss.name == "focal":
+            raise ValueError("optim.label_smoothing has no meaning for optim.loss=focal: set one of the two")
         if isinstance(self.class_weights, tuple) and not any(self.class_weights):
             raise ValueError(f"optim.class_weights = {list(self.class_weights)}: at least one must be above 0")
         return self

@@ -134,7 +134,9 @@ def _explain(error: ValidationError, tree: Mapping[Any, Any], source: str, overr
     lines = []
     for item in error.errors():
         key = ".".join(map(str, item["loc"][:2]))
-        if item["type"] in ("extra_forbidden", "invalid_key"):
+        if item["type"] == "extra_forbidden" and len(item["loc"]) > 2:
+            expected.setdefault(key, []).append(f"have no {item['loc'][-1]!r}")
+        elif item["type"] in ("extra_forbidden", "invalid_key"):
             lines.append(f"{source}: unknown key {key!r}{_nearest_keys(key)}")
         elif "." not in key:  # a rule about several options of a section, which names them
             lines.append(f"{source}: {item['msg'].removeprefix('Value error, ')}")
@@ -152,6 +154,10 @@ def _requirement(message: str) -> str:
     """pydantic's "Input should be a valid tuple" as "be a valid list"."""
     if message == "Field required":  # an entry of a tuple
         return "have more entries"
+    if "discriminator" in message:
+        return "have a name"
+    if "expected tags: " in message:
+        return f"be {message.partition('expected tags: ')[2]}"
     return message.partition(" should ")[2].replace("tuple", "list").replace(" after validation", "")
 
 

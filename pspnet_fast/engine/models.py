@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from pspnet_fast.data import DatasetInfo
 from pspnet_fast.nn import PSPNet
-from pspnet_fast.nn.weights import LoadReport, load_checkpoint_weights, load_imagenet_resnet
+from pspnet_fast.nn.published import IMAGENET, published_weights
+from pspnet_fast.nn.weights import CLASS_LAYERS, load_checkpoint_weights, load_imagenet_resnet, read_state_dict
 
 from . import checkpoint
-from .config import ModelConfig, TrainConfig
+from .config import ModelConfig, OptimConfig, TrainConfig
 from .config_io import config_from_dict
 from .errors import CheckpointError, ConfigError
+from .losses import build_loss
 
 
 def build_model(
@@ -26,22 +28,23 @@ def build_model(
     ignore_index: int = 255,
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    criterion: nn.Module | None = None,
     load_weights: bool = True,
     report: Callable[[str], object] | None = None,
 ) -> PSPNet:
     """The network of a configuration, on the CPU, with its loss.
 
     Args:
+        criterion: the loss (:func:`~pspnet_fast.engine.losses.build_loss`); by default the cross-entropy that
+            ``class_weights`` and ``label_smoothing`` say.
         load_weights: read the files ``pretrained`` and ``weights`` of ``options``.
         report: called with a line on each file of weights: what was loaded, what is missing, what was not used.
 
     Raises:
         ConfigError: a value that the network does not take, or a file of weights that does not fit.
     """
-    criterion = nn.CrossEntropyLoss(ignore_index=ignore_index, label_smoothing=label_smoothing)
-    if class_weights is not None:
-        # A property of the data, not of the network: out of state_dict, so that checkpoints fit with and without.
-        criterion.register_buffer("weight", class_weights.float(), persistent=False)
+    if criterion is None:
+        criterion = build_loss(OptimConfig(label_smoothing=label_smoothing), ignore_index, class_weights)
     try:
         model = PSPNet(
             layers=options.layers,
@@ -54,12 +57,14 @@ def build_model(
             pretrained=False,
             backbone=options.backbone,
             norm=options.norm,
+            recompute=options.checkpoint,
         )
+        model.freeze(*options.freeze)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
     for key, file in (("model.pretrained", options.pretrained), ("model.weights", options.weights)):
         if file is not None and load_weights:
-            line = f"{key} = {file}: {_load_weights(model, key, file, partial=options.pretrained_partial)}"
+            line = f"{key} = {file}: {_load_weights(model, options, key, file)}"
             if report is not None:
                 report(line)
     return model
@@ -127,21 +132,35 @@ def check_classes(path: str | Path, trained: DatasetInfo, data: DatasetInfo) -> 
         )
 
 
-def _load_weights(model: PSPNet, key: str, file: str, *, partial: bool) -> LoadReport:
-    pretrained = key == "model.pretrained"
-    load = load_imagenet_resnet if pretrained else load_checkpoint_weights
+def _load_weights(model: PSPNet, options: ModelConfig, key: str, file: str) -> str:
+    """What was loaded from the file that ``key`` names."""
+    source: Any = file
     try:
-        done = load(model, file)
+        if key == "model.weights":
+            return _load_checkpoint(model, file)
+        if file == IMAGENET:
+            source, file = published_weights(options.layers, options.backbone)
+        done = load_imagenet_resnet(model, source)
     except FileNotFoundError as error:
         raise ConfigError(f"{key} = {file}: no such file") from error
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{key} = {file}: {error}") from error
-    if pretrained and done.partial and not partial:
+    if done.partial and not options.pretrained_partial:
         raise ConfigError(
             f"{key} = {file}: fits the backbone in part only: {done}. Choose the weights of this backbone; for a whole "
             "PSPNet use model.weights; or set model.pretrained_partial=true to train with what was loaded"
         )
-    return done
+    return f"{file}: {done}" if source is not file else str(done)
+
+
+def _load_checkpoint(model: PSPNet, file: str) -> str:
+    """All of a PSPNet; of one with other classes, all but the class layers."""
+    state = read_state_dict(file)
+    theirs = next((value.shape[0] for key, value in state.items() if key == "cls.4.weight"), model.classes)
+    if theirs == model.classes:
+        return str(load_checkpoint_weights(model, state))
+    done = load_checkpoint_weights(model, state, skip=CLASS_LAYERS)
+    return f"{done}; it has {theirs} classes and this network {model.classes}: the class layers start anew"
 
 
 def read_dataset_record(record: Mapping[str, Any]) -> DatasetInfo:

@@ -19,6 +19,7 @@ from .config import TrainConfig
 from .config_io import changed_keys
 from .distributed import World
 from .errors import CheckpointError, ConfigError
+from .losses import build_loss
 from .models import build_model, check_classes, dataset_record, read_dataset_record
 from .optim import Schedule, averaged_updates, averaged_weights, build_optimizer
 from .sampling import mix
@@ -63,8 +64,7 @@ class TrainingState:
             config.model,
             info.num_classes,
             ignore_index=info.ignore_index,
-            class_weights=class_weights,
-            label_smoothing=options.label_smoothing,
+            criterion=build_loss(options, info.ignore_index, class_weights),
             load_weights=load_weights,
             report=self.notes.append,
         )

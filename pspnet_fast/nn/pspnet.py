@@ -20,6 +20,7 @@ from .heads import AuxHead, PSPHead, unfusable_reason
 from .loss import LowResolutionLoss, check_criterion, check_target, fusable_options
 from .norm import Norm
 from .pyramid import PyramidPooling
+from .recompute import RECOMPUTE, Recompute, run_stage
 from .resnet import resnet_stages
 from .weights import load_imagenet_resnet
 
@@ -49,6 +50,8 @@ class PSPNet(nn.Module):
             "torchvision/resnet101" or "timm/regnetx_032" (:func:`~pspnet_fast.nn.backbones.external_stages`). timm's
             have one attribute ``backbone`` in the place of ``layer0`` … ``layer4``.
         norm: "batch", or "group", which trains on single images too.
+        recompute: what backward computes again, to save memory: "none"; "selective", normalisation, ReLU and sums
+            of the residual blocks; "full", all of the blocks. Not for timm's models.
 
     The heads are a quarter as wide as the maps they read (512 and 256 for 50 layers and more), but at least 64.
 
@@ -81,6 +84,7 @@ class PSPNet(nn.Module):
         *,
         backbone: str | None = None,
         norm: Norm = "batch",
+        recompute: Recompute = "none",
     ) -> None:
         super().__init__()
         if classes < 2:
@@ -89,6 +93,8 @@ class PSPNet(nn.Module):
             raise ValueError(f"zoom_factor must be 1, 2, 4 or 8, not {zoom_factor}")
         if use_ppm and not bins:
             raise ValueError("bins must not be empty; use_ppm=False leaves the pyramid out")
+        if recompute not in RECOMPUTE:
+            raise ValueError(f"recompute must be one of {', '.join(RECOMPUTE)}, not {recompute!r}")
         check_criterion(criterion)
         weights = _initial_weights(pretrained, layers, backbone)
 
@@ -98,11 +104,17 @@ class PSPNet(nn.Module):
         self.zoom_factor = zoom_factor
         self.use_ppm = use_ppm
         self.criterion = nn.CrossEntropyLoss(ignore_index=255) if criterion is None else criterion
+        self.recompute = recompute
+        self.frozen: tuple[str, ...] = ()
         self._unfused_reasons: set[str] = set()
 
         stages = resnet_stages(layers, norm) if backbone is None else external_stages(backbone, norm)
         for name, module in stages.modules.items():
             self.add_module(name, module)
+        if recompute != "none" and "layer0" not in stages.modules:
+            raise ValueError(
+                f"recompute={recompute!r} needs residual blocks; backbone={backbone!r} does not show its own"
+            )
         channels = stages.stage4_channels
         if use_ppm:
             self.ppm = PyramidPooling(channels, channels // len(self.bins), self.bins, norm)
@@ -190,8 +202,35 @@ class PSPNet(nn.Module):
         if not hasattr(self, "layer0"):
             stage3, stage4 = self.backbone(x)
             return stage3, stage4
-        stage3 = self.layer3(self.layer2(self.layer1(self.layer0(x))))
-        return stage3, self.layer4(stage3)
+        x = self.layer0(x)
+        for stage in (self.layer1, self.layer2, self.layer3):
+            x = run_stage(stage, x, self.recompute)
+        return x, run_stage(self.layer4, x, self.recompute)
+
+    def freeze(self, *names: str) -> None:
+        """Train the modules of these names no more: "backbone", all of it, or an attribute such as "layer0" or "ppm".
+
+        Their parameters get no gradients, and their normalisations use and keep the statistics that they have.
+
+        Raises:
+            ValueError: the network has no such module.
+        """
+        every = [name for name, _ in self.named_children() if name != "criterion"]
+        stages = [name for name in every if name.startswith("layer")] or ["backbone"]
+        for name in names:
+            if name != "backbone" and name not in every:
+                raise ValueError(f"{name!r} is no part of the network; choose from backbone, {', '.join(every)}")
+            self.frozen += tuple(stages) if name == "backbone" else (name,)
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> PSPNet:
+        """As ``nn.Module.train``; frozen modules stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def _main_logits(self, stage4: Tensor) -> Tensor:
         if not self.use_ppm:

@@ -19,7 +19,7 @@ Source = str | Path | Mapping[str, Any]
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and DDP, torch.compile
 _STEM = {"conv1": "0", "bn1": "1"}
 _DEEP_STEM = {**_STEM, "conv2": "3", "bn2": "4", "conv3": "6", "bn3": "7"}
-_CLASS_LAYERS = ("cls.4.", "aux.4.")
+CLASS_LAYERS = ("cls.4.", "aux.4.")
 _IMAGENET_CLASSIFIERS = ("fc.", "classifier.", "head.")  # torchvision's and semseg's, timm's
 
 
@@ -185,13 +185,13 @@ def _stage_names(stem: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def _check_classes(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    for prefix in _CLASS_LAYERS:
+    for prefix in CLASS_LAYERS:
         key = f"{prefix}weight"
         if key in state and key in own and state[key].shape[0] != own[key].shape[0]:
             theirs, ours = state[key].shape[0], own[key].shape[0]
             raise ValueError(
                 f"the checkpoint has {theirs} classes, the model {ours} ({key}). Build PSPNet(classes={theirs}), or "
-                f"keep the model's own class layers for fine-tuning with skip={_CLASS_LAYERS}."
+                f"keep the model's own class layers for fine-tuning with skip={CLASS_LAYERS}."
             )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from run_files import TINY, rows, weights
 
 from pspnet_fast.engine import (
     ConfigError,
@@ -55,3 +57,103 @@ def test_weights_that_fit_are_reported(
     train(make_config(*options), resume=True)  # the checkpoint has the weights
     with pytest.raises(ConfigError, match=r"model\.pretrained = .*tv\.pth: no such file"):
         train(make_config(*options, folder="another"))
+
+
+def test_published_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Through the libraries' own functions: here they make random weights instead of fetching files."""
+    models, timm = pytest.importorskip("torchvision.models"), pytest.importorskip("timm")
+    create, made = timm.create_model, []
+
+    def created(name: str, *, pretrained: bool, **options: object) -> object:
+        made.append((name, pretrained))
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", created)
+    monkeypatch.setattr(
+        models.ResNet50_Weights, "get_state_dict", lambda *_, **__: models.resnet50(weights=None).state_dict()
+    )
+    lines: list[str] = []
+    for options in ({"layers": 50}, {"backbone": "timm/test_resnet"}, {"backbone": "resnet50"}):
+        build_model(ModelConfig(pretrained="imagenet", **options), 3, report=lines.append)
+    assert [name for name, pretrained in made if pretrained] == ["resnet50s.gluon_in1k", "test_resnet"]
+    assert all(
+        re.search(r"model\.pretrained = imagenet: .*(timm|torchvision)'s .*: \d+ entries loaded", x) for x in lines
+    )
+    with pytest.raises(ConfigError, match=r"none are published for the deep-stem ResNet of 18.*timm/resnet18"):
+        build_model(ModelConfig(pretrained="imagenet", layers=18), 3)
+
+
+def test_published_weights_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    models, timm = pytest.importorskip("torchvision.models"), pytest.importorskip("timm")
+    create = timm.create_model
+
+    def offline(*arguments: object, pretrained: bool = False, **options: object) -> object:
+        if pretrained:
+            raise OSError("no connection")
+        return create(*arguments, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(models.ResNet50_Weights, "get_state_dict", lambda *_, **__: offline(pretrained=True))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(
+        ConfigError, match=rf"no connection.*{tmp_path}/hub/checkpoints/resnet50-\w+\.pth \(TORCH_HOME\)"
+    ):
+        build_model(ModelConfig(pretrained="imagenet", backbone="resnet50"), 3)
+    with pytest.raises(ConfigError, match=r"timm/test_resnet\.r160_in1k cannot be fetched.*HF_HOME"):
+        build_model(ModelConfig(pretrained="imagenet", backbone="timm/test_resnet"), 3)
+
+
+def test_weights_of_other_classes_start_the_class_layers_anew(tmp_path: Path) -> None:
+    options = ModelConfig(backbone="timm/test_resnet", weights=str(tmp_path / "five.pth"))
+    five = build_model(options, 5, load_weights=False)
+    torch.save(five.state_dict(), tmp_path / "five.pth")
+    lines: list[str] = []
+    three = build_model(options, 3, report=lines.append)
+    assert "it has 5 classes and this network 3: the class layers start anew" in lines[0]
+    torch.testing.assert_close(three.cls[0].weight, five.cls[0].weight)
+    assert three.cls[4].weight.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "optim.loss={name: ohem, share: 0.5}",
+        "optim.loss=focal",
+        "optim.loss={name: ohem, threshold: 0.7}",
+        "optim.dice=1",
+    ],
+)
+def test_losses_of_a_configuration_train(make_config: MakeConfig, change: str) -> None:
+    config = make_config(change, *TINY, "run.max_steps=4", "optim.class_weights=frequency", "optim.aux_weight=0.3")
+    result = train(config)
+    found = [float(row["loss"]) for row in rows(result.folder / "losses.csv")]
+    plain = train(make_config(*TINY, "run.max_steps=1", "optim.class_weights=frequency", folder="plain"))
+    assert found[0] != float(rows(plain.folder / "losses.csv")[0]["loss"])
+    assert all(map(math.isfinite, found))
+    train(make_config(change, *TINY, "run.max_steps=5", "optim.class_weights=frequency"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optim.loss=fokal", "it must be 'cross_entropy', 'ohem', 'focal'"),
+        ("optim.loss={name: ohem, gamma: 1}", "it must have no 'gamma'"),
+        ("optim.loss={gamma: 1}", "it must have a name"),
+    ],
+)
+def test_losses_that_there_are_not(make_config: MakeConfig, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(change)
+    with pytest.raises(ConfigError, match=r"optim\.label_smoothing has no meaning for optim\.loss=focal"):
+        make_config("optim.loss=focal", "optim.label_smoothing=0.1")
+
+
+def test_frozen_backbone_and_recomputation_train(make_config: MakeConfig) -> None:
+    folder = train(make_config("model.freeze=[backbone]", "model.checkpoint=selective", "run.max_steps=2")).folder
+    torch.manual_seed(0)
+    start = build_model(ModelConfig(layers=18), 11)
+    state = weights(folder)
+    assert all(torch.equal(state[key], value) for key, value in start.state_dict().items() if key.startswith("layer"))
+    assert not torch.equal(state["cls.0.weight"], start.cls[0].weight)
+    with pytest.raises(ConfigError, match="model: 'layer7' is no part"):
+        build_model(ModelConfig(layers=18, freeze=("layer7",)), 11)
