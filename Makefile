@@ -16,7 +16,7 @@ $(VENV)/.ready: pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake b
 	@echo "Installing torch, then this package (compiling takes some minutes), into $(VENV)"
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26" "setuptools>=77" cmake ninja pybind11
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[train,dev,integrations]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[train,dev,integrations,export]"
 	$(BIN)/python -m pspnet_fast
 	@touch $@
 

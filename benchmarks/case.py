@@ -104,6 +104,7 @@ class Case:
         skipped: peers that are not run here, and why.
         needed_bytes: about what a peer takes; it is not run where less memory is available.
         threads: how many torch uses, where that is part of the case.
+        memory: whether, on a CPU, peak memory is measured.
         batches: for whole networks, how the memory grows with the batch.
     """
 
@@ -122,6 +123,7 @@ class Case:
     skipped: Mapping[str, str] = field(default_factory=dict)
     needed_bytes: Mapping[str, int] = field(default_factory=dict)
     threads: int | None = None
+    memory: bool = True
     batches: Batches[Case] | None = None
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import accelerate, losses, network, pyramid
+from benchmarks import accelerate, losses, network, pyramid, runtimes
 from benchmarks.case import LAYOUTS, Case, Place
 from benchmarks.losses import Problem
 from benchmarks.network import Setting
@@ -289,6 +289,7 @@ TABLES: dict[str, Callable[..., Iterator[Case]]] = {
     "end_to_end": end_to_end,
     "scaling": scaling,
     "accelerate": accelerate.cases,
+    "runtimes": runtimes.cases,
 }
 
 

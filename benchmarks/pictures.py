@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.markdown import File, Row, peaks
 from benchmarks.peers import EAGER, OURS
 from benchmarks.render import MEANING, rows_of_axis
+from benchmarks.render_runtimes import figure as runtimes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,6 +190,8 @@ def figures_of(file: File) -> Iterator[tuple[str, Callable[[File], Figure]]]:
         yield file["name"], training
     elif file["name"].startswith("aux_weight"):
         yield file["name"], aux_weight
+    elif file["name"].startswith("runtimes"):
+        yield file["name"], runtimes
 
 
 def digest(file: File) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import pictures, render, render_training
+from benchmarks import pictures, render, render_runtimes, render_training
 from benchmarks.markdown import File, region
 from benchmarks.results import RESULTS, ROOT
 
@@ -62,6 +62,7 @@ TABLES: dict[str, Table] = {
     "floors": Table((*OPERATORS, *NETWORK), measured_by("operators or network"), render.floors),
     "end_to_end": Table(("end_to_end_cpu", "end_to_end_gpu"), measured_by("end_to_end"), render.end_to_end),
     "scaling": Table(("scaling_*",), measured_by("scaling"), render.scaling),
+    "runtimes": Table(("runtimes_cpu",), measured_by("runtimes"), render_runtimes.runtimes),
     "training": Table(
         ("training_camvid",),
         "python -m benchmarks.compare_training --root data/camvid --save",
@@ -77,6 +78,7 @@ TABLES: dict[str, Table] = {
 PAGES: dict[Path, tuple[str, ...]] = {
     README: ("training_step", "cross_entropy"),
     ROOT / "docs" / "accelerate.md": ("accelerate",),
+    ROOT / "docs" / "deploy.md": ("runtimes",),
     BENCHMARKS: tuple(TABLES),
 }
 

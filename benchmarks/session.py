@@ -143,7 +143,7 @@ class Session:
                 row["graph_milliseconds"] = {name: timing(values) for name, values in graphs.items()}
             calls.clear()
         else:
-            row["peak_bytes"] = self._peaks(row, case, peers)
+            row["peak_bytes"] = self._peaks(row, case, peers if case.memory else ())
             if case.page_faults and peers:
                 kept = in_new_process(timed_alone, case, peers, plan.rounds, plan.seconds, environment=NO_PAGE_FAULTS)
                 row["without_page_faults"] = kept

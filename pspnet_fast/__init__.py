@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from pspnet_fast.backend import BackendError, use_backend
+from pspnet_fast.deploy import export_onnx
 from pspnet_fast.fusion import accelerate, compile_options, explain, fuse, restore
 from pspnet_fast.nn.pspnet import PSPNet
 from pspnet_fast.ops import (
@@ -37,6 +38,7 @@ __all__ = [
     "dual_cross_entropy",
     "dual_cross_entropy_argmax",
     "explain",
+    "export_onnx",
     "fuse",
     "pyramid_concat",
     "pyramid_conv",

@@ -7,6 +7,7 @@ pixels between neighbouring nodes. Positions are computed in double, as a float3
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -63,6 +64,23 @@ def partition_axis(n: int, bins: tuple[int, ...], longest: int = LONGEST) -> Axi
     )
 
 
+def _bins(sides: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Side and index of every bin (or node) of an axis of levels, level after level: int64 ``[Σk]`` each."""
+    # Not torch.tensor(), which an export records as a copy that is written to.
+    side = torch.cat([torch.full((k,), k, dtype=torch.int64, device=device) for k in sides])
+    index = torch.cat([torch.arange(k, device=device) for k in sides])
+    return side, index
+
+
+def bin_averages(n: int, sides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[n, Σk]``: what each of ``n`` pixels adds to the averages of the bins of every size; ``n`` may be symbolic."""
+    side, bin_ = _bins(sides, device)
+    pixel = torch.arange(n, device=device)[:, None]
+    # The edges floor(i n / k) and ceil((i + 1) n / k), without a division.
+    member = (((pixel + 1) * side > bin_ * n) & (pixel * side < (bin_ + 1) * n)).to(dtype)
+    return member / member.sum(0)
+
+
 # ---- Bilinear interpolation -----------------------------------------------------------------------------------------
 
 
@@ -99,6 +117,35 @@ def tap_matrix(n: int, k: int, align_corners: bool, taps: int, dtype: torch.dtyp
     up.scatter_(1, first[:, None], 1 - t[:, None])
     up.scatter_add_(1, second_node(first, k, n)[:, None], t[:, None])
     return _windows(up, taps).to(device=device, dtype=dtype)
+
+
+def tap_matrices(
+    n: int, sides: Sequence[int], align_corners: bool, taps: int, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """:func:`tap_matrix` for every ``k`` of ``sides``."""
+    return [tap_matrix(n, k, align_corners, taps, dtype, device) for k in sides]
+
+
+def exported_tap_matrices(
+    n: int, sides: Sequence[int], align_corners: bool, taps: int, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """:func:`tap_matrix` for every ``k`` of ``sides``, recorded by an export: ``n`` may be symbolic.
+
+    A node's weight falls linearly to zero at its neighbours, which needs neither gathering nor scattering, so these are
+    operators that every runtime has. A symbolic ``n`` is computed with in float32.
+    """
+    wide = torch.float32 if isinstance(n, torch.SymInt) else torch.float64
+    side, node = (values.to(wide) for values in _bins(sides, device))
+    pixel = torch.arange(n, device=device)[:, None] + torch.arange(-(taps // 2), taps // 2 + 1, device=device)
+    inside = ((pixel >= 0) & (pixel < n)).to(wide)[..., None]
+    at = pixel.to(wide)[..., None]
+    if align_corners:
+        position = at * (side - 1) / torch.scalar_tensor(n - 1, dtype=wide, device=device).clamp(min=1)
+    else:
+        position = ((2 * at + 1) * side / torch.scalar_tensor(n, dtype=wide, device=device) - 1) / 2
+    distance = position.clamp(min=0).minimum(side - 1) - node
+    weights = (1 - distance.abs()).clamp(min=0) * inside
+    return list(weights.to(dtype).split(list(sides), dim=2))
 
 
 def tap_reads(n: int, k: int, align_corners: bool, taps: int) -> Tensor:

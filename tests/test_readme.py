@@ -36,6 +36,7 @@ PAGES = {
         "docs/benchmarks.md",
         "docs/accelerate.md",
         "docs/add_an_operator.md",
+        "docs/deploy.md",
         "docs/how.md",
         "docs/options.md",
         "docs/training.md",
@@ -152,11 +153,12 @@ def snippet_names() -> dict[str, Any]:
     }
 
 
-# Those of docs/accelerate.md build on one another and need other libraries: tests/fusion/test_page.py runs them.
+# Their snippets build on one another and need other libraries: tests/fusion/test_page.py and tests/deploy/test_page.py.
+RUN_ELSEWHERE = ("docs/accelerate.md", "docs/deploy.md")
 SNIPPETS = {
     f"{name}-{i}": code
     for name in PAGES
-    if name != "docs/accelerate.md"
+    if name not in RUN_ELSEWHERE
     for i, code in enumerate(blocks(PAGES[name], "python"))
 }
 

@@ -1,4 +1,4 @@
-"""The commands of ``pspnet-fast``, on typer: train, evaluate and info here, the others in ``data_commands``."""
+"""The commands of ``pspnet-fast``, on typer: train, evaluate and info here, the others imported."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ from .datasets import open_split, read_split
 from .distributed import join_world
 from .errors import ConfigError
 from .evaluate import evaluate as evaluate_model
+from .export import export
 from .models import check_classes, load_trained
 from .run_folder import no_run_named
 from .train import chosen_backend
@@ -160,6 +161,7 @@ def evaluate(
 
 app.command()(framed(init_command.init))
 app.command()(framed(data_commands.predict))
+app.command()(framed(export))
 app.command()(framed(data_commands.check))
 app.command()(framed(data_commands.scenes))
 

@@ -1,4 +1,4 @@
-"""The folder that predict writes: which files in it are its own, and may be replaced."""
+"""The folder that predict or export writes: which files in it are its own, and may be replaced."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class OutputFolder:
 
     Args:
         overwrite: allow to replace other files too.
+        command: which writes, for the messages.
     """
 
-    def __init__(self, folder: Path, *, overwrite: bool = False) -> None:
-        self.folder, self.overwrite = folder, overwrite
+    def __init__(self, folder: Path, *, overwrite: bool = False, command: str = "predict") -> None:
+        self.folder, self.overwrite, self.command = folder, overwrite, command
         self.own = read_manifest(folder)
 
     def prepare(self, files: Sequence[Path], inputs: Iterable[Path]) -> None:
@@ -50,8 +51,8 @@ class OutputFolder:
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise InferenceError(
-                f"{foreign[0]}{more}: exists and was not written by predict, or was changed since; choose another "
-                "--out, or replace what is there with --overwrite"
+                f"{foreign[0]}{more}: exists and was not written by {self.command}, or was changed since; "
+                "choose another --out, or replace what is there with --overwrite"
             )
         for folder in sorted({self.folder, *(file.parent for file in files)}):
             try:

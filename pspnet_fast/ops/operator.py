@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,28 @@ if EXTENSION.cpu is not None:
         torch.library.define(f"{NAMESPACE}::{_name}", _schema, tags=torch.Tag.pt2_compliant_tag)
 
 
+_standard_operators = False  # of the process, as the back end
+
+
+@contextmanager
+def standard_operators() -> Iterator[None]:
+    """Record every operator as the standard operators that it is made of, for runtimes without this package."""
+    global _standard_operators
+    previous, _standard_operators = _standard_operators, True
+    try:
+        yield
+    finally:
+        _standard_operators = previous
+
+
+def in_standard_operators() -> bool:
+    """Whether an export for other runtimes runs: :func:`standard_operators`, or ``torch.onnx.export``."""
+    if _standard_operators:
+        return True
+    recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return recorded and torch.onnx.is_in_onnx_export()
+
+
 def overload(name: str) -> Any:
     """``torch.ops.pspnet_fast.<name>.default``."""
     return getattr(getattr(torch.ops, NAMESPACE), name).default
@@ -74,6 +97,8 @@ class Operator:
         definition: the same function in stock operators (:mod:`pspnet_fast.reference`); None for backward operators.
         recorded: what runs where autograd records, for an operator without ``gradient``, which is made for inference.
         composed: whether the composition is better than the definition, where no kernel can run.
+        exported: the operator in standard operators at any size, static or symbolic, for other runtimes; the definition
+            where None.
         triton: "module:function" below :mod:`pspnet_fast.triton`, imported at the first call; or a function.
         save: ``save(ctx, inputs, output)``, what the gradient needs; ``ctx.variant`` is set already.
         gradient: ``gradient(ctx, *grads)``, the gradients of the first arguments; those of the others are None.
@@ -89,6 +114,7 @@ class Operator:
         definition: Callable[..., Any] | None = None,
         recorded: Callable[..., Any] | None = None,
         composed: bool = False,
+        exported: Callable[..., Any] | None = None,
         triton: str | Callable[..., Any] | None = None,
         save: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
         gradient: Callable[..., Sequence[Tensor | None]] | None = None,
@@ -97,6 +123,7 @@ class Operator:
         self.name = name
         self.definition = definition
         self.composed = composed
+        self.exported = exported or definition
         self._recorded = recorded
         self._save, self._gradient = save, gradient
         self._variants = {"": overload(name)}
@@ -122,6 +149,8 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Any:
         """The operator on the back end for the device of its first argument."""
+        if self.exported is not None and in_standard_operators():
+            return self.exported(*arguments)
         chosen = self.backend(arguments[0])
         if chosen == "reference" and self.definition is not None:
             return self.definition(*arguments)
@@ -242,3 +271,12 @@ def second_gradient(
         return list(
             torch.autograd.grad([f for f, _ in wanted], [upstream, *leaves], [c for _, c in wanted], allow_unused=True)
         )
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """This package's operators as standard ones, for ``torch.export.ExportedProgram.run_decompositions``."""
+    return {
+        overload(name): operator.exported
+        for name, operator in OPERATORS.items()
+        if operator.exported is not None and len(overload(name)._schema.returns) == 1
+    }

@@ -20,6 +20,7 @@ from pspnet_fast.ops.checks import check_dtype, check_level_sizes, check_levels,
 from pspnet_fast.ops.operator import Autocast, Operator, second_gradient
 from pspnet_fast.ops.pyramid_conv_composed import backward as composed_backward
 from pspnet_fast.ops.pyramid_conv_composed import convolve_x, convolve_x_backward, size_pairs, weight_parts
+from pspnet_fast.ops.pyramid_conv_composed import export as composed_export
 from pspnet_fast.ops.pyramid_conv_composed import forward as composed_forward
 from pspnet_fast.reference import DEFAULT_BINS, Bin
 
@@ -185,6 +186,7 @@ CONV = Operator(
     definition=_define,
     composition=composed_forward,
     composed=True,
+    exported=composed_export,
     triton=_triton_forward,
     save=_save_forward,
     gradient=_differentiate,

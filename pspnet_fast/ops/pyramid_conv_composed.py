@@ -17,14 +17,14 @@ tensors: it is the transpose of the same three steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.geometry import tap_matrix
+from pspnet_fast.geometry import exported_tap_matrices, tap_matrices
 from pspnet_fast.layout import is_channels_last, memory_format
 
 
@@ -83,33 +83,64 @@ def forward(
     """``pyramid_conv`` as an operator."""
     bins = size_pairs(sizes)
     parts = weight_parts(x, levels, len(bins), x_first)
-    kernel = weight.shape[2:]
     y = convolve_x(x, weight, bias, parts.x)
     if y.numel() == 0:
         return y
-    rows, columns = _taps(x, bins, kernel, align_corners)
+    rows, columns = _taps(x, bins, weight.shape[2:], align_corners)
     batch, out_channels, height, width = y.shape
     channels_last = is_channels_last(y)
-
-    row_terms = []
-    for level, part, row_taps in zip(reference.unpack_levels(levels, bins), parts.levels, rows, strict=True):
-        h, w = level.shape[2:]
-        q = _taps_by_channels(weight, part) @ _positions_by_channels(level).mT
-        q = q.view(out_channels, *kernel, batch, h, w)
-        if channels_last:  # [B, (dy, i), (dx, j)·O] -> [B, H, (dx, j), O]
-            q = q.permute(3, 1, 4, 2, 5, 0).reshape(batch, kernel[0] * h, -1)
-            row_terms.append((row_taps @ q).view(batch * height, kernel[1] * w, out_channels))
-        else:  # [B·O, (dy, i), (dx, j)] -> [B·O, H, (dx, j)]
-            q = q.permute(3, 0, 1, 4, 2, 5).reshape(batch * out_channels, kernel[0] * h, kernel[1] * w)
-            row_terms.append(row_taps @ q)
+    terms = _row_terms(levels, weight, parts.levels, rows, bins, channels_last)
 
     # Added into the convolution's own output, in its own layout: no second full-size tensor.
     if channels_last:
         image_rows = y.permute(0, 2, 3, 1).view(batch * height, width, out_channels)
-        image_rows.baddbmm_(columns.expand(batch * height, -1, -1), torch.cat(row_terms, dim=1))
+        image_rows.baddbmm_(columns.expand(batch * height, -1, -1), terms)
     else:
-        y.view(-1, width).addmm_(torch.cat(row_terms, dim=2).view(-1, columns.shape[1]), columns.mT)
+        y.view(-1, width).addmm_(terms.view(-1, columns.shape[1]), columns.mT)
     return y
+
+
+def export(
+    x: Tensor,
+    levels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sizes: list[int],
+    align_corners: bool,
+    x_first: bool,
+) -> Tensor:
+    """``pyramid_conv`` as an export records it: at any size of x, and nothing is written to."""
+    bins = size_pairs(sizes)
+    parts = weight_parts(x, levels, len(bins), x_first)
+    y = convolve_x(x, weight, bias, parts.x)
+    rows, columns = _taps(x, bins, weight.shape[2:], align_corners, exported_tap_matrices)
+    terms = _row_terms(levels, weight, parts.levels, rows, bins, channels_last=False)
+    rows_of_pixels = y.reshape(-1, y.shape[3])
+    return torch.addmm(rows_of_pixels, terms.reshape(-1, columns.shape[1]), columns.mT).view(y.shape)
+
+
+def _row_terms(
+    levels: Tensor,
+    weight: Tensor,
+    parts: Sequence[slice],
+    rows: Sequence[Tensor],
+    bins: list[tuple[int, int]],
+    channels_last: bool,
+) -> Tensor:
+    """R of all levels: ``[B·H, Σ kw·w, O]`` or, in NCHW, ``[B·O, H, Σ kw·w]``."""
+    out_channels, _, *kernel = weight.shape
+    terms = []
+    for level, part, row_taps in zip(reference.unpack_levels(levels, bins), parts, rows, strict=True):
+        batch, _, h, w = level.shape
+        q = _taps_by_channels(weight, part) @ _positions_by_channels(level).mT
+        q = q.view(out_channels, *kernel, batch, h, w)
+        if channels_last:  # [B, (dy, i), (dx, j)·O] -> [B, H, (dx, j), O]
+            q = q.permute(3, 1, 4, 2, 5, 0).reshape(batch, kernel[0] * h, -1)
+            terms.append((row_taps @ q).view(batch * row_taps.shape[0], kernel[1] * w, out_channels))
+        else:  # [B·O, (dy, i), (dx, j)] -> [B·O, H, (dx, j)]
+            q = q.permute(3, 0, 1, 4, 2, 5).reshape(batch * out_channels, kernel[0] * h, kernel[1] * w)
+            terms.append(row_taps @ q)
+    return torch.cat(terms, dim=1 if channels_last else 2)
 
 
 def backward(
@@ -159,11 +190,15 @@ def backward(
 
 
 def _taps(
-    x: Tensor, bins: list[tuple[int, int]], kernel: Sequence[int], align_corners: bool
+    x: Tensor,
+    bins: list[tuple[int, int]],
+    kernel: Sequence[int],
+    align_corners: bool,
+    matrices: Callable[..., list[Tensor]] = tap_matrices,
 ) -> tuple[list[Tensor], Tensor]:
     """Interpolation weights: rows ``[H, kh·h]`` over (dy, i) per level, columns ``[W, Σ kw·w]`` for all levels."""
     rows, columns = (
-        [tap_matrix(n, nodes, align_corners, taps, x.dtype, x.device).flatten(1) for nodes in sides]
+        [matrix.flatten(1) for matrix in matrices(n, sides, align_corners, taps, x.dtype, x.device)]
         for n, taps, sides in zip(x.shape[2:], kernel, zip(*bins, strict=True), strict=True)
     )
     return rows, torch.cat(columns, dim=1)

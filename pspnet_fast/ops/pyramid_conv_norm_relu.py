@@ -70,6 +70,18 @@ def _compose(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *op
     return torch.relu_(torch.batch_norm(y, gamma, beta, mean, var, False, 0.0, eps, False))
 
 
+def fold_norm(weight: Tensor, bias: Tensor | None, norm: NormStatistics) -> tuple[Tensor, Tensor]:
+    """Weight ``[O, …]`` and bias ``[O]`` of a convolution that gives what ``norm`` makes of the result of this one."""
+    scale = norm.gamma / (norm.var + norm.eps).sqrt()
+    centre = norm.mean if bias is None else norm.mean - bias
+    return weight * scale.view(-1, *[1] * (weight.dim() - 1)), norm.beta - centre * scale
+
+
+def _export(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    norm = NormStatistics(*options[:-3])
+    return composed.export(x, levels, *fold_norm(weight, bias, norm), *options[-3:]).relu()
+
+
 def _triton(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     from pspnet_fast.triton.pyramid_conv import pyramid_conv_add, square_bins
 
@@ -89,6 +101,7 @@ CONV_NORM_RELU = Operator(
     composition=_compose,
     recorded=_behind(pyramid_conv),
     composed=True,
+    exported=_export,
     triton=_triton,
     autocast=Autocast(lower_precision=True, keep=("mean", "var", "gamma", "beta")),
 )

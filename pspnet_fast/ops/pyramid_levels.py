@@ -91,5 +91,6 @@ LEVELS = Operator(
     composition=_behind(overload("pyramid_pool")),
     recorded=_behind(pyramid_pool),
     composed=True,
+    exported=_behind(pyramid_pool),
     autocast=Autocast(lower_precision=True, keep=("mean", "var", "gamma", "beta")),
 )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
+from pspnet_fast.geometry import bin_averages
 from pspnet_fast.layout import empty_map, format_of, is_channels_last, is_dense
 from pspnet_fast.ops.checks import check_bins, check_map, differentiable
 from pspnet_fast.ops.operator import Autocast, Operator
@@ -100,9 +101,9 @@ def _compose_backward(grad: Tensor, height: int, width: int, bins: list[int], ch
     """The same gradient without a native kernel: each level is spread by two small products, pixels x bins."""
     sums = reference.accumulation(grad)
     total = sums.new_zeros(grad.shape[0], grad.shape[1], height, width)
-    for level in reference.unpack_levels(sums, bins):
-        k = level.shape[-1]
-        total += _membership(height, k, sums) @ level @ _membership(width, k, sums).mT
+    rows, columns = (bin_averages(n, bins, sums.dtype, sums.device).split(bins, dim=1) for n in (height, width))
+    for level, level_rows, level_columns in zip(reference.unpack_levels(sums, bins), rows, columns, strict=True):
+        total += level_rows @ level @ level_columns.mT
     return total.to(grad.dtype).contiguous(memory_format=format_of(channels_last))
 
 
@@ -111,12 +112,18 @@ def _compose_backward_add(grad_x: Tensor, grad: Tensor, bins: list[int]) -> None
     grad_x += _compose_backward(grad, height, width, bins, is_channels_last(grad_x))
 
 
-def _membership(n: int, k: int, like: Tensor) -> Tensor:
-    """``[n, k]``: 1 / (pixels of bin i) where the pixel belongs to bin i, else 0."""
-    bin_ = torch.arange(k, device=like.device)
-    begin, end = bin_ * n // k, -((-(bin_ + 1) * n) // k)
-    pixel = torch.arange(n, device=like.device).unsqueeze(1)
-    return ((pixel >= begin) & (pixel < end)).to(like.dtype) / (end - begin)
+def exported_pool(x: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Adaptive average pooling to every ``(h, w)`` of ``sizes`` as products, for other runtimes: [B, C, h, w] each."""
+    (heights, rows), (widths, columns) = (
+        (sides, bin_averages(n, sides, x.dtype, x.device))
+        for n, sides in zip(x.shape[2:], zip(*sizes, strict=True), strict=True)
+    )
+    parts = zip(rows.split(heights, dim=1), (x @ columns).split(widths, dim=3), strict=True)
+    return [level_rows.mT @ part for level_rows, part in parts]
+
+
+def _export(x: Tensor, bins: list[int]) -> Tensor:
+    return torch.cat([level.flatten(2) for level in exported_pool(x, [(k, k) for k in bins])], dim=2)
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -141,6 +148,7 @@ POOL = Operator(
     fake=_fake_forward,
     definition=lambda x, bins: reference.pyramid_pool(x, bins),
     composition=lambda x, bins: reference.pyramid_pool(x, bins),
+    exported=_export,
     triton="pyramid_pool:pyramid_pool_forward",
     save=_save_forward,
     gradient=_differentiate,

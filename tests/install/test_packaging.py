@@ -93,6 +93,7 @@ def keep(folder: str, names: list[str]) -> set[str]:
     ("folders", "extras"),
     [
         (("ops", "reference.py", "backend.py", "extension.py", "layout.py"), ()),
+        (("deploy",), ("export",)),
         (("data", "engine", "demo", "files.py", "machine.py"), ("train",)),
     ],
 )

@@ -1,0 +1,9 @@
+"""Models for other runtimes: ONNX, OpenVINO, torch.export. See docs/deploy.md."""
+
+from pspnet_fast.ops.operator import decompositions
+
+from .formats import SUFFIXES, export_files, export_onnx
+from .program import ExportError, Options
+from .verify import Comparison
+
+__all__ = ["SUFFIXES", "Comparison", "ExportError", "Options", "decompositions", "export_files", "export_onnx"]

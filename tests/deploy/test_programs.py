@@ -1,0 +1,143 @@
+"""The reduced program of every kind of PSPNet and of other libraries' models gives their logits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from exported import small_pair
+from torch import Tensor, nn
+
+import pspnet_fast
+from pspnet_fast import PSPNet
+from pspnet_fast.deploy import ExportError, Options
+from pspnet_fast.deploy.program import exportable, reduced_program
+from pspnet_fast.deploy.verify import compare
+
+
+def check(model: nn.Module, **options: Any) -> Counter[str]:
+    """Compare ``model`` and its reduced program; the program's operators."""
+    chosen = Options(labels=False, **{"size": (50, 66), "batch": 2, **options})
+    model = exportable(model)
+    program = reduced_program(model, chosen)
+    run = program.module(check_guards=False)
+    assert max(c.difference for c in compare(lambda x: run(torch.from_numpy(x)), model, chosen, "it", 2e-5)) > 0
+    operators = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    assert not [name for name in operators if not name.startswith(("aten.", "<built-in"))]
+    return operators
+
+
+def pointwise_head(model: PSPNet) -> None:
+    model.cls[0] = nn.Conv2d(1024, 128, 1, bias=True)
+
+
+def level_without_norm(model: PSPNet) -> None:
+    model.ppm.features[1][2] = nn.Identity()
+
+
+def other_pooling(model: PSPNet) -> None:
+    model.ppm.features[2][0] = nn.AdaptiveAvgPool2d((3, 2))
+
+
+def hooked(model: PSPNet) -> None:
+    model.ppm.features[0].register_forward_hook(lambda module, args, output: output * 2)
+
+
+def no_change(model: PSPNet) -> None:
+    pass
+
+
+VARIANTS: dict[str, tuple[dict[str, Any], Callable[[PSPNet], None]]] = {
+    "as it is": ({}, no_change),
+    "zoom 1, bins": ({"zoom_factor": 1, "bins": (2, 5)}, no_change),
+    "zoom 4, one bin": ({"zoom_factor": 4, "bins": (1,)}, no_change),
+    "without pyramid": ({"use_ppm": False}, no_change),
+    "1x1 head": ({}, pointwise_head),
+    "level without norm": ({}, level_without_norm),
+    "other pooling": ({}, other_pooling),
+    "hooked": ({}, hooked),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(name: str) -> None:
+    arguments, change = VARIANTS[name]
+    model = small_pair(**arguments)[0]
+    change(model)
+    operators = check(model.eval())
+    assert operators["aten.batch_norm.default"] == 0
+    assert operators["aten.adaptive_avg_pool2d.default"] <= (name in ("hooked", "other pooling"))  # to 1x1, a mean
+
+
+@pytest.mark.parametrize("arguments", [{"layers": 18, "norm": "group"}, {"backbone": "timm/resnet10t"}])
+def test_backbones_and_norms(arguments: dict[str, Any]) -> None:
+    if "backbone" in arguments:
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    check(PSPNet(classes=3, pretrained=False, **arguments).eval())
+
+
+def test_stock_networks_are_reduced_too() -> None:
+    operators = check(small_pair()[1])
+    assert operators["aten.upsample_bilinear2d.vec"] == 1  # the logits
+    assert operators["aten.batch_norm.default"] == 0
+
+
+LIBRARIES = {
+    "segmentation_models_pytorch-pspnet": 1,  # interpolations that remain
+    "transformers-upernet-convnext": 5,
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_accelerated_models_of_other_libraries(name: str) -> None:
+    pytest.importorskip(name.split("-")[0])
+    from models import build
+
+    model = pspnet_fast.accelerate(build(name).eval())
+    operators = check(model, size=(64, 96))
+    assert operators["aten.upsample_bilinear2d.vec"] == LIBRARIES[name]
+    assert operators["aten.batch_norm.default"] == 0
+
+
+def test_multiples_for_models_that_refuse_other_sizes() -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    from models import build
+
+    model = pspnet_fast.accelerate(build("segmentation_models_pytorch-pspnet").eval())
+    assert check(model, size=None, batch=1, multiple=8)["aten.upsample_bilinear2d.vec"] == 1
+    with pytest.raises(ExportError, match=r"the model cannot run 2 x 50x66 \(Wrong input shape height=50"):
+        check(model, size=(50, 66))
+
+
+class Writing(nn.Module):
+    """Reads what was written after it was made: such results must not be replaced by what they were made from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y[:, :2].relu_()
+        y = self.norm(y)
+        level = nn.functional.adaptive_avg_pool2d(y, 2)
+        up = nn.functional.interpolate(level, x.shape[2:], mode="bilinear")
+        level.neg_()
+        up += 1
+        return self.last(torch.cat([y, up], dim=1))
+
+
+def test_what_is_written_to_is_not_replaced() -> None:
+    torch.manual_seed(0)
+    operators = check(Writing())
+    assert operators["aten.batch_norm.default"] == 1
+    assert operators["aten.upsample_bilinear2d.vec"] == 1
+
+
+def test_outputs_that_are_no_logits_are_refused() -> None:
+    with pytest.raises(ExportError, match="no logits"):
+        check(nn.Flatten())
