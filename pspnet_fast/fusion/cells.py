@@ -18,7 +18,7 @@ from torch import Tensor
 from pspnet_fast.fusion.segments import Segment, same_layout, stock_operators, version
 
 # Cells of maps, so that a write to what they are made of can be noticed in time.
-_LIVE: weakref.WeakValueDictionary[int, Cell] = weakref.WeakValueDictionary()
+LIVE: weakref.WeakValueDictionary[int, Cell] = weakref.WeakValueDictionary()
 
 
 class Cell:
@@ -60,7 +60,7 @@ class Cell:
         for base in self.bases:
             base._dependants.append(weakref.ref(self))
         if not adjoint:
-            _LIVE[id(self)] = self
+            LIVE[id(self)] = self
 
     @property
     def _unchanged(self) -> bool:
@@ -132,7 +132,7 @@ def before_write(tensors: Sequence[Tensor]) -> None:
     if not tensors:
         return
     storages = {t.untyped_storage()._cdata for t in tensors if type(t) in (Tensor, torch.nn.Parameter)}
-    for cell in list(_LIVE.values()):
+    for cell in list(LIVE.values()):
         if any(s.tensor.untyped_storage()._cdata in storages for s in cell.segments):
             cell.materialise()
             cell.segments = []

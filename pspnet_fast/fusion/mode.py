@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pspnet_fast.fusion.cells import before_write
+from pspnet_fast.fusion.cells import LIVE, before_write
 from pspnet_fast.fusion.fused import supported
 from pspnet_fast.fusion.report import FusionReport, Session
 from pspnet_fast.fusion.traced import TracedFuse
@@ -75,16 +75,15 @@ class Fuse(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if _is_compiling() or (func not in _HANDLED and not (kwargs and "out" in kwargs)):
+        if _is_compiling():
             return func(*args, **kwargs) if kwargs else func(*args)
-        kwargs = kwargs or {}
         if func is F.interpolate:
-            result = self._interpolate(args, kwargs)
+            result = self._interpolate(args, kwargs or {})
             if result is not NotImplemented:
                 return result
-        elif writes(func, args, kwargs):
-            before_write([t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, Tensor)])
-        return func(*args, **kwargs)
+        elif _alive and (func in _WRITING or (kwargs and "out" in kwargs)) and writes(func, args, kwargs or {}):
+            before_write([t for t in _flat((args, tuple((kwargs or {}).values()))) if isinstance(t, Tensor)])
+        return func(*args, **kwargs) if kwargs else func(*args)
 
     def _interpolate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not supported():
@@ -102,4 +101,5 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
-_HANDLED = WRITING | INPLACE.keys() | {F.interpolate}
+_WRITING = WRITING | INPLACE.keys()
+_alive = LIVE.data  # type: ignore[attr-defined]  # the dictionary inside, whose truth costs no call
