@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from compiling import Recorder
 from heads import HEADS, Mixed, Plain, Pyramid, data
 from torch import nn
 
@@ -18,30 +19,6 @@ def _fresh():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-class Recorder:
-    """A backend that runs a graph as it is, after the passes of ``options``, and remembers what it called."""
-
-    def __init__(self, options=None):
-        self.targets = []
-        self.passes = list((options or {}).values())
-
-    def __call__(self, graph, inputs):
-        for change in self.passes:
-            change(graph.graph)
-        graph.recompile()
-
-        def names(graph, inputs):
-            self.targets += [str(node.target) for node in graph.graph.nodes]
-            return graph.forward
-
-        from torch._dynamo.backends.common import aot_autograd
-
-        return aot_autograd(fw_compiler=names)(graph, inputs)
-
-    def has(self, name):
-        return any(name in target for target in self.targets)
 
 
 def training_step(model, compiled, x, target):

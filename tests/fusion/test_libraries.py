@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import pspnet_fast
 
 sys.path.insert(0, str(Path(__file__).parent))
+from compiling import Recorder
 from models import EXPECTED, LIBRARIES, MODELS, build, data, require_library_of, training_step
 
 # What must be fused in a training step besides its loss.
@@ -91,3 +92,31 @@ def test_prediction(name):
     torch.testing.assert_close(stock.gather(1, labels.unsqueeze(1)), stock.amax(1, keepdim=True), rtol=1e-4, atol=1e-4)
     fused = {e.operator for report in (block.report, model.fusion_report()) for e in report if e.fused}
     assert ("argmax" in fused) == (name not in NOTHING)
+
+
+# transformers' hooks take a lock, which Dynamo breaks the graph at, accelerated or not.
+COMPILED = {"transformers-segformer": False, "torchvision-lraspp": True}
+
+
+@pytest.mark.parametrize(("name", "fullgraph"), COMPILED.items(), ids=COMPILED)
+def test_compiled_training_step(name, fullgraph):
+    require_library_of(name)
+    x, target = data(torch.float32)
+    model = build(name)
+    other = pspnet_fast.accelerate(copy.deepcopy(model))
+    expected, _ = training_step(name, model, x, target)
+    expected.backward()
+
+    def step(x, target):
+        with pspnet_fast.fuse():
+            return training_step(name, other, x, target)[0]
+
+    torch._dynamo.reset()
+    backend = Recorder(pspnet_fast.compile_options())
+    loss = torch.compile(step, backend=backend, fullgraph=fullgraph)(x, target)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for p, q in zip(other.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
+    assert backend.has("pspnet_fast.upsample_cross_entropy")
+    assert not backend.has("upsample_bilinear2d.vec")
