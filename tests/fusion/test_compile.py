@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from compiling import Recorder
+from graph_backend import Recorder
 from heads import HEADS, Mixed, Plain, Pyramid, data
 from torch import nn
 

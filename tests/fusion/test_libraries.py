@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import pspnet_fast
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compiling import Recorder
+from graph_backend import Recorder
 from models import EXPECTED, LIBRARIES, MODELS, build, data, require_library_of, training_step
 
 # What must be fused in a training step besides its loss.
