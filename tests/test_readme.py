@@ -153,7 +153,8 @@ def snippet_names() -> dict[str, Any]:
     }
 
 
-# Their snippets build on one another and need other libraries: tests/fusion/test_accelerate_page.py and tests/deploy/test_page.py.
+# Their snippets build on one another and need other libraries: tests/fusion/test_accelerate_page.py,
+# tests/deploy/test_page.py.
 RUN_ELSEWHERE = ("docs/accelerate.md", "docs/deploy.md")
 SNIPPETS = {
     f"{name}-{i}": code
