@@ -292,12 +292,12 @@ def upsample_argmax(
 
 
 class AxisTaps(NamedTuple):
-    """One axis of ``n`` positions, each read from two positions of another: ``Σ_k weight[i, k] · x[index[i, k]]``.
+    """One axis of ``n`` positions, each read from two positions of another: ``Σ_k weight[i, k] · x[position[i, k]]``.
 
     A position of weight 0 is not read, so that what is infinite there makes no NaN.
     """
 
-    index: Tensor  # int32 [n, 2]
+    position: Tensor  # int32 [n, 2]
     weight: Tensor  # floating-point [n, 2]
 
 
@@ -331,8 +331,8 @@ def read_taps(x: Tensor, taps: AxisTaps, dim: int) -> Tensor:
     shape = [1, 1, 1, 1]
     shape[dim] = -1
     first, second = (
-        (x.index_select(dim, index) * weight.view(shape)).where(weight.view(shape) != 0, 0)
-        for index, weight in zip(taps.index.unbind(1), taps.weight.to(x.dtype).unbind(1), strict=True)
+        (x.index_select(dim, position) * weight.view(shape)).where(weight.view(shape) != 0, 0)
+        for position, weight in zip(taps.position.unbind(1), taps.weight.to(x.dtype).unbind(1), strict=True)
     )
     return first + second
 

@@ -27,7 +27,7 @@ AxisTable table(
   const int32_t* position = index->const_data_ptr<int32_t>();
   for (int64_t i = 0; i < index->numel(); ++i) {
     TORCH_CHECK_VALUE(
-        position[i] >= 0 && position[i] < size, name, ".index must be in [0, ", size, ") for the upsampled map, not ",
+        position[i] >= 0 && position[i] < size, name, ".position must be in [0, ", size, ") for the upsampled map, not ",
         position[i], " for position ", i / 2);
   }
   return {position, weight->const_data_ptr()};

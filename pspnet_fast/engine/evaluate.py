@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from pspnet_fast.data import DatasetInfo
 from pspnet_fast.data.processes import start_loader_process
+from pspnet_fast.nn import PSPNet
 
 from .config import Amp, EvalConfig
 from .distributed import World
@@ -35,7 +36,7 @@ def evaluate(
     """Predict every image at its full size and count.
 
     Args:
-        model: a PSPNet on its device; its training mode is restored afterwards.
+        model: a PSPNet on its device; left as it is, training mode included.
         dataset: pairs of a normalised image float [3, H, W] and a label [H, W] of integers, such as a
             ``SegmentationDataset`` with the transform :func:`pspnet_fast.data.eval_transform`.
         info: the classes; ``dataset.info`` by default.
@@ -43,6 +44,8 @@ def evaluate(
     """
     device = next(model.parameters()).device
     world = world or World(device)
+    if isinstance(model, PSPNet):
+        model = model.optimize_for_inference()
     loader = eval_loader(dataset, options, workers=workers, world=world)
     return evaluate_loader(model, loader, info or dataset.info, options, amp=amp, world=world)  # type: ignore[attr-defined]
 

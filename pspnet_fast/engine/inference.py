@@ -159,9 +159,9 @@ class _Scale:
     def add(self, total: Tensor | None, start: int, stop: int, weight: float) -> Tensor:
         """Adds to ``total``, rows ``start`` to ``stop`` of the output, which is made where it is None."""
         rows = self._taps(0, start, stop)
-        last = int(rows.index.max())
+        last = int(rows.position.max())
         end = stop >= self.output[0]
-        needed = self.padded[0] if end else int(self._taps(0, stop, stop + 1).index.min())  # by the rows below
+        needed = self.padded[0] if end else int(self._taps(0, stop, stop + 1).position.min())  # by the rows below
         earlier, self.bands = self.bands, []
         while earlier or (self.waiting and self.waiting[-1] <= last):
             band = earlier.pop(0) if earlier else self._run_band(self.waiting.pop())
@@ -188,7 +188,7 @@ class _Scale:
                 (axis.first, AxisTaps(*(table.to(total.device) for table in axis.taps)))
                 for axis in (vertical, horizontal)
             )
-            window = total[:, :, y : y + len(own_rows.index), x : x + len(columns.index)]
+            window = total[:, :, y : y + len(own_rows.position), x : x + len(columns.position)]
             upsample_softmax_add(window, logits, self.crop, flip=flip, weight=weight, rows=own_rows, columns=columns)
 
     def _taps(self, dim: int, start: int, stop: int) -> AxisTaps:
@@ -230,7 +230,7 @@ def _half_pixel_taps(start: int, stop: int, n: int, output: int) -> tuple[Tensor
 
 def _of_window(taps: AxisTaps, start: int, crop: int) -> _Axis | None:
     """The part of ``taps`` that reads the window at ``start``; None where nothing does."""
-    index = taps.index - start
+    index = taps.position - start
     weight = taps.weight * ((index >= 0) & (index < crop))
     read = weight.any(1).nonzero().flatten()
     if not len(read):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +108,7 @@ def predict_paths(
     folder = OutputFolder(expand(out), overwrite=overwrite)
     jobs = _plan(paths, folder, world)
     reading = reading or read_options(trained.config.data)
+    trained = replace(trained, model=trained.model.optimize_for_inference())
     written: dict[int, Written] = {}
     problems: dict[int, str] = {}
 

@@ -39,7 +39,7 @@ def upsample_softmax_add(
         weight: of what is added.
         rows: which two rows of the upsampled (and mirrored) map each row of ``total`` is read from, and their weights:
             for a resized, cropped or averaged map. Row ``i`` from row ``i`` where None; then H is ``height``.
-            An index outside the map is an error on a CPU; on a GPU, where nothing may wait for it, the nearest row is
+            A position outside the map is an error on a CPU; on a GPU, where nothing may wait for it, the nearest row is
             read.
         columns: the same along W.
 
@@ -47,7 +47,7 @@ def upsample_softmax_add(
         ``total``.
 
     Raises:
-        ValueError, TypeError: a bad shape, size, dtype, device or index.
+        ValueError, TypeError: a bad shape, size, dtype, device or position.
         RuntimeError: ``total`` or ``logits`` need a gradient; there is none.
 
     The same bits in every run and for every number of threads.
@@ -91,12 +91,12 @@ def _checked(name: str, taps: AxisTaps, total: Tensor, dim: int) -> list[Tensor]
         if table.shape != (total.shape[dim], 2):
             raise ValueError(f"{name}.{field} must be [{total.shape[dim]}, 2] for total, not {list(table.shape)}")
         same_device(f"{name}.{field}", table, "total", total)
-    if taps.index.is_floating_point() or not taps.weight.is_floating_point():
+    if taps.position.is_floating_point() or not taps.weight.is_floating_point():
         raise TypeError(
-            f"{name} must be AxisTaps of integers and floating-point weights, not of {taps.index.dtype} and "
+            f"{name} must be AxisTaps of integers and floating-point weights, not of {taps.position.dtype} and "
             f"{taps.weight.dtype}"
         )
-    return [taps.index.to(torch.int32).contiguous(), taps.weight.to(total.dtype).contiguous()]
+    return [taps.position.to(torch.int32).contiguous(), taps.weight.to(total.dtype).contiguous()]
 
 
 def _define(

@@ -46,7 +46,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, NormStatistics):
         return NormStatistics(*(t.to(dtype) for t in value[:4]), value.eps)
     if isinstance(value, AxisTaps):
-        return AxisTaps(value.index, value.weight.to(dtype))
+        return AxisTaps(value.position, value.weight.to(dtype))
     if isinstance(value, list):
         return [_cast(v, dtype) for v in value]
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

