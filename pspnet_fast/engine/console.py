@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .config_io import config_from_dict, load_config, parse_override
 from .distributed import pick_device
 from .errors import ConfigError, UserError, is_out_of_memory
-from .inference import autocast
+from .inference import autocast, cpu_multiplies_bfloat16
 from .models import TrainedModel, load_trained
 from .sampling import loader_errors, worker_message
 
@@ -122,7 +122,13 @@ def load_for_inference(
     else:
         trained = load_trained(checkpoint)
         options = config_from_dict(trained.config.to_dict(), changes)
-    autocast(pick_device(options.run.device), options.run.amp)  # refuses what the device cannot do
+    device = pick_device(options.run.device)
+    autocast(device, options.run.amp)  # refuses what the device cannot do
+    if device.type == "cpu" and options.run.amp == "bf16" and not cpu_multiplies_bfloat16():
+        problem = "this CPU has neither AMX nor AVX512-BF16, so that run.amp=bf16 is slower than none"
+        if any(parse_override(change)[0] == "run.amp" for change in changes):
+            raise ConfigError(f"{problem}; leave --amp out, or say --amp none")
+        warn(f"{problem}, which --amp none asks for")
     return trained, options
 
 

@@ -10,6 +10,7 @@ rows that it has left are finished: that map, too, is a strip of the window's he
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -41,6 +42,13 @@ def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[object]:
     if amp == "fp16" and device.type == "cpu":
         raise ConfigError("run.amp = fp16 needs a GPU; on a CPU use run.amp=bf16 or none")
     return torch.autocast(device.type, dtype=torch.bfloat16 if amp == "bf16" else torch.float16)
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16; other architectures than x86 are not asked."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def predict_labels(model: nn.Module, images: Tensor, options: EvalConfig) -> Tensor:

@@ -56,7 +56,8 @@ class OptimizedPSPNet(PSPNet):
     def train(self, mode: bool = True) -> OptimizedPSPNet:
         if mode:
             raise RuntimeError("this PSPNet is optimized for inference; train the one that it was made from")
-        return super().train(False)
+        super().train(False)
+        return self
 
     def state_dict(self, *arguments: Any, **options: Any) -> NoReturn:
         raise RuntimeError("this PSPNet is optimized for inference, and no checkpoint; save the one it was made from")

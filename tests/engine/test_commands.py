@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 import pspnet_fast
 from pspnet_fast.data import DATASETS
-from pspnet_fast.engine import checkpoint, commands, load_trained, watch
+from pspnet_fast.engine import checkpoint, commands, console, load_trained, watch
 from pspnet_fast.engine.commands import app
 
 TINY = (
@@ -72,6 +73,23 @@ def test_evaluate_options(run: Path, tmp_path: Path) -> None:
     call("evaluate", run / "best.pt", "eval.batch_size=2", "--json", record, "--split", "train",
          "--backend", "reference", "--scales", "0.5,1", "--flip", "--crop", 49, "--amp", "none")  # fmt: skip
     assert 7 * 64 * 96 < np.sum(json.loads(record.read_text())["confusion"]) <= 8 * 64 * 96
+
+
+def test_bfloat16_on_a_cpu_without_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for, it is an error; taken from the training, a warning."""
+    monkeypatch.setattr(console, "cpu_multiplies_bfloat16", lambda: False)
+    words = "neither AMX nor AVX512-BF16"
+    assert words in call("evaluate", run / "best.pt", "--device", "cpu", "--amp", "bf16", code=2).output
+    assert words not in call("evaluate", run / "best.pt", "--device", "cpu", "--amp", "none").output
+    changes = ["run.device=cpu"]
+    trained = console.load_trained(run / "best.pt")
+    config = dataclasses.replace(trained.config, run=dataclasses.replace(trained.config.run, amp="bf16"))
+    monkeypatch.setattr(console, "load_trained", lambda _: dataclasses.replace(trained, config=config))
+    shown: list[str] = []
+    monkeypatch.setattr(console, "warn", shown.append)
+    console.load_for_inference(run / "best.pt", None, changes)
+    assert len(shown) == 1
+    assert words in shown[0]
 
 
 def test_evaluate_a_foreign_checkpoint(run: Path, scenes: Path, tmp_path: Path) -> None:
