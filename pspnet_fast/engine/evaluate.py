@@ -36,7 +36,7 @@ def evaluate(
     """Predict every image at its full size and count.
 
     Args:
-        model: a PSPNet on its device; left as it is, training mode included.
+        model: a PSPNet on its device; its training mode is restored afterwards.
         dataset: pairs of a normalised image float [3, H, W] and a label [H, W] of integers, such as a
             ``SegmentationDataset`` with the transform :func:`pspnet_fast.data.eval_transform`.
         info: the classes; ``dataset.info`` by default.
@@ -44,8 +44,6 @@ def evaluate(
     """
     device = next(model.parameters()).device
     world = world or World(device)
-    if isinstance(model, PSPNet):
-        model = model.optimize_for_inference()
     loader = eval_loader(dataset, options, workers=workers, world=world)
     return evaluate_loader(model, loader, info or dataset.info, options, amp=amp, world=world)  # type: ignore[attr-defined]
 
@@ -73,6 +71,7 @@ def evaluate_loader(
     matrix = ConfusionMatrix(info.num_classes, world.device, info.ignore_index)
     was_training = model.training
     model.eval()
+    network = model.optimize_for_inference() if isinstance(model, PSPNet) else model
     try:
         total = world.size * len(loader.dataset)  # type: ignore[arg-type]  # the ranks advance alike
         batches = watched(loader, "evaluate", total, count=lambda batch: world.size * len(batch), enabled=world.is_main)
@@ -80,7 +79,7 @@ def evaluate_loader(
             images = images.to(world.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             labels = labels.to(world.device, non_blocking=True)
             with autocast(world.device, amp):
-                prediction = predict_labels(model, images, options)
+                prediction = predict_labels(network, images, options)
             matrix.update(prediction, labels)
     finally:
         model.train(was_training)

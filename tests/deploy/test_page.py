@@ -28,10 +28,11 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pspnet_fast, "PSPNet", lambda **_: small_pair()[0])  # a network that is exported in no time
     names: dict[str, Any] = {}
     run = [block for block in BLOCKS if block != SCRIPT and "aoti" not in block]
-    assert len(run) == 3
+    assert len(run) == 4
     for block in run:
         exec(compile(block, "deploy.md", "exec"), names)
     assert names["labels"].shape == (1, 130, 190)
+    assert names["predicted"].shape == (2, 97, 129)
     assert not any("pspnet_fast" in str(node.target) for node in names["standard"].graph.nodes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -81,13 +80,10 @@ def test_bfloat16_on_a_cpu_without_it(run: Path, monkeypatch: pytest.MonkeyPatch
     words = "neither AMX nor AVX512-BF16"
     assert words in call("evaluate", run / "best.pt", "--device", "cpu", "--amp", "bf16", code=2).output
     assert words not in call("evaluate", run / "best.pt", "--device", "cpu", "--amp", "none").output
-    changes = ["run.device=cpu"]
-    trained = console.load_trained(run / "best.pt")
-    config = dataclasses.replace(trained.config, run=dataclasses.replace(trained.config.run, amp="bf16"))
-    monkeypatch.setattr(console, "load_trained", lambda _: dataclasses.replace(trained, config=config))
     shown: list[str] = []
     monkeypatch.setattr(console, "warn", shown.append)
-    console.load_for_inference(run / "best.pt", None, changes)
+    _, options = console.load_for_inference(run / "best.pt", None, ["run.device=cpu"])
+    assert options.run.amp == "bf16"
     assert len(shown) == 1
     assert words in shown[0]
 
