@@ -36,7 +36,7 @@ class FuseLosses(CustomGraphPass):
                 graph.erase_node(node)  # the map is dropped later; FX's own removal of dead code drops in-place methods
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, inspect.getfile(fused_loss), inspect.getfile(writes)))
 
 
 def _arguments(node: fx.Node) -> tuple[Any, ...] | None:
