@@ -253,13 +253,13 @@ def _resized(rows: Rows, size: tuple[int, int], new_size: tuple[int, int]) -> Ro
         return rows
 
     def resized(start: int, stop: int) -> Tensor:
-        upper, share = _half_pixel_taps(start, stop, size[0], new_size[0])
-        first, last = int(upper[0]), min(int(upper[-1]) + 1, size[0] - 1)
+        top, share = _half_pixel_taps(start, stop, size[0], new_size[0])
+        first, last = int(top[0]), min(int(top[-1]) + 1, size[0] - 1)
         source = rows(first, last + 1)
         weight = share.to(source.device, source.dtype)[:, None]
-        upper = (upper - first).to(source.device)
-        lower = (upper + 1).clamp(max=last - first)
-        between = torch.lerp(source[:, :, upper], source[:, :, lower], weight)
+        top = (top - first).to(source.device)
+        bottom = (top + 1).clamp(max=last - first)
+        between = torch.lerp(source[:, :, top], source[:, :, bottom], weight)
         return F.interpolate(between, size=(stop - start, new_size[1]), mode="bilinear", align_corners=False)
 
     return resized

@@ -107,11 +107,11 @@ def dice_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Ten
         torch.linspace(0, low - 1, high, device=target.device, dtype=torch.float64).round().long()
         for low, high in ((height, target.shape[1]), (width, target.shape[2]))
     )
-    cells = rows[:, None] * width + columns
+    nodes = rows[:, None] * width + columns
     valid = target.long() != ignore_index
-    # Pixels of each class and cell, counted in float32: sums of ones are exact in any order up to 2^24.
+    # Pixels of each class and node, counted in float32: sums of ones are exact in any order up to 2^24.
     counts = torch.zeros(batch, classes * height * width, device=logits.device)
-    places = target.long().where(valid, 0) * (height * width) + cells
+    places = target.long().where(valid, 0) * (height * width) + nodes
     counts.scatter_add_(1, places.flatten(1), valid.flatten(1).float())
     counts = counts.view(batch, classes, height, width)
 

@@ -130,7 +130,9 @@ def _fuse(
         # What is added must be there when the convolution runs.
         if isinstance(added, fx.Node) and order[added] < order[node] and not user.kwargs:
             other, last = added, user
-            in_place = added.op != "placeholder" and all(order[u] <= order[user] for u in added.users)
+            # Other modules may hand on what they were given: the caller's input, or a map that is read again.
+            new_memory = isinstance(modules.get(str(added.target)), FusedConv2d)
+            in_place = new_memory and all(order[u] <= order[user] for u in added.users)
     relu = _following(last, modules, nn.ReLU)
     last = last if relu is None else relu
 

@@ -94,18 +94,21 @@ def test_it_neither_trains_nor_saves() -> None:
 class Residual(nn.Module):
     """What is added is read again later, or is the input: it must not be overwritten."""
 
-    def __init__(self) -> None:
+    def __init__(self, shortcut: nn.Module) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1)
+        self.first, self.second, self.shortcut = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1), shortcut
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = torch.relu(self.first(x) + x)
-        return torch.relu(self.second(y) + y), y
+        same = self.shortcut(x)
+        y = torch.relu(self.first(x) + same)
+        same = self.shortcut(y)
+        return torch.relu(self.second(y) + same), y
 
 
-def test_what_is_read_again_is_not_overwritten() -> None:
+@pytest.mark.parametrize("shortcut", [nn.Identity(), nn.Dropout(0.5), nn.Flatten(3)], ids=lambda m: type(m).__name__)
+def test_what_is_read_again_is_not_overwritten(shortcut: nn.Module) -> None:
     torch.manual_seed(0)
-    module, x = Residual().eval(), torch.randn(1, 3, 5, 6)
+    module, x = Residual(shortcut).eval(), torch.randn(1, 3, 5, 6)
     given = x.clone()
     with torch.no_grad():
         torch.testing.assert_close(fuse_convolutions(module)(x), module(x))
