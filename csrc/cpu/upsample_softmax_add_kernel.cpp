@@ -22,9 +22,9 @@ struct SoftmaxRows {
   int64_t nowhere, slots;  // slot k · padded + q is the k-th column of cell q; slot `nowhere` holds 0
   int64_t next;                // from a column's left node to its right one: 0 at equal sizes, else 1 (see bilinear_taps)
   int64_t image = -1;
-  int32_t staged[2] = {kNone, kNone};  // the cell rows whose upper nodes are in `nodes`
+  int32_t staged[2] = {kNone, kNone};  // the cell rows whose top nodes are in `nodes`
   int32_t held[2] = {kNone, kNone};    // the upsampled rows in `exponentials`
-  Real* nodes[2];         // [C, padded] rows of nodes above and below
+  Real* nodes[2];         // [C, padded] top and bottom rows of nodes
   Real* row;              // [C, padded] nodes interpolated to one upsampled row
   Real* first;            // [padded] fraction of each cell's first column
   Real* exponentials[2];  // [C, slots] of an upsampled row
@@ -81,9 +81,9 @@ struct SoftmaxRows {
     const int i = keep == 0 ? 1 : 0;
     const int64_t r = p.cell_of_row[u];
     stage(r), stage(r + 1);
-    const Real *above = nodes[r & 1], *below = p.rows.nodes == p.out_height ? above : nodes[(r & 1) ^ 1];
+    const Real *top = nodes[r & 1], *bottom = p.rows.nodes == p.out_height ? top : nodes[(r & 1) ^ 1];
     const Real s = static_cast<Real>(fraction_in(p.rows, r, u - p.rows.begin[r]));
-    for (int64_t j = 0; j < map; j += kLanes<Real>) put(row + j, (1 - s) * get(above + j) + s * get(below + j));
+    for (int64_t j = 0; j < map; j += kLanes<Real>) put(row + j, (1 - s) * get(top + j) + s * get(bottom + j));
     for (int64_t q = 0; q < p.columns.cells; q += kLanes<Real>) {
       int64_t k = 0;
       for (; k + kMaxUnroll <= p.columns.most; k += kMaxUnroll) exponentiate<kMaxUnroll>(i, q, k);

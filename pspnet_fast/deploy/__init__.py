@@ -2,8 +2,17 @@
 
 from pspnet_fast.ops.operator import decompositions
 
-from .formats import SUFFIXES, export_files, export_onnx
+from .formats import OPSET, SUFFIXES, export_files, export_onnx
 from .program import ExportError, Options
 from .verify import Comparison
 
-__all__ = ["SUFFIXES", "Comparison", "ExportError", "Options", "decompositions", "export_files", "export_onnx"]
+__all__ = [
+    "OPSET",
+    "SUFFIXES",
+    "Comparison",
+    "ExportError",
+    "Options",
+    "decompositions",
+    "export_files",
+    "export_onnx",
+]

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from pspnet_fast.data import DATASETS
-from pspnet_fast.deploy import SUFFIXES, ExportError, Options, export_files
+from pspnet_fast.deploy import OPSET, SUFFIXES, ExportError, Options, export_files
 
 from .console import Checkpoint, Foreign, load_for_inference, say
+from .datasets import dataset_info
 from .errors import ConfigError, InferenceError
 from .models import load_trained
 from .outputs import OutputFolder
@@ -38,7 +38,7 @@ def export(
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Take decoded images (uint8 [N, H, W, 3], RGB) and normalise inside.")
     ] = False,
-    opset: Annotated[int, typer.Option(help="Version of ONNX's operators.", min=18)] = 18,
+    opset: Annotated[int, typer.Option(help="Version of ONNX's operators.", min=OPSET)] = OPSET,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that export did not write; never the checkpoint.")
     ] = False,
@@ -47,8 +47,7 @@ def export(
     """Write ONNX, OpenVINO or torch.export files, after running them beside the network."""
     trained, changed = load_for_inference(checkpoint, config, [])
     if trained is None:
-        info = DATASETS[changed.data.name].info if changed.data.name in DATASETS else None
-        trained = load_trained(checkpoint, config=changed, info=info)
+        trained = load_trained(checkpoint, config=changed, info=dataset_info(changed.data))
     options = Options(
         size=_size(size),
         batch=batch,

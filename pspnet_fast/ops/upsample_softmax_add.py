@@ -107,13 +107,12 @@ def _define(
     align_corners: bool,
     flip: bool,
     weight: float,
-    row_index: Tensor | None,
-    row_weight: Tensor | None,
-    column_index: Tensor | None,
-    column_weight: Tensor | None,
+    *tables: Tensor | None,
 ) -> None:
-    rows = None if row_index is None or row_weight is None else AxisTaps(row_index, row_weight)
-    columns = None if column_index is None or column_weight is None else AxisTaps(column_index, column_weight)
+    rows, columns = (
+        None if position is None or share is None else AxisTaps(position, share)
+        for position, share in (tables[:2], tables[2:])
+    )
     reference.upsample_softmax_add(
         total,
         logits,
