@@ -26,10 +26,10 @@ inline at::Tensor composed_concat(
   if (x_first) parts.push_back(x);
   int64_t first = 0;
   for (size_t i = 0; i < sizes.size(); i += 2) {
-    const int64_t cells = sizes[i] * sizes[i + 1];
-    const at::Tensor level = levels.narrow(2, first, cells).unflatten(2, sizes.slice(i, 2));
+    const int64_t bins = sizes[i] * sizes[i + 1];
+    const at::Tensor level = levels.narrow(2, first, bins).unflatten(2, sizes.slice(i, 2));
     parts.push_back(at::upsample_bilinear2d(level, x.sizes().slice(2), align_corners));
-    first += cells;
+    first += bins;
   }
   if (!x_first) parts.push_back(x);
   return at::cat(parts, 1).contiguous(format_of(x));
