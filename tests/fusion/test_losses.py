@@ -66,7 +66,7 @@ def test_forms(form):
     assert_same(use)
 
 
-@pytest.mark.parametrize("name", FORMS.keys() - {"hard examples"})
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "hard examples"])
 def test_forms_that_need_no_map(name):
     low, target = low_and_target()
     up = deferred(low)
