@@ -106,9 +106,8 @@ class DataConfig(Section):
 
     @property
     def validates(self) -> bool:
-        """Whether there are validation images."""
-        without = {"list": self.val_list is None, "folder": "{split}" not in self.image_folder}
-        return self.val_split is not None and (self.val_fraction > 0 or not without.get(self.name, False))
+        """Whether a run validates."""
+        return self.val_split is not None
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

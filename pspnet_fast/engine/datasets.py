@@ -135,7 +135,8 @@ def _check_keys(data: DataConfig, key: str, list_file: str | None) -> None:
     for name, owners in {key: ("list",), "classes": OWN, **_OWNERS}.items():
         value = list_file if name == key else getattr(data, name)
         if data.name in owners and value is None and name in (key, "classes"):
-            raise ConfigError(f"data.{name} is not set: data.name={data.name} needs data.{name}")
+            instead = ", data.val_fraction, or data.val_split=null for no validation" if name == "val_list" else ""
+            raise ConfigError(f"data.{name} is not set: data.name={data.name} needs data.{name}{instead}")
         if data.name not in owners and value != getattr(defaults, name):
             raise ConfigError(
                 f"data.{name} = {value} is for data.name={' or '.join(owners)}, not for {data.name}: remove one of them"

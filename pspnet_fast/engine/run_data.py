@@ -77,6 +77,11 @@ class RunData:
     def of_configuration(cls, config: TrainConfig, folder: Path, world: World) -> RunData:
         """Open and check both splits; an automatic one stays as ``folder`` holds it, and is written there else."""
         data, held_out = config.data, world.agree(read_split(folder))
+        if data.name == "folder" and data.validates and not data.val_fraction and "{split}" not in data.image_folder:
+            raise ConfigError(
+                f"data.image_folder = {data.image_folder} has no {{split}}, so that every image is trained on: set "
+                "data.val_fraction, 0.2 for instance, or data.val_split=null for no validation"
+            )
         train = open_split(data, data.train_split, training=True, held_out=held_out)
         val = open_split(data, data.val_split, held_out=held_out) if data.validates else None
         splits = [train] if val is None else [train, val]

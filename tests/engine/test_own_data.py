@@ -75,7 +75,9 @@ def test_the_split_stays_when_pictures_are_added(make_config: MakeConfig, own_pi
 
 def test_without_validation(make_config: MakeConfig, own_pictures: Path) -> None:
     options = {"classes": COLORS, "labels": "colors", "unknown_labels": "ignore", "allow_absent_classes": True}
-    result = train(own(make_config, own_pictures / "colors", **options))
+    with pytest.raises(ConfigError, match=r"image_folder = \S+ has no \{split\}.*data\.val_split=null"):
+        train(own(make_config, own_pictures / "colors", **options))
+    result = train(own(make_config, own_pictures / "colors", **options, val_split=None))
     assert result.metrics is None
     assert not (result.folder / "best.pt").exists()
     assert rows(result.folder / "metrics.csv") == []

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pspnet_fast import pyramid_conv, reference
 from pspnet_fast.ops.operator import overload
+from pspnet_fast.ops.ownership import holders_of_owned
 from pspnet_fast.ops.pyramid_pool import _compose_backward_add, pyramid_pool_through
 
 OPERATOR = "pyramid_pool"
@@ -285,6 +286,22 @@ def test_a_gradient_of_two_tensors_does_not_change(backend: Backend) -> None:
     deliver(x + other, pooled, upstream, grad).backward()
     torch.testing.assert_close(other.grad, upstream, rtol=0, atol=0)
     check_sum(leaf.grad, upstream, leaf, grad, PSPNET)
+
+
+def test_holders_are_counted_alike_where_compiled_code_calls() -> None:
+    """Dynamo compiles frames that compiled code calls, and their references are others."""
+    holders_of_owned.cache_clear()
+    plain = holders_of_owned()
+    found = []
+
+    def called(x: Tensor) -> Tensor:
+        holders_of_owned.cache_clear()
+        torch._dynamo.graph_break()
+        found.append(holders_of_owned())
+        return x
+
+    torch.compile(called, backend="eager")(torch.ones(1))
+    assert found == [plain]
 
 
 def test_one_of_the_two_results(backend: Backend) -> None:

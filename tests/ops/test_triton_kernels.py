@@ -43,8 +43,8 @@ KERNELS = {
         "weight_bwd_kernel",
         "levels_bwd_kernel",
     ),
-    "cross_entropy_forward": ("cross_entropy_fwd_kernel",),
-    "cross_entropy_backward": ("cross_entropy_bwd_kernel",),
+    "cross_entropy_fwd": ("cross_entropy_fwd_kernel",),
+    "cross_entropy_bwd": ("cross_entropy_bwd_kernel",),
     "upsample_argmax": ("upsample_argmax_kernel",),
     "upsample_softmax_add": ("upsample_softmax_add_kernel",),
 }
