@@ -81,7 +81,12 @@ function(pspnet_fast_add_cuda target)
   set_target_properties(
     ${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY Shared)
   target_compile_definitions(${target} PRIVATE PSPNET_FAST_WITH_CUDA)
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
+  # The machine code of every architecture is large, and compresses well.
+  set(compress --compress-mode=size)
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
+    set(compress -Xfatbin=-compress-all)
+  endif()
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${compress}>)
   target_include_directories(${target} SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   target_link_libraries(${target} PRIVATE c10_cuda)
 endfunction()

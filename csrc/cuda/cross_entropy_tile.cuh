@@ -6,6 +6,7 @@
 
 #include "cross_entropy.h"
 #include "cross_entropy_math.cuh"
+#include "elements.cuh"
 
 namespace pspnet_fast::cuda {
 
@@ -115,12 +116,15 @@ __device__ __forceinline__ void stage_from(
   const int64_t stride_c = memory.head.logits.stride_c;
   const int c_of_lane = lane.chunk_class();
   if (stride_c == 1) {
-#pragma unroll 3
-    for (int slot = first_row * kRowNodes + lane.node(); slot < kSlots; slot += 32 / kChunk) {
-      if (c_of_lane >= count) break;
-      const Real logit = load_as<Real>(image + memory.offset[slot] + c_of_lane);
-      memory.nodes[c_of_lane][slot] = fma(logit, scale, -memory.shift[slot]);
-    }
+    constexpr int kStep = 32 / kChunk;
+    const int first = first_row * kRowNodes + lane.node();
+    in_batches<8>(
+        c_of_lane < count ? (kSlots - first + kStep - 1) / kStep : 0,
+        [&](int i) { return image[memory.offset[first + i * kStep] + c_of_lane]; },
+        [&](int i, T logit) {
+          const int slot = first + i * kStep;
+          memory.nodes[c_of_lane][slot] = fma(load_as<Real>(&logit), scale, -memory.shift[slot]);
+        });
     return;
   }
 #pragma unroll 1
@@ -128,8 +132,13 @@ __device__ __forceinline__ void stage_from(
     const int slot = row * kRowNodes + lane.cell();  // nodes 0 to 31
     const T* from = image + memory.offset[slot];
     Real logits[kChunk];
+    if (count == kChunk) {  // loads without conditions are under way together
 #pragma unroll
-    for (int c = 0; c < kChunk; ++c, from += stride_c) logits[c] = c < count ? load_as<Real>(from) : Real(0);
+      for (int c = 0; c < kChunk; ++c, from += stride_c) logits[c] = load_as<Real>(from);
+    } else {
+#pragma unroll
+      for (int c = 0; c < kChunk; ++c, from += stride_c) logits[c] = c < count ? load_as<Real>(from) : Real(0);
+    }
     const Real shift = memory.shift[slot];
 #pragma unroll
     for (int c = 0; c < kChunk; ++c) memory.nodes[c][slot] = fma(logits[c], scale, -shift);

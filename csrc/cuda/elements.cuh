@@ -38,6 +38,21 @@ struct alignas(sizeof(T) * VEC) Pack {
 
 inline bool is_aligned(const void* data, size_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
 
+// Calls `use(i, load(i))` for i from `done` to `count` in turn. Batches of loads are under way before the first is used,
+// smaller ones for the rest: in a loop that may end after any load, a compiler waits for each.
+template <int BATCH, typename Load, typename Use>
+__device__ __forceinline__ void in_batches(int count, Load load, Use use, int done = 0) {
+#pragma unroll 1
+  for (; done + BATCH <= count; done += BATCH) {
+    decltype(load(0)) values[BATCH];
+#pragma unroll
+    for (int i = 0; i < BATCH; ++i) values[i] = load(done + i);
+#pragma unroll
+    for (int i = 0; i < BATCH; ++i) use(done + i, values[i]);
+  }
+  if constexpr (BATCH > 1) in_batches<BATCH / 2>(count, load, use, done);
+}
+
 // Calls `function` with a zero of the type.
 template <typename Function>
 void with_element(ElementType type, Function&& function) {

@@ -3,12 +3,15 @@
 // x is read once, its gradient written once, and no atomics are used, so the bits are the same every run.
 #pragma once
 
+#include <type_traits>
+
 #include "elements.cuh"
 #include "pyramid_pool.h"
 
 namespace pspnet_fast::cuda {
 
 constexpr int kPoolThreads = 256;
+constexpr int kForwardBlocks = 4;  // of a multiprocessor at least: registers for loads under way
 
 // The level that a packed bin belongs to, and the bin's entries in the tables of rows and columns.
 struct Bin {
@@ -45,6 +48,40 @@ __device__ __forceinline__ void for_bins_of_atom(const PoolTables& t, int r, int
     }
     entry += k;
   }
+}
+
+// Adds `count` packs, `stride` apart, to `sums`, one after the other.
+template <int UNDER_WAY, typename T, int VEC>
+__device__ __forceinline__ void add_packs(
+    const Pack<T, VEC>* from, int64_t stride, int count, Acc<T> (&sums)[VEC]) {
+  in_batches<UNDER_WAY>(
+      count, [&](int i) { return from[i * stride]; },
+      [&](int, const Pack<T, VEC>& pack) {
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) sums[j] += load(pack.v[j]);
+      });
+}
+
+// Writes VEC sums, 16 bytes at once. `to` is aligned as far as VEC of them are, up to that.
+template <typename Real, int VEC>
+__device__ __forceinline__ void write_sums(Real* to, const Real (&sums)[VEC]) {
+  constexpr int kVec = VEC * sizeof(Real) > 16 ? 16 / static_cast<int>(sizeof(Real)) : VEC;
+#pragma unroll
+  for (int i = 0; i < VEC; i += kVec) {
+    Pack<Real, kVec> pack;
+#pragma unroll
+    for (int j = 0; j < kVec; ++j) pack.v[j] = sums[i + j];
+    *reinterpret_cast<Pack<Real, kVec>*>(to + i) = pack;
+  }
+}
+
+// Calls `visit(VEC)`, a constant: the most neighbours, of at most 16 bytes, that divide a line of the map at `data`.
+template <typename T, int VEC = 16 / sizeof(T), typename Visit>
+void with_vector(int64_t line, const void* data, Visit visit) {
+  if constexpr (VEC > 1) {
+    if (line % VEC != 0 || !is_aligned(data, VEC * sizeof(T))) return with_vector<T, VEC / 2>(line, data, visit);
+  }
+  visit(std::integral_constant<int, VEC>{});
 }
 
 // Writes `count` packs that lie `stride` apart, or adds to what is there; `value(i, sums)` gives the i-th. Additions are

@@ -9,12 +9,13 @@ namespace {
 
 constexpr int kThreads = kPoolThreads;
 constexpr int kSharedBytes = 40 * 1024;  // under the 48 KiB that need no opt-in
+constexpr int kUnderWay = 8;             // loads of a thread
 
 // Shared: lines [row_intervals, tile], atoms [row_intervals, column_intervals].
-// 1. A thread sums one column over the rows of one interval; neighbouring threads read neighbouring columns.
+// 1. A thread sums VEC columns over the rows of one interval; neighbouring threads read neighbouring columns.
 // 2. Columns are summed to atoms. 3. Atoms are summed to bins.
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
+template <typename T, int VEC>
+__global__ void __launch_bounds__(kThreads, kForwardBlocks)
     pyramid_pool_fwd_nchw_kernel(const __grid_constant__ PoolTables t, const T* x, T* out, int tile) {
   Acc<T>* lines = dynamic_shared<Acc<T>>();
   Acc<T>* atoms = lines + t.row_intervals * tile;
@@ -25,14 +26,13 @@ __global__ void __launch_bounds__(kThreads)
   for (int a = threadIdx.x; a < atom_count; a += kThreads) atoms[a] = 0;
   for (int start = 0; start < t.width; start += tile) {
     const int columns = min(tile, t.width - start);
-    for (int i = threadIdx.x; i < t.row_intervals * columns; i += kThreads) {
-      const int r = i / columns, w = i % columns;
-      Acc<T> sum = 0;
-#pragma unroll 4
-      for (int h = t.row_edge[r]; h < t.row_edge[r + 1]; ++h) {
-        sum += load(input[static_cast<int64_t>(h) * t.width + start + w]);
-      }
-      lines[r * tile + w] = sum;
+    const int packs = columns / VEC;  // VEC divides the width and the tile
+    for (int i = threadIdx.x; i < t.row_intervals * packs; i += kThreads) {
+      const int r = i / packs, w = i % packs * VEC, first = t.row_edge[r], rows = t.row_edge[r + 1] - first;
+      const T* column = input + static_cast<int64_t>(first) * t.width + start + w;
+      Acc<T> sums[VEC] = {};
+      add_packs<kUnderWay>(reinterpret_cast<const Pack<T, VEC>*>(column), t.width / VEC, rows, sums);
+      write_sums(lines + r * tile + w, sums);
     }
     __syncthreads();
     for (int a = threadIdx.x; a < atom_count; a += kThreads) {
@@ -100,23 +100,25 @@ template <typename T>
 void forward(const PoolTables& t, const T* x, T* out, cudaStream_t stream) {
   const int atom_bytes = t.row_intervals * t.column_intervals * static_cast<int>(sizeof(Acc<T>));
   const int line_bytes = t.row_intervals * static_cast<int>(sizeof(Acc<T>));
-  const int tile = std::min(t.width, (kSharedBytes - atom_bytes) / line_bytes);
+  const int tile = std::min(t.width, (kSharedBytes - atom_bytes) / line_bytes / 16 * 16);
   const auto planes = static_cast<unsigned>(t.batch * t.channels);
-  PSPNET_FAST_LAUNCH(
-      (pyramid_pool_fwd_nchw_kernel<T>), planes, kThreads, line_bytes * tile + atom_bytes, stream, t, x, out, tile);
+  with_vector<T>(t.width, x, [&](auto vector) {
+    PSPNET_FAST_LAUNCH(
+        (pyramid_pool_fwd_nchw_kernel<T, decltype(vector)::value>), planes, kThreads, line_bytes * tile + atom_bytes,
+        stream, t, x, out, tile);
+  });
 }
 
 template <typename T, bool ADD>
 void backward(const PoolTables& t, const T* grad, T* grad_x, cudaStream_t stream) {
-  constexpr int kVec = 16 / sizeof(T);
   const int shared_bytes =
       (t.packed_bins + t.row_intervals * t.column_intervals) * static_cast<int>(sizeof(Acc<T>)) + t.width;
   const auto planes = static_cast<unsigned>(t.batch * t.channels);
-  const auto launch = [&](auto kernel) {
-    PSPNET_FAST_LAUNCH(kernel, planes, kThreads, shared_bytes, stream, t, grad, grad_x);
-  };
-  const bool aligned = t.width % kVec == 0 && is_aligned(grad_x, 16);
-  aligned ? launch(pyramid_pool_bwd_nchw_kernel<T, kVec, ADD>) : launch(pyramid_pool_bwd_nchw_kernel<T, 1, ADD>);
+  with_vector<T>(t.width, grad_x, [&](auto vector) {
+    PSPNET_FAST_LAUNCH(
+        (pyramid_pool_bwd_nchw_kernel<T, decltype(vector)::value, ADD>), planes, kThreads, shared_bytes, stream, t,
+        grad, grad_x);
+  });
 }
 
 }  // namespace

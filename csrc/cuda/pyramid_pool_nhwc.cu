@@ -6,7 +6,9 @@ namespace pspnet_fast::cuda {
 namespace {
 
 constexpr int kThreads = kPoolThreads;
-constexpr int kBackwardBlocks = 2;  // of a multiprocessor at least: registers for loads under way
+constexpr int kBinChannels = 32, kBinTile = 64;
+constexpr int kUnderWay = 4;        // loads of a thread
+constexpr int kBackwardBlocks = 2;  // as kForwardBlocks
 
 // Block index -> (image, atom, run of kThreads · VEC channels).
 struct AtomBlock {
@@ -30,41 +32,50 @@ __device__ __forceinline__ AtomBlock atom_block(const PoolTables& t) {
 
 // A thread sums VEC channels over the pixels of the atom; a warp reads 32 · VEC neighbouring channels.
 template <typename T, int VEC>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kForwardBlocks)
     pyramid_pool_fwd_nhwc_kernel(const __grid_constant__ PoolTables t, const T* x, Acc<T>* atoms) {
   const AtomBlock block = atom_block<VEC>(t);
   if (block.channel >= t.channels) return;
+  const int first = t.column_edge[block.c], count = t.column_edge[block.c + 1] - first;
   Acc<T> sum[VEC] = {};
   for (int h = t.row_edge[block.r]; h < t.row_edge[block.r + 1]; ++h) {
-    const T* row = x + ((block.b * t.height + h) * t.width) * t.channels + block.channel;
-#pragma unroll 4
-    for (int w = t.column_edge[block.c]; w < t.column_edge[block.c + 1]; ++w) {
-      const Pack<T, VEC> pack = *reinterpret_cast<const Pack<T, VEC>*>(row + w * t.channels);
-#pragma unroll
-      for (int j = 0; j < VEC; ++j) sum[j] += load(pack.v[j]);
-    }
+    const T* row = x + ((block.b * t.height + h) * t.width + first) * t.channels + block.channel;
+    add_packs<kUnderWay>(reinterpret_cast<const Pack<T, VEC>*>(row), t.channels / VEC, count, sum);
   }
   const int64_t atom = (block.b * t.row_intervals + block.r) * t.column_intervals + block.c;
-#pragma unroll
-  for (int j = 0; j < VEC; ++j) atoms[atom * t.channels + block.channel + j] = sum[j];
+  write_sums(atoms + atom * t.channels + block.channel, sum);
 }
 
-// A block sums one bin for kThreads channels.
+// A block sums some bins of some channels. Lanes lie along the channels as it reads atoms, and along the bins as it
+// writes: between the two the sums change places in shared memory.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kForwardBlocks)
     pyramid_pool_fwd_bins_kernel(const __grid_constant__ PoolTables t, const Acc<T>* atoms, T* out) {
-  const int64_t runs = (t.channels + kThreads - 1) / kThreads;
-  const int64_t channel = blockIdx.x % runs * kThreads + threadIdx.x;
-  const int index = static_cast<int>(blockIdx.x / runs % t.packed_bins);
-  const int64_t b = blockIdx.x / runs / t.packed_bins;
-  if (channel >= t.channels) return;
-  const Bin bin = bin_of(t, index);
-  Acc<T> sum = 0;
-  for (int r = t.row_first[bin.row]; r < t.row_last[bin.row]; ++r) {
-    const Acc<T>* row = atoms + (b * t.row_intervals + r) * t.column_intervals * t.channels + channel;
-    for (int c = t.column_first[bin.column]; c < t.column_last[bin.column]; ++c) sum += row[c * t.channels];
+  __shared__ Acc<T> sums[kBinChannels][kBinTile + 1];
+  const int64_t runs = (t.channels + kBinChannels - 1) / kBinChannels;
+  const int64_t tiles = (t.packed_bins + kBinTile - 1) / kBinTile;
+  const int64_t first_channel = blockIdx.x % runs * kBinChannels, b = blockIdx.x / runs / tiles;
+  const int first_bin = static_cast<int>(blockIdx.x / runs % tiles) * kBinTile;
+  const int channels = static_cast<int>(min(t.channels - first_channel, int64_t{kBinChannels}));
+  const int bins = min(t.packed_bins - first_bin, kBinTile);
+
+  const int lane = static_cast<int>(threadIdx.x % kBinChannels);
+  for (int i = threadIdx.x / kBinChannels; i < bins && lane < channels; i += kThreads / kBinChannels) {
+    const Bin bin = bin_of(t, first_bin + i);
+    const int first = t.column_first[bin.column], count = t.column_last[bin.column] - first;
+    Acc<T> sum[1] = {};
+    for (int r = t.row_first[bin.row]; r < t.row_last[bin.row]; ++r) {
+      const int64_t atom = (b * t.row_intervals + r) * t.column_intervals + first;
+      const Acc<T>* row = atoms + atom * t.channels + first_channel + lane;
+      add_packs<kUnderWay>(reinterpret_cast<const Pack<Acc<T>, 1>*>(row), t.channels, count, sum);
+    }
+    sums[lane][i] = sum[0] / static_cast<Acc<T>>(area_of(t, bin));
   }
-  out[(b * t.channels + channel) * t.packed_bins + index] = round_to<T>(sum / static_cast<Acc<T>>(area_of(t, bin)));
+  __syncthreads();
+  for (int i = threadIdx.x; i < channels * bins; i += kThreads) {
+    const int channel = i / bins, bin = i % bins;
+    out[(b * t.channels + first_channel + channel) * t.packed_bins + first_bin + bin] = round_to<T>(sums[channel][bin]);
+  }
 }
 
 // A thread gathers the gradient of its VEC channels on the atom, and writes it to every pixel of it, or adds it there.
@@ -103,8 +114,9 @@ template <typename T, int VEC>
 void forward(const PoolTables& t, const T* x, Acc<T>* atoms, T* out, cudaStream_t stream) {
   PSPNET_FAST_LAUNCH((pyramid_pool_fwd_nhwc_kernel<T, VEC>), atom_blocks<VEC>(t), kThreads, 0, stream, t, x, atoms);
   if (out == nullptr) return;
-  const int64_t runs = (t.channels + kThreads - 1) / kThreads;
-  const auto blocks = static_cast<unsigned>(t.batch * t.packed_bins * runs);
+  const int64_t runs = (t.channels + kBinChannels - 1) / kBinChannels;
+  const int64_t tiles = (t.packed_bins + kBinTile - 1) / kBinTile;
+  const auto blocks = static_cast<unsigned>(t.batch * tiles * runs);
   PSPNET_FAST_LAUNCH((pyramid_pool_fwd_bins_kernel<T>), blocks, kThreads, 0, stream, t, atoms, out);
 }
 

@@ -136,7 +136,7 @@ def softmax_add(name: str, before: str, after: str, shows: str, test: str, varia
 
 
 MUTANTS = [
-    nchw("lines_barrier", "] = sum;\n    }\n    __syncthreads();\n", "] = sum;\n    }\n", ORDER),
+    nchw("lines_barrier", "sums);\n    }\n    __syncthreads();\n", "sums);\n    }\n", ORDER),
     nchw("atoms_barrier", "] += sum;\n    }\n    __syncthreads();\n", "] += sum;\n    }\n", ORDER),
     nchw("shares_barrier", "(c);\n    }\n  }\n  __syncthreads();\n", "(c);\n    }\n  }\n", ORDER),
     nchw("gradient_barrier", "] = sum;\n  }\n  __syncthreads();\n", "] = sum;\n  }\n", ORDER),
@@ -160,8 +160,8 @@ MUTANTS = [
     ),
     nchw(
         "row_too_many",
-        "for (int h = t.row_edge[r]; h < t.row_edge[r + 1]; ++h) {",
-        "for (int h = t.row_edge[r]; h <= t.row_edge[r + 1]; ++h) {",
+        "rows = t.row_edge[r + 1] - first;",
+        "rows = t.row_edge[r + 1] + 1 - first;",
         BEYOND,
         "checked",
     ),
@@ -174,8 +174,10 @@ MUTANTS = [
     ),
     nchw("shares_of_another", "sum += shares[index];", "sum += shares[0];", WRONG),
     nchw("row_of_another", "while (h >= t.row_edge[r + 1]) ++r;", "while (h > t.row_edge[r + 1]) ++r;", WRONG),
-    nhwc("unwritten_bin", "t.column_edge[block.c + 1] - first;", "t.column_edge[block.c + 1] - first - 1;", UNWRITTEN),
-    packs("written_over", "nchw", "sums[j] += load(packs[i].v[j]);", "", WRONG, POOL_ADD),
+    nhwc("unwritten_gradient", "t.channels / VEC, count, [", "t.channels / VEC, count - 1, [", UNWRITTEN),
+    nhwc("bins_barrier", "area_of(t, bin));\n  }\n  __syncthreads();\n", "area_of(t, bin));\n  }\n", ORDER),
+    packs("batch_too_small", "nhwc", "sums[j] += load(pack.v[j]);", "sums[j] += load(pack.v[0]);", WRONG, POOL),
+    packs("written_over", "nchw", "if constexpr (ADD) sums[j] += load(packs[i].v[j]);", "", WRONG, POOL_ADD),
     packs("last_bin", "nhwc", "r >= t.row_last[row]", "r > t.row_last[row]", WRONG),
     nhwc(
         "misaligned",

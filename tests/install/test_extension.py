@@ -99,6 +99,12 @@ def test_report_gives_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no nvcc was found" in text
 
 
+@pytest.mark.skipif("cuda" not in EXTENSION.info.get("built", ()), reason="no CUDA kernels were built here")
+def test_cuda_kernels_take_little_room() -> None:
+    """Compressed, and without line information: uncompressed they are five times as large."""
+    assert _C.stat().st_size < 25e6
+
+
 @pytest.mark.skipif(EXTENSION.cpu is not None, reason="the extension is not built here")
 def test_report_of_a_built_extension() -> None:
     lines = report_module.report().splitlines()
