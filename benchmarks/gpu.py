@@ -23,7 +23,8 @@ import sys
 import sysconfig
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,16 @@ class Section:
     """What a section runs, and how its reports are read.
 
     Attributes:
-        commands: run one after the other, whether or not one fails.
+        commands: all are run, whether or not one fails.
         read: text of the log -> findings; "problems" among them make the section fail.
         environment: added to the commands' environment.
+        at_once: commands that run at the same time; where nothing is timed, a machine's cores are all used.
     """
 
     commands: Sequence[Sequence[str]]
     read: Callable[[str], Findings] = lambda log: {"problems": []}
     environment: Mapping[str, str] = field(default_factory=dict)
+    at_once: int = 1
 
 
 def pytest(report: Path, *arguments: str) -> list[str]:
@@ -65,6 +68,17 @@ def count_junit(path: Path) -> dict[str, int]:
         sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "errors", "failures", "skipped")
     )
     return {"passed": tests - errors - failures - skipped, "failed": errors + failures, "skipped": skipped}
+
+
+def sum_junit(paths: Iterable[Path]) -> dict[str, int]:
+    """The counts of several runs together."""
+    counts = [count_junit(path) for path in paths]
+    return {key: sum(count[key] for count in counts) for key in ("passed", "failed", "skipped")}
+
+
+def workers() -> int:
+    """Processes that share the GPU where nothing is timed: one for each core, but what its memory holds."""
+    return max(1, min(10, len(os.sched_getaffinity(0))))
 
 
 # ---- sections --------------------------------------------------------------------------------------------------------
@@ -98,16 +112,21 @@ def tests(options: argparse.Namespace) -> Section:
     gpu = options.device == "cuda"
     small = options.quick or not gpu
     paths = ["tests/gpu", *(["tests/ops/test_upsample_argmax.py"] if small else ["tests/ops", "tests/nn"])]
+    alone = "tests/gpu/test_beyond_int32.py"  # takes most of the GPU's memory
     backends = ("cpu", *BACKENDS) if gpu else ("cpu",)
     chosen = {name: name for name in backends} | {"other": " and ".join(f"not {name}" for name in backends)}
-    reports = {name: options.out / f"tests_{name}.xml" for name in chosen}
+
+    def report(name: str, part: str = "") -> Path:
+        return options.out / f"tests_{name}{part}.xml"
 
     def read(_: str) -> Findings:
-        counts = {name: count_junit(report) for name, report in reports.items()}
+        counts = {name: sum_junit([report(name), report(name, "_alone")]) for name in chosen}
         problems = [f"{name}: {own}" for name, own in counts.items() if own["failed"] or not own["passed"]]
         return {"backends": counts, "problems": problems}
 
-    commands = [pytest(reports[name], *paths, "-k", words) for name, words in chosen.items()]
+    together = ["-n", str(workers()), f"--ignore={alone}", *paths]
+    commands = [pytest(report(name), *together, "-k", words) for name, words in chosen.items()]
+    commands += [pytest(report(name, "_alone"), alone, "-k", name) for name in BACKENDS if gpu]
     return Section(commands, read, {"PSPNET_FAST_EXPECT_BACKENDS": ",".join(backends)})
 
 
@@ -131,7 +150,7 @@ def sanitizer(options: argparse.Namespace) -> Section:
         return {"program": program, "runs": runs, "problems": problems}
 
     commands = [command(*names, log) for names, log in logs.items()]
-    return Section(commands, read, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    return Section(commands, read, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, at_once=workers())
 
 
 def bench(options: argparse.Namespace) -> Section:
@@ -223,10 +242,13 @@ def run_section(name: str, section: Section, out: Path, limit: float, device: st
     print(f"\n==== {name}", flush=True)
     started, log = time.monotonic(), out / f"{name}.log"
     log.write_text("")
-    codes = []
-    for command in section.commands:
+
+    def run(command: Sequence[str]) -> int:
         left = limit - (time.monotonic() - started)
-        codes.append(run_command(command, section.environment, left, log) if left > 0 else OUT_OF_TIME[0])
+        return run_command(command, section.environment, left, log) if left > 0 else OUT_OF_TIME[0]
+
+    with ThreadPoolExecutor(section.at_once) as pool:
+        codes = list(pool.map(run, section.commands))
     try:
         found = section.read(log.read_text(errors="replace"))
     except (OSError, ValueError) as error:

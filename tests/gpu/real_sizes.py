@@ -15,6 +15,7 @@ from pspnet_fast.ops.operator import OPERATORS
 DEVICE = torch.device("cuda")
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *HALF)
+LAYOUT = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
 Results = list[Tensor]
 Function = Callable[..., Sequence[Tensor]]
 
