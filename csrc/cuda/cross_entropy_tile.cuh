@@ -120,10 +120,10 @@ __device__ __forceinline__ void stage_from(
     const int first = first_row * kRowNodes + lane.node();
     in_batches<8>(
         c_of_lane < count ? (kSlots - first + kStep - 1) / kStep : 0,
-        [&](int i) { return image[memory.offset[first + i * kStep] + c_of_lane]; },
+        [&](int i) { return __ldg(image + memory.offset[first + i * kStep] + c_of_lane); },
         [&](int i, T logit) {
           const int slot = first + i * kStep;
-          memory.nodes[c_of_lane][slot] = fma(load_as<Real>(&logit), scale, -memory.shift[slot]);
+          memory.nodes[c_of_lane][slot] = fma(static_cast<Real>(logit), scale, -memory.shift[slot]);
         });
     return;
   }
