@@ -8,6 +8,7 @@ namespace pspnet_fast::cuda {
 namespace {
 
 constexpr int kThreads = kPoolThreads;
+constexpr int kForwardThreads = kPoolThreads / 2;  // a map of 60 columns has work for about as many
 constexpr int kSharedBytes = 40 * 1024;  // under the 48 KiB that need no opt-in
 constexpr int kUnderWay = 8;             // loads of a thread
 
@@ -15,7 +16,7 @@ constexpr int kUnderWay = 8;             // loads of a thread
 // 1. A thread sums VEC columns over the rows of one interval; neighbouring threads read neighbouring columns.
 // 2. Columns are summed to atoms. 3. Atoms are summed to bins.
 template <typename T, int VEC>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks)
+__global__ void __launch_bounds__(kForwardThreads, 2 * kForwardBlocks)
     pyramid_pool_fwd_nchw_kernel(const __grid_constant__ PoolTables t, const T* x, T* out, int tile) {
   Acc<T>* lines = dynamic_shared<Acc<T>>();
   Acc<T>* atoms = lines + t.row_intervals * tile;
@@ -23,11 +24,11 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   const T* input = x + plane * t.height * t.width;
   const int atom_count = t.row_intervals * t.column_intervals;
 
-  for (int a = threadIdx.x; a < atom_count; a += kThreads) atoms[a] = 0;
+  for (int a = threadIdx.x; a < atom_count; a += kForwardThreads) atoms[a] = 0;
   for (int start = 0; start < t.width; start += tile) {
     const int columns = min(tile, t.width - start);
     const int packs = columns / VEC;  // VEC divides the width and the tile
-    for (int i = threadIdx.x; i < t.row_intervals * packs; i += kThreads) {
+    for (int i = threadIdx.x; i < t.row_intervals * packs; i += kForwardThreads) {
       const int r = i / packs, w = i % packs * VEC, first = t.row_edge[r], rows = t.row_edge[r + 1] - first;
       const T* column = input + static_cast<int64_t>(first) * t.width + start + w;
       Acc<T> sums[VEC] = {};
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
       write_sums(lines + r * tile + w, sums);
     }
     __syncthreads();
-    for (int a = threadIdx.x; a < atom_count; a += kThreads) {
+    for (int a = threadIdx.x; a < atom_count; a += kForwardThreads) {
       const int r = a / t.column_intervals, c = a % t.column_intervals;
       const int first = max(t.column_edge[c] - start, 0), last = min(t.column_edge[c + 1] - start, columns);
       Acc<T> sum = 0;
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     __syncthreads();
   }
 
-  for (int index = threadIdx.x; index < t.packed_bins; index += kThreads) {
+  for (int index = threadIdx.x; index < t.packed_bins; index += kForwardThreads) {
     const Bin bin = bin_of(t, index);
     Acc<T> sum = 0;
     for (int r = t.row_first[bin.row]; r < t.row_last[bin.row]; ++r) {
@@ -102,10 +103,11 @@ void forward(const PoolTables& t, const T* x, T* out, cudaStream_t stream) {
   const int line_bytes = t.row_intervals * static_cast<int>(sizeof(Acc<T>));
   const int tile = std::min(t.width, (kSharedBytes - atom_bytes) / line_bytes / 16 * 16);
   const auto planes = static_cast<unsigned>(t.batch * t.channels);
-  with_vector<T>(t.width, x, [&](auto vector) {
+  // Wider vectors would leave threads without work.
+  with_vector<T, sizeof(T) < 8 ? 8 / sizeof(T) : 1>(t.width, x, [&](auto vector) {
     PSPNET_FAST_LAUNCH(
-        (pyramid_pool_fwd_nchw_kernel<T, decltype(vector)::value>), planes, kThreads, line_bytes * tile + atom_bytes,
-        stream, t, x, out, tile);
+        (pyramid_pool_fwd_nchw_kernel<T, decltype(vector)::value>), planes, kForwardThreads,
+        line_bytes * tile + atom_bytes, stream, t, x, out, tile);
   });
 }
 

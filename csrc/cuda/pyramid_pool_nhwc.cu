@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kThreads = kPoolThreads;
 constexpr int kBinChannels = 32, kBinTile = 64;
+constexpr int kStagedAtoms = kMaxEdges;  // a row of atoms at least
 constexpr int kUnderWay = 4;        // loads of a thread
 constexpr int kBackwardBlocks = 2;  // as kForwardBlocks
 
@@ -46,35 +47,47 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   write_sums(atoms + atom * t.channels + block.channel, sum);
 }
 
-// A block sums some bins of some channels. Lanes lie along the channels as it reads atoms, and along the bins as it
-// writes: between the two the sums change places in shared memory.
+// A block sums some bins of some channels. Rows of atoms are read once into shared memory, lanes along the channels; the
+// sums change places there, as lanes lie along the bins when they are written.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     pyramid_pool_fwd_bins_kernel(const __grid_constant__ PoolTables t, const Acc<T>* atoms, T* out) {
-  __shared__ Acc<T> sums[kBinChannels][kBinTile + 1];
+  __shared__ Acc<T> staged[kStagedAtoms][kBinChannels], sums[kBinChannels][kBinTile + 1];
+  constexpr int kWarps = kThreads / kBinChannels;
   const int64_t runs = (t.channels + kBinChannels - 1) / kBinChannels;
   const int64_t tiles = (t.packed_bins + kBinTile - 1) / kBinTile;
   const int64_t first_channel = blockIdx.x % runs * kBinChannels, b = blockIdx.x / runs / tiles;
   const int first_bin = static_cast<int>(blockIdx.x / runs % tiles) * kBinTile;
   const int channels = static_cast<int>(min(t.channels - first_channel, int64_t{kBinChannels}));
   const int bins = min(t.packed_bins - first_bin, kBinTile);
+  const int lane = static_cast<int>(threadIdx.x % kBinChannels), warp = static_cast<int>(threadIdx.x / kBinChannels);
+  const bool mine = lane < channels;
 
-  const int lane = static_cast<int>(threadIdx.x % kBinChannels);
-  for (int i = threadIdx.x / kBinChannels; i < bins && lane < channels; i += kThreads / kBinChannels) {
-    const Bin bin = bin_of(t, first_bin + i);
-    const int first = t.column_first[bin.column], count = t.column_last[bin.column] - first;
-    Acc<T> sum[1] = {};
-    for (int r = t.row_first[bin.row]; r < t.row_last[bin.row]; ++r) {
-      const int64_t atom = (b * t.row_intervals + r) * t.column_intervals + first;
-      const Acc<T>* row = atoms + atom * t.channels + first_channel + lane;
-      add_packs<kUnderWay>(reinterpret_cast<const Pack<Acc<T>, 1>*>(row), t.channels, count, sum);
+  for (int i = warp; i < bins; i += kWarps) sums[lane][i] = 0;
+  const int rows_at_once = kStagedAtoms / t.column_intervals;
+  for (int top = 0; top < t.row_intervals; top += rows_at_once) {
+    const int end = min(top + rows_at_once, t.row_intervals), count = (end - top) * t.column_intervals;
+    const Acc<T>* from = atoms + (b * t.row_intervals + top) * t.column_intervals * t.channels + first_channel + lane;
+    __syncthreads();
+    in_batches<kUnderWay>(
+        mine ? (count - warp + kWarps - 1) / kWarps : 0,
+        [&](int i) { return from[(warp + i * kWarps) * t.channels]; },
+        [&](int i, Acc<T> sum) { staged[warp + i * kWarps][lane] = sum; });
+    __syncthreads();
+    for (int i = warp; i < bins && mine; i += kWarps) {
+      const Bin bin = bin_of(t, first_bin + i);
+      const int first = t.column_first[bin.column], last = t.column_last[bin.column];
+      Acc<T> sum = sums[lane][i];
+      for (int r = max(t.row_first[bin.row], top); r < min(t.row_last[bin.row], end); ++r) {
+        for (int c = first; c < last; ++c) sum += staged[(r - top) * t.column_intervals + c][lane];
+      }
+      sums[lane][i] = end < t.row_intervals ? sum : sum / static_cast<Acc<T>>(area_of(t, bin));
     }
-    sums[lane][i] = sum[0] / static_cast<Acc<T>>(area_of(t, bin));
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < channels * bins; i += kThreads) {
-    const int channel = i / bins, bin = i % bins;
-    out[(b * t.channels + first_channel + channel) * t.packed_bins + first_bin + bin] = round_to<T>(sums[channel][bin]);
+  for (int channel = warp; channel < channels; channel += kWarps) {
+    T* to = out + (b * t.channels + first_channel + channel) * t.packed_bins + first_bin;
+    for (int i = lane; i < bins; i += kBinChannels) to[i] = round_to<T>(sums[channel][i]);
   }
 }
 
