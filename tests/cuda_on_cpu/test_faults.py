@@ -39,6 +39,8 @@ REPORT = {
     "no_threads": r"block \(0, 1, 1\) is empty",
     "too_much_shared": r"49153 bytes of dynamic shared memory, but 49152 are allowed",
     "grid_too_high": r"grid \(1, 65536, 1\) is empty or larger",
+    "cached_local": r"__ldg \(faults.cu:\d+\) of a local variable",
+    "cached_shared": r"__ldcg \(faults.cu:\d+\) of shared memory",
     "empty_grid": r"grid \(0, 1, 1\) is empty or larger",
     "more_than_opt_in": r"not so: cudaFuncSetAttribute",
 }

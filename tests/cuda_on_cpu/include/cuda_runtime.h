@@ -19,6 +19,7 @@
 #include "cuda_on_cpu/atomics.h"
 #include "cuda_on_cpu/runtime.h"
 #include "cuda_on_cpu/warp.h"
+#include "cuda_on_cpu/global_memory.h"
 #include "cuda_on_cpu/launch.h"
 
 [[noreturn]] inline void __trap() { cuda_on_cpu::fail("__trap"); }

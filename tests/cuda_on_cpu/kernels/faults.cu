@@ -178,6 +178,20 @@ CASE(dynamic_bound) { run(dynamic_bound_kernel); }
 __global__ void global_bound_kernel(float* out) { out[threadIdx.x + 1] = 1.0f; }
 CASE(global_bound) { run(global_bound_kernel); }
 
+// Instructions for global memory, on what is not there.
+__global__ void cached_local_kernel(float* out) {
+  const float local = static_cast<float>(threadIdx.x);
+  out[threadIdx.x] = __ldg(&local);
+}
+CASE(cached_local) { run(cached_local_kernel); }
+
+__global__ void cached_shared_kernel(float* out) {
+  __shared__ float shared[kThreads];
+  shared[threadIdx.x] = 1.0f;
+  __stcg(out + threadIdx.x, __ldcg(shared + threadIdx.x));
+}
+CASE(cached_shared) { run(cached_shared_kernel); }
+
 __global__ void misaligned_kernel(float* out) {
   if (threadIdx.x < 8) reinterpret_cast<float4*>(out + 2)[threadIdx.x] = make_float4(1.0f, 2.0f, 3.0f, 4.0f);
 }

@@ -84,6 +84,9 @@ class Fiber {
 #endif
   }
 
+  // Whether an address is on its stack (where AddressSanitizer keeps no locals).
+  bool holds(const void* address) const { return stack_ <= address && address < stack_ + kStackBytes; }
+
   // Called on the fiber's own stack: returns from resume().
   void suspend() {
 #if defined(__SANITIZE_ADDRESS__)

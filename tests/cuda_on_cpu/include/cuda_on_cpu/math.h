@@ -87,28 +87,3 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (shift & 31));
 }
-
-// ---- Loads and stores with a cache hint -----------------------------------------------------------------------------
-
-#define CUDA_ON_CPU_LOAD(name) \
-  template <typename T>        \
-  T name(const T* address) {   \
-    return *address;           \
-  }
-#define CUDA_ON_CPU_STORE(name)         \
-  template <typename T>                 \
-  void name(T* address, const T value) { \
-    *address = value;                   \
-  }
-CUDA_ON_CPU_LOAD(__ldg)
-CUDA_ON_CPU_LOAD(__ldca)
-CUDA_ON_CPU_LOAD(__ldcg)
-CUDA_ON_CPU_LOAD(__ldcs)
-CUDA_ON_CPU_LOAD(__ldlu)
-CUDA_ON_CPU_LOAD(__ldcv)
-CUDA_ON_CPU_STORE(__stwb)
-CUDA_ON_CPU_STORE(__stcg)
-CUDA_ON_CPU_STORE(__stcs)
-CUDA_ON_CPU_STORE(__stwt)
-#undef CUDA_ON_CPU_LOAD
-#undef CUDA_ON_CPU_STORE
