@@ -76,11 +76,14 @@ struct Taps {
   PSPNET_FAST_HD bool in_padding() const { return first_weight == 0 && second_weight == 0; }
 };
 
+// An output that lies at an input reads that with weight 1, whether or not a compiler fuses multiply-adds, which nvcc
+// does: dividend and divisor are integers, which double holds exactly, so that only their quotient is rounded.
 PSPNET_FAST_HD Taps bilinear_taps(int64_t position, int64_t in, int64_t out, bool align_corners) {
   if (position < 0 || position >= out) return {0, 0, 0.0, 0.0};
-  const double scale = source_scale(in, out, align_corners);
-  double source = align_corners ? position * scale : (position + 0.5) * scale - 0.5;
-  source = source < 0.0 ? 0.0 : source;
+  const double x = static_cast<double>(position), nodes = static_cast<double>(in), outputs = static_cast<double>(out);
+  const double dividend = align_corners ? x * (nodes - 1) : (2 * x + 1) * nodes - outputs;
+  const double divisor = align_corners ? (out > 1 ? outputs - 1 : 1.0) : 2 * outputs;
+  const double source = dividend < 0.0 ? 0.0 : dividend / divisor;
   const int32_t last = static_cast<int32_t>(in - 1), first = source < last ? static_cast<int32_t>(source) : last;
   const double fraction = source - first < 1.0 ? source - first : 1.0;
   return {first, first < last && in != out ? first + 1 : first, 1.0 - fraction, fraction};

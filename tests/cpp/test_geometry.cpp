@@ -116,7 +116,7 @@ void test_axis(bool align_corners) {
   }
 }
 
-// The two taps are the pair that the place between nodes says; padding reads nothing.
+// The two taps are the pair that the place between nodes says, to the last bit where it is a node; padding reads nothing.
 void test_taps(bool align_corners) {
   for (int64_t nodes = 1; nodes <= 20; ++nodes) {
     for (int64_t out = 1; out <= 70; ++out) {
@@ -132,6 +132,10 @@ void test_taps(bool align_corners) {
         const double place = taps.first_weight * taps.first + taps.second_weight * taps.second;
         require(taps.second_weight >= 0.0 && taps.second_weight < 1.0, "the second is the further one", nodes, out, x);
         require(std::fabs(place - static_cast<double>(position)) < 1e-12, "place between the taps", nodes, out, x);
+        const int64_t parts = align_corners ? std::max<int64_t>(out - 1, 1) : 2 * out;  // of the way between two nodes
+        const int64_t at = align_corners ? x * (nodes - 1) : std::max<int64_t>((2 * x + 1) * nodes - out, 0);
+        const bool hit = at % parts == 0 && at / parts < nodes;
+        require(!hit || (taps.first == at / parts && taps.second_weight == 0.0), "taps at a node", nodes, out, x);
       }
     }
   }
