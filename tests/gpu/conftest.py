@@ -18,9 +18,6 @@ import torch
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "ops")]  # for plain_pspnet and exactness
 
-# cuBLAS is deterministic only with a fixed workspace, which it reads when it starts.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
 from pspnet_fast.backend import kernels, unavailable, use_backend  # noqa: E402
 from pspnet_fast.ops.operator import OPERATORS  # noqa: E402
 
@@ -51,12 +48,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _clean() -> Iterator[None]:
-    """Full float32 in PyTorch's own products, a fixed seed, and no memory left for the next test."""
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    """A fixed seed, and no memory left for the next test."""
     torch.manual_seed(0)
     yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
