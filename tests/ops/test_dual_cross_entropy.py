@@ -153,7 +153,9 @@ def test_compile_heads_of_different_layouts(backend: Backend, height: int, layou
         return tuple(dual_cross_entropy(main, aux, target))
 
     inputs = [random(2, CLASSES, height, 5, device=backend.device, layout=layout) for layout in layouts]
-    check_compiles(losses, inputs, backend=backend.compiler)
+    # Code for a GPU takes seconds to make: it is made for one of the cases.
+    generated = backend.device.type == "cpu" or (height, layouts[0]) == (1, "nchw")
+    check_compiles(losses, inputs, backend=backend.compiler if generated else "aot_eager")
     check_meta(
         lambda main, aux: dual_cross_entropy(main, aux, torch.zeros_like(target, device=main.device)),
         inputs,
