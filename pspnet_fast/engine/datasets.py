@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+import importlib
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import yaml
+from torch import Tensor
 
 from pspnet_fast.data import (
     DATASETS,
@@ -42,6 +45,9 @@ def training_transform(data: DataConfig) -> SegmentationTransform:
         rotate=data.rotate,
         blur=data.blur,
         flip=data.flip,
+        cat_max_ratio=data.cat_max_ratio,
+        jitter=data.jitter,
+        own=None if data.transform is None else _named_function(data.transform),
         mean=data.mean,
         std=data.std,
     )
@@ -52,6 +58,20 @@ def dataset_info(data: DataConfig) -> DatasetInfo | None:
     if data.own is not None:
         return data.own.info(data.name)
     return DATASETS[data.name].info if data.name in DATASETS else None
+
+
+def _named_function(name: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The function of data.transform, package.module:function."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"data.transform = {name}: write package.module:function, of a module on PYTHONPATH ({error})"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"data.transform = {name}: is a {type(found).__name__}, not a function of (image, label)")
+    return found
 
 
 def open_split(
