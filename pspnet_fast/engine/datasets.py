@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def training_transform(data: DataConfig) -> SegmentationTransform:
         flip=data.flip,
         cat_max_ratio=data.cat_max_ratio,
         jitter=data.jitter,
-        own=None if data.transform is None else _named_function(data.transform),
+        own=None if data.transform is None else _OwnTransform(data.transform),
         mean=data.mean,
         std=data.std,
     )
@@ -60,18 +62,39 @@ def dataset_info(data: DataConfig) -> DatasetInfo | None:
     return DATASETS[data.name].info if data.name in DATASETS else None
 
 
-def _named_function(name: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The function of data.transform, package.module:function."""
-    module, _, attribute = name.partition(":")
-    try:
-        found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"data.transform = {name}: write package.module:function, of a module on PYTHONPATH ({error})"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"data.transform = {name}: is a {type(found).__name__}, not a function of (image, label)")
-    return found
+class _OwnTransform:
+    """The function of data.transform, package.module:function, and a check of what it returns."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        module, _, attribute = name.partition(":")
+        try:
+            self.function: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"data.transform = {name}: write package.module:function, of a module on PYTHONPATH ({error})"
+            ) from error
+        if not callable(self.function):
+            kind = type(self.function).__name__
+            raise ConfigError(f"data.transform = {name}: is a {kind}, not a function of (image, label)")
+
+    def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        pair: Any = self.function(image, label)
+        new, mask = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
+        fits = all(isinstance(part, Tensor) and part.dtype == torch.uint8 for part in (new, mask))
+        if not fits or new.dim() != 3 or new.shape[0] != 3 or new.shape[1:] != mask.shape:
+            raise ConfigError(
+                f"data.transform = {self.name} returns {kind_of(new)} and {kind_of(mask)}; it must return the image "
+                "uint8 [3, H, W] and the label uint8 [H, W]"
+            )
+        return new, mask
+
+
+def kind_of(value: object) -> str:
+    """A tensor's dtype and shape, another value's type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__
 
 
 def open_split(

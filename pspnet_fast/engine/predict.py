@@ -37,7 +37,7 @@ class Written:
     colors: Path  # paletted PNG of the same indices
     overlay: Path
     probabilities: Path | None = None  # npz: float16 [C, H, W] of each class, and the names of the classes
-    ids: Path | None = None  # 8-bit PNG of the data set's own values, as its benchmark's server wants them
+    ids: Path | None = None  # PNG of the data set's own values, as its benchmark's server wants them
 
 
 class IncompleteError(InferenceError):
@@ -177,22 +177,22 @@ def _plan(
 
 
 def file_values(trained: TrainedModel) -> np.ndarray:
-    """uint8 [256]: the value that the data set's label files have for each class.
+    """uint8 [256], uint16 if they need it: the value that the data set's label files have for each class.
 
     Raises:
-        InferenceError: the labels of the data set are colours, or values of more than 8 bits.
+        InferenceError: the labels of the data set are colours, or nothing is known of them.
     """
     own, source = trained.config.data.own, DATASETS.get(trained.info.name)
     table = own.table() if own is not None else source.layouts[-1].table if source and source.layouts else None
+    if table is None:
+        raise InferenceError(f"{trained.info.name}: the values in its label files are not known; leave --ids out")
     if not isinstance(table, np.ndarray):
-        raise InferenceError(f"{trained.info.name}: its label files hold no indices, so there are no ids to write")
+        raise InferenceError(f"{trained.info.name}: its label files hold colours, as colors/ does; leave --ids out")
     values = np.zeros(256, np.int64)
     for value in reversed(range(len(table))):
         if 0 <= table[value] < trained.info.num_classes:
             values[table[value]] = value
-    if values.max() > 255:
-        raise InferenceError(f"{trained.info.name}: its label values need 16 bits, an 8-bit file cannot hold them")
-    return values.astype(np.uint8)
+    return values.astype(np.uint8 if values.max() < 256 else np.uint16)
 
 
 def _labels(trained: TrainedModel, image: Tensor, options: EvalConfig, amp: Amp) -> Tensor:

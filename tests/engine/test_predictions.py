@@ -75,6 +75,7 @@ def test_the_legend_names_the_most_frequent_first() -> None:
         ("ade20k", {}, {0: 1, 149: 150}),
         ("voc", {}, {0: 0, 20: 20}),
         ("folder", {"classes": ["a", "b"], "values": {5: "b", 9: "a", 0: "ignore"}}, {0: 9, 1: 5}),
+        ("folder", {"classes": 2, "values": {1000: 0, 1001: 1}, "ignore_value": 65535}, {0: 1000, 1: 1001}),
     ],
 )
 def test_ids_are_the_data_sets_values(name: str, data: dict[str, object], expected: dict[int, int]) -> None:
@@ -82,26 +83,23 @@ def test_ids_are_the_data_sets_values(name: str, data: dict[str, object], expect
     assert {index: int(values[index]) for index in expected} == expected
 
 
-def test_ids_are_written(picture: Path, tmp_path: Path) -> None:
-    (written,) = predict_paths(untrained("cityscapes"), [picture], tmp_path / "out", ids=True)
+@pytest.mark.parametrize(
+    ("name", "data", "dtype"),
+    [("cityscapes", {}, np.uint8), ("folder", {"classes": 2, "values": {1000: 0, 1001: 1}}, np.uint16)],
+)
+def test_ids_are_written(picture: Path, tmp_path: Path, name: str, data: dict[str, object], dtype: type) -> None:
+    trained = untrained(name, **data)
+    (written,) = predict_paths(trained, [picture], tmp_path / "out", ids=True)
     assert written.ids is not None
     labels, ids = (np.array(Image.open(file)) for file in (written.labels, written.ids))
-    np.testing.assert_array_equal(file_values(untrained("cityscapes"))[labels], ids)
+    assert ids.dtype == dtype
+    np.testing.assert_array_equal(file_values(trained)[labels], ids)
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ({"classes": {"a": [0, 0, 0], "b": [1, 1, 1]}, "labels": "colors"}, "hold no indices"),
-        ({"classes": 2, "values": {1000: 0, 1001: 1}}, "need 16 bits"),
-    ],
-)
-def test_ids_that_no_file_can_hold(data: dict[str, object], message: str) -> None:
-    with pytest.raises(InferenceError, match=message):
-        file_values(untrained("folder", **data))
-
-
-def test_classes_of_another_data_set_are_not_given_its_ids(tmp_path: Path) -> None:
+def test_ids_that_there_are_not() -> None:
+    colors = untrained("folder", classes={"a": [0, 0, 0], "b": [1, 1, 1]}, labels="colors")
+    with pytest.raises(InferenceError, match="hold colours, as colors/ does"):
+        file_values(colors)
     trained = untrained("voc")
-    with pytest.raises(InferenceError, match="hold no indices"):
+    with pytest.raises(InferenceError, match="elsewhere: the values in its label files are not known"):
         file_values(replace(trained, info=replace(trained.info, name="elsewhere")))
