@@ -80,14 +80,14 @@ class _OwnTransform:
 
     def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         pair: Any = self.function(image, label)
-        new, mask = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
-        fits = all(isinstance(part, Tensor) and part.dtype == torch.uint8 for part in (new, mask))
-        if not fits or new.dim() != 3 or new.shape[0] != 3 or new.shape[1:] != mask.shape:
+        parts: list[Any] = list(pair) if isinstance(pair, (tuple, list)) else [pair]
+        fits = len(parts) == 2 and all(isinstance(part, Tensor) and part.dtype == torch.uint8 for part in parts)
+        if not fits or parts[0].dim() != 3 or parts[0].shape[0] != 3 or parts[0].shape[1:] != parts[1].shape:
             raise ConfigError(
-                f"data.transform = {self.name} returns {kind_of(new)} and {kind_of(mask)}; it must return the image "
-                "uint8 [3, H, W] and the label uint8 [H, W]"
+                f"data.transform = {self.name} returns {', '.join(map(kind_of, parts))}; it must return the image uint8 "
+                "[3, H, W] and the label uint8 [H, W]"
             )
-        return new, mask
+        return parts[0], parts[1]
 
 
 def kind_of(value: object) -> str:
