@@ -1,6 +1,8 @@
 // Checks of the pyramid operators' arguments, for every device.
 #pragma once
 
+#include <ATen/ops/empty_strided.h>
+
 #include <array>
 #include <optional>
 #include <vector>
@@ -56,6 +58,14 @@ inline at::Tensor empty_map(const at::Tensor& packed, int64_t height, int64_t wi
       {packed.size(0), packed.size(1), height, width},
       packed.options().memory_format(
           channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+}
+
+// Packed levels [B, C, packed] for a map, channels beside each other in memory where the map has them so.
+inline at::Tensor empty_levels(const at::Tensor& map, int64_t packed, bool channels_last) {
+  const int64_t batch = map.size(0), channels = map.size(1);
+  const std::array<int64_t, 3> strides = {
+      channels * packed, channels_last ? 1 : packed, channels_last ? channels : 1};
+  return at::empty_strided({batch, channels, packed}, strides, map.options().memory_format(std::nullopt));
 }
 
 // ---- Concatenation --------------------------------------------------------------------------------------------------

@@ -91,14 +91,10 @@ at::Tensor upsample_add_cpu(
 at::Tensor upsample_add_backward_cpu(const at::Tensor& upstream, at::IntArrayRef sizes, bool align_corners) {
   const at::AutoDispatchBelowAutograd below;
   check_map("grad", upstream);
-  const int64_t packed = packed_sizes(sizes), batch = upstream.size(0), channels = upstream.size(1);
   const bool channels_last = is_channels_last(upstream);
   const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
-  const at::TensorOptions options = grad.options().memory_format(std::nullopt);
-  const at::Tensor grad_levels =
-      channels_last ? at::empty({batch, packed, channels}, options) : at::empty({batch, channels, packed}, options);
-  const at::Tensor result = channels_last ? grad_levels.transpose(1, 2) : grad_levels;
-  if (grad.numel() == 0) return result.contiguous();
+  const at::Tensor grad_levels = empty_levels(grad, packed_sizes(sizes), channels_last);
+  if (grad.numel() == 0) return grad_levels;
   const UpsampleGeometry geometry(grad, channels_last, sizes, align_corners);
   const UpsampleShape& shape = geometry.shape;
   const ElementType type = element_type("grad", grad);
@@ -107,7 +103,7 @@ at::Tensor upsample_add_backward_cpu(const at::Tensor& upstream, at::IntArrayRef
     PSPNET_FAST_PER_ISA(
         upsample_add_backward, type, shape, grad.const_data_ptr(), grad_levels.mutable_data_ptr(), own, begin, end);
   });
-  return result.contiguous();
+  return grad_levels;
 }
 
 }  // namespace

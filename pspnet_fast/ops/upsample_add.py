@@ -1,7 +1,7 @@
 """The sum of upsampled maps, in one pass: no map but the result has its size.
 
 Columns are interpolated at low resolution, then rows of all levels are added into a row of the result; backward sums
-rows first. Native kernels: csrc/cpu/upsample_add*.cpp.
+rows first. Native kernels: csrc/cpu/upsample_add*.cpp, csrc/cuda/upsample_add*.cu.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.layout import empty_map, format_of, is_channels_last
+from pspnet_fast.geometry import size_pairs
+from pspnet_fast.layout import empty_levels, empty_map, format_of, is_channels_last
 from pspnet_fast.ops.checks import check_level_sizes, check_map, check_packed_levels, check_size, same_device
 from pspnet_fast.ops.interpolation import upsample_adjoint
 from pspnet_fast.ops.operator import Autocast, Operator
-from pspnet_fast.ops.pyramid_conv_composed import size_pairs
 from pspnet_fast.reference import Bin
 
 
@@ -94,11 +94,11 @@ def _compose_backward(grad: Tensor, sizes: list[int], align_corners: bool) -> Te
     parts = [
         upsample_adjoint(reference.accumulation(grad), h, w, align_corners).flatten(2) for h, w in size_pairs(sizes)
     ]
-    return torch.cat(parts, dim=2).to(grad.dtype)
+    return _fake_backward(grad, sizes, align_corners).copy_(torch.cat(parts, dim=2))
 
 
 def _fake_backward(grad: Tensor, sizes: list[int], align_corners: bool) -> Tensor:
-    return grad.new_empty(*grad.shape[:2], sum(h * w for h, w in size_pairs(sizes)))
+    return empty_levels(grad, sum(h * w for h, w in size_pairs(sizes)))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -125,6 +125,7 @@ ADD = Operator(
     fake=_fake,
     definition=_define,
     composition=_compose,
+    triton="upsample_add:upsample_add",
     save=_save,
     gradient=_differentiate,
     autocast=Autocast(),
@@ -133,6 +134,7 @@ ADD_BACKWARD = Operator(
     "upsample_add_backward",
     fake=_fake_backward,
     composition=_compose_backward,
+    triton="upsample_add:upsample_add_backward",
     save=_save_backward,
     gradient=_differentiate_again,
 )

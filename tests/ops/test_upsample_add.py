@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from running import (
     DTYPES,
+    INTERPRETED,
     LAYOUTS,
     Backend,
     check_compiles,
@@ -84,8 +85,26 @@ def test_any_shape_and_options(
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_a_line_longer_than_a_task_holds(backend: Backend, layout: str) -> None:
-    size, bins = (9, 700), ((5, 300), (3, 20))
-    check_exactness(*both(size, bins), draw(size, bins, layout, channels=40, batch=1, device=backend.device), layout)
+    size, bins, channels = (9, 700), ((5, 300), (3, 20)), 4 if INTERPRETED else 40
+    inputs = draw(size, bins, layout, channels=channels, batch=1, device=backend.device)
+    check_exactness(*both(size, bins), inputs, layout)
+
+
+@pytest.mark.parametrize(
+    ("size", "bins"), [((5, 4), ((2, 3),) * 33), ((1 << 18, 1), ((4096, 1),))], ids=["many", "large"]
+)
+def test_levels_beyond_the_tables_of_a_kernel(backend: Backend, size: tuple[int, int], bins: Sequence[Bin]) -> None:
+    if INTERPRETED and size[0] > 100:
+        pytest.skip("takes minutes")
+    check_exactness(*both(size, bins), draw(size, bins, channels=1, batch=1, device=backend.device))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_gradient_of_the_levels_has_the_layout_of_the_maps(backend: Backend, layout: str) -> None:
+    levels, base = draw(layout=layout, device=backend.device)
+    (grad,) = torch.autograd.grad(ADD(levels.requires_grad_(), base), levels, base)
+    if backend.name != "reference":
+        assert grad.mT.is_contiguous() == (layout == "channels_last")
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
