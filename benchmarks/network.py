@@ -50,9 +50,9 @@ def network(peer: str, setting: Setting) -> nn.Module:
     return net.to(setting.place.device, memory_format=LAYOUTS[setting.place.layout])  # type: ignore[call-overload]
 
 
-def build_training(setting: Setting, peer: str) -> Call:
+def build_training(setting: Setting, peer: str, net: nn.Module | None = None) -> Call:
     """A training step: forward, both losses, backward; returns the loss. The optimizer is the same for all."""
-    net = network(peer, setting).train()
+    net = (net or network(peer, setting)).train()
     call = compiled(net, peer)
     images = replace(setting.place, dtype=torch.float32)
     x = images.normal(setting.batch, 3, *setting.size)

@@ -1,6 +1,10 @@
 // Checks of the pyramid operators' arguments, for every device.
 #pragma once
 
+#include <ATen/ops/empty_strided.h>
+
+#include <array>
+#include <optional>
 #include <vector>
 
 #include "geometry.h"
@@ -56,6 +60,14 @@ inline at::Tensor empty_map(const at::Tensor& packed, int64_t height, int64_t wi
           channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
 }
 
+// Packed levels [B, C, packed] for a map, channels beside each other in memory where the map has them so.
+inline at::Tensor empty_levels(const at::Tensor& map, int64_t packed, bool channels_last) {
+  const int64_t batch = map.size(0), channels = map.size(1);
+  const std::array<int64_t, 3> strides = {
+      channels * packed, channels_last ? 1 : packed, channels_last ? channels : 1};
+  return at::empty_strided({batch, channels, packed}, strides, map.options().memory_format(std::nullopt));
+}
+
 // ---- Concatenation --------------------------------------------------------------------------------------------------
 
 inline void check_packed_levels(const at::Tensor& x, const at::Tensor& levels, int64_t packed) {
@@ -95,6 +107,17 @@ inline std::vector<int64_t> square_sizes(at::IntArrayRef bins) {
   return sizes;
 }
 
+inline int64_t packed_sizes(at::IntArrayRef sizes) {
+  TORCH_CHECK_VALUE(
+      !sizes.empty() && sizes.size() % 2 == 0, "sizes must be h and w of each level, such as [1, 1, 2, 3], not ", sizes);
+  int64_t packed = 0;
+  for (size_t i = 0; i < sizes.size(); i += 2) {
+    TORCH_CHECK_VALUE(sizes[i] >= 1 && sizes[i + 1] >= 1, "sizes must be positive integers, not ", sizes);
+    packed += sizes[i] * sizes[i + 1];
+  }
+  return packed;
+}
+
 struct ConvOptions {
   at::IntArrayRef sizes;  // h and w of a level, level after level
   bool align_corners;
@@ -105,14 +128,7 @@ inline ConvOptions check_pyramid_conv(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, at::IntArrayRef sizes, bool align_corners,
     bool x_first) {
   check_map("x", x);
-  TORCH_CHECK_VALUE(
-      !sizes.empty() && sizes.size() % 2 == 0, "sizes must be h and w of each level, such as [1, 1, 2, 3], not ", sizes);
-  int64_t packed = 0;
-  for (size_t i = 0; i < sizes.size(); i += 2) {
-    TORCH_CHECK_VALUE(sizes[i] >= 1 && sizes[i + 1] >= 1, "sizes must be positive integers, not ", sizes);
-    packed += sizes[i] * sizes[i + 1];
-  }
-  check_packed_levels(x, levels, packed);
+  check_packed_levels(x, levels, packed_sizes(sizes));
   const auto count = static_cast<int64_t>(sizes.size()) / 2;
   const int64_t channels = x.size(1) + count * levels.size(1);
   TORCH_CHECK_VALUE(
@@ -124,6 +140,24 @@ inline ConvOptions check_pyramid_conv(
       levels.scalar_type() == x.scalar_type() && weight.scalar_type() == x.scalar_type(), "x, levels and weight must be ",
       "of one dtype, not ", x.scalar_type(), ", ", levels.scalar_type(), " and ", weight.scalar_type());
   return {sizes, align_corners, x_first ? 0 : count * levels.size(1), x_first ? x.size(1) : 0};
+}
+
+// ---- Sums of upsampled maps -----------------------------------------------------------------------------------------
+
+inline void check_upsample_add(
+    const at::Tensor& levels, const std::optional<at::Tensor>& base, int64_t height, int64_t width,
+    at::IntArrayRef sizes) {
+  const int64_t packed = packed_sizes(sizes);
+  TORCH_CHECK_VALUE(
+      levels.dim() == 3 && levels.size(2) == packed, "levels must be [B, C, ", packed, "], not ", levels.sizes());
+  TORCH_CHECK_VALUE(height >= 1 && width >= 1, "height and width must be at least 1, not ", height, " and ", width);
+  if (!base) return;
+  const std::array<int64_t, 4> expected = {levels.size(0), levels.size(1), height, width};
+  TORCH_CHECK_VALUE(
+      base->sizes() == at::IntArrayRef(expected), "base must be ", at::IntArrayRef(expected), ", not ", base->sizes());
+  TORCH_CHECK_TYPE(
+      base->scalar_type() == levels.scalar_type(), "base is ", base->scalar_type(), " but levels ",
+      levels.scalar_type(), "; convert one of them");
 }
 
 }  // namespace pspnet_fast

@@ -81,6 +81,11 @@ def bin_averages(n: int, sides: Sequence[int], dtype: torch.dtype, device: torch
     return member / member.sum(0)
 
 
+def size_pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """``(h, w)`` of each level, from the list that the operators take."""
+    return list(zip(sizes[::2], sizes[1::2], strict=True))
+
+
 # ---- Bilinear interpolation -----------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,13 @@ def empty_map(like: Tensor, channels: int, height: int, width: int, channels_las
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=format_of(channels_last))
 
 
+def empty_levels(like: Tensor, packed: int) -> Tensor:
+    """Empty packed levels ``[B, C, packed]`` for the map ``like``, channels side by side where the map has them so."""
+    batch, channels = like.shape[:2]
+    inner = (1, channels) if is_channels_last(like) else (packed, 1)
+    return like.new_empty_strided((batch, channels, packed), (channels * packed, *inner))
+
+
 def empty_like_dense(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An empty map of ``x``'s shape: in its layout if that is NCHW or channels_last, else in NCHW."""
     layout = torch.preserve_format if is_dense(x) else torch.contiguous_format

@@ -283,6 +283,27 @@ def correct_pixels(labels: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     return ((labels == truth) & (truth != ignore_index)).sum()
 
 
+def upsample_add(
+    levels: Tensor,
+    base: Tensor | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    bins: Sequence[Bin],
+    align_corners: bool = True,
+    channels_last: bool = False,
+) -> Tensor:
+    """``base [B, C, H, W]``, where there is one, and the levels ``[B, C, Σhw]`` upsampled to ``size``, summed."""
+    full = tuple(base.shape[2:] if base is not None else size or ())
+    parts = [
+        F.interpolate(accumulation(level), full, mode="bilinear", align_corners=align_corners)
+        for level in unpack_levels(levels, bins)
+    ]
+    total = parts[0] if base is None else accumulation(base) + parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total.to(levels.dtype)
+
+
 def upsample_argmax(
     logits: Tensor, size: Sequence[int], *, align_corners: bool = True, dtype: torch.dtype = torch.int64
 ) -> Tensor:

@@ -1,4 +1,6 @@
-"""What all tests share: PyTorch's own products in full float32, and settings that are read when libraries start."""
+"""What all tests share: PyTorch's own products in full float32, what a test must leave as it was, and settings that are
+read when libraries start.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import torch
+from torch import nn
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +25,14 @@ def _full_float32() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture(autouse=True)
+def modules_are_called_as_before() -> Iterator[None]:
+    """Tracers replace methods of ``nn.Module``: one that stays breaks the tests that follow."""
+    before = {name: getattr(nn.Module, name) for name in ("__call__", "__getattr__")}
+    yield
+    changed = [name for name, method in before.items() if getattr(nn.Module, name) is not method]
+    for name in changed:
+        setattr(nn.Module, name, before[name])
+    assert not changed, f"the test leaves nn.Module with another {', '.join(changed)}"

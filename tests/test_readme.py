@@ -39,6 +39,7 @@ PAGES = {
         "docs/deploy.md",
         "docs/how.md",
         "docs/options.md",
+        "docs/own_data.md",
         "docs/training.md",
     )
 }

@@ -17,8 +17,6 @@
 namespace pspnet_fast {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 ConvGeometry geometry_of(
     const at::Tensor& map, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options) {
   ConvGeometry geometry(

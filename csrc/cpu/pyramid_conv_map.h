@@ -8,6 +8,8 @@
 
 namespace pspnet_fast {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Runs body(scratch, begin, end) over tasks [0, count), with `scratch` numbers of like's accumulator for each thread.
 template <typename Body>
 void for_tasks(int64_t count, int64_t scratch, const at::Tensor& like, Body body) {

@@ -39,7 +39,7 @@ class Pairing:
     label_suffix: str
     splits: tuple[str, ...]  # the names of the training and of the validation split, as far as there are
     pairs: tuple[tuple[Path, Path], ...]
-    unpaired: int  # images without a label, and labels without an image
+    unpaired: tuple[Path, ...]  # images without a label, and labels without an image
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,21 @@ def find_pairs(root: Path) -> Pairing:
     return max(found, key=lambda entry: entry[:3])[-1]
 
 
-def find_classes(root: Path, labels: Sequence[Path], *, workers: int = 0, watch: Watch = iter) -> ClassGuess:
+def find_classes(
+    root: Path, labels: Sequence[Path], *, names_file: Path | None = None, workers: int = 0, watch: Watch = iter
+) -> ClassGuess:
     """Read all label files; the classes are the values or colours in them.
 
-    Names come from a text file in `root` with a name, or a name and its colour, a line; for the colours of CamVid,
-    Cityscapes and Pascal VOC they are those of the data set. Values 255 and 65535, and the names void, unlabelled and
-    ignore, do not count, unless there are only the values 0 and 255.
+    Names come from `names_file`, or a text file in `root`, of a name, or a name and its colour, a line: for the values
+    0, 1, 2, …, or for those found if they are as many. Colours of CamVid, Cityscapes and Pascal VOC have names. Values
+    255 and 65535, and the names void, unlabelled and ignore, do not count, unless there are only the values 0 and 255.
 
     Raises:
-        DatasetError: a label cannot be read, or they hold too many values for classes.
+        DatasetError: a label cannot be read, they hold too many values for classes, or `names_file` no names.
     """
+    named = _named_colors(root) if names_file is None else _names_in(names_file)
+    if names_file is not None and not named:
+        raise DatasetError(f"{names_file}: holds no names of classes; write one a line, with R, G, B or without")
     colored = any(map(_is_colored, labels[:8]))
     pixels: Counter[int] = Counter()
     files: Counter[int] = Counter()
@@ -109,7 +114,6 @@ def find_classes(root: Path, labels: Sequence[Path], *, workers: int = 0, watch:
         if len(pixels) > _MOST_VALUES:
             kind = "colours; masks have hard edges" if colored else "values"
             raise DatasetError(f"{path}: the labels up to this one hold more than {_MOST_VALUES} {kind}: no classes")
-    named = _named_colors(root)
     guess = _color_classes(sorted(pixels), named) if colored else _index_classes(sorted(pixels), named, labels[0])
     classes, values, ignore_value, names = guess
     return ClassGuess(
@@ -182,9 +186,9 @@ def _paired(images: _Group, labels: _Group, image_affix: str, label_affix: str) 
             if stem.endswith(affix) and not beside and (lossless or len(sides) == 0):
                 found[split, stem.removesuffix(affix)] = path
         sides.append(found)
-    kinds = Counter(path.suffix for path in sides[1].values())
+    kinds = Counter(path.suffix.lower() for path in sides[1].values())
     suffix = kinds.most_common(1)[0][0] if kinds else ""
-    sides[1] = {key: path for key, path in sides[1].items() if path.suffix == suffix}
+    sides[1] = {key: path for key, path in sides[1].items() if path.suffix.lower() == suffix}
     if images is labels:
         sides[0] = {key: path for key, path in sides[0].items() if path not in set(sides[1].values())}
     common = sorted(sides[0].keys() & sides[1].keys())
@@ -192,11 +196,11 @@ def _paired(images: _Group, labels: _Group, image_affix: str, label_affix: str) 
     return Pairing(
         images.pattern,
         labels.pattern,
-        tuple(f"{image_affix}{end}" for end in sorted({sides[0][key].suffix for key in common})),
+        tuple(f"{image_affix}{end}" for end in sorted({sides[0][key].suffix.lower() for key in common})),
         f"{label_affix}{suffix}",
         tuple(splits[kind] for kind in ("train", "val") if kind in splits),
         tuple((sides[0][key], sides[1][key]) for key in common),
-        len(sides[0].keys() ^ sides[1].keys()),
+        tuple(path for side in sides for key, path in side.items() if not (key in sides[0] and key in sides[1])),
     )
 
 
@@ -224,19 +228,26 @@ def _named_colors(root: Path) -> list[tuple[str, Color | None]]:
     for path in sorted(root.glob("*")):
         if path.suffix.lower() not in (".txt", ".csv") or path.stat().st_size > 100_000:
             continue
-        entries: list[tuple[str, Color | None]] = []
-        for line in read_lines(path)[0]:
-            color = re.search(r"(?<!\d)(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})(?!\d)", line)
-            name = re.search(r"[^\W\d][\w ./-]*", line.replace(color[0], " ") if color else line)
-            if name is not None and (color is not None or line.strip() == name[0].strip()):
-                rgb = None if color is None else tuple(min(255, int(part)) for part in color.groups())
-                entries.append((name[0].strip(), rgb))  # type: ignore[arg-type]
-        colored = [entry for entry in entries if entry[1] is not None]
-        entries = colored or (entries if re.search(r"class|label|name|code", path.stem, re.IGNORECASE) else [])
-        unique = len({name for name, _ in entries}) == len(entries)
-        if unique and (len(entries), len(colored)) > (len(best), len([color for _, color in best if color])):
+        entries = _names_in(path)
+        colored = sum(color is not None for _, color in entries)
+        if not colored and not re.search(r"class|label|name|code", path.stem, re.IGNORECASE):
+            continue
+        if (len(entries), colored) > (len(best), sum(color is not None for _, color in best)):
             best = entries
     return best
+
+
+def _names_in(path: Path) -> list[tuple[str, Color | None]]:
+    """The lines of a text file that are a name, or those that are a name and its colour; none if one occurs twice."""
+    entries: list[tuple[str, Color | None]] = []
+    for line in read_lines(path)[0]:
+        color = re.search(r"(?<!\d)(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})(?!\d)", line)
+        name = re.search(r"[^\W\d][\w ./-]*", line.replace(color[0], " ") if color else line)
+        if name is not None and (color is not None or line.strip() == name[0].strip()):
+            rgb = None if color is None else tuple(min(255, int(part)) for part in color.groups())
+            entries.append((name[0].strip(), rgb))  # type: ignore[arg-type]
+    entries = [entry for entry in entries if entry[1] is not None] or entries
+    return entries if len({name for name, _ in entries}) == len(entries) else []
 
 
 _Guessed = tuple[dict[str, Color], dict[int | str, str], int | None, dict[int, str]]
@@ -272,6 +283,8 @@ def _index_classes(found: Sequence[int], named: Sequence[tuple[str, Color | None
         names = {value: f"class {value}" for value in found if value != ignore_value}
         if names and max(names) < len(named):
             names = {index: name for index, (name, _) in enumerate(named) if index != ignore_value}
+        elif len(names) == len(named):
+            names = {value: name for value, (name, _) in zip(names, named, strict=True)}
     names = {value: IGNORED if name.lower() in _VOID_WORDS else name for value, name in names.items()}
     kept = [value for value, name in names.items() if name != IGNORED]
     with opened(label, DEFAULT_READING) as picture:

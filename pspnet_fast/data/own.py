@@ -135,7 +135,8 @@ def split_samples(
         count = max(1, round(fraction * len(names)))
         if count >= len(names):
             raise DatasetError(
-                f"{root}: {len(names)} samples, of which {count} would be held out; none is left to train"
+                f"{root}: {len(names)} samples, of which {count} would be held out; none is left to train. Add "
+                "samples, or do without validation: val_split=null and val_fraction=0"
             )
         validation = set(sorted(names, key=lambda name: _digest(seed, name))[:count])
     wanted = {"train": (False,), "val": (True,), "all": (False, True)}[split]

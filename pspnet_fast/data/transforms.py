@@ -12,7 +12,7 @@ the pixels of the picture, of which the crop then keeps a few per cent, and inte
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ class RandomAffineCrop(v2.Transform):
         rotate: largest angle in degrees, either way.
         rotate_p: how many of the pictures are rotated.
         flip: how many of the pictures are mirrored.
+        cat_max_ratio: where a class has a larger share of a crop's labels, up to nine others are drawn; 1 is off.
         fill: one value a channel for images, in the image's range.
         ignore_index: the value for masks.
     """
@@ -72,6 +73,7 @@ class RandomAffineCrop(v2.Transform):
         rotate: float = 10.0,
         rotate_p: float = 0.5,
         flip: float = 0.5,
+        cat_max_ratio: float = 1.0,
         fill: Sequence[float] = (0.0, 0.0, 0.0),
         ignore_index: int = IGNORE,
     ) -> None:
@@ -81,12 +83,25 @@ class RandomAffineCrop(v2.Transform):
         self.rotate = rotate
         self.rotate_p = rotate_p
         self.flip = flip
+        self.cat_max_ratio = cat_max_ratio
         self.fill = tuple(fill)
         self.ignore_index = ignore_index
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the map. Every call draws the same six numbers, so that no choice shifts the ones after it."""
-        height, width = v2.functional.get_size(flat_inputs[0])
+        """Draw the map, again where one class fills it."""
+        size = v2.functional.get_size(flat_inputs[0])
+        plan = self._draw(*size)
+        mask = next((value for value in flat_inputs if isinstance(value, tv_tensors.Mask)), None)
+        for _ in range(9 if self.cat_max_ratio < 1 and mask is not None else 0):
+            label = _sample(mask.as_subclass(Tensor), plan, (self.ignore_index,), "nearest")  # type: ignore[union-attr]
+            counts = label[label != self.ignore_index].unique(return_counts=True)[1]
+            if len(counts) > 1 and counts.max() <= self.cat_max_ratio * counts.sum():
+                break
+            plan = self._draw(*size)
+        return {"plan": plan}
+
+    def _draw(self, height: int, width: int) -> CropPlan:
+        """Every call draws the same six numbers, so that no choice shifts the ones after it."""
         u_scale, u_rotate, u_angle, u_flip, u_top, u_left = torch.rand(6, dtype=torch.float64).tolist()
 
         # As a resize would: whole pixels, and from them the exact factor of each axis.
@@ -107,7 +122,7 @@ class RandomAffineCrop(v2.Transform):
             (width - 1) / 2 + sx * (cos * dx - sin * dy),
             (height - 1) / 2 + sy * (sin * dx + cos * dy),
         )
-        return {"plan": plan_crop((height, width), self.size, matrix, center)}
+        return plan_crop((height, width), self.size, matrix, center)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
@@ -118,13 +133,29 @@ class RandomAffineCrop(v2.Transform):
         raise TypeError(f"RandomAffineCrop takes tv_tensors.Image and tv_tensors.Mask, not {type(inpt).__name__}")
 
 
+class _ByteColors(v2.Transform):
+    """A transform of float pictures of 0 .. 1, on those of 0 .. 255."""
+
+    def __init__(self, inner: v2.Transform) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self.inner(inpt / 255) * 255 if isinstance(inpt, tv_tensors.Image) else inpt
+
+
 class SegmentationTransform:
     """Torchvision transforms on a plain (image, label) pair: image [3, H, W], label [H, W], tensors in and out."""
 
-    def __init__(self, *transforms: v2.Transform) -> None:
+    def __init__(
+        self, *transforms: v2.Transform, own: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    ) -> None:
         self.transforms = v2.Compose(list(transforms))
+        self.own = own  # called before them
 
     def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        if self.own is not None:
+            image, label = self.own(image, label)
         pair = self.transforms(tv_tensors.Image(image), tv_tensors.Mask(label))
         return pair[0].as_subclass(Tensor), pair[1].as_subclass(Tensor)
 
@@ -139,6 +170,9 @@ def train_transform(
     rotate: float = 10.0,
     blur: float = 0.5,
     flip: float = 0.5,
+    cat_max_ratio: float = 1.0,
+    jitter: float = 0.0,
+    own: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     ignore_index: int = IGNORE,
@@ -154,6 +188,10 @@ def train_transform(
         rotate: largest rotation in degrees; half of the pictures are rotated at all.
         blur: how many of the pictures are blurred (5x5 Gaussian, sigma 1.1).
         flip: how many of the pictures are mirrored.
+        cat_max_ratio: see `RandomAffineCrop`.
+        jitter: how far brightness, contrast and saturation vary, as factors of 1 - jitter .. 1 + jitter; the hue by a
+            quarter of it (torchvision's ColorJitter). 0 leaves colours alone.
+        own: called first, with the picture uint8 [3, H, W] and its label uint8 [H, W]; returns such a pair.
         mean, std: normalisation of each channel, for values of 0 .. 1. Padding is `mean`, hence 0 in the result.
         ignore_index: label of the padding.
 
@@ -167,18 +205,30 @@ def train_transform(
         raise ValueError(f"scale={scale!r} must be (low, high) with 0 < low <= high")
     if not 0 <= rotate <= 180:
         raise ValueError(f"rotate={rotate!r} must be an angle of 0 .. 180 degrees")
+    if not 0 < cat_max_ratio <= 1:
+        raise ValueError(f"cat_max_ratio={cat_max_ratio!r} must be a share above 0, at most 1")
     for name, p in (("blur", blur), ("flip", flip)):
         if not 0 <= p <= 1:
             raise ValueError(f"{name}={p!r} must be a probability, 0 .. 1")
+    if not 0 <= jitter <= 1:
+        raise ValueError(f"jitter={jitter!r} must be 0 .. 1")
     _check_normalisation(mean, std)
 
     return SegmentationTransform(
         RandomAffineCrop(
-            size, scale=scale, rotate=rotate, flip=flip, fill=[255 * m for m in mean], ignore_index=ignore_index
+            size,
+            scale=scale,
+            rotate=rotate,
+            flip=flip,
+            cat_max_ratio=cat_max_ratio,
+            fill=[255 * m for m in mean],
+            ignore_index=ignore_index,
         ),
+        *([] if jitter == 0 else [_ByteColors(v2.ColorJitter(jitter, jitter, jitter, jitter / 4))]),
         # After the crop, where there is least to blur; sigma is what OpenCV takes for a 5x5 kernel.
         v2.RandomApply([v2.GaussianBlur(5, sigma=1.1)], p=blur),
         v2.Normalize([255 * m for m in mean], [255 * s for s in std], inplace=True),
+        own=own,
     )
 
 

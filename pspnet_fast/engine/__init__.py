@@ -2,6 +2,7 @@
 
 >>> from pspnet_fast.engine import load_config, train
 >>> result = train(load_config("camvid_r18", ["data.root=data/camvid"]))  # doctest: +SKIP
+>>> trained = Trained.load(result.folder / "best.pt")  # doctest: +SKIP
 """
 
 from .config import DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
@@ -10,7 +11,7 @@ from .errors import CheckpointError, ConfigError, DivergedError, InferenceError,
 from .evaluate import evaluate
 from .inference import predict_labels, predict_probabilities
 from .metrics import ConfusionMatrix, Metrics
-from .models import TrainedModel, build_model, load_trained
+from .models import Trained, TrainedModel, build_model, load_trained
 from .predict import predict_paths
 from .train import TrainResult, train
 
@@ -28,6 +29,7 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "TrainResult",
+    "Trained",
     "TrainedModel",
     "UserError",
     "build_model",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pspnet_fast.files import check_archive, read_torch_file, replacing
+from pspnet_fast.files import check_archive, output_errors, read_torch_file, replacing
 
 from .errors import CheckpointError, DivergedError
 
 FORMAT = 1  # of the checkpoints that are written; a reader refuses later ones
 
 
-def save(state: Mapping[str, Any], path: str | Path) -> None:
+def save(state: Mapping[str, Any], path: str | Path, *, keep: int = 0) -> None:
     """Write ``state`` so that ``path`` holds either the old content or the new one, never a part.
 
     The old content is kept until the new file is complete and its checksums are verified.
+
+    Args:
+        keep: so many of the states that were saved stay beside ``path``, the latest, as ``step-N.pt``.
 
     Raises:
         DivergedError: a tensor holds infinity or not-a-number.
@@ -39,6 +45,8 @@ def save(state: Mapping[str, Any], path: str | Path) -> None:
     except (OSError, RuntimeError, ValueError) as error:  # torch raises RuntimeError where a write fails
         reason = str(error) if str(path) in str(error) else f"{path}: cannot be written ({_first_line(error)})"
         raise CheckpointError(f"{reason}; the checkpoint before it is kept") from error
+    if keep:
+        _keep(Path(path), int(state["step"]), keep)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -97,6 +105,23 @@ def restore_rng(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def _keep(path: Path, step: int, count: int) -> None:
+    """A second name for the content, which the next save leaves alone; the oldest such files above ``count`` go."""
+    named = path.with_name(f"step-{step}.pt")
+    with output_errors(named):
+        named.unlink(missing_ok=True)
+        try:
+            os.link(path, named)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, named)
+        kept = {int(found[1]): file for file in path.parent.glob("step-*.pt") if (found := _STEP.fullmatch(file.name))}
+        for old in sorted(kept)[:-count]:
+            kept[old].unlink()
+
+
+_STEP = re.compile(r"step-(\d+)\.pt")
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

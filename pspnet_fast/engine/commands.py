@@ -17,6 +17,7 @@ from pspnet_fast.files import check_writable, replacing
 
 from . import data_commands, init_command
 from .class_weights import require_labels
+from .config import TrainConfig
 from .config_io import load_config, ready_configs
 from .console import (
     DEBUG,
@@ -81,7 +82,16 @@ DEFAULT_CONFIGS = {
 }
 
 
-@app.command()
+def _options() -> str:
+    """The options of a configuration with their defaults, a section a paragraph."""
+    tree = TrainConfig().to_dict()
+    sections = (
+        ", ".join(f"{section}.{key}={json.dumps(tree[section][key])}" for key in tree[section]) for section in tree
+    )
+    return "Options and their defaults:\n\n" + "\n\n".join(sections)
+
+
+@app.command(epilog=_options())
 @framed
 def train(
     config: Annotated[

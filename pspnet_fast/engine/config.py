@@ -89,6 +89,10 @@ class DataConfig(Section):
     rotate: Annotated[Real, Field(ge=0, le=180)] = 10.0  # degrees either way
     blur: Fraction = 0.5  # probability
     flip: Fraction = 0.5  # probability
+    # Of one class in the labels of a crop; with a larger share, another crop is drawn.
+    cat_max_ratio: Annotated[Real, Field(gt=0, le=1)] = 1.0
+    jitter: Fraction = 0.0  # of brightness, contrast and saturation, and a quarter of it of the hue
+    transform: str | None = None  # package.module:function of (image, label), called before the crop
     mean: Triple[NonNegative] = (0.485, 0.456, 0.406)  # of pixel values from 0 to 1
     std: Triple[Positive] = (0.229, 0.224, 0.225)
     value_range: Pair[Real] | None = None  # (black, white) of images with more than 8 bits a sample
@@ -250,7 +254,11 @@ class RunConfig(Section):
     save_every_steps: Count = 500
     save_every_seconds: NonNegative = 600.0
     log_every: Count = 10  # steps between two looks at the losses (each waits for the GPU once)
-    pictures: CountOrZero = 3  # validation pictures in TensorBoard; 0 = none
+    pictures: CountOrZero = 3  # validation pictures that the logger shows; 0 = none
+    logger: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    best: str = "miou"  # the metric of best.pt: miou, macc, accuracy, iou_CLASS, or train_loss, the lowest
+    patience: Count | None = None  # validations without a better one, after which the run ends
+    keep_last: CountOrZero = 0  # checkpoints step-N.pt that stay besides last.pt
 
 
 class TrainConfig(Section):

@@ -94,7 +94,7 @@ def _explain(error: Exception) -> str:
 
 _OF_TRAINING = (
     *(f"data.{name}" for name in ("train_split", "train_list", "allow_absent_classes")),
-    *(f"data.{name}" for name in ("crop", "scale", "rotate", "blur", "flip")),
+    *(f"data.{name}" for name in ("crop", "scale", "rotate", "blur", "flip", "cat_max_ratio", "jitter", "transform")),
     *(f"model.{name}" for name in ("pretrained", "weights", "dropout")),
 )
 _LESS_MEMORY = (

@@ -55,6 +55,15 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files in --out that predict did not write; never an input.")
     ] = False,
+    with_legend: Annotated[
+        bool, typer.Option("--legend", help="Append a strip to each overlay that names the classes in it.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write probabilities/NAME.npz: float16 [classes, H, W].")
+    ] = False,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Also write ids/NAME.png: the data set's own label values, for its server.")
+    ] = False,
     value_range: Annotated[
         str | None, typer.Option(help="Black and white of pictures with more than 8 bits a sample, as in 0,1.")
     ] = None,
@@ -83,6 +92,9 @@ def predict(
                 progress=True,
                 overwrite=overwrite,
                 reading=read_options(options.data),
+                with_legend=with_legend,
+                probabilities=probabilities,
+                ids=ids,
                 world=world,
             )
         except IncompleteError:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
+from torch import Tensor
 
 from pspnet_fast.data import (
     DATASETS,
@@ -42,6 +47,9 @@ def training_transform(data: DataConfig) -> SegmentationTransform:
         rotate=data.rotate,
         blur=data.blur,
         flip=data.flip,
+        cat_max_ratio=data.cat_max_ratio,
+        jitter=data.jitter,
+        own=None if data.transform is None else _OwnTransform(data.transform),
         mean=data.mean,
         std=data.std,
     )
@@ -52,6 +60,41 @@ def dataset_info(data: DataConfig) -> DatasetInfo | None:
     if data.own is not None:
         return data.own.info(data.name)
     return DATASETS[data.name].info if data.name in DATASETS else None
+
+
+class _OwnTransform:
+    """The function of data.transform, package.module:function, and a check of what it returns."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        module, _, attribute = name.partition(":")
+        try:
+            self.function: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"data.transform = {name}: write package.module:function, of a module on PYTHONPATH ({error})"
+            ) from error
+        if not callable(self.function):
+            kind = type(self.function).__name__
+            raise ConfigError(f"data.transform = {name}: is a {kind}, not a function of (image, label)")
+
+    def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        pair: Any = self.function(image, label)
+        parts: list[Any] = list(pair) if isinstance(pair, (tuple, list)) else [pair]
+        fits = len(parts) == 2 and all(isinstance(part, Tensor) and part.dtype == torch.uint8 for part in parts)
+        if not fits or parts[0].dim() != 3 or parts[0].shape[0] != 3 or parts[0].shape[1:] != parts[1].shape:
+            raise ConfigError(
+                f"data.transform = {self.name} returns {', '.join(map(kind_of, parts))}; it must return the image uint8 "
+                "[3, H, W] and the label uint8 [H, W]"
+            )
+        return parts[0], parts[1]
+
+
+def kind_of(value: object) -> str:
+    """A tensor's dtype and shape, another value's type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__
 
 
 def open_split(

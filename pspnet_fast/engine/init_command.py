@@ -26,13 +26,16 @@ from .console import say, warn
 from .errors import ConfigError
 from .watch import watched
 
-_VAL_FRACTION = 0.2
+_VAL_FRACTION, _FEWEST_SPLIT = 0.2, 3  # of fewer pictures none is held out
 _STEPS = 4000
 
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder with pictures and their label maps.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="File to write; FOLDER/data.yaml by default.")] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="Text file with the classes in order, one a line; one in FOLDER by default.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes that read labels; one a core by default.")] = None,
 ) -> None:
@@ -50,18 +53,24 @@ def init(
     classes = find_classes(
         folder,
         labels,
+        names_file=names,
         workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
         watch=partial(watched, name="labels", total=len(labels)),
     )
     if len(classes.classes) < 2:
-        raise DatasetError(f"{folder}: the labels hold fewer than two classes ({', '.join(classes.classes) or 'none'})")
+        found = ", ".join(classes.classes) or "none"
+        raise DatasetError(
+            f"{folder}: the labels hold fewer than two classes ({found}); add pictures that show another"
+        )
     text = _text(folder, pairing, classes)
     with replacing(out) as file:
         file.write(text)
     load_config(out)  # what is written can be read
     Console().print(_table(classes, f"{folder}: {len(pairing.pairs)} pictures"))
     if pairing.unpaired:
-        warn(f"{pairing.unpaired} files have no partner; check names them")
+        first = ", ".join(str(path.relative_to(folder)) for path in pairing.unpaired[:3])
+        more = " …" if len(pairing.unpaired) > 3 else ""
+        warn(f"{len(pairing.unpaired)} files have no partner ({first}{more}): add it, or move them elsewhere")
     say(f"{out}: see whether names, and what is ignored, are right. Then:")
     say(f"  pspnet-fast check --data {out}")
     say(f"  pspnet-fast train {out}")
@@ -71,7 +80,7 @@ def _text(root: Path, pairing: Pairing, found: ClassGuess) -> str:
     """The configuration in YAML, with comments."""
     pairs, splits = pairing.pairs, pairing.splits
     count = len(pairs) if len(splits) != 2 else sum(splits[0] in path.parts for path, _ in pairs)
-    held_out = 0.0 if len(splits) == 2 else _VAL_FRACTION
+    held_out = 0.0 if len(splits) == 2 or count < _FEWEST_SPLIT else _VAL_FRACTION
     image_folder, label_folder = pairing.image_folder, pairing.label_folder
     if len(splits) == 1:  # a training split alone: its folder is the whole
         image_folder, label_folder = (text.replace("{split}", splits[0]) for text in (image_folder, label_folder))
@@ -80,7 +89,7 @@ def _text(root: Path, pairing: Pairing, found: ClassGuess) -> str:
     side = min(min(read_header(image).size) for image, _ in pairs[:: max(1, len(pairs) // 50)])
     crop = 8 * ((min(max(side, 33), 473) - 1) // 8) + 1
     every = max(1, math.ceil(_STEPS / 20 / max(1, count // batch)))
-    train, val = splits if len(splits) == 2 else ("train", "val")
+    train, val = splits if len(splits) == 2 else ("train", "val" if held_out else None)
     lines = [
         f"# {len(pairs)} pictures in {root}; written by: pspnet-fast init",
         "# Every option: pspnet-fast train --help, and docs/own_data.md of pspnet_fast.",
@@ -108,6 +117,7 @@ def _text(root: Path, pairing: Pairing, found: ClassGuess) -> str:
         "  unknown_labels: error    # or ignore: values that are named nowhere do not count",
         "  allow_absent_classes: true    # a class that only held-out pictures have is a warning",
         f"  crop: {crop}    # pixels of a training sample",
+        f"  workers: {min(4, os.cpu_count() or 1)}    # processes that read samples",
         "model:",
         "  layers: 50    # 18 trains on a CPU",
         "  # backbone: resnet50    # together with",

@@ -89,6 +89,14 @@ class TrainedModel:
     info: DatasetInfo
     step: int | None
 
+    @classmethod
+    def load(cls, path: str | Path) -> TrainedModel:
+        """The network of a run's ``best.pt`` or ``last.pt``; other checkpoints need :func:`load_trained`."""
+        return load_trained(path)
+
+
+Trained = TrainedModel
+
 
 def load_trained(
     path: str | Path, *, config: TrainConfig | None = None, info: DatasetInfo | None = None

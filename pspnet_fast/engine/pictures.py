@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from pspnet_fast.data import DatasetInfo
@@ -27,6 +28,27 @@ def overlay(image: Tensor, colors: Tensor, opacity: float = 0.5) -> Tensor:
     """Blend uint8 ``image`` [3, H, W] and ``colors`` [H, W, 3] into uint8 [H, W, 3]."""
     below = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
     return torch.from_numpy(np.array(Image.blend(below, Image.fromarray(colors.numpy()), opacity)))
+
+
+def legend(labels: Tensor, info: DatasetInfo) -> Tensor:
+    """The classes present in ``labels``, the most frequent first, as a strip uint8 [h, W, 3] as wide as the labels."""
+    counts = torch.bincount(labels.flatten().long(), minlength=256)[: info.num_classes]
+    present = [index for index in counts.argsort(descending=True, stable=True).tolist() if counts[index] > 0]
+    width, line, gap = labels.shape[1], 16, 4
+    font = ImageFont.load_default(size=11)
+    places, x, y = [], gap, 0
+    for index in present:
+        needed = line + 2 * gap + math.ceil(font.getlength(info.classes[index]))
+        if x + needed > width and x > gap:
+            x, y = gap, y + line
+        places.append((x, y, index))
+        x += needed
+    strip = Image.new("RGB", (width, y + line), "white")
+    draw = ImageDraw.Draw(strip)
+    for x, y, index in places:
+        draw.rectangle((x, y + 3, x + line - gap, y + line - 3), fill=info.palette[index], outline="black")
+        draw.text((x + line, y + 1), info.classes[index], fill="black", font=font)
+    return torch.from_numpy(np.array(strip))
 
 
 def panel(

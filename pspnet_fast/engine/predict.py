@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pspnet_fast.data import IMAGE_SUFFIXES, DatasetError, ReadOptions, eval_transform, read_image
+from pspnet_fast.data import DATASETS, IMAGE_SUFFIXES, DatasetError, ReadOptions, eval_transform, read_image
 from pspnet_fast.data.check import list_problems
 from pspnet_fast.data.files import expand, walk_files
 
@@ -20,10 +21,10 @@ from .config import Amp, EvalConfig
 from .datasets import read_options
 from .distributed import World
 from .errors import InferenceError, is_out_of_memory
-from .inference import autocast, label_strips
+from .inference import autocast, label_strips, predict_probabilities
 from .models import TrainedModel
 from .outputs import OutputFolder, read_manifest
-from .pictures import colorize, overlay
+from .pictures import colorize, legend, overlay
 from .watch import watched
 
 
@@ -35,6 +36,8 @@ class Written:
     labels: Path  # 8-bit PNG, one class index a pixel
     colors: Path  # paletted PNG of the same indices
     overlay: Path
+    probabilities: Path | None = None  # npz: float16 [C, H, W] of each class, and the names of the classes
+    ids: Path | None = None  # PNG of the data set's own values, as its benchmark's server wants them
 
 
 class IncompleteError(InferenceError):
@@ -89,6 +92,9 @@ def predict_paths(
     progress: bool = False,
     overwrite: bool = False,
     reading: ReadOptions | None = None,
+    with_legend: bool = False,
+    probabilities: bool = False,
+    ids: bool = False,
     world: World | None = None,
 ) -> list[Written]:
     """Predict pictures and write ``out/{labels,colors,overlay}/NAME.png``, which lie as the picture is displayed.
@@ -98,6 +104,9 @@ def predict_paths(
         options: scales, mirroring and window; those of the training configuration by default.
         overwrite: replace files in ``out`` that no prediction wrote; an input is never replaced.
         reading: how the pictures are read; as in training by default.
+        with_legend: append a strip below the overlay that names the classes present.
+        probabilities: write ``out/probabilities/NAME.npz`` too.
+        ids: write ``out/ids/NAME.png`` too: the label values of the data set (Cityscapes' labelIds, ADE20K's 1 to 150).
         world: the processes that share the pictures; each returns the files of all.
 
     Raises:
@@ -106,7 +115,8 @@ def predict_paths(
     """
     world = world or World(next(trained.model.parameters()).device)
     folder = OutputFolder(expand(out), overwrite=overwrite)
-    jobs = _plan(paths, folder, world)
+    jobs = _plan(paths, folder, world, probabilities=probabilities, ids=ids)
+    table = file_values(trained) if ids else None
     reading = reading or read_options(trained.config.data)
     trained = replace(trained, model=trained.model.optimize_for_inference())
     written: dict[int, Written] = {}
@@ -117,7 +127,11 @@ def predict_paths(
         files = jobs[index]
         try:
             image = read_image(files.image, reading)
-            labels = _labels(trained, image, options or trained.config.eval, amp)
+            shares = _probabilities(trained, image, options or trained.config.eval, amp) if probabilities else None
+            if shares is None:
+                labels = _labels(trained, image, options or trained.config.eval, amp)
+            else:
+                labels = shares.argmax(0).to(torch.uint8)
         except DatasetError as error:
             problems[index] = str(error)
         except (RuntimeError, MemoryError) as error:
@@ -126,7 +140,11 @@ def predict_paths(
             reason = str(error).split("\n", 1)[0]
             problems[index] = f"{files.image}: not enough memory ({reason}); predict it through a window, with --crop"
         else:
-            _write(trained, folder, files, image, labels)
+            _write(trained, folder, files, image, labels, with_legend=with_legend)
+            if files.probabilities is not None and shares is not None:
+                folder.write(files.probabilities, _npz(shares.half().numpy(), trained.info.classes))
+            if files.ids is not None and table is not None:
+                folder.write(files.ids, _png(Image.fromarray(table[labels.numpy()])))
             written[index] = files
 
     written = {index: files for part in world.gather(written) for index, files in part.items()}
@@ -138,47 +156,93 @@ def predict_paths(
     return results
 
 
-def _plan(paths: Sequence[str | Path], folder: OutputFolder, world: World) -> list[Written]:
+def _plan(
+    paths: Sequence[str | Path], folder: OutputFolder, world: World, *, probabilities: bool, ids: bool
+) -> list[Written]:
     """The pictures and their files, found and checked by one process before any of them writes."""
     jobs: list[Written] = []
 
     def check() -> None:
         for path, name in find_images(paths):
             png = name.with_name(f"{name.name}.png")
-            jobs.append(Written(path, *(folder.folder / kind / png for kind in ("labels", "colors", "overlay"))))
-        files = [file for job in jobs for file in (job.labels, job.colors, job.overlay)]
+            labels, colors, mixed = (folder.folder / kind / png for kind in ("labels", "colors", "overlay"))
+            npz = folder.folder / "probabilities" / f"{name}.npz" if probabilities else None
+            jobs.append(Written(path, labels, colors, mixed, npz, folder.folder / "ids" / png if ids else None))
+        extra = [file for job in jobs for file in (job.probabilities, job.ids) if file is not None]
+        files = [file for job in jobs for file in (job.labels, job.colors, job.overlay)] + extra
         folder.prepare(files, [job.image for job in jobs])
 
     world.on_main(check)
     return world.agree(jobs)
 
 
+def file_values(trained: TrainedModel) -> np.ndarray:
+    """uint8 [256], uint16 if they need it: the value that the data set's label files have for each class.
+
+    Raises:
+        InferenceError: the labels of the data set are colours, or nothing is known of them.
+    """
+    own, source = trained.config.data.own, DATASETS.get(trained.info.name)
+    table = own.table() if own is not None else source.layouts[-1].table if source and source.layouts else None
+    if table is None:
+        raise InferenceError(f"{trained.info.name}: the values in its label files are not known; leave --ids out")
+    if not isinstance(table, np.ndarray):
+        raise InferenceError(f"{trained.info.name}: its label files hold colours, as colors/ does; leave --ids out")
+    values = np.zeros(256, np.int64)
+    for value in reversed(range(len(table))):
+        if 0 <= table[value] < trained.info.num_classes:
+            values[table[value]] = value
+    return values.astype(np.uint8 if values.max() < 256 else np.uint16)
+
+
 def _labels(trained: TrainedModel, image: Tensor, options: EvalConfig, amp: Amp) -> Tensor:
     """uint8 [H, W] of an image uint8 [3, H, W]; normalised strip by strip, so that a large image has no float copy."""
-    data, device = trained.config.data, next(trained.model.parameters()).device
-    transform = eval_transform(data.mean, data.std)
-
-    def prepare(rows: Tensor) -> Tensor:
-        normalised, _ = transform(rows[0], torch.zeros(rows.shape[2:], dtype=torch.uint8))
-        return normalised[None].to(device, memory_format=torch.channels_last)
-
-    with autocast(device, amp):
-        strips = [
-            strip[0].to("cpu", torch.uint8) for strip in label_strips(trained.model, image[None], options, prepare)
-        ]
-    return torch.cat(strips)
+    with autocast(_device(trained), amp):
+        strips = label_strips(trained.model, image[None], options, partial(_prepared, trained))
+        return torch.cat([strip[0].to("cpu", torch.uint8) for strip in strips])
 
 
-def _write(trained: TrainedModel, folder: OutputFolder, files: Written, image: Tensor, labels: Tensor) -> None:
+def _probabilities(trained: TrainedModel, image: Tensor, options: EvalConfig, amp: Amp) -> Tensor:
+    """float32 [C, H, W] on the CPU."""
+    with autocast(_device(trained), amp):
+        return predict_probabilities(trained.model, _prepared(trained, image[None]), options)[0].cpu()
+
+
+def _prepared(trained: TrainedModel, rows: Tensor) -> Tensor:
+    """Normalised on the network's device: uint8 [1, 3, H, W] -> float32."""
+    transform = eval_transform(trained.config.data.mean, trained.config.data.std)
+    normalised, _ = transform(rows[0], torch.zeros(rows.shape[2:], dtype=torch.uint8))
+    return normalised[None].to(_device(trained), memory_format=torch.channels_last)
+
+
+def _device(trained: TrainedModel) -> torch.device:
+    return next(trained.model.parameters()).device
+
+
+def _write(
+    trained: TrainedModel, folder: OutputFolder, files: Written, image: Tensor, labels: Tensor, *, with_legend: bool
+) -> None:
     paletted = Image.fromarray(labels.numpy())
     paletted.putpalette([channel for color in trained.info.palette for channel in color])
     mixed = overlay(image, colorize(labels, trained.info))
+    if with_legend:
+        mixed = torch.cat([mixed, legend(labels, trained.info)])
     pictures = (
         (files.labels, Image.fromarray(labels.numpy())),
         (files.colors, paletted),
         (files.overlay, Image.fromarray(np.asarray(mixed))),
     )
     for file, picture in pictures:
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        folder.write(file, content.getvalue())
+        folder.write(file, _png(picture))
+
+
+def _png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def _npz(probabilities: np.ndarray, classes: Sequence[str]) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, probabilities=probabilities, classes=np.array(classes))
+    return content.getvalue()

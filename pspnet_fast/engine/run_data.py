@@ -15,7 +15,7 @@ from pspnet_fast.data.classes import IGNORE
 
 from .class_weights import PixelCounts
 from .config import TrainConfig
-from .datasets import open_split, read_split, training_transform, write_split
+from .datasets import kind_of, open_split, read_split, training_transform, write_split
 from .distributed import World
 from .errors import ConfigError
 
@@ -47,11 +47,11 @@ class PreparedDataset(Dataset[tuple[Tensor, Tensor]]):
         sample = self.dataset[index]
         image, label = sample if isinstance(sample, (tuple, list)) and len(sample) == 2 else (None, None)
         if not (isinstance(image, Tensor) and isinstance(label, Tensor)):
-            raise ConfigError(f"dataset[{index}] is {_kind(sample)}; it must be a pair of tensors (image, label)")
+            raise ConfigError(f"dataset[{index}] is {kind_of(sample)}; it must be a pair of tensors (image, label)")
         fits = image.dim() == 3 and image.shape[0] == 3 and image.shape[1:] == label.shape
         if not fits or not (image.dtype == torch.uint8 or image.is_floating_point()) or label.is_floating_point():
             raise ConfigError(
-                f"dataset[{index}] is an image {_kind(image)} and a label {_kind(label)}; it must be an image "
+                f"dataset[{index}] is an image {kind_of(image)} and a label {kind_of(label)}; it must be an image "
                 "[3, H, W], uint8 or normalised float, and a label [H, W] of integers"
             )
         label = label.long()
@@ -115,9 +115,3 @@ class RunData:
         counted = config.optim.class_weights == "frequency"
         pixels = PixelCounts.of(train, prepared, world, config.data.workers) if counted else None
         return cls(train.info, train, prepared, pixels)
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return type(value).__name__

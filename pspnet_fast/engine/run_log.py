@@ -16,13 +16,15 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import torch
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import pspnet_fast
 from pspnet_fast.backend import active_backend
 from pspnet_fast.files import output_errors, replacing
 from pspnet_fast.machine import describe_machine, git_commit
+
+from .config import TrainConfig
+from .loggers import open_logger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,17 +73,15 @@ class RunLog:
         validated: the step of the last validation to keep.
     """
 
-    def __init__(self, folder: Path, *, enabled: bool, step: int, validated: int, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, config: TrainConfig, *, enabled: bool, step: int, validated: int, device: torch.device
+    ) -> None:
         self.enabled = enabled
         if not enabled:
             return
         self.losses = CsvTable(folder / "losses.csv", step)
         self.metrics = CsvTable(folder / "metrics.csv", validated)
-        self.board_folder = folder / "tensorboard"
-        self.thread_hook = threading.excepthook
-        threading.excepthook = self._on_thread_error
-        with output_errors(self.board_folder):
-            self.board = SummaryWriter(str(self.board_folder), purge_step=step + 1 if step else None)
+        self.logger = open_logger(config.run.logger, folder, config.to_dict(), step)
         _append_versions(folder / "versions.yaml", versions(device, step))
         self.bar = tqdm(total=1.0, desc="train", bar_format=_BAR, disable=not sys.stderr.isatty(), smoothing=0.1)
         self.status, self.closing = "starting", threading.Event()
@@ -99,21 +99,21 @@ class RunLog:
             return
         self.losses.add(rows)
         names = ("loss", "main_loss", "aux_loss", "pixel_accuracy", "lr")
-        self._show((f"train/{name}", row[name], row["step"]) for row in rows for name in names)
+        for row in rows:
+            self.logger.scalars({f"train/{name}": row[name] for name in names}, row["step"])
 
     def log_metrics(self, row: Row) -> None:
         if not self.enabled:
             return
         self.metrics.add([row])
         tags = {name: f"iou/{name[4:]}" if name.startswith("iou_") else f"val/{name}" for name in row}
-        defined = [name for name, value in row.items() if name != "step" and value == value]
-        self._show((tags[name], row[name], row["step"]) for name in defined)
+        defined = {tags[name]: value for name, value in row.items() if name != "step" and value == value}
+        self.logger.scalars(defined, row["step"])
 
     def show_panels(self, panels: Iterable[torch.Tensor], step: int) -> None:
         """Show uint8 [H, W, 3] each."""
         for i, panel in enumerate(panels):
-            with output_errors(self.board_folder):
-                self.board.add_image(f"val/{i}", panel.numpy(), step, dataformats="HWC")
+            self.logger.picture(f"val/{i}", panel, step)
 
     def progress(self, fraction: float, status: str) -> None:
         """Move the bar, or print a line now and then where standard error is no terminal."""
@@ -130,20 +130,9 @@ class RunLog:
             self.closing.set()
             self.bar.close()
             try:
-                self.board.close()
+                self.logger.close()
             except OSError as error:  # must not hide the error that ended the run
-                self.say(f"{self.board_folder}: the last points are missing ({error})")
-            threading.excepthook = self.thread_hook
-
-    def _show(self, scalars: Iterable[tuple[str, float, int]]) -> None:
-        with output_errors(self.board_folder):  # TensorBoard's thread hands its errors over with the next call
-            for tag, value, step in scalars:
-                self.board.add_scalar(tag, value, step)
-
-    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
-        """No traceback for what TensorBoard's thread cannot write: its next call raises the error again."""
-        if not (type(error.thread).__module__.startswith("tensorboard.") and isinstance(error.exc_value, OSError)):
-            self.thread_hook(error)
+                self.say(f"the last points are missing ({error})")
 
     def _repeat_status(self) -> None:
         """A thread's work: long steps, validations and waiting for the first batch must not look like a hang."""

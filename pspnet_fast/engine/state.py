@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ class TrainingState:
         model: the network itself, whose ``state_dict`` has no prefixes.
         forward: what training calls: the network, distributed or compiled as configured.
         parallel: the distributed wrapper, ``None`` in a single process.
-        best: the highest mIoU of the validations, nan before the first.
+        best: what ``run.best`` names, of the best validation; nan before the first.
+        best_miou: its mIoU.
+        since_best: validations after it.
         validated: the step of the last validation, -1 before the first.
         recent_losses: of the last ``run.log_every`` steps.
         notes: lines for the user on what was loaded.
@@ -55,6 +58,7 @@ class TrainingState:
         check_batch(config, world)
         self.config, self.info, self.world = config, info, world
         self.step, self.skipped, self.best, self.validated = 0, 0, math.nan, -1
+        self.best_miou, self.since_best = math.nan, 0
         self.recent_losses: deque[float] = deque(maxlen=config.run.log_every)
         self.notes: list[str] = []
         options, device = config.optim, world.device
@@ -118,6 +122,8 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "rng": streams,
             "best": self.best,
+            "best_miou": self.best_miou,
+            "since_best": self.since_best,
             "validated": self.validated,
             "recent_losses": list(self.recent_losses),
             "skipped": self.skipped,
@@ -125,7 +131,24 @@ class TrainingState:
         if self.average is not None:
             updates = averaged_updates(self.average)
             state["ema"] = {"model": self.average.module.state_dict(), "updates": updates}
-        self.world.on_main(lambda: checkpoint.save(state, path))
+        self.world.on_main(lambda: checkpoint.save(state, path, keep=self.config.run.keep_last))
+
+    def judge(self, row: Mapping[str, float], name: str) -> bool:
+        """Whether a validation's row is the best up to now, which is noted.
+
+        Raises:
+            ConfigError: it has no such column.
+        """
+        if name not in row:
+            names = ", ".join(column for column in row if column not in ("step", "epoch", "minutes"))
+            raise ConfigError(f"run.best = {name!r} is no metric of a validation; choose from {names}")
+        value = row[name]
+        first = math.isnan(self.best)
+        better = first or (value < self.best if name.endswith("loss") else value > self.best)
+        self.since_best = 0 if better else self.since_best + 1
+        if better:
+            self.best, self.best_miou = value, row["miou"]
+        return better
 
     def save_best(self, path: Path, metrics: dict[str, float]) -> None:
         """Write the validated weights alone. Every rank must call it."""
@@ -152,6 +175,9 @@ class TrainingState:
                 self.average.n_averaged.fill_(state["ema"]["updates"] + 1)
             self.step, self.skipped = state["step"], state["skipped"]
             self.best = state["best"] if state["best"] >= 0 else math.nan  # -1: none, in earlier versions
+            self.best_miou, self.since_best = state.get("best_miou", self.best), state.get("since_best", 0)
+            if state["config"]["run"].get("best", "miou") != self.config.run.best:
+                self.best, self.since_best = math.nan, 0  # another metric: its best is not known
             self.validated = state.get("validated", self.step)  # earlier versions saved after the validation
             self.recent_losses.extend(state.get("recent_losses", ()))
             if self.world.rank < len(state["rng"]):

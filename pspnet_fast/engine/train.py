@@ -46,7 +46,7 @@ class TrainResult:
     folder: Path
     step: int
     minutes: float
-    best_miou: float  # of all validations; nan if there was none
+    best_miou: float  # of best.pt; nan if there was no validation
     metrics: Metrics | None  # of the last validation; None if this start made none
     skipped: int  # batches, or parts of batches, without a labelled pixel
     images_per_second: float  # of the training steps alone
@@ -136,7 +136,9 @@ class Trainer:
         world.on_main(lambda: dump_config(config, folder / "config.yaml"))
         if not resumed:
             self.state.save_last(self.last, self.steps_per_epoch, 0.0)
-        self.log = RunLog(folder, enabled=world.is_main, step=step, validated=self.state.validated, device=world.device)
+        self.log = RunLog(
+            folder, config, enabled=world.is_main, step=step, validated=self.state.validated, device=world.device
+        )
         if resume:
             self.log.say(f"resuming at step {step}" if resumed else f"no {self.last} yet: starting from step 0")
         for note in (*(() if pixels is None else (pixels.table(),)), *self.state.notes):
@@ -159,7 +161,7 @@ class Trainer:
             folder=self.folder,
             step=state.step,
             minutes=self.progress.elapsed() / 60,
-            best_miou=state.best,
+            best_miou=state.best_miou,
             metrics=self.metrics,
             skipped=state.skipped,
             images_per_second=self.progress.images_per_second(),
@@ -187,6 +189,11 @@ class Trainer:
             ):
                 self._save()
                 saved_step, saved = state.step, progress.elapsed()
+            if options.patience is not None and state.since_best >= options.patience:
+                self.log.say(
+                    f"{state.since_best} validations without a better {options.best}: the run ends (run.patience)"
+                )
+                return
             if progress.share(state.step, elapsed) >= 1:
                 return
             # The first step also waits for loader processes to start.
@@ -270,12 +277,12 @@ class Trainer:
             "peak_memory_mb": peak_memory(self.world.device) / 2**20,
         }
         ious = zip(self.info.classes, metrics.iou.tolist(), strict=True)
-        self.log.log_metrics({**row, **summary, **{f"iou_{name}": iou for name, iou in ious}})
+        row |= {**summary, **{f"iou_{name}": iou for name, iou in ious}}
+        self.log.log_metrics(row)
 
         # In this order: a process killed in between validates this step again when it resumes.
-        improved = not summary["miou"] <= state.best  # nan before the first
+        improved = state.judge(row, config.run.best)
         if improved:
-            state.best = summary["miou"]
             state.save_best(self.folder / "best.pt", summary)
         self.metrics, state.validated = metrics, state.step
         self._save()

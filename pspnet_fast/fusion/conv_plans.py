@@ -1,8 +1,9 @@
 """How a convolution over segments is computed without the full-resolution map.
 
 Upsampling and convolution are linear. A 1x1 convolution commutes with the upsampling, bias included, because the
-weights of an interpolation sum to one; so it runs at low resolution, and its result is upsampled and added. A 3x3
-convolution over levels that ``pyramid_conv`` takes is one call of it.
+weights of an interpolation sum to one; so it runs at low resolution, and its result is upsampled and added: all levels
+in one call of ``upsample_add`` where that has a kernel. A 3x3 convolution over a map and levels is one call of
+``pyramid_conv``.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pspnet_fast import ops
+from pspnet_fast import backend, ops
 from pspnet_fast.fusion.cost import conv_flop, pointwise_pays, pyramid_pays
 from pspnet_fast.fusion.segments import Geometry, Segment, assemble
+from pspnet_fast.layout import is_channels_last
 
 # Levels up to this side are multiplied as pyramid_conv does it, in 1x1 convolutions too.
 _SMALL = 8
@@ -72,7 +74,7 @@ def conv_plan(segments: Sequence[Segment], weight: Tensor, lazy: bool = True) ->
     out_channels, kernel = weight.shape[0], weight.shape[2]
     pyramid = _as_pyramid(segments, weight)
     geometries = [s.geometry for s in segments if s.geometry is not None]
-    if pyramid is not None and (kernel == 3 or max(pyramid[0]) <= _SMALL):
+    if pyramid is not None and (kernel == 3 or max(map(max, pyramid[0])) <= _SMALL):
         bins, x_first = pyramid
         return ConvPlan("pyramid_conv", _pyramid(segments, bins, x_first), None, geometries)
     used = [s.geometry for s in segments if s.geometry is not None and pointwise_pays(s, out_channels)]
@@ -83,8 +85,8 @@ def conv_plan(segments: Sequence[Segment], weight: Tensor, lazy: bool = True) ->
     return ConvPlan("1x1 at low resolution", fused, used[0] if single else None, used)
 
 
-def _as_pyramid(segments: Sequence[Segment], weight: Tensor) -> tuple[list[int], bool] | None:
-    """``(bins, x_first)`` if ``pyramid_conv`` takes the segments: square levels of one width, and x first or last."""
+def _as_pyramid(segments: Sequence[Segment], weight: Tensor) -> tuple[list[tuple[int, int]], bool] | None:
+    """``(bins, x_first)`` if ``pyramid_conv`` takes the segments: levels of as many channels, and x first or last."""
     is_level = [s.geometry is not None for s in segments]
     levels = [s for s in segments if s.geometry is not None]
     count = len(levels)
@@ -96,13 +98,13 @@ def _as_pyramid(segments: Sequence[Segment], weight: Tensor) -> tuple[list[int],
     geometries = [s.geometry for s in levels if s.geometry is not None]
     if any(s.channels != levels[0].channels for s in levels):
         return None
-    if any(g.align_corners != geometries[0].align_corners or g.low[0] != g.low[1] for g in geometries):
+    if any(g.align_corners != geometries[0].align_corners for g in geometries):
         return None
     pays = pyramid_pays(levels, weight.shape[0], weight.shape[2])
-    return ([g.low[0] for g in geometries], x_first) if pays else None
+    return ([g.low for g in geometries], x_first) if pays else None
 
 
-def _pyramid(segments: Sequence[Segment], bins: list[int], x_first: bool) -> Any:
+def _pyramid(segments: Sequence[Segment], bins: list[tuple[int, int]], x_first: bool) -> Any:
     align_corners = next(s.geometry.align_corners for s in segments if s.geometry is not None)
 
     def fused(leaves: list[Tensor], others: list[Any]) -> Tensor:
@@ -125,17 +127,33 @@ def _pointwise(segments: Sequence[Segment], out_channels: int, upsample: bool) -
             tensors.append(leaf if low else assemble([Segment(leaf, s.geometry, False)], "map"))
             parts.append(part)
 
-        result: Tensor | None = None
-        for geometry in sorted(
-            groups, key=lambda g: g is not None
-        ):  # the dense part first: the others are added into it
+        terms: list[tuple[Tensor, Geometry | None]] = []
+        for geometry in sorted(groups, key=lambda g: g is not None):  # the dense part first
             tensors, parts = groups[geometry]
             x, w = (t[0] if len(t) == 1 else torch.cat(t, dim=1) for t in (tensors, parts))
-            term = F.conv2d(x, w, bias if result is None else None)
-            if geometry is not None and upsample:
-                term = F.interpolate(term, geometry.full, mode="bilinear", align_corners=geometry.align_corners)
-            result = term if result is None else result.add_(term)
-        assert result is not None
-        return result
+            terms.append((F.conv2d(x, w, None if terms else bias), geometry))
+        return _sum(terms) if upsample else terms[0][0]
 
     return fused
+
+
+def _sum(terms: Sequence[tuple[Tensor, Geometry | None]]) -> Tensor:
+    """The sum of terms, of which only the first may have full resolution; the others are upsampled."""
+    base = terms[0][0] if terms[0][1] is None else None
+    lows = [(term, geometry) for term, geometry in terms if geometry is not None]
+    corners = {geometry.align_corners for _, geometry in lows}
+    if len(terms) > 1 and len(corners) == 1 and backend.select("upsample_add", lows[0][0].device.type) != "reference":
+        options: dict[str, Any] = {"align_corners": corners.pop(), "channels_last": is_channels_last(lows[0][0])}
+        bins = [geometry.low for _, geometry in lows]
+        if options["channels_last"]:  # packed as these lie in memory, and as the kernel reads them
+            packed = torch.cat([term.flatten(2).transpose(1, 2) for term, _ in lows], dim=1).transpose(1, 2)
+        else:
+            packed = torch.cat([term.flatten(2) for term, _ in lows], dim=2)
+        return ops.upsample_add(packed, base, size=lows[0][1].full, bins=bins, **options)
+
+    result = base
+    for term, geometry in lows:
+        term = F.interpolate(term, geometry.full, mode="bilinear", align_corners=geometry.align_corners)
+        result = term if result is None else result.add_(term)
+    assert result is not None
+    return result

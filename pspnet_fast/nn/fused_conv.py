@@ -88,13 +88,46 @@ class FusedConv2d(nn.Module):
         return {**self.__dict__, "packed": {}}  # oneDNN's tensors cannot be copied
 
 
+class _LocalTracer(fx.Tracer):
+    """Traces a module of one argument, and touches nothing but that module.
+
+    ``fx.Tracer.trace`` replaces ``nn.Module.__call__`` for the whole process: what other threads run meanwhile enters
+    the graph or fails, and after two traces at once the replacement stays.
+    """
+
+    def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
+        self.root, self.graph, self.tensor_attrs = root, fx.Graph(), {}
+        leaves = {m: name for name, m in root.named_modules() if name and self.is_leaf_module(m, name)}
+        kinds = {leaf: type(leaf) for leaf in leaves}
+        try:
+            for leaf, name in leaves.items():
+                leaf.__class__ = self._recorded(kinds[leaf], name)
+            x = self.create_proxy("placeholder", "x", (), {})
+            self.create_node("output", "output", (self.create_arg(root.forward(x)),), {})
+        finally:
+            for leaf, kind in kinds.items():
+                leaf.__class__ = kind
+        return self.graph
+
+    def _recorded(self, kind: type[nn.Module], name: str) -> type[nn.Module]:
+        """A subclass whose calls become nodes of the graph."""
+
+        def call(_: nn.Module, *args: Any, **kwargs: Any) -> fx.Proxy:
+            return self.create_proxy("call_module", name, args, kwargs)
+
+        return type(kind.__name__, (kind,), {"__call__": call})
+
+
 def fuse_convolutions(module: nn.Module) -> nn.Module:
     """``module`` with every convolution and what follows it as one :class:`FusedConv2d`.
+
+    Args:
+        module: of one argument, which nothing else runs meanwhile. It is not changed.
 
     Raises:
         Exception: torch.fx cannot trace it, with whatever error it has for that.
     """
-    traced = fx.symbolic_trace(module)
+    traced = fx.GraphModule(module, _LocalTracer().trace(module), type(module).__name__)
     modules = dict(traced.named_modules())
     order = {node: place for place, node in enumerate(traced.graph.nodes)}
     for node in list(traced.graph.nodes):

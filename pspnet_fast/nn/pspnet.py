@@ -237,8 +237,9 @@ class PSPNet(nn.Module):
     def train(self, mode: bool = True) -> PSPNet:
         """As ``nn.Module.train``; frozen modules stay in evaluation mode."""
         super().train(mode)
-        for name in self.frozen:
-            self.get_submodule(name).eval()
+        for name, module in self.named_children():
+            if name in self.frozen:
+                module.eval()
         return self
 
     def _main_logits(self, stage4: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pspnet_fast.ops.pyramid_conv import pyramid_conv
 from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
 from pspnet_fast.ops.pyramid_levels import pyramid_levels
 from pspnet_fast.ops.pyramid_pool import pyramid_pool, pyramid_pool_through
+from pspnet_fast.ops.upsample_add import upsample_add
 from pspnet_fast.ops.upsample_argmax import upsample_argmax
 from pspnet_fast.ops.upsample_cross_entropy import upsample_cross_entropy
 from pspnet_fast.ops.upsample_softmax_add import upsample_softmax_add
@@ -26,6 +27,7 @@ __all__ = [
     "pyramid_levels",
     "pyramid_pool",
     "pyramid_pool_through",
+    "upsample_add",
     "upsample_argmax",
     "upsample_cross_entropy",
     "upsample_softmax_add",

@@ -73,6 +73,18 @@ def check_map(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} has no pixels: its shape is {tuple(x.shape)}")
 
 
+def check_packed_levels(levels: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raises unless ``levels`` packs one floating-point map for each of ``sizes``."""
+    check_tensor("levels", levels)
+    packed = sum(h * w for h, w in sizes)
+    if levels.dim() != 3 or levels.shape[2] != packed:
+        raise ValueError(f"levels must be [B, C, {packed}] for sizes {sizes}, not {tuple(levels.shape)}")
+    if not levels.dtype.is_floating_point:
+        raise TypeError(f"levels must be floating-point, not {levels.dtype}; convert it with levels.float()")
+    if levels.shape[1] < 1:
+        raise ValueError(f"levels have no channels: their shape is {tuple(levels.shape)}")
+
+
 def check_levels(x: Tensor, levels: Tensor, bins: Sequence[Bin]) -> None:
     """Raises unless ``levels`` packs one map per entry of ``bins`` for the batch of ``x``."""
     check_tensor("levels", levels)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
+from pspnet_fast.geometry import size_pairs
 from pspnet_fast.layout import empty_map, is_channels_last
 from pspnet_fast.ops.checks import check_dtype, check_level_sizes, check_levels, check_map, check_tensor, same_device
 from pspnet_fast.ops.operator import Autocast, Operator, second_gradient
 from pspnet_fast.ops.pyramid_conv_composed import backward as composed_backward
-from pspnet_fast.ops.pyramid_conv_composed import convolve_x, convolve_x_backward, size_pairs, weight_parts
+from pspnet_fast.ops.pyramid_conv_composed import convolve_x, convolve_x_backward, weight_parts
 from pspnet_fast.ops.pyramid_conv_composed import export as composed_export
 from pspnet_fast.ops.pyramid_conv_composed import forward as composed_forward
 from pspnet_fast.reference import DEFAULT_BINS, Bin

@@ -24,13 +24,8 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.geometry import exported_tap_matrices, tap_matrices
+from pspnet_fast.geometry import exported_tap_matrices, size_pairs, tap_matrices
 from pspnet_fast.layout import is_channels_last, memory_format
-
-
-def size_pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """``(h, w)`` of each level, from the list that the operators take."""
-    return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
 class WeightParts(NamedTuple):

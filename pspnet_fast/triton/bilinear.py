@@ -38,6 +38,37 @@ def second_node(first, nodes, size):
 
 
 @triton.jit
+def interpolate_level(
+    bins,
+    stride_bin,
+    low_height,
+    low_width,
+    row_cell,
+    row_t,
+    column_cell,
+    column_t,
+    first,
+    row,
+    end,
+    column,
+    height,
+    width,
+):
+    """A tile of an upsampled level, ``[rows, columns, channels]``; its rows lie between two lines of bins.
+
+    ``bins`` point to every channel's first bin, and the tables are the level's own; rows from ``end`` on are left out.
+    """
+    near_row = tl.load(row_cell + first).to(tl.int64)
+    top = bins + near_row * low_width * stride_bin
+    bottom = bins + second_node(near_row, low_height, height) * low_width * stride_bin
+    near = tl.load(column_cell + column, mask=column < width, other=0).to(tl.int64)
+    left, right = near * stride_bin, second_node(near, low_width, width) * stride_bin
+    tx = tl.load(column_t + column, mask=column < width, other=0.0)
+    ty = tl.load(row_t + row, mask=row < end, other=0.0)
+    return interpolate_tile(top, bottom, left, right, tx, ty)
+
+
+@triton.jit
 def any_special(tile):
     """Whether a number of a tile is infinite or NaN: no product by a matrix with zeros is right then."""
     return tl.sum(tl.sum(tile * 0.0, axis=1), axis=0) != 0

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pspnet_fast.layout import is_channels_last, memory_format
-from pspnet_fast.triton.bilinear import any_special, interpolate_tile, second_node
+from pspnet_fast.triton.bilinear import any_special, interpolate_level
 from pspnet_fast.triton.pyramid_taps import PyramidTaps, pyramid_taps
 
 # Columns and channels of a tile: along memory as far as a warp reads, across it as far as registers go.
@@ -78,15 +78,12 @@ def pyramid_concat_fwd_kernel(
         channel = ((block - x_blocks) % level_blocks) * CHANNELS + lane
         count, offset = level_channels, x_first * channels + level * level_channels
         side, bin = tl.load(level_table + level), tl.load(level_table + level_count + level)
-        near_row = tl.load(row_cell + level * height + first)
         known = tl.minimum(channel, level_channels - 1).to(tl.int64)
-        top = levels + image * level_stride_b + known * level_stride_c + (bin + near_row * side) * level_stride_bin
-        bottom = top + (second_node(near_row, side, height) - near_row) * side * level_stride_bin
-        near = tl.load(column_cell + level * width + column, mask=column < width, other=0)
-        left, right = near * level_stride_bin, second_node(near, side, width) * level_stride_bin
-        tx = tl.load(column_t + level * width + column, mask=column < width, other=0.0)
-        ty = tl.load(row_t + level * height + row, mask=row < end, other=0.0)
-        value = interpolate_tile(top, bottom, left, right, tx, ty).to(y.dtype.element_ty)
+        bins = levels + image * level_stride_b + known * level_stride_c + bin * level_stride_bin
+        value = interpolate_level(
+            bins, level_stride_bin, side, side, row_cell + level * height, row_t + level * height,
+            column_cell + level * width, column_t + level * width, first, row, end, column, height, width,
+        ).to(y.dtype.element_ty)  # fmt: skip
 
     # 3. Both layouts are dense: a row is `width` pixels.
     pixel = row.to(tl.int64) * width + column

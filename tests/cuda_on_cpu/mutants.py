@@ -32,6 +32,7 @@ LEVELS = "tests/ops/test_pyramid_levels.py::test_pyramid_levels"
 LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
 ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
 ADD = "tests/ops/test_upsample_softmax_add.py"
+UPSAMPLE_ADD = "tests/ops/test_upsample_add.py::test_"
 CORRECT = "tests/ops/test_dual_cross_entropy.py::test_correct_pixels"
 
 
@@ -128,6 +129,13 @@ def finish(name: str, before: str, after: str, shows: str, variant: str = "plain
 
 def argmax(name: str, before: str, after: str, shows: str, tests: str = ARGMAX, variant: str = "plain") -> Mutant:
     return Mutant(f"upsample_argmax_{name}", "upsample_argmax.cu", before, after, shows, tests, variant)
+
+
+def upsample_add(
+    name: str, before: str, after: str, shows: str, test: str = "upsample_add", variant: str = "plain"
+) -> Mutant:
+    file = "upsample_add_bwd.cu" if name.startswith("bwd") else "upsample_add.cu"
+    return Mutant(f"upsample_add_{name}", file, before, after, shows, UPSAMPLE_ADD + test, variant)
 
 
 def softmax_add(name: str, before: str, after: str, shows: str, test: str, variant: str = "plain") -> Mutant:
@@ -327,6 +335,16 @@ MUTANTS = [
         "if (p.correct == nullptr || rows.count == 0) return;",
         r"which is not active",
         CORRECT,
+    ),
+    upsample_add("fwd_taps_barrier", "first, taps);\n  __syncthreads();", "first, taps);", ASTRAY, variant="checked"),
+    upsample_add("fwd_wrong_row", "bins + tap.second * stride", "bins + tap.first * stride", WRONG),
+    upsample_add(
+        "fwd_row_too_many", "if (r >= rows) break;\n      const", "const", BEYOND, "any_shape_and_options", "checked"
+    ),
+    upsample_add("bwd_cell_in_front", "int i = begin - 1; i < end", "int i = begin; i < end", WRONG),
+    upsample_add("bwd_lines_barrier", "shared.lines);\n    __syncthreads();", "shared.lines);", ORDER),
+    upsample_add(
+        "bwd_tile_barrier", "    __syncthreads();\n  } while", "  } while", ORDER, "a_line_longer_than_a_task_holds"
     ),
     softmax_add("column_too_many", "  if (x >= p.width) return;\n", "", BEYOND, "test_taps", "checked"),
     softmax_add(

@@ -248,3 +248,45 @@ def test_other_inputs_are_refused() -> None:
     boxes = tv_tensors.BoundingBoxes(torch.zeros(1, 4), format="XYXY", canvas_size=(8, 8))
     with pytest.raises(TypeError, match="not BoundingBoxes"):
         RandomAffineCrop((4, 4))(tv_tensors.Image(torch.zeros(3, 8, 8)), boxes)
+
+
+def test_colour_jitter_keeps_the_map_and_is_off_by_default() -> None:
+    image, label = torch.full((3, 40, 50), 100, dtype=torch.uint8), torch.zeros(40, 50, dtype=torch.uint8)
+    options = {"scale": (1.0, 1.0), "rotate": 0.0, "blur": 0.0, "flip": 0.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    plain = [train_transform(32, **options)(image, label)[0] for _ in range(2)]
+    torch.testing.assert_close(plain[0], torch.full((3, 32, 32), 100 / 255))
+    torch.manual_seed(0)
+    jittered = [train_transform(32, jitter=0.4, **options)(image, label) for _ in range(4)]
+    means = {round(float(picture.mean()), 3) for picture, _ in jittered}
+    assert len(means) == 4
+    assert all(float(picture.min()) >= 0 and float(picture.max()) <= 1 for picture, _ in jittered)
+
+
+def test_a_transform_of_ones_own_comes_first() -> None:
+    image, label = torch.zeros(3, 40, 50, dtype=torch.uint8), torch.zeros(40, 50, dtype=torch.uint8)
+    seen = []
+
+    def own(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((image.dtype, image.shape))
+        return image + 255, label + 1
+
+    options = {"scale": (1.0, 1.0), "rotate": 0.0, "blur": 0.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    found = train_transform(32, own=own, **options)(image, label)
+    assert seen == [(torch.uint8, (3, 40, 50))]
+    assert (found[0].unique().tolist(), found[1].unique().tolist()) == ([1.0], [1])
+
+
+def test_crops_that_one_class_fills_are_drawn_again() -> None:
+    image, label = torch.zeros(3, 200, 200, dtype=torch.uint8), torch.zeros(200, 200, dtype=torch.uint8)
+    label[:, 100:] = 1
+    label[:40] = 255
+    options = {"scale": (1.0, 1.0), "rotate": 0.0, "blur": 0.0}
+    shares = {}
+    for ratio in (1.0, 0.75):
+        torch.manual_seed(0)
+        crop = train_transform(60, cat_max_ratio=ratio, **options)
+        labels = [crop(image, label)[1] for _ in range(40)]
+        filled = [max(int((x == 0).sum()), int((x == 1).sum())) > 0.75 * int((x != 255).sum()) for x in labels]
+        shares[ratio] = sum(filled) / len(filled)
+    assert shares[1.0] > 0.6
+    assert shares[0.75] < 0.3

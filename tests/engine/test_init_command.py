@@ -133,10 +133,43 @@ def test_names_from_a_text_file(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("void\nroad\ngreen tree\n")
     found = find_classes(tmp_path, [tmp_path / "a.png"])
     assert (list(found.classes), found.values) == (["road", "green tree"], {0: "ignore", 1: "road", 2: "green tree"})
+    picture(tmp_path / "offset.png", np.array([[1000, 1001, 1007, 65535]], np.uint16))
+    found = find_classes(tmp_path, [tmp_path / "offset.png"])  # as many values as names
+    assert found.values == {1000: "ignore", 1001: "road", 1007: "green tree"}
+    (tmp_path / "of another folder").write_text("sky\nsea\nsand\n")
+    found = find_classes(tmp_path, [tmp_path / "a.png"], names_file=tmp_path / "of another folder")
+    assert list(found.classes) == ["sky", "sea", "sand"]
+    (tmp_path / "of another folder").write_text("7, 8\n")
+    with pytest.raises(DatasetError, match="of another folder: holds no names of classes"):
+        find_classes(tmp_path, [tmp_path / "a.png"], names_file=tmp_path / "of another folder")
     picture(tmp_path / "b.png", np.array([[[9, 8, 7], [1, 2, 3]]], np.uint8))
     (tmp_path / "colors.csv").write_text("name,r,g,b\nroad,9,8,7\nVoid,1,2,3\nother,4,5,6")
     found = find_classes(tmp_path, [tmp_path / "b.png"])
     assert (found.classes, found.values) == ({"road": (9, 8, 7)}, {"#010203": "ignore"})
+
+
+def test_names_of_other_systems_and_files_without_a_partner(tmp_path: Path) -> None:
+    for index, name in enumerate(("Straße (1)", "b", "c d", "e", "f")):
+        picture(tmp_path / f"Eigene Bilder/{name}.{('JPG', 'jpg')[index % 2]}", PHOTO)
+        picture(tmp_path / f"Masken/{name}.{('PNG', 'png')[index % 2]}", LABEL)
+    (tmp_path / "Eigene Bilder/Thumbs.db").write_bytes(b"")
+    assert "no partner" not in call("init", tmp_path)
+    assert "4 images" in call("check", "--data", tmp_path / "data.yaml")
+    picture(tmp_path / "Masken/lost.png", LABEL)
+    assert "1 files have no partner (Masken/lost.png)" in call("init", tmp_path, "--overwrite")
+    assert "lost" in call("check", "--data", tmp_path / "data.yaml", code=2)
+
+
+def test_too_few_pictures_and_classes(tmp_path: Path) -> None:
+    for name in "ab":
+        picture(tmp_path / f"img/{name}.jpg", PHOTO)
+        picture(tmp_path / f"mask/{name}.png", LABEL)
+    call("init", tmp_path)
+    data = load_config(tmp_path / "data.yaml").data
+    assert (data.val_split, data.val_fraction) == (None, 0)
+    for name in "ab":
+        picture(tmp_path / f"mask/{name}.png", 0 * LABEL)
+    assert "fewer than two classes (class 0); add" in call("init", tmp_path, "--overwrite", code=2)
 
 
 def test_soft_masks_are_no_classes(tmp_path: Path) -> None:

@@ -161,3 +161,27 @@ def test_samples_that_are_none(make_config: MakeConfig, sample: Any, message: st
         train(make_config(*TINY), dataset=[sample] * 4, info=Squares.info)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"give info=DatasetInfo\(\.\.\.\), or set data\.classes"):
         train(make_config(*TINY, folder="other"), dataset=[sample] * 4)  # type: ignore[arg-type]
+
+
+def inverted(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    return 255 - image, label
+
+
+def cut(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    return image[:, 1:], label
+
+
+def alone(image: Tensor, _: Tensor) -> Tensor:
+    return image.float()
+
+
+def test_a_named_transform(make_config: MakeConfig) -> None:
+    config = make_config(*TINY, f"data.transform={__name__}:inverted", "data.jitter=0.2", "run.max_steps=1")
+    assert train(config).step == 1
+    for name in ("no_such_module:f", f"{__name__}:none", "nothing", f"{__name__}:TINY"):
+        with pytest.raises(ConfigError, match=rf"data\.transform = {name}"):
+            train(make_config(*TINY, f"data.transform={name}", folder="other"))
+    returned = {"cut": r"uint8 \[3, 63, 96\], uint8 \[64, 96\]", "alone": r"float32 \[3, 64, 96\]"}
+    for name, message in returned.items():
+        with pytest.raises(ConfigError, match=rf"data\.transform = \S+:{name} returns {message}; it must return"):
+            train(make_config(*TINY, f"data.transform={__name__}:{name}", folder=name))

@@ -264,15 +264,16 @@ def test_rates_and_time_left_count_validations_and_checkpoints(
     assert progress.seconds_left(10, 30.0) == 15 * 1.0 + 2 * 16.0 + 3 * 2.0
 
 
-def test_tensorboard_on_a_full_disk(tmp_path: Path) -> None:
-    log = run_log.RunLog(tmp_path, enabled=True, step=0, validated=-1, device=torch.device("cpu"))
+def test_tensorboard_on_a_full_disk(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    log = run_log.RunLog(tmp_path, config, enabled=True, step=0, validated=-1, device=torch.device("cpu"))
     picture = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)
 
     def fill() -> None:
         for step in range(200):
             log.show_panels([picture], step)
             with suppress(OSError):
-                log.board.flush()  # waits for the thread
+                log.logger.board.flush()  # type: ignore[attr-defined]  # waits for the thread
 
     with file_size_limit(20_000), pytest.raises(OutputError, match=r"tensorboard: cannot be written"):
         fill()

@@ -52,7 +52,22 @@ class Pyramid(Plain):
         return F.interpolate(self.classifier(fused), x.shape[2:], mode="bilinear", align_corners=True)
 
 
-HEADS = (Plain, Mixed, Pyramid)
+class Levels(Plain):
+    """Maps of three sizes, none of them square, concatenated and fused by a 3x3 convolution (UPerNet's fusion)."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__(classes)
+        self.fuse = nn.Conv2d(24, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        high = self.backbone(x).relu()
+        maps = [F.avg_pool2d(high, k) for k in (2, 4)]
+        ups = [F.interpolate(m, high.shape[2:], mode="bilinear", align_corners=False) for m in maps]
+        fused = self.fuse(torch.cat([high, *ups], dim=1)).relu()
+        return F.interpolate(self.classifier(fused), x.shape[2:], mode="bilinear", align_corners=False)
+
+
+HEADS = (Plain, Mixed, Pyramid, Levels)
 
 
 def data(classes: int = 5, batch: int = 2, size: tuple[int, int] = (32, 48)) -> tuple[Tensor, Tensor]:

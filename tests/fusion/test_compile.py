@@ -12,6 +12,7 @@ from heads import HEADS, Mixed, Plain, Pyramid, data
 from torch import nn
 
 import pspnet_fast
+from pspnet_fast.backend import kernels
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,20 @@ def test_a_compiled_model(head, fullgraph):
     compiled = torch.compile(other, backend=backend, fullgraph=fullgraph)
     found = training_step(other, lambda x, t: loss_of(compiled, x, t), x, target)
     torch.testing.assert_close(found, expected)
-    assert backend.has("pspnet_fast.pyramid_conv") == (head is Pyramid)
+    assert backend.has("pspnet_fast.pyramid_conv") == (head is not Plain)
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_what_a_1x1_convolution_makes_of_levels_is_added_in_one_call(form):
+    model = Mixed().to(memory_format=form)
+    x, target = data(size=(80, 96))
+    x = x.contiguous(memory_format=form)
+    expected = training_step(model, lambda x, t: F.cross_entropy(model(x), t, ignore_index=255), x, target)
+    torch.testing.assert_close(training_step(model, with_loss(model), x, target), expected)
+    backend = Recorder()
+    compiled = torch.compile(with_loss(model), backend=backend, fullgraph=True)
+    torch.testing.assert_close(training_step(model, compiled, x, target), expected)
+    assert backend.has("pspnet_fast.upsample_add") == ("cpu" in kernels("upsample_add"))
 
 
 @pytest.mark.parametrize("head", HEADS)

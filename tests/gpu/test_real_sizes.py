@@ -163,6 +163,23 @@ def test_upsample_argmax(backend: str, dtype: torch.dtype) -> None:
 
 
 @DTYPE
+@LAYOUT
+@pytest.mark.parametrize("align_corners", [True, False], ids=["corners", "centres"])
+def test_upsample_add(backend: str, align_corners: bool, channels_last: bool, dtype: torch.dtype) -> None:
+    """The levels of SegFormer's head and of UPerNet's neck, and those of a pyramid."""
+    for size, bins in (((128, 128), ((64, 64), (32, 32), (16, 16))), ((96, 130), (1, 2, 3, 6))):
+        base = random(2, 256, *size, dtype=dtype, channels_last=channels_last)
+        levels = random(2, 256, sum(h * w for h, w in reference.level_sizes(bins)), dtype=dtype)
+        fused, definition = (
+            lambda base, levels, function=function, bins=bins: (
+                function(levels, base, bins=bins, align_corners=align_corners),
+            )
+            for function in (pspnet_fast.upsample_add, reference.upsample_add)
+        )
+        check_exact_by_image(fused, definition, [base, levels])
+
+
+@DTYPE
 def test_upsample_softmax_add(backend: str, dtype: torch.dtype) -> None:
     logits = random(2, 150, 60, 60, dtype=dtype)
     taps = pspnet_fast.AxisTaps(torch.arange(540, device=DEVICE).view(270, 2) % 473, torch.rand(270, 2, device=DEVICE))

@@ -57,6 +57,17 @@ def test_pyramid(backend: str, dtype: torch.dtype, layout: torch.memory_format) 
 
 @DTYPE
 @LAYOUT
+def test_upsample_add(backend: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    bins = (LOW, (3, 60), 1)
+    for channels, size in ((8, HIGH), (35, HIGH), (6, (21, 32))):  # that vectors divide, and not
+        levels = drawn(2, channels, LOW[0] * LOW[1] + 3 * 60 + 1, dtype=dtype)
+        finite(pspnet_fast.upsample_add(levels, drawn(2, channels, *size, dtype=dtype, layout=layout), bins=bins))
+        options = {"align_corners": False, "channels_last": layout is torch.channels_last}
+        finite(pspnet_fast.upsample_add(levels, size=size, bins=bins, **options))
+
+
+@DTYPE
+@LAYOUT
 def test_losses(backend: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
     main, aux = (drawn(2, CLASSES, *LOW, dtype=dtype, layout=layout) for _ in range(2))
     target = torch.randint(CLASSES, (2, *HIGH))

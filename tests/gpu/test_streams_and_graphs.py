@@ -38,6 +38,13 @@ def make_call(operator: str, inputs: dict[str, Tensor]) -> Call:
             return graded(pspnet_fast.upsample_cross_entropy(main, target, label_smoothing=0.1), "main")
         if operator == "dual_cross_entropy":
             return graded(pspnet_fast.dual_cross_entropy(main, aux, target).loss, "main", "aux")
+        if operator == "upsample_add":
+            packed, sizes = torch.cat([main.flatten(2), aux.flatten(2)], dim=2), ((60, 60), (60, 60))
+            maps = [
+                pspnet_fast.upsample_add(packed, size=(240, 200), bins=sizes, channels_last=last)
+                for last in (False, True)
+            ]
+            return [result for y in maps for result in graded(y, "main", "aux")]
         if operator == "upsample_softmax_add":
             total = main.new_zeros(*main.shape[:2], *target.shape[-2:])
             return [pspnet_fast.upsample_softmax_add(total, main.detach(), target.shape[-2:], flip=True)]
@@ -71,7 +78,7 @@ def inputs() -> dict[str, Tensor]:
 @pytest.fixture(
     params=[
         "pyramid_pool", "pyramid_concat", "pyramid_conv", "pyramid_levels", "pyramid_conv_norm_relu",
-        "upsample_cross_entropy", "dual_cross_entropy", "upsample_argmax", "upsample_softmax_add",
+        "upsample_cross_entropy", "dual_cross_entropy", "upsample_argmax", "upsample_add", "upsample_softmax_add",
     ]
 )  # fmt: skip
 def operator(request: pytest.FixtureRequest, backend: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -113,3 +114,28 @@ def test_what_is_read_again_is_not_overwritten(shortcut: nn.Module) -> None:
     with torch.no_grad():
         torch.testing.assert_close(fuse_convolutions(module)(x), module(x))
     torch.testing.assert_close(x, given, rtol=0, atol=0)
+
+
+def test_other_threads_run_modules_meanwhile() -> None:
+    class Interrupted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.elsewhere = nn.Conv2d(3, 4, 1), [nn.Conv2d(3, 5, 1), Residual(nn.Identity())]
+            self.found: list[object] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            with ThreadPoolExecutor(1) as pool:
+                self.found += [
+                    pool.submit(self.elsewhere[0], torch.zeros(1, 3, 2, 2)).result(),
+                    pool.submit(fuse_convolutions, self.elsewhere[1]).result(),
+                ]
+            return torch.relu(self.conv(x))
+
+    module = Interrupted()
+    fused = fuse_convolutions(module)
+    result, other = module.found
+    assert isinstance(result, Tensor)
+    assert isinstance(other, nn.Module)
+    assert not any(type(m) is nn.Conv2d for m in other.modules())
+    assert [type(m) for m in fused.children()] == [FusedConv2d]
+    assert type(module.conv) is nn.Conv2d

@@ -92,7 +92,8 @@ class Draw:
 def draw(seed: int, number: int) -> Case:
     """The case of this number."""
     d = Draw(seed, number)
-    case = d.rng.choice((_pool, _concat, _conv, _conv, _norm_relu, _levels, _argmax, _softmax, _loss, _loss, _dual))(d)
+    drawn = (_pool, _concat, _conv, _conv, _norm_relu, _levels, _add, _argmax, _softmax, _loss, _loss, _dual)
+    case = d.rng.choice(drawn)(d)
     case.special = d.special
     if case.name in ("upsample_argmax", "upsample_softmax_add", "pyramid_levels", "pyramid_conv_norm_relu"):
         case.mode = d.rng.choice(("no_grad", "inference"))
@@ -141,6 +142,14 @@ def _levels(d: Draw) -> Case:
         "bins": bins,
     }
     return Case("pyramid_levels", [d.map(d.batch(), channels, *d.size())], options)
+
+
+def _add(d: Draw) -> Case:
+    (base, levels), options = _pyramid(d, SIZES)
+    base = d.map(levels.shape[0], levels.shape[1], *base.shape[2:])
+    del options["x_first"]
+    inputs = [levels, base] if d.flag() else [levels]
+    return Case("upsample_add", inputs, {**options, "size": tuple(base.shape[2:]), "channels_last": d.flag()})
 
 
 def _argmax(d: Draw) -> Case:

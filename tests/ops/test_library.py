@@ -14,7 +14,9 @@ from torch.torch_version import TorchVersion
 from pspnet_fast.extension import EXTENSION
 from pspnet_fast.ops.operator import NAMESPACE, SCHEMAS, overload
 
-TRITON = [f"{name}_triton" for name in SCHEMAS if name != "pyramid_levels"]
+TRITON = [
+    f"{name}_triton" for name in SCHEMAS if name not in ("pyramid_levels", "upsample_add", "upsample_add_backward")
+]
 BINS = [1, 2, 3]
 SIZES = [1, 1, 2, 2, 3, 3]
 # Labels, a gradient in place, and what is made for inference (where a gradient is wanted other operators run).
@@ -105,6 +107,13 @@ def samples(name: str, layout: str = "nchw", size: tuple[int, int] = (7, 5)) -> 
         case "dual_cross_entropy":
             for per_pixel, labels, chosen in zip((False, True), targets, options, strict=True):
                 yield leaf(2, 3, *low), leaf(2, 3, 2, 5), labels, per_pixel, True, per_pixel, not per_pixel, *chosen
+        case "upsample_add":
+            base = leaf(2, 3, *size)
+            packed = random(2, 3, 14).requires_grad_()
+            yield packed, base, *size, SIZES, True, False
+            yield packed, None, *size, [7, 2], False, layout == "channels_last"
+        case "upsample_add_backward":
+            yield leaf(2, 3, *size), SIZES, True
         case "upsample_argmax":
             yield random(2, 3, *low, layout=layout), 9, 13, True, torch.int64
             yield random(2, 3, *low, layout=layout), 9, 13, False, torch.uint8

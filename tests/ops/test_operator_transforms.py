@@ -46,6 +46,10 @@ def case(name: str) -> Case:
             lambda z, a: ops.dual_cross_entropy(z[None], a[None], target).loss,
             (logits, random(3, 2, 3)),
         ),
+        "upsample_add": (
+            lambda p, x: ops.upsample_add(p[None], x[None], bins=(1, (2, 2))),
+            (random(3, 5), x),
+        ),
         "upsample_argmax": (lambda z: ops.upsample_argmax(z[None], (7, 9)), (logits,)),
         "upsample_softmax_add": (
             lambda total, z: ops.upsample_softmax_add(1 * total.detach()[None], z.detach()[None], (7, 9)),

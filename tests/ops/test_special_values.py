@@ -16,7 +16,14 @@ from cross_entropy_cases import draw_target, stock_loss
 from running import INTERPRETED, LAYOUTS, Backend, differentiate, random
 from torch import Tensor
 
-from pspnet_fast import pyramid_concat, pyramid_conv, reference, upsample_argmax, upsample_cross_entropy
+from pspnet_fast import (
+    pyramid_concat,
+    pyramid_conv,
+    reference,
+    upsample_add,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
 
 OPERATOR = "pyramid_conv"  # all operators here have the same back ends
 # Equal sizes, one equal side, a single node, nodes that are hit exactly, smaller results. Left out are sizes such as 1
@@ -113,6 +120,23 @@ def test_pyramid_concat(backend: Backend, layout: str, pyramid: str, align_corne
         lambda x, p: pyramid_concat(x, p, **options),
         lambda x, p: reference.pyramid_concat(x, p, **options),
         *(random(1, 2, *size), random(1, 3, sum(k * k for k in bins))),
+        *(value, layout, backend.device),
+    )
+
+
+@each_value
+@each_corners
+@pytest.mark.parametrize("pyramid", PYRAMIDS)
+@each_layout
+def test_upsample_add(backend: Backend, layout: str, pyramid: str, align_corners: bool, value: float) -> None:
+    if INTERPRETED and pyramid not in ("equal_rows", "any"):
+        pytest.skip("takes long in Triton's interpreter")
+    size, bins = PYRAMIDS[pyramid]
+    options = {"bins": bins, "align_corners": align_corners}
+    check_spread(
+        lambda base, p: upsample_add(p, base, **options),
+        lambda base, p: reference.upsample_add(p, base, **options),
+        *(random(1, 3, *size), random(1, 3, sum(k * k for k in bins))),
         *(value, layout, backend.device),
     )
 

@@ -22,7 +22,7 @@ from running import INTERPRETED
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from pspnet_fast.geometry import LONGEST, bilinear_taps, partition_axis
-from pspnet_fast.triton import pyramid_concat, pyramid_conv
+from pspnet_fast.triton import pyramid_concat, pyramid_conv, upsample_add
 from pspnet_fast.triton.cells import cut_axis
 from pspnet_fast.triton.partition import partition
 
@@ -45,6 +45,7 @@ KERNELS = {
     ),
     "cross_entropy_fwd": ("cross_entropy_fwd_kernel",),
     "cross_entropy_bwd": ("cross_entropy_bwd_kernel",),
+    "upsample_add": ("upsample_add_fwd_kernel", "upsample_add_bwd_kernel"),
     "upsample_argmax": ("upsample_argmax_kernel",),
     "upsample_softmax_add": ("upsample_softmax_add_kernel",),
 }
@@ -67,13 +68,13 @@ PLAIN = TILES | {"SMOOTHING": False, "PIXEL_WEIGHTS": False, "PARITY": 0, "ADD":
 )  # fmt: skip
 OPTIONAL = (
     "cross_entropy_fwd_kernel", "cross_entropy_bwd_kernel", "atoms_nchw_bwd_kernel", "atoms_nhwc_bwd_kernel",
-    "pyramid_conv_fwd_kernel", "upsample_softmax_add_kernel",
+    "pyramid_conv_fwd_kernel", "upsample_softmax_add_kernel", "upsample_add_fwd_kernel",
 )  # fmt: skip
 BUILDS = [(module, name, False) for module, names in KERNELS.items() for name in names]
 BUILDS += [(module, name, True) for module, name, _ in BUILDS if name in OPTIONAL]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 # Arguments by type, where it is not a number.
-MAPS = ("x", "y", "grad", "dx", "main", "aux", "logits", "levels", "weight", "grad_levels", "grad_weight")
+MAPS = ("x", "y", "base", "grad", "dx", "main", "aux", "logits", "levels", "weight", "grad_levels", "grad_weight")
 SUMS = (
     "atoms", "row_t", "column_t", "column_slot_t", "class_table", "pixel_weight",
     "softmax", "partial", "main_loss", "aux_loss", "main_grad", "aux_grad",
@@ -83,7 +84,7 @@ SUMS = (
 INT32 = (
     "row_edge", "column_edge", "column_interval", "bin_table", "row_cell", "tile_edge", "column_cell", "column_slot",
     "softmax_label", "correct", "level_table", "line_table", "line_span", "tap_table",
-    "special", "row_index", "column_index",
+    "special", "row_index", "column_index", "column_span",
 )  # fmt: skip
 # Bytes that a thread spills of its registers, where a kernel does; Triton 3.8.
 STACK = {("r_bwd_kernel", "fp32", 80): 24}
@@ -161,7 +162,8 @@ def test_compiles_ahead_of_time(
     from triton.compiler import ASTSource
 
     kernel = getattr(importlib.import_module(f"pspnet_fast.triton.{module}"), name)
-    constants, num_warps = launch_options(name, dtype, target[0]) if module.startswith("pyramid_con") else ({}, 1)
+    tiled = module.startswith(("pyramid_con", "upsample_add"))
+    constants, num_warps = launch_options(name, dtype, target[0]) if tiled else ({}, 1)
     constants = (EVERYTHING if everything else PLAIN) | constants
     given = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
     signature = {
@@ -181,9 +183,10 @@ def test_compiles_ahead_of_time(
 
 def launch_options(name: str, dtype: str, target: str) -> tuple[dict[str, Any], int]:
     """The tiles that a kernel is launched with at PSPNet's sizes in channels_last, and its number of warps."""
-    if name.startswith("pyramid_concat"):
-        columns, channels = pyramid_concat.NHWC_TILE if "fwd" in name else pyramid_concat.NHWC_GRAD_TILE
-        return {"COLUMNS": columns, "CHANNELS": channels}, 4
+    for module in (pyramid_concat, upsample_add):
+        if hasattr(module, name):
+            columns, channels = module.NHWC_TILE if "fwd" in name else module.NHWC_GRAD_TILE
+            return {"COLUMNS": columns, "CHANNELS": channels}, 4
     tiles = pyramid_conv.tiles_for(DTYPES[dtype], hip=target == "hip")
     short = name == "levels_bwd_kernel"
     side = min(tiles.side, 32) if short else tiles.side

@@ -1,0 +1,137 @@
+"""Where a run shows its curves: TensorBoard, Weights & Biases, or MLflow, each by its own interface."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pspnet_fast.files import output_errors
+
+from .errors import ConfigError
+
+
+class Logger(Protocol):
+    """What a run tells a logger. The step never decreases, but for a run that resumes from an earlier checkpoint."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def picture(self, tag: str, picture: Tensor, step: int) -> None:
+        """``picture`` is uint8 [H, W, 3]."""
+
+    def close(self) -> None: ...
+
+
+def open_logger(name: str, folder: Path, config: Mapping[str, Any], step: int) -> Logger:
+    """The logger of ``run.logger``.
+
+    Args:
+        folder: of the run; its name is the run's.
+        config: recorded with the run.
+        step: from which a resumed run goes on.
+
+    Raises:
+        ConfigError: its library is not installed.
+    """
+    return {"none": NoLogger, "tensorboard": TensorBoard, "wandb": Wandb, "mlflow": Mlflow}[name](folder, config, step)
+
+
+class NoLogger:
+    """The tables alone."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def picture(self, tag: str, picture: Tensor, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """In the folder ``tensorboard`` of the run."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder / "tensorboard"
+        self.thread_hook = threading.excepthook
+        threading.excepthook = self._on_thread_error
+        with output_errors(self.folder):
+            self.board = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        with output_errors(self.folder):  # TensorBoard's thread hands its errors over with the next call
+            for tag, value in values.items():
+                self.board.add_scalar(tag, value, step)
+
+    def picture(self, tag: str, picture: Tensor, step: int) -> None:
+        with output_errors(self.folder):
+            self.board.add_image(tag, picture.numpy(), step, dataformats="HWC")
+
+    def close(self) -> None:
+        try:
+            with output_errors(self.folder):
+                self.board.close()
+        finally:
+            threading.excepthook = self.thread_hook
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """No traceback for what TensorBoard's thread cannot write: its next call raises the error again."""
+        if not (type(error.thread).__module__.startswith("tensorboard.") and isinstance(error.exc_value, OSError)):
+            self.thread_hook(error)
+
+
+class Wandb:
+    """A run of Weights & Biases; a resumed one continues it. The project is WANDB_PROJECT, or pspnet_fast."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
+        self.wandb = _library("wandb")
+        name = folder.resolve().name
+        self.run = self.wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "pspnet_fast"),
+            id=name,
+            resume="allow",
+            dir=str(folder),
+            config=dict(config),
+        )
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(values), step=step)
+
+    def picture(self, tag: str, picture: Tensor, step: int) -> None:
+        self.run.log({tag: self.wandb.Image(picture.numpy())}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Mlflow:
+    """A run of MLflow at MLFLOW_TRACKING_URI; a resumed one is another run of the same name."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
+        self.mlflow = _library("mlflow")
+        self.run = self.mlflow.start_run(run_name=folder.resolve().name)
+        flat = {f"{section}.{key}": value for section, options in config.items() for key, value in options.items()}
+        self.mlflow.log_params(flat)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self.mlflow.log_metrics(dict(values), step=step)
+
+    def picture(self, tag: str, picture: Tensor, step: int) -> None:
+        self.mlflow.log_image(picture.numpy(), key=tag.replace("/", "-"), step=step)
+
+    def close(self) -> None:
+        self.mlflow.end_run()
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"run.logger = {name} needs the library: pip install {name} ({error})") from error

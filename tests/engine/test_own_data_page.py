@@ -1,0 +1,75 @@
+"""docs/own_data.md: its commands run as they are written, and print what the page shows."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pspnet_fast.data import DATASETS
+from pspnet_fast.engine.commands import app
+
+PAGE = (Path(__file__).parents[2] / "docs" / "own_data.md").read_text(encoding="utf-8")
+HOME = "/home/me"  # of the reader
+CAMVID = os.environ.get("PSPNET_FAST_CAMVID")
+WALKS = re.findall(r"^```console\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+# What numbers depend on the machine: those of a training run, and what follows from it.
+MEASURED = ("train", "evaluate")
+
+
+def entries(walk: str) -> list[tuple[list[str], str]]:
+    """The commands of a walk, and what each prints."""
+    parts = re.split(r"^\$ (.*)\n", walk, flags=re.MULTILINE)[1:]
+    return [(shlex.split(command), output) for command, output in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def comparable(text: str, *, measured: bool) -> str:
+    """Without what follows the width of the terminal or of a number; without numbers if they are measured."""
+    plain = re.sub(r"[\s─━┏┳┓┡╇┩├┼┤└┴┘]+", "", text)
+    return re.sub(r"\d+\.?\d*|nan", "#", plain) if measured else plain
+
+
+@pytest.fixture
+def home(own_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the page's folders lie."""
+    shutil.copytree(own_pictures / "colors", tmp_path / "street")
+    shutil.copytree(own_pictures / "offset", tmp_path / "scans")
+    info = DATASETS["camvid"].info
+    assert info is not None
+    (tmp_path / "scans/classes.txt").write_text("\n".join(info.classes))
+    (file,) = re.findall(r"`camvid\.txt`[^`]*```text\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "camvid.txt").write_text(file)
+    (tmp_path / "data").mkdir()
+    if CAMVID is not None:
+        (tmp_path / "data/camvid").symlink_to(CAMVID, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("walk", WALKS, ids=["colors", "offset", "camvid"])
+def test_a_walk(walk: str, home: Path) -> None:
+    if "data/camvid" in walk and CAMVID is None:
+        pytest.skip("PSPNET_FAST_CAMVID does not name the folder of CamVid")
+    commands = entries(walk)
+    assert [words[1] for words, _ in commands] == ["init", "train", "predict"]
+    for words, shown in commands:
+        done = CliRunner().invoke(app, words[1:], env={"COLUMNS": "100"})
+        assert done.exit_code == 0, done.output
+        printed = done.stdout.replace(str(home), HOME)
+        measured = words[1] in MEASURED
+        assert comparable(printed, measured=measured) == comparable(shown, measured=measured)
+    overlays = list((home / words[words.index("--out") + 1] / "overlay").iterdir())
+    assert len(overlays) == int(shown.split()[0])
+
+
+def test_what_init_writes(home: Path) -> None:
+    """The lines of data.yaml that the page shows."""
+    done = CliRunner().invoke(app, ["init", "scans"])
+    assert done.exit_code == 0, done.output
+    (excerpt,) = re.findall(r"`scans/data\.yaml`[^`]*```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert excerpt in (home / "scans/data.yaml").read_text()

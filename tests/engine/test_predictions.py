@@ -1,0 +1,105 @@
+"""What predict writes beside labels and colours: legends, probabilities, and a benchmark server's ids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pspnet_fast.data import DATASETS
+from pspnet_fast.engine import InferenceError, ModelConfig, Trained, build_model, config_from_dict, predict_paths
+from pspnet_fast.engine.pictures import legend
+from pspnet_fast.engine.predict import file_values
+
+SIZE = (48, 96)
+
+
+def untrained(name: str, **data: object) -> Trained:
+    info = DATASETS[name].info if name in DATASETS else None
+    config = config_from_dict({"data": {"name": name, **data}, "run": {"max_steps": 1}})
+    info = info or config.data.own.info(name)  # type: ignore[union-attr]
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone="timm/test_resnet"), info.num_classes, load_weights=False)
+    return Trained(model.eval(), config, info, None)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def test_probabilities_and_legend(picture: Path, tmp_path: Path) -> None:
+    trained = untrained("camvid")
+    (written,) = predict_paths(trained, [picture], tmp_path / "out", probabilities=True, with_legend=True)
+    assert written.probabilities is not None
+    content = np.load(written.probabilities)
+    assert content["probabilities"].shape == (11, *SIZE)
+    assert content["probabilities"].dtype == np.float16
+    np.testing.assert_allclose(content["probabilities"].astype(np.float32).sum(0), 1, atol=0.01)
+    assert content["classes"].tolist() == list(trained.info.classes)
+    labels = np.array(Image.open(written.labels))
+    assert (content["probabilities"].argmax(0) == labels).mean() > 0.98  # float16 has ties
+
+    drawn = np.array(Image.open(written.overlay))
+    assert drawn.shape[0] > SIZE[0]
+    assert drawn.shape[1] == SIZE[1]
+    shown = {tuple(color) for color in drawn[SIZE[0] :].reshape(-1, 3).tolist()}
+    present = {trained.info.palette[index] for index in np.unique(labels)}
+    assert present <= shown
+    absent = set(trained.info.palette) - present
+    assert not {color for color in absent & shown if len(set(color)) > 1}  # letters have greys of all kinds
+    predict_paths(trained, [picture], tmp_path / "out", probabilities=True)  # its own files may be replaced
+
+
+def test_the_legend_names_the_most_frequent_first() -> None:
+    info = DATASETS["camvid"].info
+    assert info is not None
+    labels = torch.full((20, 60), 3)
+    labels[:2] = 5
+    strip = legend(labels, info)
+    assert strip.shape[1] == 60
+    colors = [tuple(color) for color in strip[8, :].tolist() if tuple(color) in info.palette]
+    assert colors[0] == info.palette[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("cityscapes", {}, {0: 7, 1: 8, 18: 33}),
+        ("ade20k", {}, {0: 1, 149: 150}),
+        ("voc", {}, {0: 0, 20: 20}),
+        ("folder", {"classes": ["a", "b"], "values": {5: "b", 9: "a", 0: "ignore"}}, {0: 9, 1: 5}),
+        ("folder", {"classes": 2, "values": {1000: 0, 1001: 1}, "ignore_value": 65535}, {0: 1000, 1: 1001}),
+    ],
+)
+def test_ids_are_the_data_sets_values(name: str, data: dict[str, object], expected: dict[int, int]) -> None:
+    values = file_values(untrained(name, **data))
+    assert {index: int(values[index]) for index in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "dtype"),
+    [("cityscapes", {}, np.uint8), ("folder", {"classes": 2, "values": {1000: 0, 1001: 1}}, np.uint16)],
+)
+def test_ids_are_written(picture: Path, tmp_path: Path, name: str, data: dict[str, object], dtype: type) -> None:
+    trained = untrained(name, **data)
+    (written,) = predict_paths(trained, [picture], tmp_path / "out", ids=True)
+    assert written.ids is not None
+    labels, ids = (np.array(Image.open(file)) for file in (written.labels, written.ids))
+    assert ids.dtype == dtype
+    np.testing.assert_array_equal(file_values(trained)[labels], ids)
+
+
+def test_ids_that_there_are_not() -> None:
+    colors = untrained("folder", classes={"a": [0, 0, 0], "b": [1, 1, 1]}, labels="colors")
+    with pytest.raises(InferenceError, match="hold colours, as colors/ does"):
+        file_values(colors)
+    trained = untrained("voc")
+    with pytest.raises(InferenceError, match="elsewhere: the values in its label files are not known"):
+        file_values(replace(trained, info=replace(trained.info, name="elsewhere")))
