@@ -113,9 +113,12 @@ def _gpu_parts(file: File) -> list[str]:
 
     columns = (OPERATOR_AND_DIRECTION, SHAPE, *TIMES, ("as a CUDA graph, ours", "r", graph), REACHED, MEMORY)
     rows, machine = file["rows"], file["machine"]
+    # Of a run that was stopped there are no counts.
+    status = file["sections"].get("tests", {}).get("status", "not run")
     tests = "; ".join(
         f"{name} {counts['passed']} passed, {counts['failed']} failed" for name, counts in file["tests"].items()
     )
+    tests = tests if status in ("passed", "failed") else status
     where = (
         f"{machine['device']}, driver {machine['driver']}, CUDA {machine['cuda']}, torch {machine['torch']}, "
         f"triton {machine['triton']}, commit {machine['commit']}, {machine['date']}."
@@ -125,7 +128,7 @@ def _gpu_parts(file: File) -> list[str]:
         f"### {machine['device']}",
         table(columns, rows) if rows else "",
         *failures(rows),
-        f"Tests by back end: {tests}." if tests else "",
+        f"Tests by back end: {tests}.",
         f"Training: {trained}." if trained else "",
         where,
     ]
