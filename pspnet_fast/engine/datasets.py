@@ -91,9 +91,11 @@ class _OwnTransform:
 
 
 def kind_of(value: object) -> str:
-    """A tensor's dtype and shape, another value's type."""
+    """A tensor's dtype and shape, another value's type; of a tuple or list, those of its parts."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(kind_of, value))})"
     return type(value).__name__
 
 
