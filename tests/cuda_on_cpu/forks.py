@@ -5,6 +5,7 @@ Reads a line of JSON for each run, [library, arguments of pytest...]; answers wi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -35,8 +36,12 @@ class Forks:
             )  # fmt: skip
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps([str(library), *arguments]), file=self.process.stdin, flush=True)
-        code, printed = json.loads(self.process.stdout.readline())
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps([str(library), *arguments]), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:  # it has said why on stderr
+            raise RuntimeError(f"the process that forks ended with exit code {self.process.wait()}")
+        code, printed = json.loads(answer)
         return code, printed
 
     def close(self) -> None:
