@@ -25,6 +25,9 @@ demo: setup
 
 test: test-cpp test-native test-triton test-cuda-on-cpu
 
+# pytest starts a process a core: each has one thread, else they wait for one another's.
+test-native test-triton test-cuda-on-cpu: export OMP_NUM_THREADS = 1
+
 # Back ends that must not be skipped: PSPNET_FAST_EXPECT_BACKENDS=cpu make test
 test-native: setup
 	$(BIN)/python -m pytest -n auto tests --ignore=tests/cuda_on_cpu
