@@ -25,6 +25,9 @@ demo: setup
 
 test: test-cpp test-native test-triton test-cuda-on-cpu
 
+# pytest starts a process a core: each has one thread, else they wait for one another's.
+test-native test-triton test-cuda-on-cpu: export OMP_NUM_THREADS = 1
+
 # Back ends that must not be skipped: PSPNET_FAST_EXPECT_BACKENDS=cpu make test
 test-native: setup
 	$(BIN)/python -m pytest -n auto tests --ignore=tests/cuda_on_cpu
@@ -36,8 +39,8 @@ test-triton: setup
 # The CUDA kernels, compiled for the CPU: what a GPU would punish is found, and the operators' tests pass over them.
 test-cuda-on-cpu: setup
 	PSPNET_FAST_EXPECT_BACKENDS=cuda $(BIN)/python -m pytest -n auto tests/cuda_on_cpu
-	$(BIN)/python tests/cuda_on_cpu/run.py plain
-	$(BIN)/python tests/cuda_on_cpu/run.py checked
+	$(BIN)/python tests/cuda_on_cpu/run.py plain -n auto tests/ops
+	$(BIN)/python tests/cuda_on_cpu/run.py checked -n auto tests/ops
 
 test-cpp: setup
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp -G Ninja -DPSPNET_FAST_CPP_TESTS_ONLY=ON

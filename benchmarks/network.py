@@ -91,7 +91,12 @@ BUILD: dict[str, Callable[[Setting, str], Call]] = {"training": build_training, 
 
 def network_flops(setting: Setting, mode: str) -> int:
     """The stock network's convolutions and products, with the head's convolution split as this package has it."""
-    training = mode == "training"
+    pair = replace(setting, batch=2, place=Place())  # one image has no batch statistics
+    return _flops(pair, mode == "training") * setting.batch // 2
+
+
+@functools.cache
+def _flops(setting: Setting, training: bool) -> int:
     with torch.device("meta"):
         net = PlainPSPNet(layers=setting.layers, classes=setting.classes).train(training)
         x = torch.zeros(setting.batch, 3, *setting.size)

@@ -5,57 +5,14 @@
 // runs' sums are added in a fixed order by a second kernel, so no atomics. grad is read once, 59 MB in bfloat16 for
 // 16 x 512 x 60 x 60, with 36 multiply-adds for each element; a block of bins 1 2 3 6 and a 3x3 kernel holds 58 KB of
 // positions, 10 KB of U and 5 KB a warp, so that two blocks of 8 warps fit a multiprocessor. All calculated.
-#include "pyramid_conv_run.cuh"
+#include "pyramid_conv_gather_memory.cuh"
 
 namespace pspnet_fast::cuda {
 namespace {
 
 constexpr int kThreads = kMostWarps * 32;
-constexpr int kUStride = kRunColumns + 4;  // four rows of U are read at once, from different banks
-constexpr int kStep = 4;                   // columns at a time
-constexpr int kLaneChannels = 4;           // a lane owns 4 channels of a quarter of the terms
-constexpr int kMostLaneTerms = 9, kFewLaneTerms = 3;
-
-// A block's shared memory, in this order.
-template <typename T>
-struct GatherShared {
-  using Real = Acc<T>;
-  Real* u;        // [padded_terms, kUStride]
-  Real* rows;     // [warps, row_terms] weight of a row for each row of bins and dy
-  char* warps;   // [warps] what a warp stages of grad, then its G [terms, kRunChannels]
-  Real* sums;     // [positions, kRunChannels] where staged
-
-  __host__ __device__ static int64_t warp_bytes(const ConvTables& t) {
-    const int64_t staged = kRunColumns * kRunChannels * static_cast<int64_t>(sizeof(T));
-    const int64_t terms = int64_t{t.terms} * kRunChannels * static_cast<int64_t>(sizeof(Real));
-    return terms_begin(t) == 0 && staged > terms ? staged : terms_begin(t) + terms;
-  }
-  // Terms come by as many as a warp's lanes own; what the last ones make of rows that nobody wrote is dropped.
-  __host__ __device__ static int padded_terms(const ConvTables& t) {
-    const int at_once = 4 * (t.terms <= 4 * kFewLaneTerms ? kFewLaneTerms : kMostLaneTerms);
-    return (t.terms + at_once - 1) / at_once * at_once;
-  }
-  // G takes the place of what was staged, unless the lanes need that again for more terms.
-  __host__ __device__ static int64_t terms_begin(const ConvTables& t) {
-    return t.terms <= 4 * kMostLaneTerms ? 0 : kRunColumns * kRunChannels * static_cast<int64_t>(sizeof(T));
-  }
-  __host__ __device__ static int64_t row_bytes(const ConvTables& t, int warps) {
-    return (int64_t{warps} * t.row_terms * static_cast<int64_t>(sizeof(Real)) + 15) / 16 * 16;
-  }
-  __host__ __device__ static int64_t bytes(const ConvTables& t, int warps) {
-    return int64_t{padded_terms(t)} * kUStride * static_cast<int64_t>(sizeof(Real)) + row_bytes(t, warps) +
-           warps * warp_bytes(t);
-  }
-  __device__ GatherShared(const ConvTables& t, int count) {
-    u = dynamic_shared<Real>();
-    rows = u + padded_terms(t) * kUStride;
-    warps = reinterpret_cast<char*>(rows) + row_bytes(t, count);
-    sums = reinterpret_cast<Real*>(warps + count * warp_bytes(t));
-  }
-  __device__ Real* terms_of(const ConvTables& t, int warp) const {
-    return reinterpret_cast<Real*>(warps + warp * warp_bytes(t) + terms_begin(t));
-  }
-};
+constexpr int kStep = 4;          // columns at a time
+constexpr int kLaneChannels = 4;  // a lane owns 4 channels of a quarter of the terms
 
 // The run's columns and channels of row `h` as [column, channel], zero beyond the map.
 template <typename T, bool CHANNELS_LAST, int VEC>

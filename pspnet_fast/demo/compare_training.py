@@ -101,8 +101,7 @@ def compare(
     options = {"dtype": dtype, "val_images": val_images}
     with ExitStack() as stack:
         runs = {
-            name: stack.enter_context(_Process(config, folder / name, name, options))
-            for name in (PLAIN, FUSED, CONTROL)
+            name: stack.enter_context(Process(config, folder / name, name, options)) for name in (PLAIN, FUSED, CONTROL)
         }
         answers: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
         miou: dict[str, list[tuple[int, float]]] = {name: [] for name in runs}
@@ -134,7 +133,7 @@ def _line(title: str, values: Mapping[str, float]) -> str:
     return "  ".join([title, f"{PLAIN} {values[PLAIN]:.10f}", *others])
 
 
-class _Process:
+class Process:
     """One run's process; leaving the ``with`` block ends it."""
 
     def __init__(self, config: TrainConfig, folder: Path, name: str, options: Mapping[str, Any]) -> None:
@@ -150,7 +149,7 @@ class _Process:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
             )
 
-    def __enter__(self) -> _Process:
+    def __enter__(self) -> Process:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,6 +13,7 @@ from .inference import predict_labels, predict_probabilities
 from .metrics import ConfusionMatrix, Metrics
 from .models import Trained, TrainedModel, build_model, load_trained
 from .predict import predict_paths
+from .run_data import PreparedDataset
 from .train import TrainResult, train
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Metrics",
     "ModelConfig",
     "OptimConfig",
+    "PreparedDataset",
     "RunConfig",
     "TrainConfig",
     "TrainResult",

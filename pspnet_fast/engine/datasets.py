@@ -84,16 +84,18 @@ class _OwnTransform:
         fits = len(parts) == 2 and all(isinstance(part, Tensor) and part.dtype == torch.uint8 for part in parts)
         if not fits or parts[0].dim() != 3 or parts[0].shape[0] != 3 or parts[0].shape[1:] != parts[1].shape:
             raise ConfigError(
-                f"data.transform = {self.name} returns {', '.join(map(kind_of, parts))}; it must return the image uint8 "
-                "[3, H, W] and the label uint8 [H, W]"
+                f"data.transform = {self.name} returns {', '.join(map(kind_of, parts))}; it must return the image "
+                "uint8 [3, H, W] and the label uint8 [H, W]"
             )
         return parts[0], parts[1]
 
 
 def kind_of(value: object) -> str:
-    """A tensor's dtype and shape, another value's type."""
+    """A tensor's dtype and shape, another value's type; of a tuple or list, those of its parts."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(kind_of, value))})"
     return type(value).__name__
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,14 +93,16 @@ class Wandb:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
         self.wandb = _library("wandb")
-        name = folder.resolve().name
+        note = folder / "wandb.txt"
         self.run = self.wandb.init(
             project=os.environ.get("WANDB_PROJECT", "pspnet_fast"),
-            id=name,
+            name=folder.resolve().name,
+            id=_noted(note, step),
             resume="allow",
             dir=str(folder),
             config=dict(config),
         )
+        _note(note, self.run.id)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self.run.log(dict(values), step=step)
@@ -112,22 +115,38 @@ class Wandb:
 
 
 class Mlflow:
-    """A run of MLflow at MLFLOW_TRACKING_URI; a resumed one is another run of the same name."""
+    """A run of MLflow at MLFLOW_TRACKING_URI; a resumed one continues it."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
         self.mlflow = _library("mlflow")
-        self.run = self.mlflow.start_run(run_name=folder.resolve().name)
-        flat = {f"{section}.{key}": value for section, options in config.items() for key, value in options.items()}
-        self.mlflow.log_params(flat)
+        note = folder / "mlflow.txt"
+        before = _noted(note, step)
+        self.run = self.mlflow.start_run(run_id=before, run_name=folder.resolve().name)
+        _note(note, self.run.info.run_id)
+        if before is None:  # a run's parameters cannot be changed
+            flat = {f"{section}.{key}": value for section, options in config.items() for key, value in options.items()}
+            self.mlflow.log_params(flat)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        self.mlflow.log_metrics(dict(values), step=step)
+        # The characters that it takes in a name; classes may be called otherwise.
+        named = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
+        self.mlflow.log_metrics(named, step=step)
 
     def picture(self, tag: str, picture: Tensor, step: int) -> None:
         self.mlflow.log_image(picture.numpy(), key=tag.replace("/", "-"), step=step)
 
     def close(self) -> None:
         self.mlflow.end_run()
+
+
+def _noted(note: Path, step: int) -> str | None:
+    """The run that a resumed one continues, as the run's folder says."""
+    return note.read_text(encoding="utf-8").strip() if step and note.is_file() else None
+
+
+def _note(note: Path, run: str) -> None:
+    with output_errors(note):
+        note.write_text(f"{run}\n", encoding="utf-8")
 
 
 def _library(name: str) -> Any:

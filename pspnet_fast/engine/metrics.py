@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
+
+# It is imported at the first use, as it takes a second with every library of text and sound that is installed.
+if importlib.util.find_spec("torchmetrics") is None:
+    raise ModuleNotFoundError("No module named 'torchmetrics'", name="torchmetrics")
 
 
 class ConfusionMatrix:
@@ -18,6 +22,8 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu", ignore_index: int = 255) -> None:
+        from torchmetrics.classification import MulticlassConfusionMatrix
+
         metric = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False)
         self.metric = metric.to(device)
 

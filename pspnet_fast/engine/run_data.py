@@ -24,20 +24,48 @@ class PreparedDataset(Dataset[tuple[Tensor, Tensor]]):
     """The (image, label) pairs of any data set, as the network takes them.
 
     Images uint8 [3, H, W] go through the transform, with their labels [H, W]; float images are taken as they are,
-    normalised and of one size. Labels are integers of the classes of ``info``, or its ``ignore_index``; they become
-    uint8, and 255 where a pixel does not count.
+    normalised, as float32. Labels are integers of the classes of ``info``, or its ``ignore_index``; they become uint8,
+    and 255 where a pixel does not count.
+
+    Args:
+        name: of the data set, in errors.
+        one_size: whether float images must have one size, as batches need.
+
+    Raises:
+        ConfigError: no samples; when one is read, that it is no such pair.
     """
 
-    def __init__(self, dataset: Dataset[Any], info: DatasetInfo, transform: SegmentationTransform) -> None:
-        self.dataset, self.transform, self.ignored = dataset, transform, info.ignore_index
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        info: DatasetInfo,
+        transform: SegmentationTransform,
+        *,
+        name: str = "dataset",
+        one_size: bool = False,
+    ) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise ConfigError(f"{name} is {type(dataset).__name__}; it must have a length, and samples by their index")
+        if not len(dataset):
+            raise ConfigError(f"{name} has no samples; add some" + ("" if one_size else ", or leave it out"))
+        self.dataset, self.transform, self.ignored, self.name = dataset, transform, info.ignore_index, name
         self.info = replace(info, ignore_index=IGNORE)
+        self.one_size, self.size = one_size, torch.Size()
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, label = self._checked(index)
-        return self.transform(image, label) if image.dtype == torch.uint8 else (image, label)
+        if image.dtype == torch.uint8:
+            return self.transform(image, label)
+        self.size = self.size or image.shape
+        if self.one_size and image.shape != self.size:
+            raise ConfigError(
+                f"{self.name}[{index}] is {kind_of(image)}, and another sample {list(self.size)}; cut float images to "
+                "one size, or give them as uint8, which are cropped"
+            )
+        return image.float(), label
 
     def read_label(self, index: int) -> Tensor:
         """The label alone."""
@@ -47,19 +75,19 @@ class PreparedDataset(Dataset[tuple[Tensor, Tensor]]):
         sample = self.dataset[index]
         image, label = sample if isinstance(sample, (tuple, list)) and len(sample) == 2 else (None, None)
         if not (isinstance(image, Tensor) and isinstance(label, Tensor)):
-            raise ConfigError(f"dataset[{index}] is {kind_of(sample)}; it must be a pair of tensors (image, label)")
+            raise ConfigError(f"{self.name}[{index}] is {kind_of(sample)}; it must be a pair of tensors (image, label)")
         fits = image.dim() == 3 and image.shape[0] == 3 and image.shape[1:] == label.shape
         if not fits or not (image.dtype == torch.uint8 or image.is_floating_point()) or label.is_floating_point():
             raise ConfigError(
-                f"dataset[{index}] is an image {kind_of(image)} and a label {kind_of(label)}; it must be an image "
+                f"{self.name}[{index}] is an image {kind_of(image)} and a label {kind_of(label)}; it must be an image "
                 "[3, H, W], uint8 or normalised float, and a label [H, W] of integers"
             )
         label = label.long()
         counted = label[label != self.ignored]
         if counted.numel() and not 0 <= counted.min() <= counted.max() < self.info.num_classes:
             raise ConfigError(
-                f"dataset[{index}] has labels {int(counted.min())} .. {int(counted.max())}; {self.info.name} has the "
-                f"classes 0 .. {self.info.num_classes - 1}, and {self.ignored} for pixels that do not count"
+                f"{self.name}[{index}] has labels {int(counted.min())} .. {int(counted.max())}; {self.info.name} has "
+                f"the classes 0 .. {self.info.num_classes - 1}, and {self.ignored} for pixels that do not count"
             )
         return image, torch.where(label == self.ignored, IGNORE, label).to(torch.uint8)
 
@@ -109,9 +137,9 @@ class RunData:
             raise ConfigError("the classes of dataset= are not known: give info=DatasetInfo(...), or set data.classes")
         if info.num_classes > IGNORE:
             raise ConfigError(f"{info.name}: {info.num_classes} classes; a run has labels of 8 bits, at most {IGNORE}")
-        train = PreparedDataset(dataset, info, training_transform(config.data))
+        train = PreparedDataset(dataset, info, training_transform(config.data), one_size=True)
         evaluation = eval_transform(config.data.mean, config.data.std)
-        prepared = None if val is None else PreparedDataset(val, info, evaluation)
+        prepared = None if val is None else PreparedDataset(val, info, evaluation, name="val_dataset")
         counted = config.optim.class_weights == "frequency"
         pixels = PixelCounts.of(train, prepared, world, config.data.workers) if counted else None
         return cls(train.info, train, prepared, pixels)

@@ -33,10 +33,11 @@ def conv(bins: list[int], side: int, backward: bool) -> tuple[Tensor, ...]:
     """pyramid_conv, or its gradients; how much shared memory its kernels take depends on ``bins``."""
     x, levels = torch.ones(1, 2, 6, 6), torch.ones(1, 2, sum(k * k for k in bins))
     weight = torch.ones(32, 2 + 2 * len(bins), side, side)
+    sizes = [k for k in bins for _ in ("height", "width")]
     if backward:
         grad, wanted = torch.ones(1, 32, 6, 6), [True] * 3
-        return tuple(on_cuda("pyramid_conv_backward", grad, x, levels, weight, bins, True, True, wanted))
-    return (on_cuda("pyramid_conv", x, levels, weight, None, bins, True, True),)
+        return tuple(on_cuda("pyramid_conv_backward", grad, x, levels, weight, sizes, True, True, wanted))
+    return (on_cuda("pyramid_conv", x, levels, weight, None, sizes, True, True),)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 from compiling import CUDA, ROOT, build
+from forks import Forks
 from mutants import MUTANTS, Mutant
 from run import arguments, environment
 
@@ -18,14 +18,26 @@ def _libraries() -> None:
     build([mutant.plant() for mutant in MUTANTS])
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Callable[[Mutant], Forks]]:
+    """For a mutant, the process whose forks run tests as its variant is run."""
+    made: dict[str, Forks] = {}
+
+    def of(mutant: Mutant) -> Forks:
+        if mutant.variant not in made:
+            made[mutant.variant] = Forks(ROOT, environment(mutant.variant, mutant.plant().output))
+        return made[mutant.variant]
+
+    yield of
+    for process in made.values():
+        process.close()
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_fault_turns_the_tests_red(mutant: Mutant) -> None:
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider"]
-    command += arguments(mutant.variant, [mutant.tests])
-    own = environment(mutant.variant, mutant.plant().output)
-    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False, timeout=300)
-    printed = done.stdout + done.stderr
-    assert done.returncode == 1, printed
+def test_fault_turns_the_tests_red(mutant: Mutant, forks: Callable[[Mutant], Forks]) -> None:
+    options = ["-x", "-p", "no:cacheprovider", *arguments(mutant.variant, [mutant.tests])]
+    code, printed = forks(mutant).run(mutant.plant().output, options)
+    assert code == 1, printed
     assert re.search(mutant.shows, printed), printed
 
 

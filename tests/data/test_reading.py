@@ -1,9 +1,8 @@
-"""Picture files: bit depths, bands, orientation and label formats; what cannot be read rightly is refused."""
+"""Picture files: bit depths, bands and orientation; what cannot be read rightly is refused."""
 
 from __future__ import annotations
 
 import re
-import struct
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import save, save_pgm, save_tiff
 from PIL import Image, TiffImagePlugin
 
 from pspnet_fast.data import DatasetError, ReadOptions, Sample, SegmentationDataset, read_header, read_image, read_label
@@ -18,42 +18,6 @@ from pspnet_fast.data.classes import DatasetInfo, label_table, voc_colormap
 
 INFO = DatasetInfo("two", ("a", "b"), voc_colormap(2))
 TABLE = label_table({0: 0, 1: 1}, (255,))
-
-
-def save_tiff(path: Path, samples: np.ndarray, order: str = "<", **tags: int | tuple[int, ...]) -> Path:
-    """A baseline TIFF of one strip; tags by number, as in `t262=2`; [H, W] or [H, W, bands] of any type."""
-    samples = samples.astype(samples.dtype.newbyteorder(order))
-    height, width, bands = (*samples.shape, 1)[:3]
-    kinds = {"u": 1, "i": 2, "f": 3}
-    entries: dict[int, tuple[int, ...]] = {
-        256: (width,), 257: (height,), 258: (8 * samples.itemsize,) * bands, 259: (1,), 262: (1 if bands == 1 else 2,),
-        273: (0,), 277: (bands,), 278: (height,), 279: (samples.nbytes,), 339: (kinds[samples.dtype.kind],) * bands,
-    }  # fmt: skip
-    entries |= {int(name[1:]): value if isinstance(value, tuple) else (value,) for name, value in tags.items()}
-    start = 8 + 2 + 12 * len(entries) + 4
-    extra, table = b"", b""
-    for tag, values in sorted(entries.items()):
-        packed = struct.pack(f"{order}{len(values)}H", *values) if tag != 273 else b""
-        field = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(f"{order}I", start + len(extra))
-        extra += packed if len(packed) > 4 else b""
-        table += struct.pack(f"{order}HHI", tag, 4 if tag == 273 else 3, len(values)) + field
-    table = table.replace(struct.pack(f"{order}HHI", 273, 4, 1) + b"\0" * 4,
-                          struct.pack(f"{order}HHII", 273, 4, 1, start + len(extra)))  # fmt: skip
-    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
-    path.write_bytes(header + struct.pack(f"{order}H", len(entries)) + table + b"\0" * 4 + extra + samples.tobytes())
-    return path
-
-
-def save_pgm(path: Path, samples: np.ndarray, largest: int) -> Path:
-    height, width = samples.shape
-    data = samples.astype(">u2" if largest > 255 else "u1").tobytes()
-    path.write_bytes(f"P5 {width} {height} {largest}\n".encode() + data)
-    return path
-
-
-def save(path: Path, samples: np.ndarray, **options: object) -> Path:
-    Image.fromarray(samples).save(path, **options)
-    return path
 
 
 RAMP = np.linspace(0, 1, 24).reshape(4, 6)
@@ -225,65 +189,6 @@ def test_unreadable_metadata_is_no_orientation(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(upright()).save(path, exif=b"Exif\0\0garbage")
     assert read_image(path).shape == (3, 16, 24)
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("a.jpg", {"quality": 100}),
-        ("a.webp", {"lossless": False}),
-        ("a.webp", {"lossless": True}),  # of colours: no indices either
-        ("a.jp2", {}),
-        ("a.tif", {"compression": "jpeg"}),
-        ("a.avif", {}),
-        ("a.gif", {}),  # renumbers its colours
-    ],
-)
-@pytest.mark.parametrize("value", [0, 1])
-def test_lossy_labels_are_refused_whatever_they_hold(tmp_path: Path, name: str, options: dict, value: int) -> None:
-    path = tmp_path / name
-    try:
-        Image.fromarray(np.full((8, 8), value, np.uint8)).save(path, **options)
-    except (KeyError, OSError, ValueError) as error:
-        pytest.skip(f"this Pillow does not write {name}: {error}")
-    renamed = path.rename(path.with_suffix(".png"))  # the content decides
-    for read in (lambda: read_label(renamed, TABLE), lambda: read_header(renamed, label=True)):
-        with pytest.raises(DatasetError, match=r"a.png: a label map in .*write the label as PNG"):
-            read()
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tga", "a.pgm", "a.tif"])
-def test_lossless_labels(tmp_path: Path, name: str) -> None:
-    pixels = np.array([[0, 1, 255], [1, 1, 0]], np.uint8)
-    options = {"compression": "tiff_lzw"} if name == "a.tif" else {}
-    assert read_label(save(tmp_path / name, pixels, **options), TABLE).tolist() == pixels.tolist()
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_grey_labels_of_few_bits_are_not_stretched(tmp_path: Path, bits: int) -> None:
-    """Pillow reads grey of 2 bits as 0, 85, 170, 255: right for pictures."""
-    from zlib import compress, crc32
-
-    values = np.array([[0, 1, 1, 0, 1, 0, 0, 1]])
-    packed = np.packbits(((values[..., None] >> np.arange(bits)[::-1]) & 1).astype(np.uint8).ravel()).tobytes()
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 1, bits, 0, 0, 0, 0))
-    path = tmp_path / "a.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", compress(b"\0" + packed)) + chunk(b"IEND", b""))
-    assert read_label(path, TABLE).tolist() == values.tolist()
-
-
-def test_labels_that_are_scaled_or_inverted_are_refused(tmp_path: Path) -> None:
-    pixels = np.array([[0, 1]], np.uint8)
-    with pytest.raises(DatasetError, match="scaled or inverted"):
-        read_label(save_pgm(tmp_path / "a.pgm", pixels, 1), TABLE)  # else: 0, 255
-    with pytest.raises(DatasetError, match="scaled or inverted"):
-        read_label(save_tiff(tmp_path / "a.tif", 255 * pixels, t262=0), TABLE)
-    with pytest.raises(DatasetError, match="label has mode F"):
-        read_label(save_tiff(tmp_path / "f.tif", pixels.astype(np.float32)), TABLE)
 
 
 def test_large_pictures_name_the_limit_and_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

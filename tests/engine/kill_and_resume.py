@@ -22,6 +22,7 @@ from typing import Any
 
 import timm  # noqa: F401  imported before the processes are forked
 import torch
+import torchmetrics  # noqa: F401
 from run_files import TINY, measured
 
 from pspnet_fast.data import write_scenes

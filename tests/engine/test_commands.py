@@ -314,7 +314,7 @@ def test_every_error_is_framed(run: Path, monkeypatch: pytest.MonkeyPatch, error
 
 
 def test_memory_of_the_cpu_runs_out(run: Path) -> None:
-    output = call("evaluate", run / "best.pt", "eval.base_size=3000000", code=2).output
+    output = call("evaluate", run / "best.pt", "eval.base_size=300000000", "eval.crop=30001", code=2).output
     assert "not enough memory" in output
     assert "Traceback" not in output
 

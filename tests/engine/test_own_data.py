@@ -15,8 +15,8 @@ from run_files import TINY, rows, weights
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pspnet_fast.data import DATASETS, DatasetInfo, open_dataset
-from pspnet_fast.engine import ConfigError, TrainConfig, evaluate, load_trained, predict_paths, train
+from pspnet_fast.data import DATASETS, DatasetInfo, eval_transform, open_dataset
+from pspnet_fast.engine import ConfigError, PreparedDataset, TrainConfig, evaluate, load_trained, predict_paths, train
 from pspnet_fast.engine.datasets import open_split
 
 if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
@@ -128,7 +128,7 @@ class Squares(Dataset[tuple[Tensor, Tensor]]):
         return (image if self.dtype == torch.uint8 else image.to(self.dtype) / 128 - 1), label
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
 @pytest.mark.parametrize("weighted", ["none", "frequency"])
 def test_any_torch_data_set(make_config: MakeConfig, dtype: torch.dtype, weighted: str) -> None:
     """Bytes are augmented and normalised as the configuration says, floats are taken as they are."""
@@ -142,6 +142,8 @@ def test_any_torch_data_set(make_config: MakeConfig, dtype: torch.dtype, weighte
     torch.testing.assert_close(weights(resumed.folder), weights(straight.folder), rtol=0, atol=0)
     trained = load_trained(resumed.folder / "best.pt")
     assert trained.info == replace(Squares.info, ignore_index=255)
+    prepared = PreparedDataset(Squares(dtype), Squares.info, eval_transform())
+    assert evaluate(trained.model, prepared, trained.config.eval).miou == pytest.approx(resumed.best_miou)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,25 @@ def test_samples_that_are_none(make_config: MakeConfig, sample: Any, message: st
         train(make_config(*TINY), dataset=[sample] * 4, info=Squares.info)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"give info=DatasetInfo\(\.\.\.\), or set data\.classes"):
         train(make_config(*TINY, folder="other"), dataset=[sample] * 4)  # type: ignore[arg-type]
+
+
+BYTES = (torch.zeros(3, 40, 40, dtype=torch.uint8), torch.zeros(40, 40).long())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "val_dataset", "message"),
+    [
+        ([], None, "^dataset has no samples; add some$"),
+        ([BYTES] * 4, [], "^val_dataset has no samples; add some, or leave it out"),
+        (iter([BYTES]), None, "^dataset is list_iterator; it must have a length"),
+        ([(torch.zeros(3, 33, 8 + i), torch.zeros(33, 8 + i).long()) for i in range(4)], None, "and another sample"),
+        ([(*BYTES, 1)] * 4, None, r"is \(uint8 \[3, 40, 40\], int64 \[40, 40\], int\); it must be a pair"),
+        ([BYTES] * 4, [(BYTES[0], BYTES[1][1:])], r"^val_dataset\[0\] is an image .* and a label int64 \[39, 40\]"),
+    ],
+)
+def test_data_sets_that_are_none(make_config: MakeConfig, dataset: Any, val_dataset: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(make_config(*TINY, "run.max_steps=1"), dataset=dataset, val_dataset=val_dataset, info=Squares.info)
 
 
 def inverted(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,10 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from pspnet_fast.data import DATASETS
@@ -73,3 +75,14 @@ def test_what_init_writes(home: Path) -> None:
     assert done.exit_code == 0, done.output
     (excerpt,) = re.findall(r"`scans/data\.yaml`[^`]*```yaml\n(.*?)```", PAGE, re.DOTALL)
     assert excerpt in (home / "scans/data.yaml").read_text()
+
+
+def test_the_code_runs(home: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 3, 70, 80), dtype=torch.uint8, generator=generator)
+    samples = [(image, (image[0] > 127).long()) for image in images]
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"my_dataset": samples, "my_validation": samples[:1]}
+    exec(compile(code, "own_data.md", "exec"), names)
+    assert names["metrics"].miou == pytest.approx(names["result"].best_miou)
+    assert len(names["written"]) == 12

@@ -12,6 +12,7 @@ import pytest
 from run_files import TINY, rows
 
 from pspnet_fast.engine import ConfigError, checkpoint, train
+from pspnet_fast.engine.loggers import open_logger
 from pspnet_fast.engine.metrics import Metrics
 
 if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
@@ -70,7 +71,7 @@ class Recorder(SimpleNamespace):
     """In the place of a library: remembers what it was called with."""
 
     def __init__(self) -> None:
-        super().__init__(calls=[])
+        super().__init__(calls=[], id="abc", info=SimpleNamespace(run_id="abc"))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -97,6 +98,17 @@ def test_loggers_of_other_libraries(
     assert losses == [(pytest.approx(loss, rel=1e-6), step) for loss, step in expected]
     assert any("val/miou" in values for values, _ in logged)
     assert library.calls[-1][0] == end
+    train(make_config(*TINY, f"run.logger={name}", "run.max_steps=3"), resume=True)
+    begun = [options for call, _, options in library.calls if call in ("init", "start_run")]
+    assert [options.get("id", options.get("run_id")) for options in begun] == [None, "abc"]
+    assert sum(call == "log_params" for call, _, _ in library.calls) == (name == "mlflow")
+
+
+def test_names_that_mlflow_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Recorder()
+    monkeypatch.setitem(sys.modules, "mlflow", library)  # type: ignore[arg-type]
+    open_logger("mlflow", tmp_path, {}, 0).scalars({"iou/Bäume (alle)": 0.5}, 1)
+    assert library.calls[-1] == ("log_metrics", ({"iou/Bäume _alle_": 0.5},), {"step": 1})
 
 
 def test_a_logger_that_is_not_installed(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

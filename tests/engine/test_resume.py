@@ -45,7 +45,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     "extra",
     [
         (),
-        ("run.amp=bf16", "optim.ema=0.9", "optim.accumulate=2", "optim.batch_size=4"),
+        ("run.amp=bf16", "optim.ema=0.9", "optim.accumulate=2", "optim.batch_size=4", *TINY),
         ("optim.name=adam", "optim.schedule=cosine", *TINY),
         ("optim.name=adamw", "optim.schedule=onecycle", "optim.warmup_steps=2", "optim.clip_norm=0.1", *TINY),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from itertools import islice
@@ -117,6 +118,20 @@ def test_loader_processes_end_with_their_parent_and_leave_it_the_signals() -> No
     death_signal, handlers = next(iter(loader(Process(killed=False))))
     assert death_signal == signal.SIGKILL
     assert handlers == [signal.SIG_IGN] * 3
+
+
+def test_a_program_ends_although_something_still_reads_from_loader_processes() -> None:
+    code = """
+from torch.utils.data import DataLoader
+from pspnet_fast.data.processes import start_loader_process
+batches = iter(DataLoader(range(9), num_workers=1, worker_init_fn=start_loader_process))
+next(batches)
+raise ValueError("the only error")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("Error") == 1
+    assert done.stderr.endswith("ValueError: the only error\n")
 
 
 def test_a_killed_loader_process_is_one_line() -> None:

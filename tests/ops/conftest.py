@@ -37,6 +37,11 @@ if CUDA_ON_CPU is not None:
     operators = Operators(CUDA_ON_CPU, ORDERS if "CUDA_ON_CPU_ONE_ORDER" not in os.environ else ORDERS[:1])
     backends.unavailable = operators.unavailable(backends.unavailable)
 
+if INTERPRETED:
+    import faster_interpreter
+
+    faster_interpreter.install()
+
 hypothesis.settings.register_profile(
     "pspnet_fast",
     deadline=None,
