@@ -56,6 +56,7 @@ class TrainingState:
         load_weights: bool = True,
     ) -> None:
         check_batch(config, world)
+        _check_best(config.run.best, info)
         self.config, self.info, self.world = config, info, world
         self.step, self.skipped, self.best, self.validated = 0, 0, math.nan, -1
         self.best_miou, self.since_best = math.nan, 0
@@ -134,14 +135,7 @@ class TrainingState:
         self.world.on_main(lambda: checkpoint.save(state, path, keep=self.config.run.keep_last))
 
     def judge(self, row: Mapping[str, float], name: str) -> bool:
-        """Whether a validation's row is the best up to now, which is noted.
-
-        Raises:
-            ConfigError: it has no such column.
-        """
-        if name not in row:
-            names = ", ".join(column for column in row if column not in ("step", "epoch", "minutes"))
-            raise ConfigError(f"run.best = {name!r} is no metric of a validation; choose from {names}")
+        """Whether a validation's row is the best up to now, which is noted."""
         value = row[name]
         first = math.isnan(self.best)
         better = first or (value < self.best if name.endswith("loss") else value > self.best)
@@ -236,3 +230,10 @@ def check_batch(config: TrainConfig, world: World) -> None:
             "one image at a time cannot train batch normalisation on the pyramid's 1x1 level: "
             "raise optim.batch_size, lower optim.accumulate, or set model.norm=group"
         )
+
+
+def _check_best(name: str, info: DatasetInfo) -> None:
+    """Raise ConfigError if a validation will have no such metric."""
+    names = ("miou", "macc", "accuracy", "train_loss", *(f"iou_{label}" for label in info.classes))
+    if name not in names:
+        raise ConfigError(f"run.best = {name!r} is no metric of a validation; choose from {', '.join(names)}")

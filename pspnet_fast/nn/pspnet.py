@@ -50,8 +50,8 @@ class PSPNet(nn.Module):
             "torchvision/resnet101" or "timm/regnetx_032" (:func:`~pspnet_fast.nn.backbones.external_stages`). timm's
             have one attribute ``backbone`` in the place of ``layer0`` … ``layer4``.
         norm: "batch", or "group", which trains on single images too.
-        recompute: what backward computes again, to save memory: "none"; "selective", normalisation, ReLU and sums
-            of the residual blocks; "full", all of the blocks. Not for timm's models.
+        recompute: what backward computes again, to save memory: "none"; "selective", normalisation, ReLU, sums and
+            the convolutions to more channels in the residual blocks; "full", all of the blocks. Not for timm's models.
 
     The heads are a quarter as wide as the maps they read (512 and 256 for 50 layers and more), but at least 64.
 

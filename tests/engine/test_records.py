@@ -51,8 +51,11 @@ def test_best_by_the_lowest_loss_and_by_a_name_that_is_none(make_config: MakeCon
     table = rows(result.folder / "metrics.csv")
     lowest = min(table, key=lambda row: float(row["train_loss"]))
     assert checkpoint.load(result.folder / "best.pt")["step"] == int(lowest["step"])
-    with pytest.raises(ConfigError, match=r"run\.best = 'mIoU' is no metric.*miou, macc, accuracy, iou_sky"):
+    with pytest.raises(
+        ConfigError, match=r"run\.best = 'mIoU' is no metric.*miou, macc, accuracy, train_loss, iou_sky"
+    ):
         train(make_config(*TINY, "run.best=mIoU", "run.max_steps=1", folder="other"))
+    assert not (result.folder.parent / "other").exists()  # nothing was trained before
 
 
 def test_early_stopping(
