@@ -52,7 +52,8 @@ struct CrossEntropyProblem {
 };
 
 // Fills in a head's geometry, from logits' type, rows and columns: tiles of such a length that `heads` of them fill
-// the GPU evenly. The result does not depend on that length.
+// the GPU evenly. Losses do not depend on that length, nor do gradients where cells take one pass (8 pixels high and 9
+// wide at most, in float32); where they take several, a node between two tiles sums its terms in another order.
 void plan_cross_entropy(CrossEntropyHead& head, int64_t batch, int32_t heads, int32_t multiprocessors);
 
 // partial, and where wanted loss or grad and edges.

@@ -198,11 +198,13 @@ def check_exports(function: Function, inputs: Sequence[Tensor], operator: str) -
 def check_gradients_twice(function: Function, inputs: Sequence[Tensor]) -> None:
     """First and second gradients against finite differences, in float64.
 
-    Second gradients of losses are those of stock operators, which add up in no fixed order on a GPU.
+    First gradients are the same bits each time, as :func:`check_same_bits` has it. Second ones are those of stock
+    operators, which add up in no fixed order on a GPU.
     """
     leaves = tuple(t.detach().double().requires_grad_() for t in inputs)
     on_gpu = any(t.device.type == "cuda" for t in leaves)
-    assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+    with deterministic():
+        assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True, nondet_tol=1e-10 if on_gpu else 0.0)
 
 

@@ -166,12 +166,17 @@ def test_both_heads_at_once_are_each_on_its_own(backend: Backend) -> None:
         torch.testing.assert_close((both[0][i], both[1][i]), (alone[0][0], alone[1][0]), rtol=0, atol=0)
 
 
-def test_a_batch_is_its_images(backend: Backend) -> None:
-    """To the bit, although a large batch is cut into other pieces than a single image."""
+@pytest.mark.parametrize(("columns", "passes"), [(5, 1), (11, 2)])
+def test_a_batch_is_its_images(backend: Backend, columns: int, passes: int) -> None:
+    """To the bit, although a large batch is cut into other pieces than a single image.
+
+    Not where CUDA's kernel scores a cell in several passes: a node on the edge of a piece sums them in another order.
+    264 images are cut into pieces of three rows of cells on a GPU of 132 multiprocessors.
+    """
     if INTERPRETED:
         pytest.skip("slow in Triton's interpreter")
-    logits = random(70, 2, 5, 3, device=backend.device) * 3
-    target = draw_target((70, 33, 17), 2, device=backend.device)
+    logits = random(264, 2, 17, 2, device=backend.device) * 3
+    target = draw_target((264, 33, columns), 2, device=backend.device)
 
     def gradient(images: slice) -> Tensor:
         return differentiate(lambda z: upsample_cross_entropy(z, target[images], reduction="sum"), [logits[images]])[1][
@@ -179,8 +184,9 @@ def test_a_batch_is_its_images(backend: Backend) -> None:
         ]
 
     whole = gradient(slice(None))
-    for i in (0, 35, 69):
-        torch.testing.assert_close(whole[i : i + 1], gradient(slice(i, i + 1)), rtol=0, atol=0)
+    tolerance = 1e-6 if passes > 1 and backend.name == "cuda" else 0.0
+    for i in (0, 263):
+        torch.testing.assert_close(whole[i : i + 1], gradient(slice(i, i + 1)), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -229,7 +235,8 @@ def test_more_than_2_31_pixels_times_classes(backend: Backend) -> None:
     if free < 6 * 2**30:
         pytest.skip(f"needs 6 GiB of memory, {free / 2**30:.1f} are free")
     image = random(1, 512, 256, 128, device=backend.device)
-    target = draw_target((8, 2048, 1024), 512, -1, torch.int32, backend.device)
+    # Cells of 8 by 8 pixels, which take one pass: a node's terms are summed in the same order whatever the batch is.
+    target = draw_target((8, 255 * 8 + 1, 127 * 8 + 1), 512, -1, torch.int32, backend.device)
     assert 512 * target.numel() > 2**32
     torch.set_num_threads(os.cpu_count() or 1)
 
