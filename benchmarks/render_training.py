@@ -119,10 +119,6 @@ def _gpu_parts(file: File) -> list[str]:
         f"{name} {counts['passed']} passed, {counts['failed']} failed" for name, counts in file["tests"].items()
     )
     tests = tests if status in ("passed", "failed") else status
-    where = (
-        f"{machine['device']}, driver {machine['driver']}, CUDA {machine['cuda']}, torch {machine['torch']}, "
-        f"triton {machine['triton']}, commit {machine['commit']}, {machine['date']}."
-    )
     trained = "; ".join(map(_gpu_training, file.get("training", [])))
     return [
         f"### {machine['device']}",
@@ -130,8 +126,28 @@ def _gpu_parts(file: File) -> list[str]:
         *failures(rows),
         f"Tests by back end: {tests}.",
         f"Training: {trained}." if trained else "",
-        where,
+        _gpu_line(machine),
     ]
+
+
+def gpu_network(files: Sequence[File]) -> str:
+    """Of every GPU: a training step and inference of the whole network."""
+    columns = (OPERATOR_AND_DIRECTION, SHAPE, *TIMES, ("**ours**, compiled", "r", median_of(OURS_COMPILED)), MEMORY)
+    return region(
+        *(
+            part
+            for file in files
+            if (rows := [row for row in file["rows"] if row["operator"] in ("training_step", "inference")])
+            for part in (table(columns, rows), _gpu_line(file["machine"]))
+        )
+    )
+
+
+def _gpu_line(machine: Row) -> str:
+    return (
+        f"{machine['device']}, driver {machine['driver']}, CUDA {machine['cuda']}, torch {machine['torch']}, "
+        f"triton {machine['triton']}, commit {machine['commit']}, {machine['date']}."
+    )
 
 
 def _gpu_training(row: Row) -> str:

@@ -17,7 +17,7 @@ from pspnet_fast.extension import EXTENSION
 
 VERIFIED = Path(__file__).with_name("verified.json")
 KERNELS = {"cuda": "CUDA C++", "triton": "Triton"}
-NOT_YET = "the CUDA and Triton kernels have not been run on a GPU yet"
+NOT_YET = "the tests of the CUDA and Triton kernels have not all passed on a GPU yet"
 
 
 def current_digests(build_info: Mapping[str, Any] = EXTENSION.info) -> dict[str, str | None]:

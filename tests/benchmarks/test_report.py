@@ -150,6 +150,7 @@ def test_measure_runs_the_commands_of_readmes_tables(
 
     monkeypatch.setattr(report.subprocess, "run", run)
     monkeypatch.setattr(report, "outdated", lambda *, write: [])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match=r"upsample_argmax\)'` ended with exit code 1"):
         report.main(["--measure"])
     assert [command[1:] for command in ran] == [
