@@ -59,16 +59,19 @@ struct Direct {
   }
   // The label of a pixel.
   struct Label {
-    unsigned code = kIgnored;  // that `row` is of
-    Ends<Real> row;
+    struct Logits {
+      unsigned code = kIgnored;  // that they are of
+      Ends<Real> row;
+    };
+    Logits known;
 
     __device__ __forceinline__ void read(const Direct& path, unsigned label, const Corners<Real>& node) {
-      code = label, row = ends_of_row(node, path.piece.s, path.piece);
+      known = {label, ends_of_row(node, path.piece.s, path.piece)};
     }
     __device__ __forceinline__ void begin(int, int) {}
     __device__ __forceinline__ void next(int) {}
     __device__ __forceinline__ Real logit(const Direct& path, int, int k) const {
-      return mix(path.piece.t + k * path.piece.t_step, row.left, row.right);
+      return mix(path.piece.t + k * path.piece.t_step, known.row.left, known.row.right);
     }
     template <typename Pixels>
     __device__ __forceinline__ Real add(

@@ -150,12 +150,14 @@ __device__ __forceinline__ Corners<typename Memory::Real> corners_of_label(
 
 // Turns a part's sums into weights, the loss's derivatives by them, and adds up the losses. A pixel's is its label's
 // distance behind the log-sum-exp: taken as a difference of logarithms it would lose its digits where the label is nearly
-// certain. `label` is what the path knows of the last pixel's. With `loss`, a map, each pixel's goes there. If labels are
-// smoothed, memory.smooth holds Σ_c w_c · logit of the corners.
+// certain. `label` is what the path knows of the last pixel's, `other` of the label before it: a border through a cell
+// alternates between two, and to read one's logits anew the whole warp waits for global memory. With `loss`, a map, each
+// pixel's goes there. If labels are smoothed, memory.smooth holds Σ_c w_c · logit of the corners.
 template <class Path, typename Memory>
 __device__ __forceinline__ void weigh_pixels(
     Memory& memory, int part, const Path& path, const Weights<typename Path::Real>& weights, Lane lane,
-    typename Path::Label& label, typename Path::Real* loss, PixelSums<typename Path::Real>& sums) {
+    typename Path::Label& label, typename Path::Label::Logits& other, typename Path::Real* loss,
+    PixelSums<typename Path::Real>& sums) {
   using Real = typename Path::Real;
   constexpr int K = Path::kColumns, kPixels = Path::kPartRows * K;
   const Piece<Real>& piece = path.piece;
@@ -172,7 +174,11 @@ __device__ __forceinline__ void weigh_pixels(
       class_weight = scored ? weights.of_class(code) : Real(0);
       weight = pixel * (memory.own * class_weight + memory.share * memory.class_sum);
       if (scored) {
-        if (code != label.code) label.read(path, code, corners_of_label(memory, lane, code, Path::kScale));
+        if (code != label.known.code) {
+          const auto last = label.known;
+          label.known = other, other = last;
+        }
+        if (code != label.known.code) label.read(path, code, corners_of_label(memory, lane, code, Path::kScale));
         label.begin(r, k);
       }
     } else {

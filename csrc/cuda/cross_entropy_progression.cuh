@@ -85,16 +85,19 @@ struct Progression {
   // The label of a run of pixels: its own terms of their sums, by the same products. A run's losses are the logarithm of
   // Π sum / term = Π (1 + others / term).
   struct Label {
-    unsigned code = kIgnored;  // that `at` is of
-    Start at;
+    struct Logits {
+      unsigned code = kIgnored;  // that they are of
+      Start at;
+    };
+    Logits known;
     float even, ratio;  // the term of the last pixel of even number, and R
     float product = 1;
 
     __device__ __forceinline__ void read(const Progression& path, unsigned label, const Corners<float>& node) {
-      code = label, at = path.start(node);
+      known = {label, path.start(node)};
     }
     __device__ __forceinline__ void begin(int r, int k) {
-      const Powers e = powers(at, r);
+      const Powers e = powers(known.at, r);
       even = e.first, ratio = e.ratio, product = 1;
       for (int i = 2; i <= k; i += 2) even *= ratio * ratio;
     }
@@ -102,6 +105,7 @@ struct Progression {
       if (k % 2 == 0) even *= ratio * ratio;
     }
     __device__ __forceinline__ float logit(const Progression&, int r, int k) const {
+      const Start& at = known.at;
       return at.logit + r * at.logit_step + k * (at.step + r * at.step_step);
     }
     template <typename Pixels>

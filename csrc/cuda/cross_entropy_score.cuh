@@ -32,10 +32,11 @@ __device__ __forceinline__ void score_piece(
   }
   PixelSums<Real> sums{};
   typename Path::Label label{};
+  typename Path::Label::Logits other{};
 #pragma unroll
   for (int part = 0; part < Path::kRows / Path::kPartRows; ++part) {
     path.put(memory.pixels, part, lane);
-    weigh_pixels<Path>(memory, part, path, weights, lane, label, loss, sums);
+    weigh_pixels<Path>(memory, part, path, weights, lane, label, other, loss, sums);
     path.get(memory.pixels, part, lane);
   }
   for (int j = 0; j < 4 && smoothed; ++j) memory.smooth[j][lane.number] = sums.grad_weight.value[j];
