@@ -156,8 +156,8 @@ MUTANTS = [
     ),
     nchw(
         "unwritten_bin",
-        "index < t.packed_bins; index += kThreads) {\n    const Bin bin",
-        "index < t.packed_bins - 1; index += kThreads) {\n    const Bin bin",
+        "index < t.packed_bins; index += kForwardThreads) {\n    const Bin bin",
+        "index < t.packed_bins - 1; index += kForwardThreads) {\n    const Bin bin",
         UNWRITTEN,
     ),
     nchw(
@@ -183,7 +183,8 @@ MUTANTS = [
     nchw("shares_of_another", "sum += shares[index];", "sum += shares[0];", WRONG),
     nchw("row_of_another", "while (h >= t.row_edge[r + 1]) ++r;", "while (h > t.row_edge[r + 1]) ++r;", WRONG),
     nhwc("unwritten_gradient", "t.channels / VEC, count, [", "t.channels / VEC, count - 1, [", UNWRITTEN),
-    nhwc("bins_barrier", "area_of(t, bin));\n  }\n  __syncthreads();\n", "area_of(t, bin));\n  }\n", ORDER),
+    nhwc("bins_barrier", "bin));\n    }\n  }\n  __syncthreads();\n", "bin));\n    }\n  }\n", ORDER),
+    nhwc("staged_barrier", "[lane] = sum; });\n    __syncthreads();\n", "[lane] = sum; });\n", ORDER),
     packs("batch_too_small", "nhwc", "sums[j] += load(pack.v[j]);", "sums[j] += load(pack.v[0]);", WRONG, POOL),
     packs("written_over", "nchw", "if constexpr (ADD) sums[j] += load(packs[i].v[j]);", "", WRONG, POOL_ADD),
     packs("last_bin", "nhwc", "r >= t.row_last[row]", "r > t.row_last[row]", WRONG),
