@@ -77,12 +77,12 @@ __device__ __forceinline__ void score_row_by_best_path(Memory& memory, const Cro
 // on sm_90 and sm_100, 11 on sm_80 and 7 on sm_86, sm_89 and sm_120, so that fewer registers would gain nothing there.
 //
 //   columns of a pass        2     4     6     8     9   float64
-//   registers on sm_90      95    95   127   127   168       129
+//   registers on sm_90      96    96   118   128   168       132
 //   warps                   20    19    16    16    12        12
 //
-// A lane holds 8 · columns sums, or weights in their place, and some 60 registers beside; nothing spills on any of
-// these architectures (ptxas -v). Four warps a scheduler suffice: rows go in pairs, whose chains of multiply-adds do
-// not depend on each other, and to stage a chunk takes a tenth of what its 8 classes take to compute.
+// A lane holds 8 · columns sums, or weights in their place, and some 60 registers beside; nothing spills on sm_90
+// (ptxas -v). Rows go in pairs, whose chains of multiply-adds do not depend on each other. On an H100 16 warps at 8
+// columns and 150 classes keep half of the issue slots busy; loads of logits are what they wait for most (ncu).
 template <typename Real, int K>
 constexpr int resident_warps() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
