@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +105,7 @@ class Case:
         needed_bytes: about what a peer takes; it is not run where less memory is available.
         threads: how many torch uses, where that is part of the case.
         memory: whether, on a CPU, peak memory is measured.
+        hoarding: peers that keep a call's memory for the next one, so that it is the first call's that is measured.
         batches: for whole networks, how the memory grows with the batch.
     """
 
@@ -124,6 +125,7 @@ class Case:
     needed_bytes: Mapping[str, int] = field(default_factory=dict)
     threads: int | None = None
     memory: bool = True
+    hoarding: Collection[str] = ()
     batches: Batches[Case] | None = None
 
     @property

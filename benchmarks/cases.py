@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import accelerate, losses, network, pyramid, runtimes
+from benchmarks import accelerate, losses, network, pyramid, runtimes, scales
 from benchmarks.case import LAYOUTS, Case, Place
 from benchmarks.losses import Problem
 from benchmarks.network import Setting
@@ -290,6 +290,7 @@ TABLES: dict[str, Callable[..., Iterator[Case]]] = {
     "scaling": scaling,
     "accelerate": accelerate.cases,
     "runtimes": runtimes.cases,
+    "scales": scales.cases,
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import losses, pyramid
-from benchmarks.peers import COMPILE, EAGER, OURS, OURS_COMPILED, is_ours
+from benchmarks.peers import COMPILE, EAGER, OPTIMIZED, OPTIMIZED_COMPILED, OURS, OURS_COMPILED, is_ours
 
 Row = Mapping[str, Any]
 File = Mapping[str, Any]  # a result file, and its "name" without suffix
@@ -18,6 +18,8 @@ TITLES = {
     COMPILE: "stock PyTorch, `torch.compile`",
     OURS: "**pspnet_fast**",
     OURS_COMPILED: "**pspnet_fast**, `torch.compile`",
+    OPTIMIZED: "**pspnet_fast**, optimized for inference",
+    OPTIMIZED_COMPILED: "**pspnet_fast**, optimized, `torch.compile`",
 }
 NOTHING = "–"
 

@@ -96,15 +96,16 @@ def timing(milliseconds: list[float]) -> dict[str, float]:
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-def peak_bytes(prepare: Callable[[], Callable[[], object]], device: str) -> int:
+def peak_bytes(prepare: Callable[[], Callable[[], object]], device: str, *, warm: bool = True) -> int:
     """The most that a call of ``prepare()`` holds above what was there before it: GPU allocator, or resident set.
 
-    The call is made once before, so that compiling, loading of libraries and what they keep for good do not count.
-    On a CPU call this in a new process, where no other thread allocates.
+    With ``warm`` the call is made once before, so that compiling, loading of libraries and what they keep for good do
+    not count. On a CPU call this in a new process, where no other thread allocates.
     """
     run = prepare()
     cold = status_bytes("VmRSS")
-    run()
+    if warm:
+        run()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

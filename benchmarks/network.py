@@ -15,7 +15,7 @@ import pspnet_fast
 from benchmarks.case import LAYOUTS, Call, Case, Floor, Place, Results, blocky_labels, dimensions
 from benchmarks.losses import AUX_WEIGHT
 from benchmarks.memory import Batches
-from benchmarks.peers import COMPILE, EAGER, MAX_AUTOTUNE, OURS, OURS_COMPILED, compiled, is_ours
+from benchmarks.peers import COMPILE, EAGER, MAX_AUTOTUNE, OPTIMIZED, OURS, OURS_COMPILED, compiled, is_ours
 from benchmarks.pyramid import BINS, CELLS
 from tests.plain_pspnet import PlainPSPNet
 
@@ -74,6 +74,8 @@ def build_training(setting: Setting, peer: str, net: nn.Module | None = None) ->
 def build_inference(setting: Setting, peer: str) -> Call:
     """The labels of images at their full size."""
     net = network(peer, setting).eval()
+    if peer.startswith(OPTIMIZED):
+        net = cast(pspnet_fast.PSPNet, net).optimize_for_inference()
     labels_of = compiled(net.predict if is_ours(peer) else lambda x: net(x).argmax(dim=1), peer)
     images = replace(setting.place, dtype=torch.float32)
     x = images.normal(setting.batch, 3, *setting.size)

@@ -16,6 +16,7 @@ from pspnet_fast.backend import kernels, unavailable, use_backend
 
 EAGER, COMPILE, MAX_AUTOTUNE, OURS = "eager", "compile", "compile max-autotune", "pspnet_fast"
 OURS_COMPILED = "pspnet_fast+compile"  # of the whole network: torch.compile of what surrounds the fused operators
+OPTIMIZED, OPTIMIZED_COMPILED = "pspnet_fast+optimize", "pspnet_fast+optimize+compile"  # optimize_for_inference()
 SEMSEG, MMSEG, SMP, TRANSFORMERS = "semseg", "mmsegmentation", "segmentation_models.pytorch", "transformers"
 # Projects that are peers where they are installed: the package's module, and its name for pip.
 PACKAGES = {
@@ -46,7 +47,7 @@ def backend_of(peer: str) -> AbstractContextManager[None]:
 
 def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
     """``function`` as a peer runs it: compiled for the very shapes, or as it is."""
-    if peer in (COMPILE, OURS_COMPILED):
+    if peer in (COMPILE, OURS_COMPILED, OPTIMIZED_COMPILED):
         return torch.compile(function, dynamic=False)
     if peer == MAX_AUTOTUNE:
         return torch.compile(function, dynamic=False, mode="max-autotune")

@@ -1,12 +1,28 @@
-"""The table and the picture of PSPNet in other runtimes."""
+"""The tables and the picture of PSPNet in other runtimes, and of evaluation over scales."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.markdown import NOTHING, TITLES, File, Row, machine_lines, region, rounds, short, table, times
-from benchmarks.peers import COMPILE, EAGER
+from benchmarks.markdown import (
+    NOTHING,
+    TITLES,
+    File,
+    Row,
+    by_peer,
+    failures,
+    machine_lines,
+    megabytes,
+    milliseconds,
+    region,
+    rounds,
+    short,
+    table,
+    times,
+)
+from benchmarks.peers import COMPILE, EAGER, OURS
 from benchmarks.runtimes import GRAPHS, RUNTIMES
 
 if TYPE_CHECKING:
@@ -49,15 +65,61 @@ def _table(file: File) -> str:
         ("ms", "l", lambda peer: title(peer["name"])),
         *((setting(row), "r", lambda peer, row=row: cell(row, peer["name"])) for row in rows),
     ]
+    memory = [("peak memory", *columns[0][1:]), *((setting(row), "r", partial(_memory, row)) for row in rows)]
     skipped = {reason for row in rows for reason in row.get("skipped", {}).values()}
     text = (
         f"One image to labels, {rows[0]['shape'].split(', ')[0]}, 19 classes, one thread, random weights; medians of "
         f"{rounds(rows)} rounds, all in turn. In brackets, how many times faster: than the better of stock eager and "
         "`torch.compile`; in another runtime, than the stock graph in it."
     )
+    kept = (
+        "Memory that a call takes beside the network, in a process of its own: resident memory at its highest, of the "
+        "second call in PyTorch, of the first one in runtimes that keep what they have had."
+    )
     more = "".join(f" {reason}." for reason in sorted(skipped))
     picture = f"![Inference in other runtimes]({file['name']}.png)"
-    return region(picture, table(columns, [{"name": peer} for peer in peers]), text + more, machine_lines(file, rows))
+    lines = [{"name": peer} for peer in peers]
+    return region(
+        picture,
+        table(columns, lines),
+        text + more,
+        table(memory, lines) if any(row.get("peak_bytes") for row in rows) else "",
+        kept,
+        *failures(rows),
+        machine_lines(file, rows),
+    )
+
+
+def _memory(row: Row, peer: Row) -> str:
+    return megabytes(row.get("peak_bytes", {}).get(peer["name"]))
+
+
+def scales(files: Sequence[File]) -> str:
+    """Evaluation over scales: a line for each project's way and image."""
+    return region(*(_scales(file) for file in files))
+
+
+def _scales(file: File) -> str:
+    rows = file["rows"]
+    columns = (
+        ("image", "l", lambda row: row["shape"].replace("x", "×")),
+        ("", "l", lambda row: title(row["peer"])),
+        ("time", "r", lambda row: milliseconds(row["time"]["median"])),
+        ("time / ours", "r", lambda row: times(row["ratio"].get(row["peer"]))),
+        ("peak memory", "r", lambda row: megabytes(row.get("peak_bytes", {}).get(row["peer"]))),
+        ("memory / ours", "r", _memory_ratio),
+    )
+    text = (
+        f"One image at six scales and mirrored, to labels, behind a network that costs nothing; medians of "
+        f"{rounds(rows)} rounds, the variants in turn. Peak memory is what a call takes beside the image."
+    )
+    return region(table(columns, by_peer(rows)), *failures(rows), f"{text}\n{machine_lines(file, rows)}")
+
+
+def _memory_ratio(row: Row) -> str:
+    peaks = row.get("peak_bytes", {})
+    both = {row["peer"], OURS} <= set(peaks)
+    return times(peaks[row["peer"]] / peaks[OURS]) if both else NOTHING
 
 
 def figure(file: File) -> Figure:

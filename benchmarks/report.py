@@ -66,6 +66,7 @@ TABLES: dict[str, Table] = {
     "end_to_end": Table(("end_to_end_cpu", "end_to_end_gpu"), measured_by("end_to_end"), render.end_to_end),
     "scaling": Table(("scaling_*",), measured_by("scaling"), render.scaling),
     "runtimes": Table(("runtimes_cpu",), measured_by("runtimes"), render_runtimes.runtimes),
+    "scales": Table(("scales_cpu", "scales_gpu"), measured_by("scales"), render_runtimes.scales),
     "training": Table(
         ("training_camvid",),
         "python -m benchmarks.compare_training --root data/camvid --save",
@@ -82,7 +83,7 @@ TABLES: dict[str, Table] = {
 PAGES: dict[Path, tuple[str, ...]] = {
     README: ("training_step", "gpu_network", "cross_entropy"),
     ROOT / "docs" / "accelerate.md": ("accelerate",),
-    ROOT / "docs" / "deploy.md": ("runtimes",),
+    ROOT / "docs" / "deploy.md": ("runtimes", "scales"),
     BENCHMARKS: tuple(name for name in TABLES if name != "gpu_network"),  # rows of the table "gpu"
 }
 

@@ -19,12 +19,13 @@ from torch import nn
 import pspnet_fast
 from benchmarks.case import Call, Case, Floor, Place, Results
 from benchmarks.network import Setting, build_inference, network, network_flops
-from benchmarks.peers import COMPILE, EAGER, OURS, OURS_COMPILED
+from benchmarks.peers import COMPILE, EAGER, OPTIMIZED, OPTIMIZED_COMPILED, OURS
 from benchmarks.results import ROOT
 from pspnet_fast.deploy.runtimes import onnxruntime_run, openvino_run
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 GRAPHS = ("stock", "reduced")
+OURS_IN_TORCH = (OURS, OPTIMIZED, OPTIMIZED_COMPILED)
 PEERS = tuple(f"{runtime} {graph}" for runtime in RUNTIMES for graph in GRAPHS)
 NO_BFLOAT16 = "ONNX Runtime has no convolution in bfloat16 on a CPU"
 
@@ -101,13 +102,13 @@ def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
                 operator="inference",
                 labels=setting.place.labels(setting.shape, "forward"),
                 device=device,
-                peers=(EAGER, OURS, *PEERS) if quick else (EAGER, COMPILE, OURS, OURS_COMPILED, *PEERS),
+                peers=(EAGER, OURS, OPTIMIZED, *PEERS) if quick else (EAGER, COMPILE, *OURS_IN_TORCH, *PEERS),
                 build=functools.partial(build, setting),
                 floor=Floor(0, network_flops(setting, "inference"), setting.place.dtype_name),
                 # Random weights leave many pixels undecided in half precision.
                 tolerance=0.2 if dtype == torch.bfloat16 else 1e-3,
                 graph=False,
                 threads=1,
-                memory=False,
+                hoarding=PEERS,
                 skipped=skipped,
             )
