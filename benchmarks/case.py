@@ -104,6 +104,8 @@ class Case:
         skipped: peers that are not run here, and why.
         needed_bytes: about what a peer takes; it is not run where less memory is available.
         threads: how many torch uses, where that is part of the case.
+        processor_time: whether, on a CPU, the time is that which the processor spent on this process. For calls of one
+            thread that is what they take on a machine to themselves, whoever else uses it.
         memory: whether, on a CPU, peak memory is measured.
         hoarding: peers that keep a call's memory for the next one, so that it is the first call's that is measured.
         batches: for whole networks, how the memory grows with the batch.
@@ -124,6 +126,7 @@ class Case:
     skipped: Mapping[str, str] = field(default_factory=dict)
     needed_bytes: Mapping[str, int] = field(default_factory=dict)
     threads: int | None = None
+    processor_time: bool = False
     memory: bool = True
     hoarding: Collection[str] = ()
     batches: Batches[Case] | None = None

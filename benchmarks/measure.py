@@ -37,14 +37,18 @@ NO_PAGE_FAULTS = {
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", seconds: float = 0.0
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str = "cpu",
+    seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Milliseconds of every variant, once a round, after one round that warms up (and compiles).
 
-    On a CPU by the clock; on a GPU (``device="cuda"``) by events on its stream, behind a flush of the L2 cache.
+    On a CPU by ``clock``; on a GPU (``device="cuda"``) by events on its stream, behind a flush of the L2 cache.
     ``rounds`` are run at least, and more (``MOST_ROUNDS`` at most) until a variant has had ``seconds`` on average.
     """
-    stopwatch = _gpu_milliseconds if device == "cuda" else _clock_milliseconds
+    stopwatch = _gpu_milliseconds if device == "cuda" else functools.partial(_clock_milliseconds, clock=clock)
     for run in variants.values():
         stopwatch(run)
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -56,10 +60,10 @@ def interleaved(
     return times
 
 
-def _clock_milliseconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _clock_milliseconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     run()
-    return (time.perf_counter() - start) * 1e3
+    return (clock() - start) * 1e3
 
 
 def _gpu_milliseconds(run: Callable[[], object]) -> float:

@@ -68,9 +68,9 @@ def _table(file: File) -> str:
     memory = [("peak memory", *columns[0][1:]), *((setting(row), "r", partial(_memory, row)) for row in rows)]
     skipped = {reason for row in rows for reason in row.get("skipped", {}).values()}
     text = (
-        f"One image to labels, {rows[0]['shape'].split(', ')[0]}, 19 classes, one thread, random weights; medians of "
-        f"{rounds(rows)} rounds, all in turn. In brackets, how many times faster: than the better of stock eager and "
-        "`torch.compile`; in another runtime, than the stock graph in it."
+        f"One image to labels, {rows[0]['shape'].split(', ')[0]}, 19 classes, one thread, random weights; processor "
+        f"time, medians of {rounds(rows)} rounds, all in turn. In brackets, how many times faster: than the better of "
+        "stock eager and `torch.compile`; in another runtime, than the stock graph in it."
     )
     kept = (
         "Memory that a call takes beside the network, in a process of its own: resident memory at its highest, of the "
@@ -110,8 +110,9 @@ def _scales(file: File) -> str:
         ("memory / ours", "r", _memory_ratio),
     )
     text = (
-        f"One image at six scales and mirrored, to labels, behind a network that costs nothing; medians of "
-        f"{rounds(rows)} rounds, the variants in turn. Peak memory is what a call takes beside the image."
+        "One image at six scales and mirrored, to labels, behind a network that costs nothing; processor time of "
+        f"one thread, medians of {rounds(rows)} rounds, the variants in turn. Peak memory is what a "
+        "call takes beside the image."
     )
     return region(table(columns, by_peer(rows)), *failures(rows), f"{text}\n{machine_lines(file, rows)}")
 

@@ -109,6 +109,7 @@ def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
                 tolerance=0.2 if dtype == torch.bfloat16 else 1e-3,
                 graph=False,
                 threads=1,
+                processor_time=True,
                 hoarding=PEERS,
                 skipped=skipped,
             )

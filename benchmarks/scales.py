@@ -152,4 +152,5 @@ def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
             tolerance=0.1,  # mmsegmentation averages other numbers
             graph=False,
             threads=1 if device == "cpu" else None,
+            processor_time=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -129,7 +130,8 @@ class Session:
             return
         for part in case.parts:
             calls[part] = case.build(part)
-        outcome.rounds = interleaved(calls, plan.rounds, case.device, plan.seconds)
+        clock = time.process_time if case.processor_time else time.perf_counter
+        outcome.rounds = interleaved(calls, plan.rounds, case.device, plan.seconds, clock)
         times = {name: timing(values) for name, values in outcome.rounds.items()}
         row |= {"milliseconds": times, "rates": asdict(rates), "gradient_bytes": case.gradient_bytes}
         row["floor"] = {**asdict(case.floor), **case.floor.milliseconds(rates)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import MACHINE, operator_row, scaling_row, timings, training_row, training_step_row, write
+from samples import MACHINE, operator_row, scaling_row, timing, timings, training_row, training_step_row, write
 
 from benchmarks import cases, pictures, report
 from benchmarks.report import PAGES, README, TABLES, filled, load, rendered
@@ -77,6 +77,35 @@ def test_accelerate(tmp_path: Path) -> None:
     write(tmp_path, "accelerate_cpu", operator_row("accelerate", model="beit", shape="2x3x512x512, 150 classes"))
     text = table(tmp_path, "accelerate")
     assert "| beit | 150 | 118 ms | 2216 ms | 1.41 ms | 84× | – | 5 : 2.35 MB (2.13×) |" in text
+
+
+def test_runtimes(tmp_path: Path) -> None:
+    medians = {"eager": 40.0, "compile": 30.0, "openvino stock": 36.0, "openvino reduced": 18.0}
+    options = {
+        "shape": "PSPNet50, 1x3x473x473, 19 classes",
+        "milliseconds": {name: timing(median) for name, median in {**medians, "pspnet_fast+optimize": 20.0}.items()},
+        "peak_bytes": {"eager": 9_000_000, "pspnet_fast+optimize": 3_000_000},
+    }
+    write(tmp_path, "runtimes_cpu", operator_row("inference", **options))
+    text = table(tmp_path, "runtimes")
+    assert "| stock PyTorch, eager | 40 (0.75×) |\n| stock PyTorch, `torch.compile` | 30 |" in text
+    assert "| OpenVINO, reduced graph | 18 (2.00×) |\n| **pspnet_fast**, optimized for inference | 20 (1.50×) |" in text
+    assert "| **pspnet_fast**, optimized for inference | 3 MB |" in text
+
+
+def test_scales(tmp_path: Path) -> None:
+    medians = {"semseg": 900.0, "mmsegmentation": 600.0, "pspnet_fast": 300.0}
+    options = {
+        "shape": "473x473, 150 classes, whole",
+        "milliseconds": {name: timing(median) for name, median in medians.items()},
+        "ratio": {name: median / 300 for name, median in medians.items()},
+        "peak_bytes": {"semseg": 8_000_000, "pspnet_fast": 2_000_000},
+    }
+    write(tmp_path, "scales_cpu", operator_row("multi_scale_inference", **options))
+    text = table(tmp_path, "scales")
+    assert "| 473×473, 150 classes, whole | semseg | 900 ms | 3.00× | 8 MB | 4.00× |" in text
+    assert "| mmsegmentation | 600 ms | 2.00× | – | – |" in text
+    assert "| **pspnet_fast** | 300 ms | 1.00× | 2 MB | 1.00× |" in text
 
 
 def test_gpu(tmp_path: Path) -> None:
