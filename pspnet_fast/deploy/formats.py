@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,35 +82,63 @@ def export_files(
         require(name)
     model = exportable(model)
     program = reduced_program(model, options)
-    files, run = _FORMATS[to](program, options, opset)
-    return files, compare(run, model, options, f"the {to} file", tolerance)
+    files, runs = _FORMATS[to](program, options, opset)
+    return files, compare(runs, model, options, f"the {to} file", tolerance)
 
 
-def _onnx(program: ExportedProgram, options: Options, opset: int) -> tuple[list[bytes], Run]:
+def _onnx(program: ExportedProgram, options: Options, opset: int) -> tuple[list[bytes], list[Run]]:
     content = onnx_bytes(program, options, opset)
-    return [content], onnxruntime_run(content)
+    return [content], [onnxruntime_run(content), *map(onnxruntime_run, _with_logits(content, options))]
 
 
-def _openvino(program: ExportedProgram, options: Options, opset: int) -> tuple[list[bytes], Run]:
+def _with_logits(content: bytes, options: Options) -> list[bytes]:
+    """Of an ONNX file of labels the same graph up to its logits."""
+    if not options.labels:
+        return []
+    onnx = require("onnx")
+    model = onnx.load_from_string(content)
+    name = [node.input[0] for node in model.graph.node if node.op_type == "ArgMax"][-1]
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return [model.SerializeToString()]
+
+
+def _openvino(program: ExportedProgram, options: Options, opset: int) -> tuple[list[bytes], list[Run]]:
     openvino = require("openvino")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "model.onnx"), Path(folder, "model.xml")
-        source.write_bytes(onnx_bytes(program, options, opset))
+        content = onnx_bytes(program, options, opset)
+        source.write_bytes(content)
         converted = openvino.convert_model(source)
         for key, text in options.metadata().items():
             converted.set_rt_info(text, ["model_info", key])
         openvino.save_model(converted, target, compress_to_fp16=False)
         del converted  # it maps the file
         files = [target.with_suffix(suffix).read_bytes() for suffix in SUFFIXES["openvino"]]
-        return files, openvino_run(target)
+        runs = [openvino_run(target)]
+        for logits in _with_logits(content, options):
+            source.write_bytes(logits)
+            runs.append(openvino_run(source))
+        return files, runs
 
 
-def _torch_export(program: ExportedProgram, options: Options, opset: int) -> tuple[list[bytes], Run]:
+def _torch_export(program: ExportedProgram, options: Options, opset: int) -> tuple[list[bytes], list[Run]]:
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={"metadata.json": json.dumps(options.metadata())})
-    file.seek(0)
-    module = torch.export.load(file).module()
-    return [file.getvalue()], lambda images: module(torch.from_numpy(images))
+    runs: list[Run] = []
+    for logits in (False, True) if options.labels else (False,):
+        file.seek(0)
+        module = torch.export.load(file).module()
+        if logits:
+            labels = module.graph.find_nodes(op="call_function", target=torch.ops.aten.argmax.default)[-1]
+            (output,) = module.graph.find_nodes(op="output")
+            output.replace_input_with(output.all_input_nodes[0], labels.args[0])
+            module.recompile()
+        runs.append(partial(_run_module, module))
+    return [file.getvalue()], runs
+
+
+def _run_module(module: nn.Module, images: Any) -> Any:
+    return module(torch.from_numpy(images))
 
 
 _FORMATS = {"onnx": _onnx, "openvino": _openvino, "torch-export": _torch_export}

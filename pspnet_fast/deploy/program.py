@@ -101,7 +101,8 @@ class Options:
         return self.multiple * Dim(f"{name}_{self.multiple}", min=2)
 
     def describe(self) -> str:
-        images = "any number of images" if self.batch is None else f"{self.batch} images"
+        number = "any number of" if self.batch is None else self.batch
+        images = f"{number} image{'' if self.batch == 1 else 's'}"
         size = "any size" if self.size is None else "{}x{}".format(*self.size)
         return f"{images} of {size}"
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from .program import ExportError, Options, first_line, logits_of
+from .runtimes import Run
 
 SIZES = ((65, 97), (130, 190), (129, 193))  # of files for any size; not those that the program was recorded at
 
@@ -21,8 +21,8 @@ class Comparison:
 
     Attributes:
         size: (height, width) of the images.
-        difference: of logits, the largest difference; of labels, the most by which a pixel's label falls behind the
-            best one in the model's logits. Relative to the model's largest logit.
+        difference: the largest difference of the logits; of labels also the most by which a pixel's label falls behind
+            the best one in the model's logits. Relative to the model's largest logit.
         equal_labels: the share of pixels with the model's label.
     """
 
@@ -39,10 +39,12 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(
-    run: Callable[[Any], Any], model: nn.Module, options: Options, what: str, tolerance: float
-) -> list[Comparison]:
-    """Run a file (``run``: numpy array in, numpy array out) and ``model``, at three sizes where it takes any.
+def compare(runs: Sequence[Run], model: nn.Module, options: Options, what: str, tolerance: float) -> list[Comparison]:
+    """Run a file and ``model``, at three sizes where it takes any.
+
+    Args:
+        runs: of the file; of a file of labels also of the same graph up to its logits, since the labels of random
+            images may be of one class whatever is wrong.
 
     Raises:
         ExportError: they differ by more than ``tolerance``.
@@ -59,8 +61,10 @@ def compare(
         with _explained("the model", batch, size):
             expected = logits_of(model(options.prepare(images)))
         with _explained(what, batch, size):
-            actual = torch.as_tensor(run(images.numpy()))
-        found.append(Comparison(batch, size, *_differences(actual, expected, options, what)))
+            actual = [torch.as_tensor(run(images.numpy())) for run in runs]
+        both = [_differences(result, expected, what, result is actual[0] and options.labels) for result in actual]
+        difference, equal_labels = max(d for d, _ in both), min(equal for _, equal in both)
+        found.append(Comparison(batch, size, difference, equal_labels))
         if not found[-1].difference <= tolerance:
             raise ExportError(
                 f"{what} differs from the model: {found[-1]}, where {tolerance:.0e} of the largest logit is allowed. "
@@ -86,13 +90,13 @@ def _up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _differences(actual: torch.Tensor, expected: torch.Tensor, options: Options, what: str) -> tuple[float, float]:
+def _differences(actual: torch.Tensor, expected: torch.Tensor, what: str, are_labels: bool) -> tuple[float, float]:
     best, labels = expected.max(1)
-    shape = labels.shape if options.labels else expected.shape
+    shape = labels.shape if are_labels else expected.shape
     if actual.shape != shape:
         raise ExportError(f"{what} gives {list(actual.shape)}, not {list(shape)}. Nothing was written")
     scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
-    if options.labels:
+    if are_labels:
         behind = best - expected.gather(1, actual.long()[:, None].clamp(0, expected.shape[1] - 1))[:, 0]
         return (behind.max() / scale).item(), (actual == labels).float().mean().item()
     equal = (actual.argmax(1) == labels).float().mean().item()

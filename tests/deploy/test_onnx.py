@@ -6,6 +6,7 @@ import copy
 import json
 from collections import Counter
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from exported import CLASSES, PALETTE, Exported
 
 from pspnet_fast import PSPNet, export_onnx
-from pspnet_fast.deploy import ExportError, Options, formats
+from pspnet_fast.deploy import ExportError, Options, export_files, formats
 from pspnet_fast.deploy.runtimes import onnxruntime_run, openvino_run
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
@@ -94,20 +95,37 @@ def test_the_model_is_left_as_it_is(any_size: Exported) -> None:
     assert all(parameter.requires_grad for parameter in any_size.model.parameters())
 
 
-def test_a_file_that_differs_is_not_written(model: PSPNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = formats.reduced_program
+@pytest.mark.parametrize(
+    ("to", "labels"), [("onnx", False), ("onnx", True), ("openvino", True), ("torch-export", True)]
+)
+def test_a_file_that_differs_is_refused(to: str, labels: bool, model: PSPNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of labels, too, where every pixel has the same one whatever is wrong."""
+    if to == "openvino":
+        pytest.importorskip(to, reason="needs the extra [export]")
+    real, model = formats.reduced_program, copy.deepcopy(model)
+    model.get_parameter("cls.4.bias").data[1] += 10 * labels
 
     def wrong(model: torch.nn.Module, options: Options) -> torch.export.ExportedProgram:
         other = copy.deepcopy(model)
-        with torch.no_grad():
-            other.get_parameter("cls.4.weight")[0] *= 1.01
+        other.get_parameter("cls.4.weight").data[0] *= 2
         return real(other, options)
 
+    options = Options((41, 49), labels, batch=1)
+    export_files(model, to, options)
     monkeypatch.setattr(formats, "reduced_program", wrong)
+    with pytest.raises(ExportError, match=r"differs from the model: 1 x 41x49: difference .*Nothing was written"):
+        export_files(model, to, options)
+
+
+def test_what_was_there_before_a_refusal_stays(model: PSPNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> NoReturn:
+        raise ExportError("differs")
+
+    monkeypatch.setattr(formats, "compare", refused)
     file = tmp_path / "kept.onnx"
     file.write_text("kept")
-    with pytest.raises(ExportError, match=r"differs from the model: 1 x 41x49: difference .*Nothing was written"):
-        export_onnx(model, file, (41, 49), labels=False, batch=1)
+    with pytest.raises(ExportError, match="differs"):
+        export_onnx(model, file, (41, 49), batch=1)
     assert file.read_text() == "kept"
     assert list(tmp_path.iterdir()) == [file]
 

@@ -24,7 +24,7 @@ def check(model: nn.Module, **options: Any) -> Counter[str]:
     model = exportable(model)
     program = reduced_program(model, chosen)
     run = program.module(check_guards=False)
-    assert max(c.difference for c in compare(lambda x: run(torch.from_numpy(x)), model, chosen, "it", 2e-5)) > 0
+    assert max(c.difference for c in compare([lambda x: run(torch.from_numpy(x))], model, chosen, "it", 2e-5)) > 0
     operators = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
     assert not [name for name in operators if not name.startswith(("aten.", "<built-in"))]
     return operators
