@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from compiling import CUDA, ROOT, build
 from forks import Forks
-from mutants import MUTANTS, Mutant
+from mutant import Mutant
+from mutants import MUTANTS
 from run import arguments, environment
 
 
