@@ -26,7 +26,8 @@ def forks() -> Iterator[Callable[[Mutant], Forks]]:
 
     def of(mutant: Mutant) -> Forks:
         if mutant.variant not in made:
-            made[mutant.variant] = Forks(ROOT, environment(mutant.variant, mutant.plant().output))
+            variables = environment(mutant.variant, mutant.plant().output)
+            made[mutant.variant] = Forks(ROOT, {**variables, "PSPNET_FAST_TESTS": "all"})  # ends with the first failure
         return made[mutant.variant]
 
     yield of
