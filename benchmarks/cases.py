@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
 
-from benchmarks import accelerate, losses, network, pyramid, runtimes, scales
-from benchmarks.case import LAYOUTS, Case, Place
+from benchmarks import accelerate, losses, network, pyramid, runtimes, scales, upsampled_sum
+from benchmarks.case import Case, Place
 from benchmarks.losses import Problem
 from benchmarks.network import Setting
 from benchmarks.peers import EAGER, MMSEG, OURS, SEMSEG, SMP
@@ -38,27 +39,25 @@ def operators(device: str, *, quick: bool = False) -> Iterator[Case]:
         small = Problem(1, 19, (16, 16), (121, 121), place)
         yield from (losses.losses(small), losses.losses(replace(small, far_apart=True)), losses.argmax(small))
         yield from (pyramid.pool((2, 64, 13, 17), place, backward=backward) for backward in (False, True))
-        yield pyramid.head((2, 64, 12, 12), last)
+        yield from (pyramid.head((2, 64, 12, 12), last), upsampled_sum.case((2, 16, 16, 24), place))
     elif device == "cpu":
         many = Problem(2, 150, *crop, place)
-        yield losses.losses(Problem(2, 19, *crop, place))
-        yield from (losses.losses(many), losses.losses(replace(many, place=last)))
+        yield from (losses.losses(one) for one in (Problem(2, 19, *crop, place), many, replace(many, place=last)))
         yield losses.losses(Problem(1, 19, *city, place))
         yield losses.losses(replace(many, far_apart=True))
         yield losses.argmax(Problem(1, 19, *city, place))
-        for size in ((60, 60), (64, 128)):
-            for layout in LAYOUTS:
-                for backward in (False, True):
-                    yield pyramid.pool((2, 2048, *size), Place(device, layout=layout), backward=backward)
+        for size, where in product(((60, 60), (64, 128)), (place, last)):
+            yield from (pyramid.pool((2, 2048, *size), where, backward=backward) for backward in (False, True))
         yield from (pyramid.head((2, 2048, 60, 60), where) for where in (place, last, half))
+        yield from (upsampled_sum.case((2, 256, 128, 128), where) for where in (place, last))
     else:
         yield from (losses.losses(Problem(16, 150, *crop, where)) for where in (place, half))
         yield losses.losses(Problem(16, 19, *crop, place))
         yield losses.argmax(Problem(8, 19, (128, 256), (1024, 2048), place))
         for where in (half, place):
-            for backward in (False, True):
-                yield pyramid.pool((16, 2048, 60, 60), where, backward=backward)
+            yield from (pyramid.pool((16, 2048, 60, 60), where, backward=backward) for backward in (False, True))
         yield pyramid.head((16, 2048, 60, 60), half)
+        yield from (upsampled_sum.case((8, 256, 128, 128), where) for where in (half, place))
 
 
 # ---- operators, as each project arranges them at the shapes of published trainings -----------------------------------

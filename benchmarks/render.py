@@ -1,6 +1,7 @@
-"""The tables of the pages: operators, floors, other projects, networks, curves, trainings, GPUs.
+"""The tables of the pages: floors, other projects, networks, curves, trainings, GPUs.
 
-Each function makes Markdown of the result files that a table of report.py is filled from.
+Each function makes Markdown of the result files that a table of report.py is filled from. Those of operators alone are
+in render_operators.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from benchmarks.markdown import (
     File,
     Row,
     by_peer,
-    extra_memory,
     failures,
     machine_line,
     machine_lines,
@@ -31,7 +31,6 @@ from benchmarks.markdown import (
     megabytes,
     milliseconds,
     peaks,
-    percent,
     rates_text,
     region,
     rounds,
@@ -42,7 +41,6 @@ from benchmarks.markdown import (
     times,
 )
 from benchmarks.peers import COMPILE, EAGER, OURS, OURS_COMPILED, PACKAGES
-from benchmarks.pyramid import PLAIN_READ, X_ALONE
 
 Render = Callable[[Sequence[File]], str]
 KEEPS = "Without page faults: the better / ours in a process that keeps its memory."
@@ -70,46 +68,6 @@ def measured(file: File, *operators: str) -> list[Row]:
     return [row for operator in operators for row in file["rows"] if row["operator"] == operator] or file["rows"]
 
 
-# ---- operators -------------------------------------------------------------------------------------------------------
-
-
-def alone(row: Row) -> str:
-    """The share of the convolution of x alone in this package's time."""
-    found = medians(row)
-    return f"{percent(found[X_ALONE] / found[OURS] if {X_ALONE, OURS} <= set(found) else None)} of ours"
-
-
-def upsampled(name: str, title: str) -> Render:
-    columns = ((title, "l", shape), *TIMES, KEPT, ("extra memory, eager : ours", "r", extra_memory))
-    return timed(
-        [name],
-        columns,
-        "Batch×classes×height×width → height×width, float32; medians of {rounds} rounds, the variants in turn. Eager "
-        f"spends much of its time on memory that the C library returns and maps again, page by page. {KEEPS}",
-    )
-
-
-cross_entropy = upsampled("dual_cross_entropy", "both losses, forward and backward")
-upsample_argmax = upsampled("upsample_argmax", "labels from low-resolution logits")
-pyramid_pool = timed(
-    ["pyramid_pool"],
-    (
-        ("pooling of", "l", shape),
-        ("direction", "l", lambda row: row["direction"]),
-        *TIMES,
-        KEPT,
-        (f"`{PLAIN_READ}`", "r", median_of(PLAIN_READ)),
-    ),
-    "To 1×1, 2×2, 3×3 and 6×6 bins; medians of {rounds} rounds, the variants in turn. `x.sum()` is one read of the "
-    f"same tensor with nothing else. {KEEPS}",
-)
-psp_head = timed(
-    ["psp_head"],
-    (("head over", "l", shape), *TIMES, KEPT, (X_ALONE, "r", alone), MEMORY),
-    "Pyramid pooling, its levels, 3×3 convolution, batch normalisation and ReLU: results, gradients of the input "
-    "and of every parameter; medians of {rounds} rounds, the variants in turn. `convolution of x alone` is the "
-    f"same step without any pyramid. {KEEPS}",
-)
 network = timed(
     ["training_step", "inference"],
     (

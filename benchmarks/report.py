@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import pictures, render, render_runtimes, render_training
+from benchmarks import pictures, render, render_operators, render_runtimes, render_training
 from benchmarks.markdown import File, region
 from benchmarks.results import RESULTS, ROOT
 
@@ -56,10 +56,11 @@ GPU = "python -m benchmarks.gpu --out runs/gpu --save"
 LOSSES = "dual_cross_entropy or upsample_argmax"
 TABLES: dict[str, Table] = {
     "training_step": Table(NETWORK, measured_by("network"), render.training_step),
-    "cross_entropy": Table(OPERATORS, measured_by("operators", LOSSES), render.cross_entropy),
-    "upsample_argmax": Table(OPERATORS, measured_by("operators", LOSSES), render.upsample_argmax),
-    "pyramid_pool": Table(OPERATORS, measured_by("operators", "pyramid_pool"), render.pyramid_pool),
-    "psp_head": Table(OPERATORS, measured_by("operators", "psp_head"), render.psp_head),
+    "cross_entropy": Table(OPERATORS, measured_by("operators", LOSSES), render_operators.cross_entropy),
+    "upsample_argmax": Table(OPERATORS, measured_by("operators", LOSSES), render_operators.upsample_argmax),
+    "pyramid_pool": Table(OPERATORS, measured_by("operators", "pyramid_pool"), render_operators.pyramid_pool),
+    "psp_head": Table(OPERATORS, measured_by("operators", "psp_head"), render_operators.psp_head),
+    "upsample_add": Table(OPERATORS, measured_by("operators", "upsample_add"), render_operators.upsample_add),
     "network": Table(NETWORK, measured_by("network"), render.network),
     "projects": Table(("projects_cpu", "projects_gpu"), measured_by("projects"), render.projects),
     "floors": Table((*OPERATORS, *NETWORK), measured_by("operators or network"), render.floors),

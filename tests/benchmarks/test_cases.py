@@ -97,7 +97,7 @@ def test_cases_have_distinct_names(device: str, quick: bool) -> None:
     assert len({case.id for case in found}) == len(found)
     assert not any(character.isspace() for case in found for character in case.id)
     assert {case.operator for case in found} >= {*OPERATORS} - {
-        "pyramid_levels", "pyramid_conv_norm_relu", "upsample_add", "upsample_cross_entropy", "upsample_softmax_add",
+        "pyramid_levels", "pyramid_conv_norm_relu", "upsample_cross_entropy", "upsample_softmax_add",
     }  # fmt: skip
     assert {case.labels.get("arrangement") for case in found} == {None, SEMSEG, MMSEG, SMP, TRANSFORMERS}
 

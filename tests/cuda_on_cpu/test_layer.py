@@ -12,13 +12,14 @@ import torch
 from compiling import CUDA, HERE, Target, build
 from programs import cases, run_case
 
-FEATURES = HERE / "kernels" / "features.cu"
+FEATURES, ARITHMETIC = (HERE / "kernels" / f"{name}.cu" for name in ("features", "arithmetic"))
+CASES = [(source, case) for source in (FEATURES, ARITHMETIC) for case in cases(source)]
 
 
 @pytest.mark.parametrize("variant", ["plain", "checked"])
-@pytest.mark.parametrize("case", cases(FEATURES))
-def test_feature(case: str, variant: str) -> None:
-    results = [run_case(FEATURES, case, variant, order) for order in range(4)]
+@pytest.mark.parametrize(("source", "case"), CASES, ids=[case for _, case in CASES])
+def test_feature(source: Path, case: str, variant: str) -> None:
+    results = [run_case(source, case, variant, order) for order in range(4)]
     for done in results:
         assert done.returncode == 0, done.stderr
         assert done.stdout == results[0].stdout
@@ -26,7 +27,7 @@ def test_feature(case: str, variant: str) -> None:
 
 @pytest.mark.parametrize(("case", "dtype"), [("round_half", torch.float16), ("round_bfloat16", torch.bfloat16)])
 def test_rounds_as_pytorch(case: str, dtype: torch.dtype) -> None:
-    numbers, rounded = (bytearray.fromhex(line) for line in run_case(FEATURES, case, "plain").stdout.split())
+    numbers, rounded = (bytearray.fromhex(line) for line in run_case(ARITHMETIC, case, "plain").stdout.split())
     x, actual = torch.frombuffer(numbers, dtype=torch.float32), torch.frombuffer(rounded, dtype=dtype)
     assert x.isnan().any()
     assert x.isinf().any()
@@ -44,8 +45,9 @@ def test_contexts_of_the_system() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-def test_features_are_ordinary_cuda(tmp_path: Path) -> None:
-    command = ["nvcc", "-std=c++17", f"-I{CUDA}", "-c", str(FEATURES), "-o", str(tmp_path / "features.o")]
+@pytest.mark.parametrize("source", [FEATURES, ARITHMETIC], ids=lambda source: source.stem)
+def test_features_are_ordinary_cuda(source: Path, tmp_path: Path) -> None:
+    command = ["nvcc", "-std=c++17", f"-I{CUDA}", "-c", str(source), "-o", str(tmp_path / "features.o")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -70,24 +70,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", implementations(metafunc.module.OPERATOR), indirect=True)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In Triton's interpreter, of a test's parameters every pair of values is run, not every product of them."""
-    if not INTERPRETED:
-        return
-
-    usual: dict[str, dict[str, object]] = {}  # the first values, by test
-
-    def is_pair(item: pytest.Item) -> bool:
-        if not hasattr(item, "callspec"):
-            return True
-        first = usual.setdefault(item.nodeid.partition("[")[0], item.callspec.params)
-        return sum(value is not first[name] for name, value in item.callspec.params.items() if name != "backend") <= 2
-
-    kept = [item for item in items if is_pair(item)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
-
-
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Everything in the test runs on this back end; ``backend.device`` is where its tensors belong."""

@@ -1,0 +1,143 @@
+"""A fault planted in a copy of csrc/cuda's kernels, by text, and how those of each file are named.
+
+A mutant names a text that stands once in its file. Where the text is gone the kernel has changed, and the fault must be
+planted anew: that is an error, not a skip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiling import BUILD, CUDA, Target, operators
+
+ORDER = r"depends on the order of threads"
+UNWRITTEN = r"nan instead of"
+WRONG = r"relative error .* allowed"
+SPREAD = r"Tensor-likes are not"
+ASTRAY = r"AddressSanitizer|runtime error"  # an index that nobody has written
+BEYOND = r"AddressSanitizer: (heap-buffer-overflow|use-after-poison)"
+
+
+POOL = "tests/ops/test_pyramid_pool.py::test_pyramid_pool"
+POOL_ADD = "tests/ops/test_pyramid_pool_through.py::test_backward_add"
+CONCAT = "tests/ops/test_pyramid_concat.py::test_pyramid_concat"
+CONCAT_SIZES = "tests/ops/test_pyramid_concat.py::test_sizes"
+CONV = "tests/ops/test_pyramid_conv.py::test_pyramid_conv"
+CONV_SIZES = "tests/ops/test_pyramid_conv.py::test_many_channels_and_columns"
+CONV_SHAPES = "tests/ops/test_pyramid_conv.py::test_any_shape_and_options"
+CONV_RELU = "tests/ops/test_pyramid_conv_norm_relu.py::test_pyramid_conv_norm_relu"
+SPECIAL = "tests/ops/test_special_values.py::test_pyramid_conv"
+LEVELS = "tests/ops/test_pyramid_levels.py::test_pyramid_levels"
+LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
+ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
+ADD = "tests/ops/test_upsample_softmax_add.py"
+UPSAMPLE_ADD = "tests/ops/test_upsample_add.py::test_"
+CORRECT = "tests/ops/test_dual_cross_entropy.py::test_correct_pixels"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str  # of csrc/cuda
+    before: str
+    after: str
+    shows: str  # a regular expression that the red run prints
+    tests: str
+    variant: str = "plain"
+    unit: str = ""  # the .cu file that includes `file`, if that is a header
+
+    def plant(self) -> Target:
+        """Writes copies of the kernels, one of them changed; returns the library of operators with the changed unit."""
+        found = (CUDA / self.file).read_text().count(self.before)
+        if found != 1:
+            raise LookupError(f"mutant {self.name}: its text stands {found} times in {self.file}:\n{self.before}")
+        folder = BUILD / "mutants" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in (self.file, *(path.name for path in CUDA.glob("*.cuh"))):
+            text = (CUDA / source).read_text()
+            _write(folder / source, text.replace(self.before, self.after) if source == self.file else text)
+        unit = folder / (self.unit or self.file)
+        if self.unit:
+            _write(unit, (CUDA / self.unit).read_text())
+        return operators(self.variant, self.name, unit)
+
+
+def _write(path: Path, text: str) -> None:
+    """Leaves a file of that text alone, so that what is made of it stays up to date."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def nchw(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    """Of the pooling kernels for NCHW."""
+    return Mutant(f"pyramid_pool_{name}", "pyramid_pool_nchw.cu", before, after, shows, POOL, variant)
+
+
+def nhwc(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    """Of those for channels_last."""
+    return Mutant(f"pyramid_pool_nhwc_{name}", "pyramid_pool_nhwc.cu", before, after, shows, POOL, variant)
+
+
+def packs(name: str, unit: str, before: str, after: str, shows: str, tests: str = POOL) -> Mutant:
+    """Of what both share."""
+    return Mutant(
+        f"pyramid_pool_{name}", "pyramid_pool.cuh", before, after, shows, tests, unit=f"pyramid_pool_{unit}.cu"
+    )
+
+
+def concat(
+    kernel: str, name: str, before: str, after: str, shows: str, variant: str = "plain", tests: str = CONCAT
+) -> Mutant:
+    unit = f"pyramid_concat_{kernel}"
+    return Mutant(f"{unit}_{name}", f"{unit}.cu", before, after, shows, tests, variant)
+
+
+def product(name: str, before: str, after: str, shows: str, variant: str = "plain", tests: str = CONV) -> Mutant:
+    """Of the grouped products."""
+    file, unit = "pyramid_product.cuh", "pyramid_product.cu"
+    return Mutant(f"pyramid_product_{name}", file, before, after, shows, tests, variant, unit)
+
+
+def conv(
+    kernel: str, name: str, before: str, after: str, shows: str, variant: str = "plain", tests: str = CONV
+) -> Mutant:
+    unit = f"pyramid_conv_{kernel}"
+    return Mutant(f"{unit}_{name}", f"{unit}.cu", before, after, shows, tests, variant)
+
+
+def run_of(kernel: str, name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    """Of what adding to the image and gathering from it share."""
+    file, unit = "pyramid_conv_run.cuh", f"pyramid_conv_{kernel}.cu"
+    return Mutant(f"pyramid_conv_run_{name}", file, before, after, shows, CONV, variant, unit)
+
+
+def levels(name: str, before: str, after: str, shows: str, tests: str = LEVELS) -> Mutant:
+    return Mutant(f"pyramid_levels_{name}", "pyramid_levels.cu", before, after, shows, tests)
+
+
+def loss(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    """Of the cross-entropy kernel."""
+    file, unit = "cross_entropy_tile.cuh", "cross_entropy.cu"
+    return Mutant(f"cross_entropy_{name}", file, before, after, shows, LOSS, variant, unit)
+
+
+def finish(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+    """Of the kernels that follow it."""
+    return Mutant(f"cross_entropy_finish_{name}", "cross_entropy_finish.cu", before, after, shows, LOSS, variant)
+
+
+def argmax(name: str, before: str, after: str, shows: str, tests: str = ARGMAX, variant: str = "plain") -> Mutant:
+    return Mutant(f"upsample_argmax_{name}", "upsample_argmax.cu", before, after, shows, tests, variant)
+
+
+def upsample_add(
+    name: str, before: str, after: str, shows: str, test: str = "upsample_add", variant: str = "plain"
+) -> Mutant:
+    file = "upsample_add_bwd.cu" if name.startswith("bwd") else "upsample_add.cu"
+    return Mutant(f"upsample_add_{name}", file, before, after, shows, UPSAMPLE_ADD + test, variant)
+
+
+def softmax_add(name: str, before: str, after: str, shows: str, test: str, variant: str = "plain") -> Mutant:
+    file = "upsample_softmax_add.cu"
+    return Mutant(f"upsample_softmax_add_{name}", file, before, after, shows, f"{ADD}::{test}", variant)
