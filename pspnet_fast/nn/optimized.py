@@ -7,11 +7,43 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .fused_conv import fuse_convolutions
+from pspnet_fast.ops.pyramid_conv import pyramid_conv
+from pspnet_fast.ops.pyramid_conv_norm_relu import fold_norm
+from pspnet_fast.reference import Bin, NormStatistics
+
+from .fused_conv import FusedConv2d, fuse_convolutions
 from .fusibility import log_unfused
+from .heads import unfusable_reason
+from .norm import frozen_norm
 from .pspnet import PSPNet
+
+
+class _PackedHead(nn.Module):
+    """The head's first convolution, normalisation and ReLU on a CPU, with weights over the map in oneDNN's order.
+
+    Otherwise these, most of the head's, are copied and reordered in every call. The convolution over the map adds the
+    levels' terms, which are a convolution over the levels and channels of zeros.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: NormStatistics, channels: int) -> None:
+        super().__init__()
+        weight, bias = fold_norm(conv.weight, conv.bias, norm)
+        padding = [k // 2 for k in conv.kernel_size]
+        over_map = nn.Conv2d(channels, conv.out_channels, conv.kernel_size, padding=padding, bias=False)  # type: ignore[arg-type]
+        over_map.weight = nn.Parameter(weight[:, :channels].contiguous(), requires_grad=False)
+        self.over_map = FusedConv2d(over_map, None, relu=True, in_place=True)
+        # Two channels, as the layout of one is ambiguous.
+        self.register_buffer("weight", torch.cat([0 * weight[:, :2], weight[:, channels:]], 1), persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor, levels: Tensor, bins: Sequence[Bin]) -> Tensor:
+        """``x [B, C, H, W]`` and levels [B, Ck, Σk²] -> [B, O, H, W]."""
+        return self.over_map(x, pyramid_conv(torch.zeros_like(x[:, :2]), levels, self.weight, self.bias, bins=bins))
 
 
 class OptimizedPSPNet(PSPNet):
@@ -39,6 +71,24 @@ class OptimizedPSPNet(PSPNet):
                 log_unfused(self._unfused_reasons, f"{name} cannot be traced: {type(error).__name__}: {error}")
             else:
                 setattr(self, name, fused)
+        self.packed_head = self._pack_head()
+
+    @torch.no_grad()
+    def _pack_head(self) -> _PackedHead | None:
+        if not self.use_ppm or unfusable_reason(self.ppm, self.cls):
+            return None
+        conv, norm, activation, *_ = self.cls
+        frozen = frozen_norm(norm, activation)
+        levels = sum(feature[1].out_channels for feature in self.ppm.features)  # type: ignore[index]
+        return None if frozen is None else _PackedHead(conv, frozen, conv.in_channels - levels)  # type: ignore[arg-type,operator]
+
+    def _main_logits(self, stage4: Tensor) -> Tensor:
+        if self.packed_head is None or stage4.device.type != "cpu" or unfusable_reason(self.ppm, self.cls):
+            return super()._main_logits(stage4)
+        x: Tensor = self.packed_head(*self.ppm.forward_levels(stage4), self.ppm.bins)
+        for module in list(self.cls)[3:]:
+            x = module(x)
+        return x
 
     @torch.no_grad()
     def forward(self, x: Tensor, y: Tensor | None = None) -> Any:

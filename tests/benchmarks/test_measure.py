@@ -24,6 +24,8 @@ def test_all_variants_run_in_turn() -> None:
     assert {name: len(values) for name, values in interleaved(variants, 3).items()} == {"a": 3, "b": 3}
     assert "".join(order) == "ab" * 4
     assert len(interleaved(variants, 3, seconds=1e3)["a"]) == 100
+    readings = iter([0.0, 9.0, 9.0, 9.5, 20.0, 20.25])
+    assert interleaved({"a": order.clear}, 2, clock=readings.__next__) == {"a": [500.0, 250.0]}
 
 
 def test_timing_is_median_and_percentiles() -> None:

@@ -56,8 +56,8 @@ def test_same_logits_and_labels(variant: str) -> None:
         assert not any(isinstance(m, nn.BatchNorm2d) for name, m in optimized.named_modules() if "layer" in name)
     if variant == "50":
         fused = [m for m in optimized.modules() if isinstance(m, FusedConv2d)]
-        assert len(fused) == 3 + 3 * 16 + 4
-        assert sum(m.in_place for m in fused) == 16
+        assert len(fused) == 3 + 3 * 16 + 4 + 1  # and the head's
+        assert sum(m.in_place for m in fused) == 16 + 1
         assert sum(m.relu for m in fused) == len(fused) - 4
 
 
