@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from PIL import Image
 
 from pspnet_fast.data import DATASETS, ReadOptions
 from pspnet_fast.engine import EvalConfig, InferenceError, TrainedModel, build_model, config_from_dict, predict_paths
-from pspnet_fast.engine import predict as predict_module
 from pspnet_fast.engine.distributed import World
 from pspnet_fast.engine.outputs import MANIFEST, OutputFolder
 from pspnet_fast.engine.predict import IncompleteError, find_images
@@ -204,14 +202,14 @@ def test_one_bad_picture_does_not_end_the_others(trained: TrainedModel, tmp_path
 def test_a_picture_too_large_for_memory(
     trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    labels: Callable[..., Any] = predict_module._labels
+    predict = TrainedModel.predict
 
-    def too_large(trained: TrainedModel, image: torch.Tensor, *rest: object) -> torch.Tensor:
+    def too_large(trained: TrainedModel, image: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         if image.shape[1] > 20:
             raise error
-        return labels(trained, image, *rest)
+        return predict(trained, image, *rest, **options)
 
-    monkeypatch.setattr(predict_module, "_labels", too_large)
+    monkeypatch.setattr(TrainedModel, "predict", too_large)
     paths = [save(tmp_path / "large.png", (21, 8)), save(tmp_path / "small.png")]
     with pytest.raises(IncompleteError, match=r"large.png: not enough memory.*--crop") as raised:
         predict_paths(trained, paths, tmp_path / "out")
@@ -224,7 +222,7 @@ def test_a_picture_too_large_for_memory(
 def test_outputs_are_checked_first(
     trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr(predict_module, "_labels", lambda *_: pytest.fail("worked before the check"))
+    monkeypatch.setattr(TrainedModel, "predict", lambda *_, **__: pytest.fail("worked before the check"))
     picture, out = save(tmp_path / "a.png"), tmp_path / "out"
     if place == "/proc/x":
         out = Path(place)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pspnet_fast.data import DATASETS
+from pspnet_fast.data import DATASETS, read_image
 from pspnet_fast.engine import InferenceError, ModelConfig, Trained, build_model, config_from_dict, predict_paths
 from pspnet_fast.engine.pictures import legend
 from pspnet_fast.engine.predict import file_values
@@ -55,6 +55,20 @@ def test_probabilities_and_legend(picture: Path, tmp_path: Path) -> None:
     absent = set(trained.info.palette) - present
     assert not {color for color in absent & shown if len(set(color)) > 1}  # letters have greys of all kinds
     predict_paths(trained, [picture], tmp_path / "out", probabilities=True)  # its own files may be replaced
+
+
+def test_the_labels_of_an_image(picture: Path, tmp_path: Path) -> None:
+    trained = untrained("camvid")
+    image = read_image(picture)
+    labels = trained.predict(image)
+    assert (labels.shape, labels.dtype) == (SIZE, torch.uint8)
+    torch.testing.assert_close(labels, trained.probabilities(image).argmax(0).to(torch.uint8), rtol=0, atol=0)
+    (written,) = predict_paths(trained, [picture], tmp_path / "out")
+    assert (np.array(Image.open(written.labels)) == labels.numpy()).mean() > 0.98  # of folded normalisations
+    for wrong in (image.float(), image[:1], image.permute(1, 2, 0), image[None], image[:, :0]):
+        for method in (trained.predict, trained.probabilities):
+            with pytest.raises(InferenceError, match=r"image is \w+ \[.*\]; it must be uint8 \[3, H, W\], RGB"):
+                method(wrong)
 
 
 def test_the_legend_names_the_most_frequent_first() -> None:
