@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ class Trainer:
         self.metrics: Metrics | None = None
         self.pending: list[tuple[int, float, Tensor]] = []  # steps whose losses are still on the device
         self.stop = StopRequest(verbose=world.is_main)
+        if config.run.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
         torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
         torch.backends.cudnn.benchmark = not config.run.deterministic
 
