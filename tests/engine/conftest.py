@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("torchvision", reason="the engine needs the extra [train]")
@@ -20,15 +19,6 @@ from pspnet_fast.data import DATASETS, write_scenes
 from pspnet_fast.engine import TrainConfig, config_from_dict
 
 MakeConfig = Callable[..., TrainConfig]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Bit-equal comparisons need one number of threads in this process and in those it starts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
