@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pspnet_fast.backend import constant_in_graphs
 from pspnet_fast.fusion.conv_plans import conv_plan, refusal
 from pspnet_fast.fusion.segments import Geometry, Segment, pair
 from pspnet_fast.fusion.traced_heads import Record, TracedHeads
@@ -159,6 +160,6 @@ _RULES: dict[Any, str] = {
 }
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _rule(func: Callable[..., Any]) -> str:
     return _RULES.get(func, "")
