@@ -15,6 +15,8 @@ pytest.importorskip("typer", reason="the engine needs the extra [train]")
 pytest.importorskip("pydantic", reason="the engine needs the extra [train]")
 pytest.importorskip("torchmetrics", reason="the engine needs the extra [train]")
 
+from run_files import SHORT, call
+
 from pspnet_fast.data import DATASETS, write_scenes
 from pspnet_fast.engine import TrainConfig, config_from_dict
 
@@ -43,6 +45,16 @@ def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             offset = np.where(label < 11, label.astype(np.uint16) + 1000, 65535).astype(np.uint16)
             Image.fromarray(palette[label] if kind == "colors" else offset).save(root / kind / "masks" / path.name)
     return root
+
+
+@pytest.fixture(scope="session")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, made by the command line itself."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    output = call("train", "camvid_r18", *SHORT, "--data", "scenes", "--root", scenes, "--folder", folder)
+    assert "mean" in output
+    assert "images/s" in output
+    return folder
 
 
 @pytest.fixture

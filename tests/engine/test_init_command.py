@@ -9,23 +9,15 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from run_files import TINY
-from typer.testing import CliRunner
+from run_files import TINY, call, refused
 
 from pspnet_fast.data import DATASETS, DatasetError
 from pspnet_fast.data.guess import find_classes
 from pspnet_fast.data.pairing import find_pairs
-from pspnet_fast.engine.commands import app
 from pspnet_fast.engine.config_io import load_config
 
 CAMVID = DATASETS["camvid"].info
 assert CAMVID is not None
-
-
-def call(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "300"})
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 @pytest.mark.parametrize("kind", ["colors", "offset"])
@@ -53,7 +45,7 @@ def test_from_pictures_to_overlays(own_pictures: Path, tmp_path: Path, kind: str
     call("predict", root / split["val"][0], "-c", tmp_path / "run/best.pt", "-o", tmp_path / "out")
     assert len(list((tmp_path / "out/overlay").iterdir())) == 1
 
-    assert "--overwrite" in call("init", root, code=2)
+    assert "--overwrite" in refused("init", root)
     call("init", root, "--overwrite")
 
 
@@ -158,7 +150,7 @@ def test_names_of_other_systems_and_files_without_a_partner(tmp_path: Path) -> N
     assert "4 images" in call("check", "--data", tmp_path / "data.yaml")
     picture(tmp_path / "Masken/lost.png", LABEL)
     assert "1 files have no partner (Masken/lost.png)" in call("init", tmp_path, "--overwrite")
-    assert "lost" in call("check", "--data", tmp_path / "data.yaml", code=2)
+    assert "lost" in refused("check", "--data", tmp_path / "data.yaml")
 
 
 def test_too_few_pictures_and_classes(tmp_path: Path) -> None:
@@ -170,7 +162,7 @@ def test_too_few_pictures_and_classes(tmp_path: Path) -> None:
     assert (data.val_split, data.val_fraction) == (None, 0)
     for name in "ab":
         picture(tmp_path / f"mask/{name}.png", 0 * LABEL)
-    assert "fewer than two classes (class 0); add" in call("init", tmp_path, "--overwrite", code=2)
+    assert "fewer than two classes (class 0); add" in refused("init", tmp_path, "--overwrite")
 
 
 def test_soft_masks_are_no_classes(tmp_path: Path) -> None:
@@ -213,7 +205,7 @@ def test_why_labels_are_refused(tmp_path: Path, label: np.ndarray | None, reason
     folder(tmp_path, [LABEL if label is None else label] * 3)
     if label is None:
         (tmp_path / "masks/0.png").write_bytes(b"nothing")
-    output = call("init", tmp_path, code=2)
+    output = refused("init", tmp_path)
     assert "The most likely ones cannot be used" in output
     assert reason in output
     assert not (tmp_path / "data.yaml").exists()
@@ -224,8 +216,8 @@ def test_as_many_classes_as_there_may_be(tmp_path: Path) -> None:
     call("init", folder(tmp_path, [label] * 2))
     assert len(load_config(tmp_path / "data.yaml").data.classes) == 254  # type: ignore[arg-type]
     data = ("--data", "folder", "--root", tmp_path, "data.image_folder=photos", "data.label_folder=masks")
-    assert "class 254" in call("check", *data, "data.val_split=null", "data.classes=255", code=2)  # sizes differ
-    assert "less than or equal to 255" in call("check", *data, "data.classes=256", code=2)
+    assert "class 254" in refused("check", *data, "data.val_split=null", "data.classes=255")  # sizes differ
+    assert "less than or equal to 255" in refused("check", *data, "data.classes=256")
 
 
 @pytest.mark.parametrize(
@@ -238,11 +230,11 @@ def test_as_many_classes_as_there_may_be(tmp_path: Path) -> None:
 def test_names_that_do_not_fit(tmp_path: Path, names: str, message: str) -> None:
     folder(tmp_path, [LABEL] * 3)
     (tmp_path / "classes.txt").write_text(names)
-    assert message in call("init", tmp_path, "--names", tmp_path / "classes.txt", code=2)
+    assert message in refused("init", tmp_path, "--names", tmp_path / "classes.txt")
     assert "class 2" in call("init", tmp_path)  # nobody said that the file holds the names
 
 
 def test_a_single_picture_or_file(tmp_path: Path) -> None:
-    assert "1 picture with a label; training takes 2 at least" in call("init", folder(tmp_path, [LABEL]), code=2)
-    assert "is a file; name the folder" in call("init", tmp_path / "masks/0.png", code=2)
-    assert "no such folder" in call("init", tmp_path / "nowhere", code=2)
+    assert "1 picture with a label; training takes 2 at least" in refused("init", folder(tmp_path, [LABEL]))
+    assert "is a file; name the folder" in refused("init", tmp_path / "masks/0.png")
+    assert "no such folder" in refused("init", tmp_path / "nowhere")
