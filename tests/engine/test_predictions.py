@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +15,10 @@ from PIL import Image
 
 from pspnet_fast.data import DATASETS, read_image
 from pspnet_fast.engine import InferenceError, ModelConfig, Trained, build_model, config_from_dict, predict_paths
+from pspnet_fast.engine.distributed import World
+from pspnet_fast.engine.outputs import OutputFolder
 from pspnet_fast.engine.pictures import legend
-from pspnet_fast.engine.predict import file_values
+from pspnet_fast.engine.predict import IncompleteError, file_values
 
 SIZE = (48, 96)
 
@@ -27,11 +32,14 @@ def untrained(name: str, **data: object) -> Trained:
     return Trained(model.eval(), config, info, None)
 
 
+def save(path: Path) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)).save(path)
+    return path
+
+
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    return tmp_path / "a.png"
+    return save(tmp_path / "a.png")
 
 
 def test_probabilities_and_legend(picture: Path, tmp_path: Path) -> None:
@@ -117,3 +125,42 @@ def test_ids_that_there_are_not() -> None:
     trained = untrained("voc")
     with pytest.raises(InferenceError, match="elsewhere: the values in its label files are not known"):
         file_values(replace(trained, info=replace(trained.info, name="elsewhere")))
+
+
+@dataclass(frozen=True)
+class Thread(World):
+    """A rank that is a thread; the ranks exchange values over a shared list."""
+
+    barrier: Any = None
+    box: Any = None
+
+    def gather(self, value: Any) -> list[Any]:
+        self.box[self.rank] = value
+        self.barrier.wait()
+        values = list(self.box)
+        self.barrier.wait()
+        return values
+
+    def agree(self, value: Any) -> Any:
+        return self.gather(value)[0]
+
+
+def test_ranks_share_the_pictures(tmp_path: Path) -> None:
+    names = ["0.png", "1.png", "2.png", "4.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        save(tmp_path / "in" / name)
+    (tmp_path / "in/3.png").write_text("no picture")
+    trained, barrier, box = untrained("camvid"), threading.Barrier(2), [None, None]
+
+    def run(rank: int) -> list[str]:
+        world = Thread(torch.device("cpu"), rank, 2, barrier, box)
+        with pytest.raises(IncompleteError) as error:
+            predict_paths(trained, [tmp_path / "in"], tmp_path / "out", world=world)
+        return [file.image.name for file in error.value.written]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, range(2))) == [names, names]
+    labels = sorted((tmp_path / "out/labels").iterdir())
+    assert [path.name for path in labels] == names
+    OutputFolder(tmp_path / "out").prepare(labels, [])  # all in one manifest
