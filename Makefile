@@ -10,18 +10,29 @@ BIN     = $(VENV)/bin
 
 setup: $(VENV)/.ready
 
-# torch comes first, so that the extension is linked against the very torch that it will be imported with.
+# torch comes first, so that the extension is linked against the very torch that it will be imported with. What else is
+# required is installed while the extension is compiled; the last installation finds it compiled, or says what fails.
+EXTRAS = train,dev,integrations,export
+PRINT_REQUIREMENTS = import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*p["dependencies"], *(r for e in sys.argv[1].split(",") for r in p["optional-dependencies"][e]), sep="\n")
+$(VENV)/.ready: export PATH := $(abspath $(BIN)):$(PATH)
 $(VENV)/.ready: pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake buildtools -type f -not -name '*.pyc')
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing torch, then this package (compiling takes some minutes), into $(VENV)"
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26" "setuptools>=77" cmake ninja pybind11
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[train,dev,integrations,export]"
+	@mkdir -p build && $(BIN)/python -c '$(PRINT_REQUIREMENTS)' $(EXTRAS) > build/requirements.txt
+	$(BIN)/python setup.py --quiet build_ext > build/build_ext.log 2>&1 & \
+	$(BIN)/python -m pip install --quiet -r build/requirements.txt; status=$$?; wait; exit $$status
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[$(EXTRAS)]"
 	$(BIN)/python -m pspnet_fast
 	@touch $@
 
 demo: setup
 	$(BIN)/python -m pspnet_fast.demo --out demo
+
+# Contiguous tests stay in one process, which makes the fixtures of their file once; who is done takes over half the rest.
+PARALLEL = -n auto --dist worksteal
 
 test: test-cpp test-native test-triton test-cuda-on-cpu
 
@@ -30,17 +41,17 @@ test-native test-triton test-cuda-on-cpu: export OMP_NUM_THREADS = 1
 
 # Back ends that must not be skipped: PSPNET_FAST_EXPECT_BACKENDS=cpu make test
 test-native: setup
-	$(BIN)/python -m pytest -n auto tests --ignore=tests/cuda_on_cpu
+	$(BIN)/python -m pytest $(PARALLEL) tests --ignore=tests/cuda_on_cpu
 
 # Triton reads its variable when it is imported, so its interpreter needs a process of its own.
 test-triton: setup
-	TRITON_INTERPRET=1 PSPNET_FAST_EXPECT_BACKENDS=triton $(BIN)/python -m pytest -n auto tests/ops -k triton
+	TRITON_INTERPRET=1 PSPNET_FAST_EXPECT_BACKENDS=triton $(BIN)/python -m pytest $(PARALLEL) tests/ops -k triton
 
 # The CUDA kernels, compiled for the CPU: what a GPU would punish is found, and the operators' tests pass over them.
 test-cuda-on-cpu: setup
-	PSPNET_FAST_EXPECT_BACKENDS=cuda $(BIN)/python -m pytest -n auto tests/cuda_on_cpu
-	$(BIN)/python tests/cuda_on_cpu/run.py plain -n auto tests/ops
-	$(BIN)/python tests/cuda_on_cpu/run.py checked -n auto tests/ops
+	PSPNET_FAST_EXPECT_BACKENDS=cuda $(BIN)/python -m pytest $(PARALLEL) tests/cuda_on_cpu
+	$(BIN)/python tests/cuda_on_cpu/run.py plain $(PARALLEL) tests/ops
+	$(BIN)/python tests/cuda_on_cpu/run.py checked $(PARALLEL) tests/ops
 
 test-cpp: setup
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp -G Ninja -DPSPNET_FAST_CPP_TESTS_ONLY=ON

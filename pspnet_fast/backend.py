@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
@@ -21,6 +22,15 @@ from pspnet_fast.extension import EXTENSION
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _CHOICES = (*BACKENDS, "auto")
 COMPOSED = "composed"  # made of PyTorch operators: what runs an operator where no kernel can
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def constant_in_graphs(function: _Function) -> _Function:
+    """``torch.compiler.assume_constant_result`` without Dynamo, whose import takes as long as torch's own."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 class BackendError(RuntimeError):
@@ -105,7 +115,7 @@ def _definition_only() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _runnable(operator: str, backend: str, device_type: str, index: int | None) -> str:
     reason = None if device_type == "meta" else unavailable(operator, backend, device_type, index)
     if reason is not None:
@@ -117,7 +127,7 @@ def _runnable(operator: str, backend: str, device_type: str, index: int | None) 
 
 
 # A constant to torch.compile, which cannot look into the environment; what may change, `_forced`, it guards on itself.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _fastest(operator: str, device_type: str, composed: bool, index: int | None) -> str:
     for backend in ("cuda", "triton") if device_type == "cuda" else ("cpu",):
         if backend in kernels(operator) and unavailable(operator, backend, device_type, index) is None:

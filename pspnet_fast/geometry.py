@@ -153,6 +153,13 @@ def exported_tap_matrices(
     return list(weights.to(dtype).split(list(sides), dim=2))
 
 
+def upsample_adjoint(grad: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    """The gradient of bilinear upsampling from ``height x width``: gathers ``grad [..., H, W]``, without atomics."""
+    rows = tap_matrix(grad.shape[-2], height, align_corners, 1, grad.dtype, grad.device).squeeze(1)
+    columns = tap_matrix(grad.shape[-1], width, align_corners, 1, grad.dtype, grad.device).squeeze(1)
+    return rows.mT @ (grad @ columns)
+
+
 def tap_reads(n: int, k: int, align_corners: bool, taps: int) -> Tensor:
     """Int8 of the shape of :func:`tap_matrix`: 1 where a node is read, be its weight 0; 2 where twice, once with 0."""
     first, t = bilinear_taps(k, n, align_corners)

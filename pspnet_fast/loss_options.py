@@ -20,11 +20,11 @@ class LossOptions(NamedTuple):
         align_corners: of the upsampling.
     """
 
-    weight: Tensor | None
-    pixel_weight: Tensor | None
-    ignore_index: int
-    label_smoothing: float
-    align_corners: bool
+    weight: Tensor | None = None
+    pixel_weight: Tensor | None = None
+    ignore_index: int = 255
+    label_smoothing: float = 0.0
+    align_corners: bool = True
 
     def check_numbers(self) -> None:
         """Raise ValueError for a number out of its range."""
@@ -45,9 +45,9 @@ class Reduction(NamedTuple):
         empty: the mean where the divisor is zero: "nan" or "zero", with zero gradient either way.
     """
 
-    how: str
-    denominator: str | float
-    empty: str
+    how: str = "mean"
+    denominator: str | float = "valid"
+    empty: str = "nan"
 
     @property
     def per_pixel(self) -> bool:

@@ -13,7 +13,7 @@ Packed levels
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +93,16 @@ def norm_relu(x: Tensor, norm: NormStatistics) -> Tensor:
     return F.relu(F.batch_norm(x, norm.mean, norm.var, norm.gamma, norm.beta, training=False, eps=norm.eps))
 
 
+def upsample(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """``x [B, C, h, w]`` upsampled bilinearly to ``size``, in its own dtype."""
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def accumulation(x: Tensor) -> Tensor:
+    """``x`` in the dtype that sums are taken in: float32 for the half precisions, else its own."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def pyramid_concat(
     x: Tensor,
     levels: Tensor,
@@ -102,11 +112,7 @@ def pyramid_concat(
     x_first: bool = True,
 ) -> Tensor:
     """``x [B, C, H, W]`` and the levels ``[B, Ck, Σhw]`` upsampled to ``H x W``, concatenated over channels."""
-    size = x.shape[-2:]
-    ups = [
-        F.interpolate(level, size, mode="bilinear", align_corners=align_corners)
-        for level in unpack_levels(levels, bins)
-    ]
+    ups = [upsample(level, x.shape[2:], align_corners) for level in unpack_levels(levels, bins)]
     return torch.cat([x, *ups] if x_first else [*ups, x], dim=1)
 
 
@@ -128,24 +134,20 @@ def pyramid_conv(
 
 
 def pyramid_conv_norm_relu(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    norm: NormStatistics,
-    bias: Tensor | None = None,
-    *,
-    bins: Sequence[Bin] = DEFAULT_BINS,
-    align_corners: bool = True,
-    x_first: bool = True,
+    x: Tensor, levels: Tensor, weight: Tensor, norm: NormStatistics, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """:func:`pyramid_conv`, batch normalisation by given statistics, and ReLU."""
-    y = pyramid_conv(x, levels, weight, bias, bins=bins, align_corners=align_corners, x_first=x_first)
-    return norm_relu(y, norm)
+    """:func:`pyramid_conv` (its ``options``), batch normalisation by given statistics, and ReLU."""
+    return norm_relu(pyramid_conv(x, levels, weight, bias, **options), norm)
 
 
-def upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
+def upsample_cross_entropy(logits: Tensor, target: Tensor, *, align_corners: bool = True, **options: Any) -> Tensor:
+    """:func:`cross_entropy` of ``logits [B, C, h, w]``, bilinearly upsampled to the size of ``target [B, H, W]``."""
+    return cross_entropy(upsample(accumulation(logits), target.shape[1:], align_corners), target.long(), **options)
+
+
+def cross_entropy(
+    up: Tensor,
+    labels: Tensor,
     *,
     weight: Tensor | None = None,
     ignore_index: int = 255,
@@ -153,28 +155,9 @@ def upsample_cross_entropy(
     reduction: str = "mean",
     denominator: str | float = "valid",
     empty: str = "nan",
-    align_corners: bool = True,
     pixel_weight: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of ``logits [B, C, h, w]``, bilinearly upsampled to the size of ``target [B, H, W]``."""
-    up = F.interpolate(accumulation(logits), target.shape[-2:], mode="bilinear", align_corners=align_corners)
-    return cross_entropy(
-        up, target.long(), weight, ignore_index, label_smoothing, reduction, denominator, empty, pixel_weight
-    )
-
-
-def cross_entropy(
-    up: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    denominator: str | float,
-    empty: str,
-    pixel_weight: Tensor | None,
-) -> Tensor:
-    """:func:`upsample_cross_entropy` behind the upsampling, of ``up [B, C, H, W]`` and int64 ``labels [B, H, W]``."""
+    """Cross-entropy of logits ``up [B, C, H, W]`` against int64 ``labels [B, H, W]``."""
     class_weight = None if weight is None else weight.to(up.dtype)
     loss = F.cross_entropy(
         up, labels, class_weight, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
@@ -224,57 +207,11 @@ def divide_or_empty(total: Tensor, divisor: Tensor, empty: str) -> Tensor:
 
 
 def dual_cross_entropy(
-    main: Tensor,
-    aux: Tensor,
-    target: Tensor,
-    *,
-    aux_weight: float | Tensor = DEFAULT_AUX_WEIGHT,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    denominator: str | float = "valid",
-    empty: str = "nan",
-    align_corners: bool = True,
-    pixel_weight: Tensor | None = None,
+    main: Tensor, aux: Tensor, target: Tensor, *, aux_weight: float | Tensor = DEFAULT_AUX_WEIGHT, **options: Any
 ) -> DualLoss:
     """:func:`upsample_cross_entropy` of two heads against one target, and their weighted sum."""
-    options = (weight, ignore_index, label_smoothing, reduction, denominator, empty, align_corners, pixel_weight)
-    result = dual_cross_entropy_argmax(main, aux, target, False, False, aux_weight, *options)
-    return DualLoss(result.loss, result.main, result.aux)
-
-
-def dual_cross_entropy_argmax(
-    main: Tensor,
-    aux: Tensor,
-    target: Tensor,
-    labels: bool = True,
-    correct: bool = False,
-    aux_weight: float | Tensor = DEFAULT_AUX_WEIGHT,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    denominator: str | float = "valid",
-    empty: str = "nan",
-    align_corners: bool = True,
-    pixel_weight: Tensor | None = None,
-) -> DualPrediction:
-    """:func:`dual_cross_entropy`, and the main head's most likely class of every pixel and how often it is right."""
-    up_main, up_aux = (
-        F.interpolate(accumulation(logits), target.shape[-2:], mode="bilinear", align_corners=align_corners)
-        for logits in (main, aux)
-    )
-    options = (weight, ignore_index, label_smoothing, reduction, denominator, empty, pixel_weight)
-    main_loss, aux_loss = (cross_entropy(up, target.long(), *options) for up in (up_main, up_aux))
-    best = up_main.argmax(dim=1) if labels or correct else None
-    return DualPrediction(
-        main_loss + aux_weight * aux_loss,
-        main_loss,
-        aux_loss,
-        best if labels else None,
-        correct_pixels(best, target, ignore_index) if correct and best is not None else None,
-    )
+    main_loss, aux_loss = (upsample_cross_entropy(logits, target, **options) for logits in (main, aux))
+    return DualLoss(main_loss + aux_weight * aux_loss, main_loss, aux_loss)
 
 
 def correct_pixels(labels: Tensor, target: Tensor, ignore_index: int) -> Tensor:
@@ -293,11 +230,8 @@ def upsample_add(
     channels_last: bool = False,
 ) -> Tensor:
     """``base [B, C, H, W]``, where there is one, and the levels ``[B, C, Σhw]`` upsampled to ``size``, summed."""
-    full = tuple(base.shape[2:] if base is not None else size or ())
-    parts = [
-        F.interpolate(accumulation(level), full, mode="bilinear", align_corners=align_corners)
-        for level in unpack_levels(levels, bins)
-    ]
+    full = base.shape[2:] if base is not None else size or ()
+    parts = [upsample(accumulation(level), full, align_corners) for level in unpack_levels(levels, bins)]
     total = parts[0] if base is None else accumulation(base) + parts[0]
     for part in parts[1:]:
         total = total + part
@@ -308,8 +242,7 @@ def upsample_argmax(
     logits: Tensor, size: Sequence[int], *, align_corners: bool = True, dtype: torch.dtype = torch.int64
 ) -> Tensor:
     """The most likely class of every pixel: arg-max over classes of ``logits`` upsampled to ``size``."""
-    up = F.interpolate(accumulation(logits), tuple(size), mode="bilinear", align_corners=align_corners)
-    return up.argmax(dim=1).to(dtype)
+    return upsample(accumulation(logits), size, align_corners).argmax(dim=1).to(dtype)
 
 
 class AxisTaps(NamedTuple):
@@ -337,8 +270,7 @@ def upsample_softmax_add(
 
     ``flip`` mirrors the upsampled map; then ``rows`` and ``columns`` read its rows and columns.
     """
-    up = F.interpolate(accumulation(logits), tuple(size), mode="bilinear", align_corners=align_corners)
-    probabilities = up.softmax(1)
+    probabilities = upsample(accumulation(logits), size, align_corners).softmax(1)
     if flip:
         probabilities = probabilities.flip(3)
     for taps, dim in ((rows, 2), (columns, 3)):
@@ -356,8 +288,3 @@ def read_taps(x: Tensor, taps: AxisTaps, dim: int) -> Tensor:
         for position, weight in zip(taps.position.unbind(1), taps.weight.to(x.dtype).unbind(1), strict=True)
     )
     return first + second
-
-
-def accumulation(x: Tensor) -> Tensor:
-    """``x`` in the dtype that sums are taken in: float32 for the half precisions, else its own."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

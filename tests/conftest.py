@@ -37,6 +37,16 @@ def _full_float32() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _reproducible() -> Iterator[None]:
+    """One thread, in whose sums the order is fixed, and the same random numbers in every run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def modules_are_called_as_before() -> Iterator[None]:
     """Tracers replace methods of ``nn.Module``: one that stays breaks the tests that follow."""
     before = {name: getattr(nn.Module, name) for name in ("__call__", "__getattr__")}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu_result import verified_entry
 from pspnet_fast import report as report_module
 from pspnet_fast import verification as verification_module
 from pspnet_fast.digest import folder_digest
@@ -81,9 +82,6 @@ def test_report_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_record_was_written_by_the_suite() -> None:
     """Every entry is that of a result file with all its tests passed: nothing in it was typed in."""
-    sys.path.insert(0, str(ROOT))
-    from benchmarks.gpu_result import verified_entry
-
     results = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("gpu_*.json")]
     entries = [entry for result in results if (entry := verified_entry(result)) is not None]
     for entry in read_verified(VERIFIED):

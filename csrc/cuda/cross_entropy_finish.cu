@@ -52,12 +52,19 @@ __device__ __forceinline__ void add_edges(
   const MapStrides& stride = head.grad_stride;
   const Real* from = static_cast<const Real*>(head.edges) + edge * values;
   Real* to = static_cast<Real*>(head.grad) + image * stride.b + row * stride.h;
+  // All loads are under way before the first store.
+  Real* place[kPerThread];
+  Real sum[kPerThread];
 #pragma unroll
   for (int j = 0; j < kPerThread; ++j) {
     const int i = static_cast<int>(block % row_blocks) * kThreads * kPerThread + j * kThreads + threadIdx.x;
-    if (i >= values) return;
     const int c = stride.c == 1 ? i % p.classes : i / width, w = stride.c == 1 ? i / p.classes : i % width;
-    to[c * stride.c + w * stride.w] += from[i];
+    place[j] = i < values ? to + c * stride.c + w * stride.w : nullptr;
+    if (place[j] != nullptr) sum[j] = __ldcg(from + i) + __ldcg(place[j]);
+  }
+#pragma unroll
+  for (int j = 0; j < kPerThread; ++j) {
+    if (place[j] != nullptr) __stcg(place[j], sum[j]);
   }
 }
 

@@ -1,5 +1,5 @@
-// The convolution over a pyramid on CUDA tensors: the convolution over x by cuDNN, and every level's term by the kernels
-// of pyramid_product.cu and pyramid_conv_*.cu. The maths is in pspnet_fast/ops/_pyramid_conv.py.
+// The convolution over a pyramid on CUDA tensors: the convolution over x by cuDNN, products over channels by cuBLAS,
+// and what lies between bins and map by the kernels of pyramid_conv_*.cu. The maths is in pspnet_fast/ops/_pyramid_conv.py.
 #include "pyramid_conv.h"
 
 #include <ATen/ops/empty_like.h>
@@ -23,87 +23,19 @@ int64_t most_shared_bytes() {
   return bytes;
 }
 
-void finish(Product& p, const at::Tensor& a, const at::Tensor& b) {
-  p.a.reading = reading_of(p.a, p.m, p.k, a.element_size());
-  p.b.reading = reading_of(p.b, p.n, p.k, b.element_size());
-}
-
-// q[b, (bin, tap), o] = Σ_c weight[o, c, tap] · levels[b, c, bin]
-at::Tensor make_q(const Call& c) {
-  const at::Tensor weight = even_taps(c.weight);
-  at::Tensor q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, accumulator(c.x));
-  const FilterAxis f(c);
-  Products products{c.t.levels, {}};
-  for (int32_t l = 0; l < c.t.levels; ++l) {
-    Product& p = products.of[l];
-    p.m = f.axis(), p.n = bin_axis(c, l), p.k = channel_axis(c);
-    p.a = weight_side(c, weight, f, l);
-    p.b = {at_element(c.levels, c.t.first_bin[l]), bins_of_levels(c), {0, c.packed_bins()}, {}};
-    p.c = const_cast<char*>(at_element(q, c.t.first_bin[l] * c.taps() * c.t.out_channels));
-    p.c_row = filters_of_q(c, f), p.c_column = bins_of_q(c);
-    p.c_along_rows = true;
-    finish(p, weight, c.levels);
-  }
-  launch_products(c.type, Wide::result, products, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return q;
-}
-
-// grad_q[b, (bin, tap), o], in the accumulator's type: a sum over the whole map leaves float16's range before the
-// gradients that are made of it do.
+// grad_q[bin, b, o, tap], what its products are taken in. That of float16 is float32: a sum over the whole map leaves
+// float16's range before the gradients that are made of it do.
 at::Tensor make_grad_q(const Call& c, const ConvGrid& grid, const at::Tensor& upstream) {
   const bool channels_last = is_channels_last(upstream);
   const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
   at::Tensor parts = at::empty({grid.parts(), c.t.batch, c.t.positions, c.t.out_channels}, accumulator(c.x));
-  at::Tensor grad_q = at::empty({c.t.batch, c.t.positions, c.t.out_channels}, accumulator(c.x));
+  const at::ScalarType type = c.x.scalar_type() == at::kHalf ? at::kFloat : c.x.scalar_type();
+  at::Tensor grad_q = at::empty({c.packed_bins(), c.t.batch, c.t.out_channels * c.taps()}, parts.options().dtype(type));
   launch_pyramid_conv_gather(
       c.type, channels_last, c.t, grid, grad.const_data_ptr(), parts.mutable_data_ptr(), grad_q.mutable_data_ptr(),
       c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return grad_q;
-}
-
-// grad_weight[o, c, tap] = Σ_{b, bin} grad_q[b, (bin, tap), o] · levels[b, c, bin], where the weight has it
-void write_grad_weight(const Call& c, const at::Tensor& grad_q, const at::Tensor& into) {
-  const at::Tensor grad_weight = even_taps(into);
-  const FilterAxis f(c);
-  Products products{c.t.levels, {}};
-  for (int32_t l = 0; l < c.t.levels; ++l) {
-    Product& p = products.of[l];
-    p.m = f.axis(), p.n = channel_axis(c), p.k = bin_axis(c, l);
-    p.a = {at_element(grad_q, c.t.first_bin[l] * c.taps() * c.t.out_channels), filters_of_q(c, f), bins_of_q(c), {}};
-    p.b = {at_element(c.levels, c.t.first_bin[l]), {0, c.packed_bins()}, bins_of_levels(c), {}};
-    const Side to = weight_side(c, grad_weight, f, l);
-    p.c = const_cast<void*>(to.data);
-    p.c_row = to.row, p.c_column = to.depth;
-    p.c_along_rows = grad_weight.stride(1) != 1;
-    finish(p, grad_q, c.levels);
-  }
-  launch_products(c.type, Wide::a, products, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  if (!grad_weight.is_same(into)) into.copy_(grad_weight);
-}
-
-// grad_levels[b, c, bin] = Σ_{o, tap} weight[o, c, tap] · grad_q[b, (bin, tap), o]
-at::Tensor make_grad_levels(const Call& c, const at::Tensor& grad_q) {
-  const at::Tensor weight = even_taps(c.weight);
-  at::Tensor grad_levels = at::empty(c.levels.sizes(), c.levels.options());
-  const FilterAxis f(c);
-  Products products{c.t.levels, {}};
-  for (int32_t l = 0; l < c.t.levels; ++l) {
-    Product& p = products.of[l];
-    p.m = bin_axis(c, l), p.n = channel_axis(c), p.k = f.axis();
-    p.a = {at_element(grad_q, c.t.first_bin[l] * c.taps() * c.t.out_channels), bins_of_q(c), filters_of_q(c, f), {}};
-    const Side filters = weight_side(c, weight, f, l);
-    p.b = {filters.data, filters.depth, filters.row, {}};
-    p.c = const_cast<char*>(at_element(grad_levels, c.t.first_bin[l]));
-    p.c_row = bins_of_levels(c), p.c_column = {0, c.packed_bins()};
-    p.c_along_rows = true;
-    finish(p, grad_q, weight);
-  }
-  launch_products(c.type, Wide::a, products, c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return grad_levels;
 }
 
 // ---- Operators ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-// Launchers of the pyramid's convolution beside its products (pyramid_product.h). Free of torch; they enqueue on `stream`
+// Launchers of the pyramid's convolution beside its products, which cuBLAS takes. Free of torch; they enqueue on `stream`
 // and never synchronise. The maths is in pspnet_fast/ops/_pyramid_conv.py.
 #pragma once
 
-#include "pyramid_product.h"
+#include "pyramid_norm.h"
+#include "pyramid_pool.h"
 
 namespace pspnet_fast::cuda {
 
@@ -12,10 +13,11 @@ struct ConvTables {
   int64_t batch, out_channels;
   int32_t height, width;
   int32_t kernel_height, kernel_width;
-  int32_t levels, positions, terms, row_terms;  // terms = kernel_width · Σk, row_terms = kernel_height · Σk
+  int32_t levels, positions;
+  int32_t terms, row_terms;  // kernel_width · Σcolumns and kernel_height · Σrows
   bool align_corners;
-  int32_t bins[kMaxLevels];
-  int32_t first_bin[kMaxLevels], first_line[kMaxLevels];  // Σk² and Σk of the levels before
+  int32_t rows[kMaxLevels], columns[kMaxLevels];  // of a level's bins
+  int32_t first_bin[kMaxLevels], first_row[kMaxLevels], first_column[kMaxLevels];  // of all levels'
 };
 
 // How the image is cut into blocks: an image, 32 output channels, a run of rows and one of 64 columns each.
@@ -40,7 +42,7 @@ void launch_pyramid_conv_add(
     bool channels_last,
     const ConvTables& tables,
     const ConvGrid& grid,
-    const void* q,  // [B, positions, O] float (double for f64)
+    const void* q,  // [Σhw, B, O, taps] float (double for f64)
     void* y,        // [B, O, H, W], in place
     const Norm& norm,
     cudaStream_t stream);
@@ -53,7 +55,7 @@ void launch_pyramid_conv_gather(
     const ConvGrid& grid,
     const void* grad,  // [B, O, H, W]
     void* parts,       // [parts, B, positions, O] float (double for f64)
-    void* grad_q,      // [B, positions, O] float (double for f64): their sum
+    void* grad_q,      // [Σhw, B, O, taps], their sum: of the map's type, but float for f16, whose range sums leave
     cudaStream_t stream);
 
 }  // namespace pspnet_fast::cuda

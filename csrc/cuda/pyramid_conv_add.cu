@@ -3,13 +3,15 @@
 // A warp takes a row: R[term, channel] from the block's q, two rows of bins for each dy, then y += U · R with 8 columns x
 // 8 channels a thread, 4 vectors of shared memory for 64 multiply-adds. y is read and written once: 118 MB in bfloat16 for
 // 16 x 512 x 60 x 60, and 36 multiply-adds for each of its elements, 2.1 GFLOP. A block of bins 1 2 3 6 and a 3x3 kernel
-// holds 58 KB of q, 9 KB of U and 4.6 KB of R a warp: two blocks of 8 warps fit a multiprocessor. All calculated.
+// holds 59 KB of q, 9 KB of U and 4.6 KB of R a warp: two blocks of 8 warps fit a multiprocessor. All calculated.
 #include "pyramid_conv_run.cuh"
 
 namespace pspnet_fast::cuda {
 namespace {
 
 constexpr int kThreads = kMostWarps * 32;
+constexpr int kQStride = kRunChannels + 1;  // lanes that store several taps of a channel meet few banks
+constexpr int kUnderWay = 8;                // loads of a thread
 
 // What a row reads of one level for one dy: two rows of bins.
 template <typename Real>
@@ -25,7 +27,7 @@ struct AddShared {
   Real* r;              // [warps, terms, kRunChannels]
   ChannelNorm<Real>* norm;  // [kRunChannels]
   RowTap<Real>* taps;   // [warps, levels · kernel_height]
-  Real* q;              // [positions, kRunChannels] where staged
+  Real* q;              // [positions, kQStride] where staged
 
   __host__ __device__ static int64_t bytes(const ConvTables& t, int warps) {
     const int64_t values = t.terms * (kRunColumns + int64_t{warps} * kRunChannels);
@@ -53,14 +55,20 @@ __device__ __forceinline__ bool stage_block(
   if (norm.mean != nullptr && threadIdx.x < kRunChannels && run.first_channel + threadIdx.x < t.out_channels) {
     shared.norm[threadIdx.x] = channel_norm<T>(norm, run.first_channel + threadIdx.x);
   }
-  const int64_t channel = run.first_channel + threadIdx.x % 32;
-  const Real* column = q + run.image * t.positions * t.out_channels + channel;
+  // A warp takes a bin: the taps of the block's channels are neighbours.
+  const int taps = t.kernel_height * t.kernel_width, lane = static_cast<int>(threadIdx.x % 32);
+  const int there = static_cast<int>(min(t.out_channels - run.first_channel, int64_t{kRunChannels})) * taps;
   Real special = 0;
-#pragma unroll 4
-  for (int p = threadIdx.x / 32; p < t.positions; p += grid.warps) {
-    const Real value = channel < t.out_channels ? column[p * t.out_channels] : Real(0);
-    special += Real(0) * value;
-    if (grid.staged) shared.q[p * kRunChannels + threadIdx.x % 32] = value;
+  for (int bin = threadIdx.x / 32; bin * taps < t.positions; bin += grid.warps) {
+    const Real* from = q + ((bin * t.batch + run.image) * t.out_channels + run.first_channel) * taps;
+    Real* to = shared.q + bin * taps * kQStride;
+    in_batches<kUnderWay>(
+        taps, [&](int i) { return i * 32 + lane < there ? from[i * 32 + lane] : Real(0); },
+        [&](int i, Real value) {
+          special += Real(0) * value;
+          const unsigned at = i * 32 + lane, channel = at / static_cast<unsigned>(taps);
+          if (grid.staged) to[(at - channel * taps) * kQStride + channel] = value;
+        });
   }
   return !__syncthreads_or(special != 0);
 }
@@ -69,36 +77,43 @@ template <typename Real>
 __device__ __forceinline__ void find_row_taps(const ConvTables& t, int h, RowTap<Real>* taps) {
   for (int i = threadIdx.x % 32; i < t.levels * t.kernel_height; i += 32) {
     const int l = i / t.kernel_height, at = h + i % t.kernel_height - t.kernel_height / 2;
-    const Taps row = bilinear_taps(at, t.bins[l], t.height, t.align_corners);
+    const Taps row = bilinear_taps(at, t.rows[l], t.height, t.align_corners);
     taps[i] = {row.first, row.second, static_cast<Real>(row.first_weight), static_cast<Real>(row.second_weight)};
   }
 }
 
-// R of a row for the channel of this lane, over DYS rows of the kernel from `first_dy`. q_of(position) reads q. Rows in
-// the padding read nothing: their weights are 0, which is enough where q is finite.
-template <int DYS, bool FINITE, typename Real, typename Q>
+// Where the q of a channel lies, and its neighbours by bin and by tap.
+template <typename Real, typename Index>
+struct ChannelQ {
+  const Real* data;
+  Index bin, tap;
+};
+
+// R of a row for the channel of this lane, over DYS rows of the kernel from `first_dy`. Rows in the padding read nothing:
+// their weights are 0, which is enough where q is finite.
+template <int DYS, bool FINITE, typename Real, typename Index>
 __device__ __forceinline__ void row_terms(
-    const ConvTables& t, const RowTap<Real>* taps, int first_dy, Real* r, const Q& q_of) {
+    const ConvTables& t, const RowTap<Real>* taps, int first_dy, Real* r, const ChannelQ<Real, Index>& q) {
   for (int l = 0; l < t.levels; ++l) {
-    const int k = t.bins[l], taps_of_bin = t.kernel_height * t.kernel_width;
+    const int columns = t.columns[l];
     RowTap<Real> tap[DYS];
-    int top[DYS], bottom[DYS];  // positions of the first bin of either row
+    Index top[DYS], bottom[DYS];  // the first bin of either row
 #pragma unroll
     for (int i = 0; i < DYS; ++i) {
       tap[i] = taps[l * t.kernel_height + first_dy + i];
-      const int dy = (first_dy + i) * t.kernel_width;
-      top[i] = (t.first_bin[l] + tap[i].top * k) * taps_of_bin + dy;
-      bottom[i] = (t.first_bin[l] + tap[i].bottom * k) * taps_of_bin + dy;
+      const Index of_dy = (first_dy + i) * t.kernel_width * q.tap;
+      top[i] = of_dy + (t.first_bin[l] + tap[i].top * columns) * q.bin;
+      bottom[i] = of_dy + (t.first_bin[l] + tap[i].bottom * columns) * q.bin;
     }
-    Real* to = r + t.first_line[l] * t.kernel_width * kRunChannels;
+    Real* to = r + t.first_column[l] * t.kernel_width * kRunChannels;
     for (int dx = 0; dx < t.kernel_width; ++dx) {
-      for (int j = 0; j < k; ++j, to += kRunChannels) {
-        const int at = j * taps_of_bin + dx;
+      for (int j = 0; j < columns; ++j, to += kRunChannels) {
+        const Index at = j * q.bin + dx * q.tap;
         Real sum = first_dy == 0 ? Real(0) : *to;
 #pragma unroll
         for (int i = 0; i < DYS; ++i) {
           if (!FINITE && tap[i].top_weight == 0 && tap[i].bottom_weight == 0) continue;
-          sum += tap[i].top_weight * q_of(top[i] + at) + tap[i].bottom_weight * q_of(bottom[i] + at);
+          sum += tap[i].top_weight * q.data[top[i] + at] + tap[i].bottom_weight * q.data[bottom[i] + at];
         }
         *to = sum;
       }
@@ -106,11 +121,11 @@ __device__ __forceinline__ void row_terms(
   }
 }
 
-template <typename Real, typename Q>
+template <typename Real, typename Index>
 __device__ __forceinline__ void all_row_terms(
-    const ConvTables& t, bool finite, const RowTap<Real>* taps, Real* r, const Q& q_of) {
-  if (finite && t.kernel_height == 3) return row_terms<3, true>(t, taps, 0, r, q_of);
-  for (int dy = 0; dy < t.kernel_height; ++dy) row_terms<1, false>(t, taps, dy, r, q_of);
+    const ConvTables& t, bool finite, const RowTap<Real>* taps, Real* r, const ChannelQ<Real, Index>& q) {
+  if (finite && t.kernel_height == 3) return row_terms<3, true>(t, taps, 0, r, q);
+  for (int dy = 0; dy < t.kernel_height; ++dy) row_terms<1, false>(t, taps, dy, r, q);
 }
 
 // What the columns of row `h` read of a channel's R, without the zeros of U. Not inline: the kernel's registers are for
@@ -122,9 +137,9 @@ __device__ __attribute__((noinline)) void add_reads(
     Acc<T> sum = 0;
     for (int l = 0; l < t.levels; ++l) {
       for (int dx = 0; dx < t.kernel_width; ++dx) {
-        const Taps taps = bilinear_taps(w + dx - t.kernel_width / 2, t.bins[l], t.width, t.align_corners);
+        const Taps taps = bilinear_taps(w + dx - t.kernel_width / 2, t.columns[l], t.width, t.align_corners);
         if (taps.in_padding()) continue;
-        const Acc<T>* of_dx = r + (t.first_line[l] * t.kernel_width + dx * t.bins[l]) * kRunChannels;
+        const Acc<T>* of_dx = r + (t.first_column[l] * t.kernel_width + dx * t.columns[l]) * kRunChannels;
         sum += static_cast<Acc<T>>(taps.first_weight) * of_dx[taps.first * kRunChannels];
         sum += static_cast<Acc<T>>(taps.second_weight) * of_dx[taps.second * kRunChannels];
       }
@@ -148,17 +163,20 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
   Real* r = shared.r + warp * t.terms * kRunChannels;
   RowTap<Real>* taps = shared.taps + warp * t.levels * t.kernel_height;
   const int64_t channel = run.first_channel + lane;
-  const Real* global_q = q + run.image * t.positions * t.out_channels + channel;
+  const int kernel_taps = t.kernel_height * t.kernel_width;
+  const ChannelQ<Real, int> staged_q = {shared.q + lane, kernel_taps * kQStride, kQStride};
+  // A lane without a channel reads the last one; nothing is made of it.
+  const int64_t known = min(channel, t.out_channels - 1);
+  const ChannelQ<Real, int64_t> global_q = {
+      q + (run.image * t.out_channels + known) * kernel_taps, t.batch * t.out_channels * kernel_taps, 1};
 
   for (int h = run.first_row + warp; h < run.last_row; h += grid.warps) {
     find_row_taps(t, h, taps);
     __syncwarp();
     if (grid.staged) {
-      all_row_terms(t, finite, taps, r + lane, [&](int p) { return shared.q[p * kRunChannels + lane]; });
+      all_row_terms(t, finite, taps, r + lane, staged_q);
     } else {
-      all_row_terms(t, finite, taps, r + lane, [&](int p) {
-        return channel < t.out_channels ? global_q[p * t.out_channels] : Real(0);
-      });
+      all_row_terms(t, finite, taps, r + lane, global_q);
     }
     __syncwarp();
 
@@ -207,7 +225,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
 
 template <typename Real>
 ConvGrid add_grid(const ConvTables& t, int64_t most_bytes) {
-  const int64_t position_bytes = int64_t{t.positions} * kRunChannels * static_cast<int64_t>(sizeof(Real));
+  const int64_t position_bytes = int64_t{t.positions} * kQStride * static_cast<int64_t>(sizeof(Real));
   return cut_image(t, most_bytes, position_bytes, [&](int warps) { return AddShared<Real>::bytes(t, warps); });
 }
 

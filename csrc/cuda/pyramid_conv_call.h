@@ -1,7 +1,10 @@
-// One call of the convolution over a pyramid: its geometry, and its tensors as sides of products.
+// One call of the convolution over a pyramid: its geometry, and its products over channels.
 #pragma once
 
-#include <algorithm>
+#include <ATen/TensorUtils.h>
+#include <ATen/ops/empty.h>
+
+#include <array>
 #include <optional>
 
 #include "../checks.h"
@@ -12,8 +15,7 @@ namespace pspnet_fast::cuda {
 
 // One call: its tensors' parts, geometry and layout.
 struct Call {
-  const at::Tensor &x, &weight;
-  at::Tensor levels;  // [B, Ck, Σk²], contiguous
+  const at::Tensor &x, &levels, &weight;
   ElementType type;
   ConvTables t = {};
   int64_t width = 0, first_level_channel = 0, first_x_channel = 0;  // `width` channels a level
@@ -23,44 +25,39 @@ struct Call {
   int64_t packed_bins() const { return t.positions / taps(); }
 };
 
-// Nothing where a level is not square, or a pyramid or map too large for the tables: then PyTorch's own operators serve.
+// Nothing where a pyramid or map is too large for the tables: then PyTorch's own operators serve.
 inline std::optional<Call> make_call(
     const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight, at::IntArrayRef sizes, bool align_corners,
     bool x_first) {
   check_pyramid_conv(x, levels, weight, sizes, align_corners, x_first);
   const int64_t packed = levels.size(2), height = x.size(2), width = x.size(3);
   const int64_t count = static_cast<int64_t>(sizes.size()) / 2;
-  int64_t total = 0;
-  for (size_t i = 0; i < sizes.size(); i += 2) {
-    if (sizes[i] != sizes[i + 1]) return {};
-    total += sizes[i];
-  }
+  int64_t rows = 0, columns = 0;
+  for (size_t i = 0; i < sizes.size(); i += 2) rows += sizes[i], columns += sizes[i + 1];
   const int64_t taps = weight.size(2) * weight.size(3);
   constexpr int64_t kMost = int64_t{1} << 30;
-  if (count > kMaxLevels || total > kMaxBins || taps > 1024 || height > kMost / width || height > kMost / 2 ||
-      weight.size(0) > kMost / taps || levels.size(1) > kMost || x.size(0) > kMost / (packed * taps)) {
+  if (count > kMaxLevels || rows > kMaxBins || columns > kMaxBins || taps > 1024 || height > kMost / width ||
+      height > kMost / 2 || weight.size(0) > kMost / taps || levels.size(1) > kMost ||
+      x.size(0) > kMost / (packed * taps)) {
     return {};
   }
-  // A launch holds 2^31 - 1 blocks: tiles of 64 x 64 for each level, and 256 elements of q.
-  const int64_t filters = weight.size(0) * taps, columns = std::max(x.size(0) * packed, levels.size(1));
-  if ((filters / 64 + 1) * (columns / 64 + 1) > kMost / count || filters > 256 * (kMost / (x.size(0) * packed + 1))) {
-    return {};
-  }
-  Call call{x, weight, levels.contiguous(), element_type("x", x)};
+  // A launch holds 2^31 - 1 blocks: 256 elements of a row of q.
+  if (weight.size(0) * taps > 256 * (kMost / (x.size(0) * packed + 1))) return {};
+  Call call{x, levels, weight, element_type("x", x)};
   ConvTables& t = call.t;
   t.batch = x.size(0), t.out_channels = weight.size(0);
   t.height = static_cast<int32_t>(height), t.width = static_cast<int32_t>(width);
   t.kernel_height = static_cast<int32_t>(weight.size(2)), t.kernel_width = static_cast<int32_t>(weight.size(3));
   t.levels = static_cast<int32_t>(count);
   t.positions = static_cast<int32_t>(packed * taps);
-  t.terms = static_cast<int32_t>(total) * t.kernel_width;
-  t.row_terms = static_cast<int32_t>(total) * t.kernel_height;
+  t.terms = static_cast<int32_t>(columns) * t.kernel_width;
+  t.row_terms = static_cast<int32_t>(rows) * t.kernel_height;
   t.align_corners = align_corners;
-  int32_t bin = 0, line = 0;
+  int32_t bin = 0, row = 0, column = 0;
   for (int32_t l = 0; l < t.levels; ++l) {
-    const auto k = static_cast<int32_t>(sizes[2 * l]);
-    t.bins[l] = k, t.first_bin[l] = bin, t.first_line[l] = line;
-    bin += k * k, line += k;
+    t.rows[l] = static_cast<int32_t>(sizes[2 * l]), t.columns[l] = static_cast<int32_t>(sizes[2 * l + 1]);
+    t.first_bin[l] = bin, t.first_row[l] = row, t.first_column[l] = column;
+    bin += t.rows[l] * t.columns[l], row += t.rows[l], column += t.columns[l];
   }
   call.width = levels.size(1);
   call.first_x_channel = x_first ? 0 : count * call.width;
@@ -68,47 +65,59 @@ inline std::optional<Call> make_call(
   return call;
 }
 
-// ---- Axes of the products -------------------------------------------------------------------------------------------
+// ---- Products -------------------------------------------------------------------------------------------------------
+//
+// With the weight as a matrix [O · taps, channels], all three are products of matrices: of channels_last weights that is
+// a view, of others a copy. Rows of bins are the images of a bin, bin after bin.
 
-// Output channels and taps as one axis, in the order in which the weight has them as neighbours: taps innermost in NCHW.
-struct FilterAxis {
-  bool taps_inside;
-  int32_t out_channels, taps;
+// The levels' part of a weight, as [O, kh, kw, L · Ck].
+inline at::Tensor level_filters(const Call& c, const at::Tensor& weight) {
+  return weight.narrow(1, c.first_level_channel, c.t.levels * c.width).permute({0, 2, 3, 1});
+}
 
-  explicit FilterAxis(const Call& c)
-      : taps_inside(c.taps() > 1 && c.weight.stride(1) != 1),
-        out_channels(static_cast<int32_t>(c.t.out_channels)),
-        taps(c.taps()) {}
-  Axis axis() const { return {out_channels * taps, taps_inside ? taps : out_channels}; }
-  Strides strides(int64_t channel, int64_t tap) const {
-    return taps_inside ? Strides{channel, tap} : Strides{tap, channel};
+// Calls visit(rows of the first tensor, rows of the second, columns of `filters`) for each level.
+template <typename Visit>
+void for_levels(
+    const Call& c, const at::Tensor& first, const at::Tensor& second, const at::Tensor& filters, Visit visit) {
+  for (int32_t l = 0; l < c.t.levels; ++l) {
+    const int64_t bins = int64_t{c.t.rows[l]} * c.t.columns[l], bin = c.t.first_bin[l];
+    visit(rows_of_bins(first, bin, bins), rows_of_bins(second, bin, bins), filters.narrow(1, l * c.width, c.width));
   }
-};
-
-// Images and the bins of one level as one axis.
-inline Axis bin_axis(const Call& c, int32_t level) {
-  const int32_t k = c.t.bins[level];
-  return {static_cast<int32_t>(c.t.batch) * k * k, k * k};
-}
-inline Strides bins_of_levels(const Call& c) { return {c.width * c.packed_bins(), 1}; }
-inline Strides bins_of_q(const Call& c) { return {c.t.positions * c.t.out_channels, c.taps() * c.t.out_channels}; }
-inline Strides filters_of_q(const Call& c, const FilterAxis& f) { return f.strides(1, c.t.out_channels); }
-inline Axis channel_axis(const Call& c) { return {static_cast<int32_t>(c.width), static_cast<int32_t>(c.width)}; }
-
-inline const char* at_element(const at::Tensor& x, int64_t offset) {
-  return static_cast<const char*>(x.const_data_ptr()) + offset * static_cast<int64_t>(x.element_size());
 }
 
-// The weight of one level: filters by channels.
-inline Side weight_side(const Call& c, const at::Tensor& weight, const FilterAxis& f, int32_t level) {
-  const int64_t first = (c.first_level_channel + level * c.width) * weight.stride(1);
-  return {at_element(weight, first), f.strides(weight.stride(0), weight.stride(3)), {0, weight.stride(1)}, {}};
+// q[bin, b, o, tap] = Σ_c weight[o, c, tap] · levels[b, c, bin]
+inline at::Tensor make_q(const Call& c) {
+  const at::Tensor levels = c.levels.permute({2, 0, 1}).contiguous();
+  const at::Tensor filters = level_filters(c, c.weight).flatten(0, 2);
+  const at::Tensor q = at::empty({c.packed_bins(), c.t.batch, filters.size(0)}, accumulator(c.x));
+  for_levels(c, q, levels, filters, [](const auto& q_rows, const auto& rows, const auto& of_level) {
+    multiply(q_rows, rows, of_level.t());
+  });
+  return q;
 }
 
-// The weight as the products read it: taps at equal distances.
-inline at::Tensor even_taps(const at::Tensor& weight) {
-  const bool even = weight.size(2) == 1 || weight.stride(2) == weight.size(3) * weight.stride(3);
-  return even ? weight : weight.contiguous();
+// grad_weight[o, c, tap] = Σ_{b, bin} grad_q[bin, b, o, tap] · levels[b, c, bin], written into grad_weight.
+inline void write_grad_weight(const Call& c, const at::Tensor& grad_q, const at::Tensor& grad_weight) {
+  const at::Tensor levels = c.levels.permute({2, 0, 1}).contiguous().to(grad_q.scalar_type());
+  const at::Tensor part = level_filters(c, grad_weight);
+  const std::array<int64_t, 2> shape = {part.size(0) * c.taps(), part.size(3)};
+  const bool in_place = part.scalar_type() == grad_q.scalar_type() &&
+                        at::detail::computeStride(part.sizes(), part.strides(), shape).has_value();
+  const at::Tensor filters = in_place ? part.view(shape) : at::empty(shape, grad_q.options());
+  for_levels(c, grad_q, levels, filters, [](const auto& q_rows, const auto& rows, const auto& of_level) {
+    multiply(of_level, q_rows.t(), rows);
+  });
+  if (!in_place) part.copy_(filters.view(part.sizes()));
+}
+
+// grad_levels[b, c, bin] = Σ_{o, tap} weight[o, c, tap] · grad_q[bin, b, o, tap]
+inline at::Tensor make_grad_levels(const Call& c, const at::Tensor& grad_q) {
+  const at::Tensor filters = level_filters(c, c.weight).flatten(0, 2).to(grad_q.scalar_type());
+  const at::Tensor sums = at::empty({c.packed_bins(), c.t.batch, c.width}, accumulator(c.x));
+  for_levels(c, grad_q, sums, filters, [](const auto& q_rows, const auto& rows, const auto& of_level) {
+    multiply(rows, q_rows, of_level);
+  });
+  return at::empty(c.levels.sizes(), c.levels.options()).copy_(sums.permute({1, 2, 0}));
 }
 
 }  // namespace pspnet_fast::cuda

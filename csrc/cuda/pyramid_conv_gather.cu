@@ -97,11 +97,11 @@ __device__ __forceinline__ void row_gradient(
 template <typename Real>
 __device__ __forceinline__ void find_row_weights(const ConvTables& t, int h, Real* weights) {
   for (int l = 0; l < t.levels; ++l) {
-    const int k = t.bins[l];
+    const int k = t.rows[l];
     for (int i = threadIdx.x % 32; i < t.kernel_height * k; i += 32) {
       const int at = h + i / k - t.kernel_height / 2;
       const Taps taps = bilinear_taps(at, k, t.height, t.align_corners);
-      weights[t.first_line[l] * t.kernel_height + i] = static_cast<Real>(weight_of(taps, i % k));
+      weights[t.first_row[l] * t.kernel_height + i] = static_cast<Real>(weight_of(taps, i % k));
     }
   }
 }
@@ -114,8 +114,9 @@ __device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared
   const int lane = static_cast<int>(threadIdx.x % 32), warps = static_cast<int>(blockDim.x / 32);
   int l = 0;
   for (int number = static_cast<int>(threadIdx.x / 32); number < t.row_terms; number += warps) {
-    while (l + 1 < t.levels && number >= t.first_line[l + 1] * t.kernel_height) ++l;
-    const int k = t.bins[l], of_level = number - t.first_line[l] * t.kernel_height, dy = of_level / k, i = of_level % k;
+    while (l + 1 < t.levels && number >= t.first_row[l + 1] * t.kernel_height) ++l;
+    const int columns = t.columns[l], of_level = number - t.first_row[l] * t.kernel_height;
+    const int dy = of_level / t.rows[l], i = of_level % t.rows[l];
     Real weight[kMostWarps];
     bool any = false;
 #pragma unroll
@@ -124,13 +125,13 @@ __device__ __forceinline__ void add_rows(const ConvTables& t, const GatherShared
       any = any || weight[row] != Real(0);
     }
     if (!any) continue;
-    const int first = t.first_line[l] * t.kernel_width;
+    const int first = t.first_column[l] * t.kernel_width;
     const int row_stride = static_cast<int>(GatherShared<T>::warp_bytes(t) / sizeof(Real));
     for (int dx = 0; dx < t.kernel_width; ++dx) {
-      for (int j = 0; j < k; ++j) {
-        Real& sum = sum_of(((t.first_bin[l] + i * k + j) * t.kernel_height + dy) * t.kernel_width + dx);
+      for (int j = 0; j < columns; ++j) {
+        Real& sum = sum_of(((t.first_bin[l] + i * columns + j) * t.kernel_height + dy) * t.kernel_width + dx);
         Real total = sum;
-        const Real* terms = shared.terms_of(t, 0) + (first + dx * k + j) * kRunChannels + lane;
+        const Real* terms = shared.terms_of(t, 0) + (first + dx * columns + j) * kRunChannels + lane;
 #pragma unroll
         for (int row = 0; row < kMostWarps; ++row, terms += row_stride) {
           if (weight[row] != Real(0)) total += weight[row] * *terms;
@@ -149,13 +150,14 @@ __device__ __attribute__((noinline)) Acc<T> sum_of_readers(
   const int bin = p / (t.kernel_height * t.kernel_width), dy = p / t.kernel_width % t.kernel_height;
   int l = 0;
   while (l + 1 < t.levels && bin >= t.first_bin[l + 1]) ++l;
-  const int k = t.bins[l], i = (bin - t.first_bin[l]) / k, j = (bin - t.first_bin[l]) % k;
+  const int i = (bin - t.first_bin[l]) / t.columns[l], j = (bin - t.first_bin[l]) % t.columns[l];
   Acc<T> sum = 0;
   for (int h = run.first_row; h < run.last_row; ++h) {
-    const Taps row = bilinear_taps(h + dy - t.kernel_height / 2, k, t.height, t.align_corners);
+    const Taps row = bilinear_taps(h + dy - t.kernel_height / 2, t.rows[l], t.height, t.align_corners);
     if (row.in_padding() || (i != row.first && i != row.second)) continue;
     for (int w = run.first_column; w < min(run.first_column + kRunColumns, t.width); ++w) {
-      const Taps column = bilinear_taps(w + p % t.kernel_width - t.kernel_width / 2, k, t.width, t.align_corners);
+      const int at = w + p % t.kernel_width - t.kernel_width / 2;
+      const Taps column = bilinear_taps(at, t.columns[l], t.width, t.align_corners);
       if (column.in_padding() || (j != column.first && j != column.second)) continue;
       const int64_t pixel = pixel_offset<CHANNELS_LAST>(t, run.image, channel, h, w);
       sum += static_cast<Acc<T>>(weight_of(row, i) * weight_of(column, j)) * static_cast<Acc<T>>(grad[pixel]);
@@ -219,16 +221,21 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
   }
 }
 
-// grad_q = Σ parts, in their order.
-template <typename Real>
+// grad_q = Σ parts, in their order. A block writes a part of a row, an image of a bin. Its reads lie `out_channels` apart;
+// what a block reads of a tap are neighbours, so that the cache serves it.
+template <typename Real, typename Out>
 __global__ void __launch_bounds__(kThreads)
-    pyramid_conv_sum_kernel(const Real* parts, Real* grad_q, int64_t count, int64_t size) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= size) return;
+    pyramid_conv_sum_kernel(const __grid_constant__ ConvTables t, const Real* parts, Out* grad_q, int count) {
+  const unsigned taps = t.kernel_height * t.kernel_width, bins = t.positions / taps;
+  const unsigned filters = static_cast<unsigned>(t.out_channels) * taps, row_blocks = (filters + kThreads - 1) / kThreads;
+  const unsigned row = blockIdx.x / row_blocks, i = blockIdx.x % row_blocks * kThreads + threadIdx.x;
+  if (i >= filters) return;
+  const int64_t image = row % t.batch, bin = row / t.batch, size = t.batch * bins * filters;
+  const Real* from = parts + (image * t.positions + bin * taps + i % taps) * t.out_channels + i / taps;
   Real sum = 0;
-#pragma unroll 4
-  for (int64_t part = 0; part < count; ++part) sum += parts[part * size + i];
-  grad_q[i] = sum;
+  in_batches<4>(
+      count, [&](int part) { return from[part * size]; }, [&](int, Real value) { sum += value; });
+  grad_q[int64_t{row} * filters + i] = static_cast<Out>(sum);
 }
 
 template <typename T>
@@ -256,14 +263,15 @@ void launch_pyramid_conv_gather(
         kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.shared_bytes, stream, t, grid,
         static_cast<const T*>(grad), static_cast<Acc<T>*>(parts));
   });
-  const int64_t size = t.batch * t.positions * t.out_channels;
-  const auto sum = [&](auto real) {
-    using Real = decltype(real);
+  const int64_t taps = t.kernel_height * t.kernel_width, rows = t.batch * (t.positions / taps);
+  const auto blocks = static_cast<unsigned>(rows * ((t.out_channels * taps + kThreads - 1) / kThreads));
+  with_element(type, [&](auto element) {
+    using Real = Acc<decltype(element)>;
+    using Out = std::conditional_t<std::is_same_v<decltype(element), __half>, float, decltype(element)>;
     PSPNET_FAST_LAUNCH(
-        (pyramid_conv_sum_kernel<Real>), static_cast<unsigned>((size + kThreads - 1) / kThreads), kThreads, 0, stream,
-        static_cast<const Real*>(parts), static_cast<Real*>(grad_q), grid.parts(), size);
-  };
-  type == ElementType::f64 ? sum(double{}) : sum(float{});
+        (pyramid_conv_sum_kernel<Real, Out>), blocks, kThreads, 0, stream, t, static_cast<const Real*>(parts),
+        static_cast<Out*>(grad_q), static_cast<int>(grid.parts()));
+  });
 }
 
 }  // namespace pspnet_fast::cuda

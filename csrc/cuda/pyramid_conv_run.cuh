@@ -102,12 +102,12 @@ __device__ __forceinline__ double weight_of(const Taps& taps, int node) {
 template <typename Visit>
 __device__ __forceinline__ void for_column_weights(const ConvTables& t, const Run& run, Visit visit) {
   for (int l = 0; l < t.levels; ++l) {
-    const int k = t.bins[l];
+    const int k = t.columns[l];
     for (int i = threadIdx.x; i < t.kernel_width * kRunColumns; i += blockDim.x) {
       const int column = i % kRunColumns, dx = i / kRunColumns, w = run.first_column + column;
       const int64_t at = w < t.width ? w + dx - t.kernel_width / 2 : -1;
       const Taps taps = bilinear_taps(at, k, t.width, t.align_corners);
-      const int term = t.first_line[l] * t.kernel_width + dx * k;
+      const int term = t.first_column[l] * t.kernel_width + dx * k;
       for (int j = 0; j < k; ++j) visit(weight_of(taps, j), term + j, column);
     }
   }

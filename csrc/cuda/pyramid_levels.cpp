@@ -1,4 +1,5 @@
-// The levels of a pyramid in evaluation mode on CUDA tensors: two launches, pooling and the projection of all levels.
+// The levels of a pyramid in evaluation mode on CUDA tensors: pooling, a product for each level, and one launch for all
+// normalisations.
 #include "pyramid_levels.h"
 
 #include <ATen/core/List.h>
@@ -57,39 +58,6 @@ at::Tensor by_levels(const at::Tensor& x, at::IntArrayRef bins, const std::vecto
   return at::cat(transformed, 2);
 }
 
-// What each level is projected by and to. `pooled` is [B, C, Σk²], or undefined where the kernel reads atoms.
-Products products_of(
-    const PoolTables& t, const std::vector<Level>& levels, const std::vector<NormTensors>& norms,
-    const at::Tensor& pooled, const at::Tensor& out) {
-  const int64_t width = out.size(1), bytes = out.element_size();
-  const auto channels = static_cast<int32_t>(t.channels);
-  Products products{t.levels, {}};
-  int64_t first_bin = 0;
-  for (int32_t l = 0; l < t.levels; ++l) {
-    Product& p = products.of[l];
-    const at::Tensor& weight = levels[l].weight;
-    const int32_t k = t.bins[l];
-    p.m = {static_cast<int32_t>(width), static_cast<int32_t>(width)};
-    p.n = {static_cast<int32_t>(t.batch) * k * k, k * k};
-    p.k = {channels, channels};
-    p.a = {weight.const_data_ptr(), {0, weight.stride(0)}, {0, weight.stride(1)}, {}};
-    p.a.reading = reading_of(p.a, p.m, p.k, bytes);
-    if (pooled.defined()) {
-      const char* data = static_cast<const char*>(pooled.const_data_ptr()) + first_bin * bytes;
-      p.b = {data, {t.channels * t.packed_bins, 1}, {0, t.packed_bins}, {}};
-      p.b.reading = reading_of(p.b, p.n, p.k, bytes);
-    } else {
-      p.b = {nullptr, {k * k, 1}, {0, 1}, Reading::along_depth};
-    }
-    p.c = static_cast<char*>(out.mutable_data_ptr()) + first_bin * bytes;
-    p.c_row = {0, t.packed_bins}, p.c_column = {width * t.packed_bins, 1};
-    p.c_along_rows = false;
-    p.norm = norms[l].norm;
-    first_bin += int64_t{k} * k;
-  }
-  return products;
-}
-
 at::Tensor pyramid_levels_cuda(
     const at::Tensor& input, at::IntArrayRef bins, at::TensorList weight, at::TensorList mean, at::TensorList var,
     at::TensorList gamma, at::TensorList beta, at::ArrayRef<double> eps) {
@@ -101,27 +69,31 @@ at::Tensor pyramid_levels_cuda(
   const auto tables = make_tables(x.size(0), x.size(1), x.size(2), x.size(3), bins);
   constexpr int64_t kMost = int64_t{1} << 30;
   const int64_t width = weight[0].size(0);
-  if (!tables || x.size(1) > kMost || width > kMost || x.size(0) > kMost / tables->packed_bins) {
+  if (!tables || x.size(0) > kMost / tables->packed_bins ||
+      width > kMost / (x.size(0) * tables->packed_bins + 1) * 1024) {
     return by_levels(x, bins, levels);
   }
-  const at::TensorOptions options = at::TensorOptions(x.device()).dtype(x.scalar_type());
-  at::Tensor out = at::empty({x.size(0), width, tables->packed_bins}, options);
+  at::Tensor out = at::empty(
+      {x.size(0), width, tables->packed_bins}, at::TensorOptions(x.device()).dtype(x.scalar_type()));
   if (out.numel() == 0) return out;
 
-  std::vector<NormTensors> norms;
-  for (const Level& l : levels) norms.emplace_back(x, l.mean, l.var, l.gamma, l.beta, l.eps);
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  at::Tensor pooled, atoms;
-  if (channels_last) {
-    atoms = at::empty({x.size(0), tables->row_intervals * tables->column_intervals, x.size(1)}, accumulator(x));
-    launch_pyramid_pool_nhwc_fwd(type, *tables, x.const_data_ptr(), atoms.mutable_data_ptr(), nullptr, stream);
-  } else {
-    pooled = at::empty({x.size(0), x.size(1), tables->packed_bins}, out.options());
-    launch_pyramid_pool_nchw_fwd(type, *tables, x.const_data_ptr(), pooled.mutable_data_ptr(), stream);
+  const at::Tensor pooled = pool(x, *tables).permute({2, 0, 1}).contiguous();
+  at::Tensor projected = at::empty({tables->packed_bins, x.size(0), width}, accumulator(x));
+  LevelNorms norms{tables->levels, {}, {}};
+  std::vector<NormTensors> statistics;
+  int32_t first = 0;
+  for (int32_t l = 0; l < tables->levels; ++l) {
+    const int32_t bins_of_level = tables->bins[l] * tables->bins[l];
+    const auto& [of_level, mean, var, gamma, beta, eps] = levels[l];
+    multiply(
+        rows_of_bins(projected, first, bins_of_level), rows_of_bins(pooled, first, bins_of_level),
+        of_level.flatten(1).t());
+    norms.norm[l] = statistics.emplace_back(x, mean, var, gamma, beta, eps).norm;
+    norms.bins_to[l] = first += bins_of_level;
   }
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  const Products products = products_of(*tables, levels, norms, pooled, out);
-  launch_pyramid_levels(type, *tables, channels_last ? atoms.const_data_ptr() : nullptr, products, stream);
+  launch_pyramid_levels(
+      type, norms, x.size(0), width, projected.const_data_ptr(), out.mutable_data_ptr(),
+      c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }

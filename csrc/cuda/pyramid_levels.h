@@ -1,18 +1,25 @@
-// Launcher of the levels' projection. Free of torch; it enqueues on `stream` and never synchronises.
+// Launcher of what follows the levels' projection. Free of torch; it enqueues on `stream` and never synchronises.
 #pragma once
 
-#include "pyramid_product.h"
+#include "pyramid_norm.h"
+#include "pyramid_pool.h"
 
 namespace pspnet_fast::cuda {
 
-// A product for each level, weight [Ck, C] times the pooled bins, normalised and rectified. Where `atoms` is given a side
-// b is read from it, not from its data: its row offsets are the level's bins, image · k² + bin, its depth offsets
-// channels.
+struct LevelNorms {
+  int32_t levels;
+  int32_t bins_to[kMaxLevels];  // Σk² of the levels to each, itself included
+  Norm norm[kMaxLevels];
+};
+
+// out = relu(norm of its level(projected)).
 void launch_pyramid_levels(
     ElementType type,
-    const PoolTables& tables,
-    const void* atoms,  // [B, row_intervals · column_intervals, C] float (double for f64), or null
-    Products products,
+    const LevelNorms& norms,
+    int64_t batch,
+    int64_t channels,
+    const void* projected,  // [Σk², B, C] float (double for f64)
+    void* out,              // [B, C, Σk²]
     cudaStream_t stream);
 
 }  // namespace pspnet_fast::cuda

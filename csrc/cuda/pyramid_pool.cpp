@@ -38,25 +38,9 @@ at::Tensor pool_by_levels_backward(
 at::Tensor pyramid_pool_cuda(const at::Tensor& input, at::IntArrayRef bins) {
   check_map("x", input);
   const c10::cuda::CUDAGuard guard(input.device());
-  const ElementType type = element_type("x", input);
-  const bool channels_last = is_channels_last(input);
-  const at::Tensor x = channels_last ? input : input.contiguous();
+  const at::Tensor x = is_channels_last(input) ? input : input.contiguous();
   const auto tables = make_tables(x.size(0), x.size(1), x.size(2), x.size(3), bins);
-  if (!tables) return pool_by_levels(x, bins);
-  at::Tensor out = at::empty({x.size(0), x.size(1), tables->packed_bins}, x.options());
-  if (out.numel() == 0) return out;
-
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  if (channels_last) {
-    const int64_t atom_count = tables->row_intervals * tables->column_intervals;
-    at::Tensor atoms = at::empty({x.size(0), atom_count, x.size(1)}, accumulator(x));
-    launch_pyramid_pool_nhwc_fwd(
-        type, *tables, x.const_data_ptr(), atoms.mutable_data_ptr(), out.mutable_data_ptr(), stream);
-  } else {
-    launch_pyramid_pool_nchw_fwd(type, *tables, x.const_data_ptr(), out.mutable_data_ptr(), stream);
-  }
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return out;
+  return tables ? pool(x, *tables) : pool_by_levels(x, bins);
 }
 
 // The gradient of x into `grad_x`, which is dense in the layout that it answers to, or added to what that holds.
@@ -98,6 +82,23 @@ void pyramid_pool_backward_add_cuda(at::Tensor& grad_x, const at::Tensor& grad, 
 }
 
 }  // namespace
+
+at::Tensor pool(const at::Tensor& x, const PoolTables& tables) {
+  const ElementType type = element_type("x", x);
+  at::Tensor out = at::empty({x.size(0), x.size(1), tables.packed_bins}, x.options());
+  if (out.numel() == 0) return out;
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  if (is_channels_last(x)) {
+    const int64_t atom_count = tables.row_intervals * tables.column_intervals;
+    at::Tensor atoms = at::empty({x.size(0), atom_count, x.size(1)}, accumulator(x));
+    launch_pyramid_pool_nhwc_fwd(
+        type, tables, x.const_data_ptr(), atoms.mutable_data_ptr(), out.mutable_data_ptr(), stream);
+  } else {
+    launch_pyramid_pool_nchw_fwd(type, tables, x.const_data_ptr(), out.mutable_data_ptr(), stream);
+  }
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return out;
+}
 
 TORCH_LIBRARY_IMPL(pspnet_fast, CUDA, m) {
   m.impl("pyramid_pool", pyramid_pool_cuda);

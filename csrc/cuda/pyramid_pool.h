@@ -50,7 +50,7 @@ void launch_pyramid_pool_nhwc_fwd(
     const PoolTables& tables,
     const void* x,  // [B, H, W, C]
     void* atoms,    // [B, row_intervals · column_intervals, C] float (double for f64)
-    void* out,      // [B, C, Σk²], or null: atoms alone are wanted
+    void* out,      // [B, C, Σk²]
     cudaStream_t stream);
 
 void launch_pyramid_pool_nhwc_bwd(

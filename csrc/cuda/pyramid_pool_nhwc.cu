@@ -47,12 +47,20 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   write_sums(atoms + atom * t.channels + block.channel, sum);
 }
 
+// The atoms of a bin, and its pixels.
+template <typename Real>
+struct BinAtoms {
+  int row_first, row_last, column_first, column_last;
+  Real area;
+};
+
 // A block sums some bins of some channels. Rows of atoms are read once into shared memory, lanes along the channels; the
 // sums change places there, as lanes lie along the bins when they are written.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     pyramid_pool_fwd_bins_kernel(const __grid_constant__ PoolTables t, const Acc<T>* atoms, T* out) {
   __shared__ Acc<T> staged[kStagedAtoms][kBinChannels], sums[kBinChannels][kBinTile + 1];
+  __shared__ BinAtoms<Acc<T>> of_bin[kBinTile];
   constexpr int kWarps = kThreads / kBinChannels;
   const int64_t runs = (t.channels + kBinChannels - 1) / kBinChannels;
   const int64_t tiles = (t.packed_bins + kBinTile - 1) / kBinTile;
@@ -63,6 +71,12 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   const int lane = static_cast<int>(threadIdx.x % kBinChannels), warp = static_cast<int>(threadIdx.x / kBinChannels);
   const bool mine = lane < channels;
 
+  // A thread looks up a bin: for a warp to do so for each of its bins would take most of the kernel's instructions.
+  for (int i = threadIdx.x; i < bins; i += kThreads) {
+    const Bin bin = bin_of(t, first_bin + i);
+    of_bin[i] = {t.row_first[bin.row], t.row_last[bin.row], t.column_first[bin.column], t.column_last[bin.column],
+                 static_cast<Acc<T>>(area_of(t, bin))};
+  }
   for (int i = warp; i < bins; i += kWarps) sums[lane][i] = 0;
   const int rows_at_once = kStagedAtoms / t.column_intervals;
   for (int top = 0; top < t.row_intervals; top += rows_at_once) {
@@ -75,13 +89,15 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
         [&](int i, Acc<T> sum) { staged[warp + i * kWarps][lane] = sum; });
     __syncthreads();
     for (int i = warp; i < bins && mine; i += kWarps) {
-      const Bin bin = bin_of(t, first_bin + i);
-      const int first = t.column_first[bin.column], last = t.column_last[bin.column];
+      const BinAtoms<Acc<T>> bin = of_bin[i];
+      const int columns = bin.column_last - bin.column_first;
       Acc<T> sum = sums[lane][i];
-      for (int r = max(t.row_first[bin.row], top); r < min(t.row_last[bin.row], end); ++r) {
-        for (int c = first; c < last; ++c) sum += staged[(r - top) * t.column_intervals + c][lane];
+      for (int r = max(bin.row_first, top); r < min(bin.row_last, end); ++r) {
+        const Acc<T>* atom = &staged[(r - top) * t.column_intervals + bin.column_first][lane];
+#pragma unroll 2
+        for (int c = 0; c < columns; ++c) sum += atom[c * kBinChannels];
       }
-      sums[lane][i] = end < t.row_intervals ? sum : sum / static_cast<Acc<T>>(area_of(t, bin));
+      sums[lane][i] = end < t.row_intervals ? sum : sum / bin.area;
     }
   }
   __syncthreads();
@@ -126,7 +142,6 @@ unsigned atom_blocks(const PoolTables& t) {
 template <typename T, int VEC>
 void forward(const PoolTables& t, const T* x, Acc<T>* atoms, T* out, cudaStream_t stream) {
   PSPNET_FAST_LAUNCH((pyramid_pool_fwd_nhwc_kernel<T, VEC>), atom_blocks<VEC>(t), kThreads, 0, stream, t, x, atoms);
-  if (out == nullptr) return;
   const int64_t runs = (t.channels + kBinChannels - 1) / kBinChannels;
   const int64_t tiles = (t.packed_bins + kBinTile - 1) / kBinTile;
   const auto blocks = static_cast<unsigned>(t.batch * tiles * runs);

@@ -1,4 +1,4 @@
-// The tables of pyramid_pool.h for a map and its bins.
+// The tables of pyramid_pool.h for a map and its bins, and pooling by them.
 #pragma once
 
 #include <algorithm>
@@ -41,5 +41,8 @@ inline std::optional<PoolTables> make_tables(
   if (most_blocks > (int64_t{1} << 31) - 1) return {};
   return t;
 }
+
+// The bins [B, C, Σk²] of a map that is dense in NCHW or channels_last memory.
+at::Tensor pool(const at::Tensor& x, const PoolTables& tables);
 
 }  // namespace pspnet_fast::cuda

@@ -1,26 +1,12 @@
-// What the C++ sides of the pyramid's operators share: element types, and tensors as axes of products.
+// What the C++ sides of the pyramid's operators share: statistics as tensors, and products.
 #pragma once
 
+#include <ATen/ops/mm.h>
+
 #include "../checks.h"
-#include "pyramid_product.h"
+#include "pyramid_norm.h"
 
 namespace pspnet_fast::cuda {
-
-// Whether an axis of a side can be read in vectors of 16 bytes: neighbours follow each other, and all else is aligned.
-inline bool follows(Axis axis, Strides along, Strides across, int64_t vector) {
-  const bool one_run = axis.size == axis.inner;
-  return along.inner == 1 && axis.inner % vector == 0 && (one_run || along.outer % vector == 0) &&
-         across.inner % vector == 0 && across.outer % vector == 0;
-}
-
-// How to read a side of `rows` x `depth`.
-inline Reading reading_of(const Side& side, Axis rows, Axis depth, int64_t element_bytes) {
-  const int64_t vector = 16 / element_bytes;
-  const bool aligned = reinterpret_cast<uintptr_t>(side.data) % 16 == 0;
-  if (aligned && follows(depth, side.depth, side.row, vector)) return Reading::packs_along_depth;
-  if (aligned && follows(rows, side.row, side.depth, vector)) return Reading::packs_along_rows;
-  return side.depth.inner <= side.row.inner ? Reading::along_depth : Reading::along_rows;
-}
 
 // Keeps the tensors of a Norm alive for the call.
 struct NormTensors {
@@ -39,5 +25,19 @@ struct NormTensors {
             tensors[3].const_data_ptr(), eps, !own};
   }
 };
+
+// out = a · b by cuBLAS, whose sums are float32 in half precision; `out` has the type of a and b, or float32.
+inline void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
+  if (out.scalar_type() == a.scalar_type()) {
+    at::mm_out(out, a, b);
+  } else {
+    at::mm_out(out, a, b, out.scalar_type());
+  }
+}
+
+// Rows of a product: the `count` bins from `first` of all images, of a contiguous tensor [Σhw, B, ...].
+inline at::Tensor rows_of_bins(const at::Tensor& of_bins, int64_t first, int64_t count) {
+  return of_bins.narrow(0, first, count).flatten(0, 1);
+}
 
 }  // namespace pspnet_fast::cuda

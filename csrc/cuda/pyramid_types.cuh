@@ -1,8 +1,8 @@
-// What the kernels of the pyramid's products and convolution share.
+// What the kernels of the pyramid's levels and convolution share.
 #pragma once
 
 #include "elements.cuh"
-#include "pyramid_product.h"
+#include "pyramid_norm.h"
 
 namespace pspnet_fast::cuda {
 

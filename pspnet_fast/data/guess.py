@@ -1,8 +1,7 @@
-"""What a folder of pictures and label maps holds: which are the labels, how they pair, and which classes they have."""
+"""Which classes label maps have: their names, their colours, and their values in the files."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,31 +14,14 @@ import numpy as np
 from pspnet_fast.data.check import Watch, mapped
 from pspnet_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, VOC, Color, DatasetError, voc_colormap
 from pspnet_fast.data.decoding import DEFAULT_READING, opened
-from pspnet_fast.data.files import read_lines, walk_files
+from pspnet_fast.data.files import read_lines
 from pspnet_fast.data.labels import code_color, color_code, color_text, read_values
 from pspnet_fast.data.own import IGNORED
-from pspnet_fast.data.reading import IMAGE_SUFFIXES
 
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-"""What folders of splits are called; those of a test split are left alone."""
-
-_TEST = ("test", "testing")
-_LABEL_WORDS = re.compile(r"label|mask|annot|ground.?truth|\bgt|_gt|seg", re.IGNORECASE)
 _VOID_WORDS = ("void", "unlabeled", "unlabelled", "unlabel", "ignore", "ignored", "unknown", "none")
 _MOST_VALUES = 254  # more are no classes
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Where images and labels lie: folders with {split} where there are splits, and what is cut off their names."""
-
-    image_folder: str
-    label_folder: str
-    image_suffixes: tuple[str, ...]
-    label_suffix: str
-    splits: tuple[str, ...]  # the names of the training and of the validation split, as far as there are
-    pairs: tuple[tuple[Path, Path], ...]
-    unpaired: tuple[Path, ...]  # images without a label, and labels without an image
+_IGNORED_VALUES = (IGNORE, 65535)  # of indices
+_STRAY_SHARE = 1e-4  # of all pixels: classes with fewer are pointed out
 
 
 @dataclass(frozen=True)
@@ -53,40 +35,11 @@ class ClassGuess:
     pixels: dict[str, int]
     files: dict[str, int]
 
-
-@dataclass(frozen=True)
-class _Group:
-    """Picture files of one folder pattern, as (split, name below the folder, path)."""
-
-    pattern: str
-    files: tuple[tuple[str, str, Path], ...]
-
-
-def find_pairs(root: Path) -> Pairing:
-    """The images and labels below a folder, by the names that they share.
-
-    Raises:
-        DatasetError: no pictures, or none that pair as an image and a label map.
-    """
-    groups = _groups(root)
-    if not groups:
-        raise DatasetError(f"{root}: holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
-    found = []
-    for labels in groups:
-        for images in groups:
-            for image_affix, label_affix in _affixes(images, labels):
-                pairing = _paired(images, labels, image_affix, label_affix)
-                if pairing.pairs and _distinct(pairing.pairs[0][1]) <= _MOST_VALUES:
-                    hints = len(_LABEL_WORDS.findall(f"{labels.pattern}/{label_affix}"))
-                    hints -= len(_LABEL_WORDS.findall(f"{images.pattern}/{image_affix}"))
-                    found.append((len(pairing.pairs), hints, -_distinct(pairing.pairs[0][1]), pairing))
-    if not found:
-        folders = ", ".join(sorted(group.pattern for group in groups))
-        raise DatasetError(
-            f"{root}: no label maps that share their names with images (folders: {folders}). Labels are PNG, TIFF or "
-            "BMP files of class indices or colours, named as their image, perhaps with an ending such as _mask"
-        )
-    return max(found, key=lambda entry: entry[:3])[-1]
+    @property
+    def strays(self) -> list[str]:
+        """Classes with so few pixels that they may be slips of the brush, or of a resized mask."""
+        fewest = _STRAY_SHARE * sum(self.pixels.values())
+        return [name for name in self.classes if 0 < self.pixels[name] < fewest]
 
 
 def find_classes(
@@ -99,23 +52,26 @@ def find_classes(
     255 and 65535, and the names void, unlabelled and ignore, do not count, unless there are only the values 0 and 255.
 
     Raises:
-        DatasetError: a label cannot be read, they hold too many values for classes, or `names_file` no names.
+        DatasetError: a label cannot be read, they hold too many values for classes, or `names_file` no names
+            that fit them.
     """
-    named = _named_colors(root) if names_file is None else _names_in(names_file)
-    if names_file is not None and not named:
-        raise DatasetError(f"{names_file}: holds no names of classes; write one a line, with R, G, B or without")
-    colored = any(map(_is_colored, labels[:8]))
+    named = _named_colors(root) if names_file is None else _given_names(names_file)
+    colored = any(map(is_colored, labels[:8]))
     pixels: Counter[int] = Counter()
     files: Counter[int] = Counter()
     results = watch(mapped(partial(_counted, labels, colored), range(len(labels)), workers))
     for path, counts in zip(labels, results, strict=True):
         pixels.update(counts)
         files.update(counts.keys())
-        if len(pixels) > _MOST_VALUES:
-            kind = "colours; masks have hard edges" if colored else "values"
-            raise DatasetError(f"{path}: the labels up to this one hold more than {_MOST_VALUES} {kind}: no classes")
+        _check_values(pixels, f"{path}: the labels up to this one hold", colored=colored)
     guess = _color_classes(sorted(pixels), named) if colored else _index_classes(sorted(pixels), named, labels[0])
     classes, values, ignore_value, names = guess
+    if names_file is not None and not {name for name, _ in named} & classes.keys():
+        kind, remedy = ("colours", "a name and its R, G, B") if colored else ("values", "a name for each value")
+        raise DatasetError(
+            f"{names_file}: its {len(named)} names do not fit the {len(pixels)} {kind} in the labels, from "
+            f"{_shown(min(pixels), colored)} to {_shown(max(pixels), colored)}; write {remedy}, one a line"
+        )
     return ClassGuess(
         "colors" if colored else "indices",
         classes,
@@ -129,92 +85,32 @@ def find_classes(
     )
 
 
-def _groups(root: Path) -> list[_Group]:
-    groups: dict[str, list[tuple[str, str, Path]]] = {}
-    for path in walk_files(root):
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        parts = path.relative_to(root).parts
-        pattern: list[str] = []
-        split = ""
-        for part in parts[:-1]:
-            if part.lower() in (*SPLITS, *_TEST) and not split:
-                pattern.append("{split}")
-                split = part
-            elif not [name for name in pattern if name != "{split}"]:
-                pattern.append(part)
-            else:
-                break
-        if split.lower() not in _TEST:
-            name = "/".join(parts[len(pattern) :])
-            groups.setdefault("/".join(pattern) or ".", []).append((split, name, path))
-    return [_Group(pattern, tuple(files)) for pattern, files in groups.items()]
-
-
-def _affixes(images: _Group, labels: _Group) -> Iterable[tuple[str, str]]:
-    """What may be cut off the images' and the labels' names, before the suffix of the file."""
-    yield "", ""
-    stems = [os.path.splitext(name)[0] for _, name, _ in labels.files]
-    others = {os.path.splitext(name)[0] for _, name, _ in images.files}
-    endings = Counter(
-        stem[len(other) :] for stem in stems for other in (stem[:end] for end in range(1, len(stem))) if other in others
-    )
-    for ending, _ in endings.most_common(3):
-        yield "", ending
-    if images is not labels:
-        ends = [_common_ending(os.path.splitext(name)[0] for _, name, _ in group.files) for group in (images, labels)]
-        if any(ends):
-            yield ends[0], ends[1]
-
-
-def _common_ending(stems: Iterable[str]) -> str:
-    """The ending that all stems share, from a separator on, as in _leftImg8bit."""
-    shared = os.path.commonprefix([stem[::-1] for stem in stems])[::-1]  # noqa: RUF071 - characters are meant
-    start = re.search(r"[_.-]", shared)
-    return shared[start.start() :] if start else ""
-
-
-def _paired(images: _Group, labels: _Group, image_affix: str, label_affix: str) -> Pairing:
-    """Files of both groups by their common names; among several kinds of label files, the most frequent."""
-    sides: list[dict[tuple[str, str], Path]] = []
-    for group, affix in ((images, image_affix), (labels, label_affix)):
-        found = {}
-        for split, name, path in group.files:
-            stem, suffix = os.path.splitext(name)
-            lossless = suffix.lower() in (".png", ".bmp", ".tif", ".tiff", ".ppm")
-            beside = images is labels and not label_affix and lossless == (len(sides) == 0)
-            if stem.endswith(affix) and not beside and (lossless or len(sides) == 0):
-                found[split, stem.removesuffix(affix)] = path
-        sides.append(found)
-    kinds = Counter(path.suffix.lower() for path in sides[1].values())
-    suffix = kinds.most_common(1)[0][0] if kinds else ""
-    sides[1] = {key: path for key, path in sides[1].items() if path.suffix.lower() == suffix}
-    if images is labels:
-        sides[0] = {key: path for key, path in sides[0].items() if path not in set(sides[1].values())}
-    common = sorted(sides[0].keys() & sides[1].keys())
-    splits = {SPLITS[split.lower()]: split for split, _ in common if split}
-    return Pairing(
-        images.pattern,
-        labels.pattern,
-        tuple(f"{image_affix}{end}" for end in sorted({sides[0][key].suffix.lower() for key in common})),
-        f"{label_affix}{suffix}",
-        tuple(splits[kind] for kind in ("train", "val") if kind in splits),
-        tuple((sides[0][key], sides[1][key]) for key in common),
-        tuple(path for side in sides for key, path in side.items() if not (key in sides[0] and key in sides[1])),
-    )
-
-
-def _is_colored(path: Path) -> bool:
+def is_colored(path: Path) -> bool:
     with opened(path, DEFAULT_READING) as picture:
         return picture.mode in ("RGB", "RGBA")
 
 
-def _distinct(path: Path) -> int:
-    """Different values or colours in what may be a label file; a large number for what cannot be one."""
-    try:
-        return len(np.unique(read_values(path, colors=_is_colored(path))))
-    except DatasetError:
-        return _MOST_VALUES + 1
+def distinct_values(path: Path) -> int:
+    """Different values or colours in what may be a label file.
+
+    Raises:
+        DatasetError: it cannot be one.
+    """
+    colored = is_colored(path)
+    values = np.unique(read_values(path, colors=colored))
+    _check_values(values.tolist(), f"{path}: holds", colored=colored)
+    return len(values)
+
+
+def _check_values(values: Iterable[int], what: str, *, colored: bool) -> None:
+    """Raise DatasetError for more values, or colours, than there may be classes."""
+    if len(set(values) - set(() if colored else _IGNORED_VALUES)) > _MOST_VALUES:
+        kind = "colours; masks have hard edges" if colored else "values"
+        raise DatasetError(f"{what} more than {_MOST_VALUES} {kind}: no classes")
+
+
+def _shown(value: int, colored: bool) -> str:
+    return color_text(code_color(value)) if colored else str(value)
 
 
 def _counted(labels: Sequence[Path], colored: bool, index: int) -> dict[int, int]:
@@ -230,15 +126,33 @@ def _named_colors(root: Path) -> list[tuple[str, Color | None]]:
             continue
         entries = _names_in(path)
         colored = sum(color is not None for _, color in entries)
-        if not colored and not re.search(r"class|label|name|code", path.stem, re.IGNORECASE):
+        if _twice(entries) or (not colored and not re.search(r"class|label|name|code", path.stem, re.IGNORECASE)):
             continue
         if (len(entries), colored) > (len(best), sum(color is not None for _, color in best)):
             best = entries
     return best
 
 
+def _given_names(path: Path) -> list[tuple[str, Color | None]]:
+    """The names in a file that is said to hold them.
+
+    Raises:
+        DatasetError: it holds none, or one twice.
+    """
+    entries = _names_in(path)
+    if not entries:
+        raise DatasetError(f"{path}: holds no names of classes; write one a line, with R, G, B or without")
+    if twice := _twice(entries):
+        raise DatasetError(f"{path}: names {', '.join(map(repr, twice))} twice; give each class a name of its own")
+    return entries
+
+
+def _twice(entries: Sequence[tuple[str, Color | None]]) -> list[str]:
+    return [name for name, count in Counter(name for name, _ in entries).items() if count > 1]
+
+
 def _names_in(path: Path) -> list[tuple[str, Color | None]]:
-    """The lines of a text file that are a name, or those that are a name and its colour; none if one occurs twice."""
+    """The lines of a text file that are a name, or those that are a name and its colour."""
     entries: list[tuple[str, Color | None]] = []
     for line in read_lines(path)[0]:
         color = re.search(r"(?<!\d)(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})(?!\d)", line)
@@ -246,8 +160,7 @@ def _names_in(path: Path) -> list[tuple[str, Color | None]]:
         if name is not None and (color is not None or line.strip() == name[0].strip()):
             rgb = None if color is None else tuple(min(255, int(part)) for part in color.groups())
             entries.append((name[0].strip(), rgb))  # type: ignore[arg-type]
-    entries = [entry for entry in entries if entry[1] is not None] or entries
-    return entries if len({name for name, _ in entries}) == len(entries) else []
+    return [entry for entry in entries if entry[1] is not None] or entries
 
 
 _Guessed = tuple[dict[str, Color], dict[int | str, str], int | None, dict[int, str]]

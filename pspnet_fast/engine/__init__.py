@@ -12,6 +12,7 @@ from .evaluate import evaluate
 from .inference import predict_labels, predict_probabilities
 from .metrics import ConfusionMatrix, Metrics
 from .models import Trained, TrainedModel, build_model, load_trained
+from .pictures import colorize, overlay
 from .predict import predict_paths
 from .run_data import PreparedDataset
 from .train import TrainResult, train
@@ -35,11 +36,13 @@ __all__ = [
     "TrainedModel",
     "UserError",
     "build_model",
+    "colorize",
     "config_from_dict",
     "dump_config",
     "evaluate",
     "load_config",
     "load_trained",
+    "overlay",
     "predict_labels",
     "predict_paths",
     "predict_probabilities",

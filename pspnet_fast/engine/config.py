@@ -77,7 +77,7 @@ class DataConfig(Section):
     label_suffix: str = ".png"
     val_fraction: Annotated[Real, Field(ge=0, lt=1)] = 0.0  # held out of the training images for validation
     split_seed: CountOrZero = 0
-    classes: Annotated[int, Field(ge=2, le=254)] | OneOrMore[str] | dict[str, Rgb] | None = None
+    classes: Annotated[int, Field(ge=2, le=255)] | OneOrMore[str] | dict[str, Rgb] | None = None
     labels: Literal["indices", "colors"] = "indices"
     values: dict[Annotated[int | str, BeforeValidator(_whole)], int | str] = Field(default_factory=dict)
     ignore_value: Annotated[int, Field(ge=0, lt=65536)] | None = 255

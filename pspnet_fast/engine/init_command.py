@@ -16,8 +16,9 @@ from rich.text import Text
 
 from pspnet_fast.data.classes import DatasetError
 from pspnet_fast.data.files import expand
-from pspnet_fast.data.guess import ClassGuess, Pairing, find_classes, find_pairs
+from pspnet_fast.data.guess import ClassGuess, find_classes
 from pspnet_fast.data.own import IGNORED
+from pspnet_fast.data.pairing import Pairing, find_pairs
 from pspnet_fast.data.reading import read_header
 from pspnet_fast.files import replacing
 
@@ -26,6 +27,7 @@ from .console import say, warn
 from .errors import ConfigError
 from .watch import watched
 
+_FEWEST = 2
 _VAL_FRACTION, _FEWEST_SPLIT = 0.2, 3  # of fewer pictures none is held out
 _STEPS = 4000
 
@@ -43,13 +45,18 @@ def init(
     folder = Path(os.path.abspath(expand(folder)))
     out = folder / "data.yaml" if out is None else out
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder")
+        raise ConfigError(f"{folder}: {'is a file; name the folder' if folder.exists() else 'no such folder'}")
     if out.exists() and not overwrite:
         raise ConfigError(
             f"{out} exists: it may hold your changes; choose another --out, or replace it with --overwrite"
         )
     pairing = find_pairs(folder)
     labels = [label for _, label in pairing.pairs]
+    if len(labels) < _FEWEST:
+        raise DatasetError(
+            f"{folder}: {len(labels)} picture with a label; training takes {_FEWEST} at least, as it normalises over "
+            "a batch"
+        )
     classes = find_classes(
         folder,
         labels,
@@ -71,6 +78,11 @@ def init(
         first = ", ".join(str(path.relative_to(folder)) for path in pairing.unpaired[:3])
         more = " …" if len(pairing.unpaired) > 3 else ""
         warn(f"{len(pairing.unpaired)} files have no partner ({first}{more}): add it, or move them elsewhere")
+    if strays := classes.strays:
+        warn(
+            f"hardly any pixels are of {', '.join(strays[:8])}{' …' if len(strays) > 8 else ''}: if these are slips, "
+            f"call them {IGNORED} in the values of {out.name}, and take them off its classes"
+        )
     say(f"{out}: see whether names, and what is ignored, are right. Then:")
     say(f"  pspnet-fast check --data {out}")
     say(f"  pspnet-fast train {out}")

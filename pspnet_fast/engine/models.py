@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from pspnet_fast.data import DatasetInfo
+from pspnet_fast.data import DatasetInfo, eval_transform
 from pspnet_fast.nn import PSPNet
 from pspnet_fast.nn.published import IMAGENET, published_weights
 from pspnet_fast.nn.weights import CLASS_LAYERS, load_checkpoint_weights, load_imagenet_resnet, read_state_dict
 
 from . import checkpoint
-from .config import ModelConfig, OptimConfig, TrainConfig
+from .config import Amp, EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from .config_io import config_from_dict
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, InferenceError
+from .inference import autocast, label_strips, predict_probabilities
 from .losses import build_loss
 
 
@@ -93,6 +95,48 @@ class TrainedModel:
     def load(cls, path: str | Path) -> TrainedModel:
         """The network of a run's ``best.pt`` or ``last.pt``; other checkpoints need :func:`load_trained`."""
         return load_trained(path)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and predicts."""
+        return next(self.model.parameters()).device
+
+    def predict(self, image: Tensor, options: EvalConfig | None = None, *, amp: Amp = "none") -> Tensor:
+        """The labels of a picture, uint8 [H, W] on the CPU; ``model.optimize_for_inference()`` makes it faster.
+
+        It is normalised strip by strip, so that a large one has no copy in floating point.
+
+        Args:
+            image: uint8 [3, H, W], RGB.
+            options: scales, mirroring and window; those of the training configuration by default.
+            amp: "bf16" and "fp16" compute in that precision.
+
+        Raises:
+            InferenceError: an image of another dtype or shape.
+        """
+        _check_picture(image)
+        with autocast(self.device, amp):
+            strips = label_strips(self.model, image[None], options or self.config.eval, self._prepared)
+            return torch.cat([strip[0].to("cpu", torch.uint8) for strip in strips])
+
+    def probabilities(self, image: Tensor, options: EvalConfig | None = None, *, amp: Amp = "none") -> Tensor:
+        """The probability of each class at each pixel, float32 [classes, H, W] on the CPU; as :meth:`predict`."""
+        _check_picture(image)
+        with autocast(self.device, amp):
+            return predict_probabilities(self.model, self._prepared(image[None]), options or self.config.eval)[0].cpu()
+
+    def _prepared(self, rows: Tensor) -> Tensor:
+        """Normalised on the network's device: uint8 [1, 3, H, W] -> float32."""
+        transform = eval_transform(self.config.data.mean, self.config.data.std)
+        normalised, _ = transform(rows[0], torch.zeros(rows.shape[2:], dtype=torch.uint8))
+        return normalised[None].to(self.device, memory_format=torch.channels_last)
+
+
+def _check_picture(image: Tensor) -> None:
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
+        raise InferenceError(
+            f"image is {str(image.dtype).removeprefix('torch.')} {list(image.shape)}; it must be uint8 [3, H, W], RGB"
+        )
 
 
 Trained = TrainedModel

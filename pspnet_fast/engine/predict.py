@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pspnet_fast.data import DATASETS, IMAGE_SUFFIXES, DatasetError, ReadOptions, eval_transform, read_image
+from pspnet_fast.data import DATASETS, IMAGE_SUFFIXES, DatasetError, ReadOptions, read_image
 from pspnet_fast.data.check import list_problems
 from pspnet_fast.data.files import expand, walk_files
 
@@ -21,7 +20,6 @@ from .config import Amp, EvalConfig
 from .datasets import read_options
 from .distributed import World
 from .errors import InferenceError, is_out_of_memory
-from .inference import autocast, label_strips, predict_probabilities
 from .models import TrainedModel
 from .outputs import OutputFolder, read_manifest
 from .pictures import colorize, legend, overlay
@@ -113,7 +111,7 @@ def predict_paths(
         InferenceError: see :func:`find_images` and :meth:`OutputFolder.prepare`; nothing has been written.
         IncompleteError: some pictures could not be read or predicted; the others are written.
     """
-    world = world or World(next(trained.model.parameters()).device)
+    world = world or World(trained.device)
     folder = OutputFolder(expand(out), overwrite=overwrite)
     jobs = _plan(paths, folder, world, probabilities=probabilities, ids=ids)
     table = file_values(trained) if ids else None
@@ -127,11 +125,8 @@ def predict_paths(
         files = jobs[index]
         try:
             image = read_image(files.image, reading)
-            shares = _probabilities(trained, image, options or trained.config.eval, amp) if probabilities else None
-            if shares is None:
-                labels = _labels(trained, image, options or trained.config.eval, amp)
-            else:
-                labels = shares.argmax(0).to(torch.uint8)
+            shares = trained.probabilities(image, options, amp=amp) if probabilities else None
+            labels = trained.predict(image, options, amp=amp) if shares is None else shares.argmax(0).to(torch.uint8)
         except DatasetError as error:
             problems[index] = str(error)
         except (RuntimeError, MemoryError) as error:
@@ -193,30 +188,6 @@ def file_values(trained: TrainedModel) -> np.ndarray:
         if 0 <= table[value] < trained.info.num_classes:
             values[table[value]] = value
     return values.astype(np.uint8 if values.max() < 256 else np.uint16)
-
-
-def _labels(trained: TrainedModel, image: Tensor, options: EvalConfig, amp: Amp) -> Tensor:
-    """uint8 [H, W] of an image uint8 [3, H, W]; normalised strip by strip, so that a large image has no float copy."""
-    with autocast(_device(trained), amp):
-        strips = label_strips(trained.model, image[None], options, partial(_prepared, trained))
-        return torch.cat([strip[0].to("cpu", torch.uint8) for strip in strips])
-
-
-def _probabilities(trained: TrainedModel, image: Tensor, options: EvalConfig, amp: Amp) -> Tensor:
-    """float32 [C, H, W] on the CPU."""
-    with autocast(_device(trained), amp):
-        return predict_probabilities(trained.model, _prepared(trained, image[None]), options)[0].cpu()
-
-
-def _prepared(trained: TrainedModel, rows: Tensor) -> Tensor:
-    """Normalised on the network's device: uint8 [1, 3, H, W] -> float32."""
-    transform = eval_transform(trained.config.data.mean, trained.config.data.std)
-    normalised, _ = transform(rows[0], torch.zeros(rows.shape[2:], dtype=torch.uint8))
-    return normalised[None].to(_device(trained), memory_format=torch.channels_last)
-
-
-def _device(trained: TrainedModel) -> torch.device:
-    return next(trained.model.parameters()).device
 
 
 def _write(

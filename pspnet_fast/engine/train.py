@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ class Trainer:
         self.metrics: Metrics | None = None
         self.pending: list[tuple[int, float, Tensor]] = []  # steps whose losses are still on the device
         self.stop = StopRequest(verbose=world.is_main)
+        if config.run.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
         torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
         torch.backends.cudnn.benchmark = not config.run.deterministic
 
@@ -240,12 +243,13 @@ class Trainer:
 
     def _show_progress(self, elapsed: float) -> None:
         step, progress = self.state.step, self.progress
-        rates = f"{progress.images_per_second():.1f} images/s"
-        rates += f" ({progress.images_per_second(overall=True):.1f} with validations and checkpoints)"
-        left = remaining(progress.seconds_left(step, elapsed))
-        self.log.progress(
-            progress.share(step, elapsed), f"step {step}, loss {self._mean_loss():.4f}, {rates}, {left} left"
-        )
+        parts = [f"step {step}"]
+        if self.state.recent_losses:  # the first is fetched after run.log_every steps
+            parts.append(f"loss {self._mean_loss():.4f}")
+        overall = progress.images_per_second(overall=True)
+        parts.append(f"{progress.images_per_second():.1f} images/s ({overall:.1f} with validations and checkpoints)")
+        parts.append(f"{remaining(progress.seconds_left(step, elapsed))} left")
+        self.log.progress(progress.share(step, elapsed), ", ".join(parts))
 
     def _save(self) -> None:
         self._flush()  # a run that diverged raises here and keeps the checkpoint from before

@@ -37,9 +37,7 @@ class Deferred(Tensor):
 
     cell: Cell
 
-    # Dynamo does not know what is deferred: where such a tensor comes into a compiled function, it runs uncompiled.
     @classmethod
-    @torch.compiler.disable
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -55,7 +53,6 @@ class Deferred(Tensor):
             return func(*args, **kwargs)
 
     @classmethod
-    @torch.compiler.disable
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -68,6 +65,16 @@ class Deferred(Tensor):
         return _run_on_values(func, args, kwargs)
 
 
+@functools.cache
+def _keep_from_dynamo() -> None:
+    """Dynamo does not know what is deferred: where such a tensor comes into a compiled function, it runs uncompiled.
+
+    Marked with the first such tensor, as this imports Dynamo, which takes as long as to import torch.
+    """
+    for name in ("__torch_function__", "__torch_dispatch__"):
+        setattr(Deferred, name, classmethod(torch.compiler.disable(getattr(Deferred, name).__func__)))
+
+
 def wrap(cell: Cell, like: Tensor, device: torch.device) -> Deferred:
     """A deferred tensor of ``cell`` with the shape, strides and dtype of ``like`` (on any device)."""
     cell.strides = like.stride()
@@ -75,6 +82,7 @@ def wrap(cell: Cell, like: Tensor, device: torch.device) -> Deferred:
 
 
 def alias(cell: Cell, shape: Any, strides: Any, dtype: torch.dtype, device: torch.device) -> Deferred:
+    _keep_from_dynamo()
     result: Deferred = Tensor._make_wrapper_subclass(Deferred, shape, strides=strides, dtype=dtype, device=device)
     result.cell = cell
     return result

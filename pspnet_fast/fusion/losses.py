@@ -13,8 +13,11 @@ from pspnet_fast.fusion.deferred import RULES, Deferred
 from pspnet_fast.fusion.fused import Plan, run, supported
 from pspnet_fast.fusion.segments import Geometry
 
+# What each function is called on: the map, or what was made of it.
+KINDS = {F.cross_entropy: "map", F.nll_loss: "log_softmax"}
 
-def _cross_entropy(
+
+def _loss(
     func: Any,
     input: Any,
     target: Any,
@@ -25,36 +28,10 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Any:
-    if size_average is not None or reduce is not None:
+    """Of both functions, whose arguments are the same but for ``label_smoothing``, which ``F.nll_loss`` lacks."""
+    x, kind = input, KINDS[func]
+    if size_average is not None or reduce is not None or (label_smoothing and kind != "map"):
         return NotImplemented
-    return _fuse(func, "map", input, target, weight, ignore_index, reduction, label_smoothing)
-
-
-def _nll_loss(
-    func: Any,
-    input: Any,
-    target: Any,
-    weight: Tensor | None = None,
-    size_average: bool | None = None,
-    ignore_index: int = -100,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-) -> Any:
-    if size_average is not None or reduce is not None:
-        return NotImplemented
-    return _fuse(func, "log_softmax", input, target, weight, ignore_index, reduction, 0.0)
-
-
-def _fuse(
-    func: Any,
-    kind: str,
-    x: Any,
-    target: Any,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-) -> Any:
     reason = _reason(kind, x, target, weight, ignore_index, reduction, label_smoothing)
     if reason is not None:
         if isinstance(x, Deferred):
@@ -121,5 +98,4 @@ def _reason(
     return None
 
 
-RULES[F.cross_entropy] = _cross_entropy
-RULES[F.nll_loss] = _nll_loss
+RULES.update(dict.fromkeys(KINDS, _loss))

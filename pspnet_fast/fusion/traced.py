@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pspnet_fast.backend import constant_in_graphs
 from pspnet_fast.fusion.conv_plans import conv_plan, refusal
 from pspnet_fast.fusion.segments import Geometry, Segment, pair
 from pspnet_fast.fusion.traced_heads import Record, TracedHeads
@@ -150,8 +151,7 @@ _RULES: dict[Any, str] = {
     torch.conv2d: "conv2d",
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, operator.add), "add"),
     **dict.fromkeys((Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.to), "cast"),
-    F.cross_entropy: "cross_entropy",
-    F.nll_loss: "nll_loss",
+    **dict.fromkeys((F.cross_entropy, F.nll_loss), "classified"),
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), "softmax"),
     **dict.fromkeys((F.log_softmax, torch.log_softmax, Tensor.log_softmax), "log_softmax"),
     **dict.fromkeys((torch.argmax, Tensor.argmax), "labels"),
@@ -160,6 +160,6 @@ _RULES: dict[Any, str] = {
 }
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _rule(func: Callable[..., Any]) -> str:
     return _RULES.get(func, "")

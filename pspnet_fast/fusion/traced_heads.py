@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet_fast import ops
@@ -48,7 +49,7 @@ class TracedHeads:
         segment = record.segments[0]
         return None if segment.geometry is None else (segment.tensor, segment.geometry)
 
-    def cross_entropy(
+    def classified(
         self,
         func: Callable[..., Any],
         input: Tensor,
@@ -60,32 +61,17 @@ class TracedHeads:
         reduction: str = "mean",
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        found = self.single(input, "map")
+        """``F.cross_entropy``, or ``F.nll_loss``, which has no ``label_smoothing``."""
+        of_map = func is F.cross_entropy
+        found = self.single(input, "map" if of_map else "log_softmax")
         if found is None or not self._takes(target, weight) or size_average is not None or reduce is not None:
-            stock: Tensor = func(input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+            smoothing = (label_smoothing,) if of_map else ()
+            stock: Tensor = func(input, target, weight, size_average, ignore_index, reduce, reduction, *smoothing)
             return stock
         low, geometry = found
         return fused_loss(
             low, geometry.align_corners, target, weight, ignore_index, reduction, label_smoothing, input.dtype
         )
-
-    def nll_loss(
-        self,
-        func: Callable[..., Any],
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        size_average: bool | None = None,
-        ignore_index: int = -100,
-        reduce: bool | None = None,
-        reduction: str = "mean",
-    ) -> Tensor:
-        found = self.single(input, "log_softmax")
-        if found is None or not self._takes(target, weight) or size_average is not None or reduce is not None:
-            stock: Tensor = func(input, target, weight, size_average, ignore_index, reduce, reduction)
-            return stock
-        low, geometry = found
-        return fused_loss(low, geometry.align_corners, target, weight, ignore_index, reduction, 0.0, input.dtype)
 
     def _takes(self, target: Tensor, weight: Tensor | None) -> bool:
         return self.loss and takes(target, weight)

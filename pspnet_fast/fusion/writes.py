@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pspnet_fast.backend import constant_in_graphs
+
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 
 
@@ -43,7 +45,7 @@ INPLACE = _optional()
 _NEVER, _ALWAYS = -1, -2
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _kind(func: Callable[..., Any]) -> int:
     return _ALWAYS if func in WRITING else INPLACE.get(func, _NEVER)
 

@@ -12,18 +12,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet_fast import reference
+from pspnet_fast.geometry import upsample_adjoint
 from pspnet_fast.layout import empty_like_dense
 from pspnet_fast.loss_options import LossOptions, Reduction
 from pspnet_fast.ops.checks import check_choice, same_device
-from pspnet_fast.ops.interpolation import upsample_adjoint
 
 
 def check_options(
-    logits: Tensor, target: Tensor, *, reduction: str, denominator: str | float, empty: str, **options: Any
+    logits: Tensor,
+    target: Tensor,
+    *,
+    reduction: str = "mean",
+    denominator: str | float = "valid",
+    empty: str = "nan",
+    **options: Any,
 ) -> tuple[LossOptions, Reduction]:
     """Validate the public options, see :func:`pspnet_fast.upsample_cross_entropy`."""
     given = LossOptions(**options)
@@ -62,12 +67,12 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def define(logits: Tensor, target: Tensor, per_pixel: bool, options: LossOptions) -> tuple[Tensor, Tensor]:
+def define(logits: Tensor, target: Tensor, per_pixel: bool, _: bool, *options: Any) -> tuple[Tensor, Tensor]:
     """``(losses, divisor)`` of one head by the definition, which autograd differentiates."""
-    losses = reference.upsample_cross_entropy(
-        logits, target, reduction="none" if per_pixel else "sum", **options._asdict()
-    )
-    return losses, _divisor(logits, target, options)
+    given = LossOptions(*options)
+    reduction = "none" if per_pixel else "sum"
+    losses = reference.upsample_cross_entropy(logits, target, reduction=reduction, **given._asdict())
+    return losses, _divisor(logits, target, given)
 
 
 def _divisor(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
@@ -77,18 +82,17 @@ def _divisor(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
 
 
 def compose(
-    logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool, options: LossOptions
+    logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(losses, divisor, state)`` of one head by PyTorch operators, for devices without a kernel."""
     if per_pixel or not gradient:
-        return *define(logits, target, per_pixel, options), _no_state(logits)
-    up = F.interpolate(
-        reference.accumulation(logits), target.shape[1:], mode="bilinear", align_corners=options.align_corners
-    )
-    labels, (weight, pixel_weight, ignore_index, smoothing, _) = target.long(), options
+        return *define(logits, target, per_pixel, gradient, *options), _no_state(logits)
     # Loss and gradient read the same upsampled logits, which are built once.
-    total = reference.cross_entropy(up, labels, weight, ignore_index, smoothing, "sum", "valid", "nan", pixel_weight)
-    return total, _divisor(logits, target, options), _gradient_of_sum(up, logits, labels, options)
+    given, labels = LossOptions(*options), target.long()
+    of_map = given._asdict()
+    up = reference.upsample(reference.accumulation(logits), target.shape[1:], of_map.pop("align_corners"))
+    total = reference.cross_entropy(up, labels, reduction="sum", **of_map)
+    return total, _divisor(logits, target, given), _gradient_of_sum(up, logits, labels, given)
 
 
 def _gradient_of_sum(up: Tensor, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
@@ -136,7 +140,7 @@ def _no_state(logits: Tensor) -> Tensor:
     return logits.new_empty(0, dtype=loss_dtype(logits))
 
 
-def fake(logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+def fake(logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Empty tensors shaped as ``(losses, divisor, state)``."""
     dtype = loss_dtype(logits)
     losses = logits.new_empty(target.shape if per_pixel else (), dtype=dtype)

@@ -106,7 +106,7 @@ def dual_cross_entropy_argmax(
             f"{main.device}, not {tuple(aux.shape[:2])} {aux.dtype} on {aux.device}"
         )
     _check_aux_weight(aux_weight)
-    packed, how = check_options(main, target, **{**_DEFAULTS, **options})
+    packed, how = check_options(main, target, **options)
     *losses, divisor, _, _, best, count = DUAL(
         main, aux, target, how.per_pixel, differentiable(main, aux), labels, correct, *packed
     )
@@ -116,18 +116,6 @@ def dual_cross_entropy_argmax(
     else:
         loss = torch.add(main_loss, aux_loss, alpha=aux_weight)
     return DualPrediction(loss, main_loss, aux_loss, best if labels else None, count if correct else None)
-
-
-_DEFAULTS: dict[str, Any] = {
-    "weight": None,
-    "ignore_index": 255,
-    "label_smoothing": 0.0,
-    "reduction": "mean",
-    "denominator": "valid",
-    "empty": "nan",
-    "align_corners": True,
-    "pixel_weight": None,
-}
 
 
 def _check_aux_weight(aux_weight: object) -> None:
@@ -141,36 +129,19 @@ def _check_aux_weight(aux_weight: object) -> None:
         raise TypeError(f"aux_weight must be a number or a 0-d floating-point tensor, not {aux_weight!r}")
 
 
-def _define(
-    main: Tensor,
-    aux: Tensor,
-    target: Tensor,
-    per_pixel: bool,
-    gradient: bool,
-    labels: bool,
-    correct: bool,
-    *options: Any,
-) -> tuple[Tensor | None, ...]:
-    given = LossOptions(*options)
-    main_losses, divisor = define(main, target, per_pixel, given)
-    aux_losses, _ = define(aux, target, per_pixel, given)
-    return main_losses, aux_losses, divisor, None, None, *_argmax(main, target, labels, correct, given)
+def _define(main: Tensor, aux: Tensor, target: Tensor, *flags_and_options: Any) -> tuple[Tensor | None, ...]:
+    per_pixel, gradient, labels, correct, *options = flags_and_options
+    main_losses, divisor = define(main, target, per_pixel, gradient, *options)
+    aux_losses, _ = define(aux, target, per_pixel, gradient, *options)
+    found = _argmax(main, target, labels, correct, LossOptions(*options))
+    return main_losses, aux_losses, divisor, None, None, *found
 
 
-def _compose(
-    main: Tensor,
-    aux: Tensor,
-    target: Tensor,
-    per_pixel: bool,
-    gradient: bool,
-    labels: bool,
-    correct: bool,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    given = LossOptions(*options)
-    main_losses, divisor, main_state = compose(main, target, per_pixel, gradient, given)
-    aux_losses, _, aux_state = compose(aux, target, per_pixel, gradient, given)
-    found = _argmax(main, target, labels, correct, given)
+def _compose(main: Tensor, aux: Tensor, target: Tensor, *flags_and_options: Any) -> tuple[Tensor, ...]:
+    per_pixel, gradient, labels, correct, *options = flags_and_options
+    main_losses, divisor, main_state = compose(main, target, per_pixel, gradient, *options)
+    aux_losses, _, aux_state = compose(aux, target, per_pixel, gradient, *options)
+    found = _argmax(main, target, labels, correct, LossOptions(*options))
     return main_losses, aux_losses, divisor, main_state, aux_state, *found
 
 

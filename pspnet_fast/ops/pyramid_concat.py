@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
+from pspnet_fast.geometry import upsample_adjoint
 from pspnet_fast.layout import empty_map, is_channels_last, memory_format
 from pspnet_fast.ops.checks import check_bins, check_levels, check_map
-from pspnet_fast.ops.interpolation import upsample_adjoint
 from pspnet_fast.ops.operator import Autocast, Operator
 from pspnet_fast.reference import DEFAULT_BINS
 

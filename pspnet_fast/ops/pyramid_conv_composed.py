@@ -18,7 +18,7 @@ tensors: it is the transpose of the same three steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,16 +66,9 @@ def convolve_x_backward(
     return grad_x.contiguous(memory_format=memory_format(x)) if want_x else None, grad_weight
 
 
-def forward(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    sizes: list[int],
-    align_corners: bool,
-    x_first: bool,
-) -> Tensor:
-    """``pyramid_conv`` as an operator."""
+def forward(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """``pyramid_conv`` as an operator; ``options`` are ``sizes, align_corners, x_first``."""
+    sizes, align_corners, x_first = options
     bins = size_pairs(sizes)
     parts = weight_parts(x, levels, len(bins), x_first)
     y = convolve_x(x, weight, bias, parts.x)
@@ -95,16 +88,9 @@ def forward(
     return y
 
 
-def export(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    sizes: list[int],
-    align_corners: bool,
-    x_first: bool,
-) -> Tensor:
+def export(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     """``pyramid_conv`` as an export records it: at any size of x, and nothing is written to."""
+    sizes, align_corners, x_first = options
     bins = size_pairs(sizes)
     parts = weight_parts(x, levels, len(bins), x_first)
     y = convolve_x(x, weight, bias, parts.x)

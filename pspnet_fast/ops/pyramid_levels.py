@@ -1,7 +1,7 @@
 """The levels of a pyramid in evaluation mode: pooling, 1x1 convolution, batch normalisation and ReLU at every size.
 
-Normalisation by fixed statistics is a factor and a sum, so a kernel applies it, and the ReLU, to each product as it is
-written. Native kernel: csrc/cuda/pyramid_levels.cu; elsewhere composed of the fused pooling and PyTorch operators.
+Normalisation by fixed statistics is a factor and a sum, so one kernel applies it, and the ReLU, to the products of all
+levels, and packs them: csrc/cuda/pyramid_levels.cu. Elsewhere composed of the fused pooling and PyTorch operators.
 """
 
 from __future__ import annotations

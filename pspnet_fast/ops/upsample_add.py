@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.geometry import size_pairs
+from pspnet_fast.geometry import size_pairs, upsample_adjoint
 from pspnet_fast.layout import empty_levels, empty_map, format_of, is_channels_last
 from pspnet_fast.ops.checks import check_level_sizes, check_map, check_packed_levels, check_size, same_device
-from pspnet_fast.ops.interpolation import upsample_adjoint
 from pspnet_fast.ops.operator import Autocast, Operator
 from pspnet_fast.reference import Bin
 

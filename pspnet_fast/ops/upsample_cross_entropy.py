@@ -77,20 +77,6 @@ def upsample_cross_entropy(
     return how.apply([losses], divisor, target)[0]
 
 
-def _define(logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool, *options: Any) -> tuple[Tensor, Tensor]:
-    return define(logits, target, per_pixel, LossOptions(*options))
-
-
-def _compose(
-    logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return compose(logits, target, per_pixel, gradient, LossOptions(*options))
-
-
-def _fake(logits: Tensor, target: Tensor, per_pixel: bool, gradient: bool, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return fake(logits, target, per_pixel, gradient)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, ctx.per_pixel, _, *options = inputs
     ctx.options = LossOptions(*options)
@@ -138,16 +124,16 @@ def _differentiate_again(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ..
     options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
 
     def definition(z: Tensor) -> Tensor:
-        return define(z, target, ctx.per_pixel, options)[0]
+        return define(z, target, ctx.per_pixel, False, *options)[0]
 
     return tuple(second_gradient(definition, [logits], grad, [cotangent]))
 
 
 LOSS = Operator(
     "upsample_cross_entropy",
-    fake=_fake,
-    definition=_define,
-    composition=_compose,
+    fake=fake,
+    definition=define,
+    composition=compose,
     triton="cross_entropy:upsample_cross_entropy",
     save=_save,
     gradient=_differentiate,

@@ -7,6 +7,7 @@ is low-resolution logits until it is added: neither its full-resolution logits n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,36 +100,17 @@ def _checked(name: str, taps: AxisTaps, total: Tensor, dim: int) -> list[Tensor]
     return [taps.position.to(torch.int32).contiguous(), taps.weight.to(total.dtype).contiguous()]
 
 
-def _define(
-    total: Tensor,
-    logits: Tensor,
-    height: int,
-    width: int,
-    align_corners: bool,
-    flip: bool,
-    weight: float,
-    *tables: Tensor | None,
-) -> None:
-    rows, columns = (
-        None if position is None or share is None else AxisTaps(position, share)
-        for position, share in (tables[:2], tables[2:])
-    )
-    reference.upsample_softmax_add(
-        total,
-        logits,
-        (height, width),
-        align_corners=align_corners,
-        flip=flip,
-        weight=weight,
-        rows=rows,
-        columns=columns,
-    )
+def _define(total: Tensor, logits: Tensor, *options: Any) -> None:
+    height, width, align_corners, flip, weight, *tables = options
+    rows, columns = (None if pair[0] is None else AxisTaps(*pair) for pair in (tables[:2], tables[2:]))
+    given = {"align_corners": align_corners, "flip": flip, "weight": weight, "rows": rows, "columns": columns}
+    reference.upsample_softmax_add(total, logits, (height, width), **given)
 
 
-def _add(total: Tensor, logits: Tensor, *options: object) -> None:
+def _add(total: Tensor, logits: Tensor, *options: Any) -> None:
     # Image by image, so that full-resolution probabilities exist for one at a time.
     for image, low in zip(total.split(1), logits.split(1), strict=True):
-        _define(image, low, *options)  # type: ignore[arg-type]
+        _define(image, low, *options)
 
 
 ADD = Operator(

@@ -42,6 +42,9 @@ class Operators:
         self.registry = torch.library.Library(NAMESPACE, "IMPL")
         for name in self.names:
             self.registry.impl(name, self._in_every_order(name), "CPU", allow_override=True)
+        # PyTorch has products of half precision with a result in float32 for GPUs alone.
+        self.products = torch.library.Library("aten", "IMPL")
+        self.products.impl("mm.dtype_out", _wide_product, "CPU")
 
     def unavailable(self, elsewhere: Unavailable) -> Unavailable:
         """pspnet_fast.backend.unavailable where these operators are the back end ``cuda``, on CPU tensors."""
@@ -86,6 +89,10 @@ class Operators:
             finally:
                 torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         return results, written
+
+
+def _wide_product(a: Tensor, b: Tensor, dtype: torch.dtype, *, out: Tensor) -> Tensor:
+    return out.copy_(a.to(dtype) @ b.to(dtype))
 
 
 def twin(tensor: Tensor) -> Tensor:

@@ -93,12 +93,6 @@ def concat(
     return Mutant(f"{unit}_{name}", f"{unit}.cu", before, after, shows, tests, variant)
 
 
-def product(name: str, before: str, after: str, shows: str, variant: str = "plain", tests: str = CONV) -> Mutant:
-    """Of the grouped products."""
-    file, unit = "pyramid_product.cuh", "pyramid_product.cu"
-    return Mutant(f"pyramid_product_{name}", file, before, after, shows, tests, variant, unit)
-
-
 def conv(
     kernel: str, name: str, before: str, after: str, shows: str, variant: str = "plain", tests: str = CONV
 ) -> Mutant:

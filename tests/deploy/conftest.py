@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from exported import CLASSES, PALETTE, Exported, small_pair
+from network_pairs import make_pair
 
-for folder in (".", "nn", "fusion"):  # for plain_pspnet, network_pairs and models
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
-
-from exported import CLASSES, PALETTE, Exported, small_pair  # noqa: E402
-from network_pairs import make_pair  # noqa: E402
-
-from pspnet_fast import PSPNet, export_onnx  # noqa: E402
+from pspnet_fast import PSPNet, export_onnx
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("torchvision", reason="the engine needs the extra [train]")
@@ -16,19 +15,12 @@ pytest.importorskip("typer", reason="the engine needs the extra [train]")
 pytest.importorskip("pydantic", reason="the engine needs the extra [train]")
 pytest.importorskip("torchmetrics", reason="the engine needs the extra [train]")
 
+from run_files import SHORT, call
+
 from pspnet_fast.data import DATASETS, write_scenes
 from pspnet_fast.engine import TrainConfig, config_from_dict
 
 MakeConfig = Callable[..., TrainConfig]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Bit-equal comparisons need one number of threads in this process and in those it starts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +45,16 @@ def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             offset = np.where(label < 11, label.astype(np.uint16) + 1000, 65535).astype(np.uint16)
             Image.fromarray(palette[label] if kind == "colors" else offset).save(root / kind / "masks" / path.name)
     return root
+
+
+@pytest.fixture(scope="session")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, made by the command line itself."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    output = call("train", "camvid_r18", *SHORT, "--data", "scenes", "--root", scenes, "--folder", folder)
+    assert "mean" in output
+    assert "images/s" in output
+    return folder
 
 
 @pytest.fixture

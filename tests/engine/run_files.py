@@ -1,4 +1,4 @@
-"""Helpers of the tests: the records in a run's folder, and a full disk."""
+"""Helpers of the tests: commands, the records in a run's folder, and a full disk."""
 
 from __future__ import annotations
 
@@ -9,10 +9,35 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
+from typer.testing import CliRunner
 
 from pspnet_fast.engine import TrainConfig, checkpoint
+from pspnet_fast.engine.commands import app
 
 TINY = ("model.backbone=timm/test_resnet", "data.crop=33")  # 0.6 million parameters
+SHORT = (
+    "data.crop=65",
+    "data.workers=0",
+    "optim.batch_size=2",
+    "optim.schedule_by=steps",
+    "run.max_steps=2",
+    "run.pictures=0",
+)
+
+
+def call(*arguments: object, code: int = 0) -> str:
+    """What a command prints, which must end with ``code``."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "400"})
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def refused(*arguments: object) -> str:
+    """What a command prints, which must fail with one framed message."""
+    output = call(*arguments, code=2)
+    assert "pspnet-fast: error" in output
+    assert "Traceback" not in output
+    return output
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -9,22 +9,15 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from run_files import TINY
-from typer.testing import CliRunner
+from run_files import TINY, call, refused
 
 from pspnet_fast.data import DATASETS, DatasetError
-from pspnet_fast.data.guess import find_classes, find_pairs
-from pspnet_fast.engine.commands import app
+from pspnet_fast.data.guess import find_classes
+from pspnet_fast.data.pairing import find_pairs
 from pspnet_fast.engine.config_io import load_config
 
 CAMVID = DATASETS["camvid"].info
 assert CAMVID is not None
-
-
-def call(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "300"})
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 @pytest.mark.parametrize("kind", ["colors", "offset"])
@@ -52,7 +45,7 @@ def test_from_pictures_to_overlays(own_pictures: Path, tmp_path: Path, kind: str
     call("predict", root / split["val"][0], "-c", tmp_path / "run/best.pt", "-o", tmp_path / "out")
     assert len(list((tmp_path / "out/overlay").iterdir())) == 1
 
-    assert "--overwrite" in call("init", root, code=2)
+    assert "--overwrite" in refused("init", root)
     call("init", root, "--overwrite")
 
 
@@ -157,7 +150,7 @@ def test_names_of_other_systems_and_files_without_a_partner(tmp_path: Path) -> N
     assert "4 images" in call("check", "--data", tmp_path / "data.yaml")
     picture(tmp_path / "Masken/lost.png", LABEL)
     assert "1 files have no partner (Masken/lost.png)" in call("init", tmp_path, "--overwrite")
-    assert "lost" in call("check", "--data", tmp_path / "data.yaml", code=2)
+    assert "lost" in refused("check", "--data", tmp_path / "data.yaml")
 
 
 def test_too_few_pictures_and_classes(tmp_path: Path) -> None:
@@ -169,7 +162,7 @@ def test_too_few_pictures_and_classes(tmp_path: Path) -> None:
     assert (data.val_split, data.val_fraction) == (None, 0)
     for name in "ab":
         picture(tmp_path / f"mask/{name}.png", 0 * LABEL)
-    assert "fewer than two classes (class 0); add" in call("init", tmp_path, "--overwrite", code=2)
+    assert "fewer than two classes (class 0); add" in refused("init", tmp_path, "--overwrite")
 
 
 def test_soft_masks_are_no_classes(tmp_path: Path) -> None:
@@ -178,3 +171,70 @@ def test_soft_masks_are_no_classes(tmp_path: Path) -> None:
         find_classes(tmp_path, [tmp_path / "a.png"])
     with pytest.raises(DatasetError, match=r"no label maps.*_mask"):
         find_pairs(tmp_path)
+
+
+def folder(root: Path, labels: list[np.ndarray]) -> Path:
+    for index, label in enumerate(labels):
+        picture(root / f"photos/{index}.jpg", PHOTO)
+        picture(root / f"masks/{index}.png", label)
+    return root
+
+
+def test_slips_are_pointed_out(tmp_path: Path) -> None:
+    """One pixel of a colour that no other label has becomes a class, but not without a word."""
+    large = np.kron(LABEL, np.ones((4, 4), np.uint8))
+    slip = large.copy()
+    slip[0, 0] = 9
+    assert "hardly any pixels are of class 9: if these are slips" in call(
+        "init", folder(tmp_path, [large] * 3 + [slip])
+    )
+    slip[:9] = 9
+    picture(tmp_path / "masks/3.png", slip)
+    assert "hardly" not in call("init", tmp_path, "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        (np.arange(300, dtype=np.uint16).reshape(20, 15), "0.png: holds more than 254 values: no classes"),
+        (PHOTO, "0.png: holds more than 254 colours; masks have hard edges"),
+        (None, "0.png: corrupt or no picture"),
+    ],
+)
+def test_why_labels_are_refused(tmp_path: Path, label: np.ndarray | None, reason: str) -> None:
+    folder(tmp_path, [LABEL if label is None else label] * 3)
+    if label is None:
+        (tmp_path / "masks/0.png").write_bytes(b"nothing")
+    output = refused("init", tmp_path)
+    assert "The most likely ones cannot be used" in output
+    assert reason in output
+    assert not (tmp_path / "data.yaml").exists()
+
+
+def test_as_many_classes_as_there_may_be(tmp_path: Path) -> None:
+    label = np.append(np.arange(254), [255, 255]).astype(np.uint8).reshape(16, 16)
+    call("init", folder(tmp_path, [label] * 2))
+    assert len(load_config(tmp_path / "data.yaml").data.classes) == 254  # type: ignore[arg-type]
+    data = ("--data", "folder", "--root", tmp_path, "data.image_folder=photos", "data.label_folder=masks")
+    assert "class 254" in refused("check", *data, "data.val_split=null", "data.classes=255")  # sizes differ
+    assert "less than or equal to 255" in refused("check", *data, "data.classes=256")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("road\ntree\nroad", "names 'road' twice; give each class a name of its own"),
+        ("road\ntree", "its 2 names do not fit the 3 values in the labels, from 0 to 2; write a name for each value"),
+    ],
+)
+def test_names_that_do_not_fit(tmp_path: Path, names: str, message: str) -> None:
+    folder(tmp_path, [LABEL] * 3)
+    (tmp_path / "classes.txt").write_text(names)
+    assert message in refused("init", tmp_path, "--names", tmp_path / "classes.txt")
+    assert "class 2" in call("init", tmp_path)  # nobody said that the file holds the names
+
+
+def test_a_single_picture_or_file(tmp_path: Path) -> None:
+    assert "1 picture with a label; training takes 2 at least" in refused("init", folder(tmp_path, [LABEL]))
+    assert "is a file; name the folder" in refused("init", tmp_path / "masks/0.png")
+    assert "no such folder" in refused("init", tmp_path / "nowhere")

@@ -9,17 +9,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from pspnet_fast.data import DATASETS
+from pspnet_fast import PSPNet
+from pspnet_fast.data import DATASETS, DatasetInfo
+from pspnet_fast.engine import TrainConfig, TrainedModel
 from pspnet_fast.engine.commands import app
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_data.md").read_text(encoding="utf-8")
 HOME = "/home/me"  # of the reader
+INFO = DatasetInfo("shades", ("dark", "bright"), ((0, 0, 0), (255, 255, 255)))
 CAMVID = os.environ.get("PSPNET_FAST_CAMVID")
 WALKS = re.findall(r"^```console\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+TRAINING, VIDEO, RASTER = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 # What numbers depend on the machine: those of a training run, and what follows from it.
 MEASURED = ("train", "evaluate")
 
@@ -69,6 +74,12 @@ def test_a_walk(walk: str, home: Path) -> None:
     assert len(overlays) == int(shown.split()[0])
 
 
+def run(code: str, **names: Any) -> dict[str, Any]:
+    """The names that a piece of the page leaves."""
+    exec(compile(code, "own_data.md", "exec"), names)
+    return names
+
+
 def test_what_init_writes(home: Path) -> None:
     """The lines of data.yaml that the page shows."""
     done = CliRunner().invoke(app, ["init", "scans"])
@@ -81,8 +92,43 @@ def test_the_code_runs(home: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, 3, 70, 80), dtype=torch.uint8, generator=generator)
     samples = [(image, (image[0] > 127).long()) for image in images]
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    names: dict[str, Any] = {"my_dataset": samples, "my_validation": samples[:1]}
-    exec(compile(code, "own_data.md", "exec"), names)
+    names = run(TRAINING, my_dataset=samples, my_validation=samples[:1])
     assert names["metrics"].miou == pytest.approx(names["result"].best_miou)
     assert len(names["written"]) == 12
+
+
+@pytest.fixture
+def labelled(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with a trained network, whose prediction of a picture is whether it is bright."""
+    trained = TrainedModel(PSPNet(layers=18, classes=2, pretrained=False), TrainConfig(), INFO, 0)
+    monkeypatch.setattr(TrainedModel, "load", lambda _: trained)
+    monkeypatch.setattr(TrainedModel, "predict", lambda _, image: (image[0] > 127).to(torch.uint8))
+    return home
+
+
+def test_a_video(labelled: Path) -> None:
+    av = pytest.importorskip("av")
+    shades = (30, 220, 90)
+    with av.open("street.mp4", "w") as video:
+        stream = video.add_stream("libx264", rate=10, width=32, height=48)
+        for shade in shades:
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 32, 3), shade, np.uint8), format="rgb24")))
+        video.mux(stream.encode())
+    run(VIDEO)
+    with av.open("street_overlay.mp4") as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    for frame, shade in zip(frames, shades, strict=True):
+        assert frame.shape == (48, 32, 3)
+        assert abs(int(frame.mean()) - (shade + 255 * (shade > 127)) // 2) < 5
+
+
+def test_a_raster(labelled: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 1040, 1100), np.uint8)
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(2, 0, 5e5, 0, -2, 6e6)}
+    with rasterio.open("city.tif", "w", driver="GTiff", width=1100, height=1040, count=3, dtype="uint8", **place) as f:
+        f.write(pixels)
+    run(RASTER)
+    with rasterio.open("city_labels.tif") as written:
+        np.testing.assert_array_equal(written.read(1), pixels[0] > 127)
+        assert (written.crs, written.transform) == (place["crs"], place["transform"])

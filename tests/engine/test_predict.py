@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,6 @@ from PIL import Image
 
 from pspnet_fast.data import DATASETS, ReadOptions
 from pspnet_fast.engine import EvalConfig, InferenceError, TrainedModel, build_model, config_from_dict, predict_paths
-from pspnet_fast.engine import predict as predict_module
-from pspnet_fast.engine.distributed import World
 from pspnet_fast.engine.outputs import MANIFEST, OutputFolder
 from pspnet_fast.engine.predict import IncompleteError, find_images
 
@@ -95,8 +90,16 @@ def test_inputs_are_never_replaced(trained: TrainedModel, tmp_path: Path, kind: 
     assert content(tmp_path) == before
 
 
-def test_own_files_are_replaced_and_edited_ones_kept(trained: TrainedModel, tmp_path: Path) -> None:
-    picture, out = save(tmp_path / "a.jpg"), tmp_path / "out"
+@pytest.fixture
+def predicted(trained: TrainedModel, tmp_path: Path) -> tuple[Path, Path]:
+    """A picture, and the folder with its predictions."""
+    picture = save(tmp_path / "a.png")
+    predict_paths(trained, [picture], tmp_path / "out")
+    return picture, tmp_path / "out"
+
+
+def test_own_files_are_replaced_and_edited_ones_kept(trained: TrainedModel, predicted: tuple[Path, Path]) -> None:
+    picture, out = predicted
     (first,) = predict_paths(trained, [picture], out)
     save(picture, seed=1)
     predict_paths(trained, [picture], out)  # its own
@@ -114,17 +117,15 @@ def test_own_files_are_replaced_and_edited_ones_kept(trained: TrainedModel, tmp_
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe garbage", b"[1]\n{}\nnull\n", b'{"file": "labels/a.png"}\n'])
-def test_a_damaged_manifest_owns_nothing(trained: TrainedModel, tmp_path: Path, damage: bytes) -> None:
-    picture, out = save(tmp_path / "a.jpg"), tmp_path / "out"
-    predict_paths(trained, [picture], out)
+def test_a_damaged_manifest_owns_nothing(trained: TrainedModel, predicted: tuple[Path, Path], damage: bytes) -> None:
+    picture, out = predicted
     (out / MANIFEST).write_bytes(damage)
     with pytest.raises(InferenceError, match="not written by predict"):
         predict_paths(trained, [picture], out)
 
 
-def test_a_truncated_manifest_is_continued(trained: TrainedModel, tmp_path: Path) -> None:
-    picture, out = save(tmp_path / "a.jpg"), tmp_path / "out"
-    predict_paths(trained, [picture], out)
+def test_a_truncated_manifest_is_continued(trained: TrainedModel, predicted: tuple[Path, Path]) -> None:
+    picture, out = predicted
     with (out / MANIFEST).open("a") as manifest:
         manifest.write('{"file": "labels/a.p')
     save(picture, seed=1)
@@ -204,14 +205,14 @@ def test_one_bad_picture_does_not_end_the_others(trained: TrainedModel, tmp_path
 def test_a_picture_too_large_for_memory(
     trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    labels: Callable[..., Any] = predict_module._labels
+    predict = TrainedModel.predict
 
-    def too_large(trained: TrainedModel, image: torch.Tensor, *rest: object) -> torch.Tensor:
+    def too_large(trained: TrainedModel, image: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         if image.shape[1] > 20:
             raise error
-        return labels(trained, image, *rest)
+        return predict(trained, image, *rest, **options)
 
-    monkeypatch.setattr(predict_module, "_labels", too_large)
+    monkeypatch.setattr(TrainedModel, "predict", too_large)
     paths = [save(tmp_path / "large.png", (21, 8)), save(tmp_path / "small.png")]
     with pytest.raises(IncompleteError, match=r"large.png: not enough memory.*--crop") as raised:
         predict_paths(trained, paths, tmp_path / "out")
@@ -224,7 +225,7 @@ def test_a_picture_too_large_for_memory(
 def test_outputs_are_checked_first(
     trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr(predict_module, "_labels", lambda *_: pytest.fail("worked before the check"))
+    monkeypatch.setattr(TrainedModel, "predict", lambda *_, **__: pytest.fail("worked before the check"))
     picture, out = save(tmp_path / "a.png"), tmp_path / "out"
     if place == "/proc/x":
         out = Path(place)
@@ -244,10 +245,9 @@ def test_outputs_are_checked_first(
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize("step", ["write", "replace"])
 def test_a_full_disk_leaves_no_part(
-    trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int
+    trained: TrainedModel, predicted: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, step: str, code: int
 ) -> None:
-    picture, out = save(tmp_path / "a.png"), tmp_path / "out"
-    predict_paths(trained, [picture], out)
+    picture, out = predicted
     before = content(out)
 
     def fail(path: Path, *_: object) -> None:
@@ -279,48 +279,6 @@ def test_a_crash_between_manifest_and_file_owns_what_was_there(tmp_path: Path, m
     (tmp_path / "a.png").write_bytes(b"third")
     with pytest.raises(InferenceError, match="changed since"):
         OutputFolder(tmp_path).prepare([tmp_path / "a.png"], [])
-
-
-@dataclasses.dataclass(frozen=True)
-class Thread(World):
-    """A rank that is a thread; the ranks exchange values over a shared list."""
-
-    barrier: Any = None
-    box: Any = None
-
-    def gather(self, value: Any) -> list[Any]:
-        self.box[self.rank] = value
-        self.barrier.wait()
-        values = list(self.box)
-        self.barrier.wait()
-        return values
-
-    def agree(self, value: Any) -> Any:
-        return self.gather(value)[0]
-
-
-def test_ranks_share_the_pictures(trained: TrainedModel, tmp_path: Path) -> None:
-    for index in range(5):
-        save(tmp_path / f"in/{index}.png", seed=index)
-    (tmp_path / "in/3.png").write_text("no picture")
-    barrier, box = threading.Barrier(2), [None, None]
-    results: dict[int, IncompleteError] = {}
-
-    def run(rank: int) -> None:
-        world = Thread(torch.device("cpu"), rank, 2, barrier, box)
-        with pytest.raises(IncompleteError) as error:
-            predict_paths(trained, [tmp_path / "in"], tmp_path / "out", world=world)
-        results[rank] = error.value
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    names = ["0.png", "1.png", "2.png", "4.png"]
-    assert [[file.image.name for file in results[rank].written] for rank in range(2)] == [names, names]
-    assert sorted(path.name for path in (tmp_path / "out/labels").iterdir()) == names
-    OutputFolder(tmp_path / "out").prepare(list((tmp_path / "out/labels").iterdir()), [])  # all in one manifest
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 40), (40, 1)])

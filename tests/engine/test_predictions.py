@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pspnet_fast.data import DATASETS
+from pspnet_fast.data import DATASETS, read_image
 from pspnet_fast.engine import InferenceError, ModelConfig, Trained, build_model, config_from_dict, predict_paths
+from pspnet_fast.engine.distributed import World
+from pspnet_fast.engine.outputs import OutputFolder
 from pspnet_fast.engine.pictures import legend
-from pspnet_fast.engine.predict import file_values
+from pspnet_fast.engine.predict import IncompleteError, file_values
 
 SIZE = (48, 96)
 
@@ -27,11 +32,14 @@ def untrained(name: str, **data: object) -> Trained:
     return Trained(model.eval(), config, info, None)
 
 
+def save(path: Path) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)).save(path)
+    return path
+
+
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    return tmp_path / "a.png"
+    return save(tmp_path / "a.png")
 
 
 def test_probabilities_and_legend(picture: Path, tmp_path: Path) -> None:
@@ -55,6 +63,20 @@ def test_probabilities_and_legend(picture: Path, tmp_path: Path) -> None:
     absent = set(trained.info.palette) - present
     assert not {color for color in absent & shown if len(set(color)) > 1}  # letters have greys of all kinds
     predict_paths(trained, [picture], tmp_path / "out", probabilities=True)  # its own files may be replaced
+
+
+def test_the_labels_of_an_image(picture: Path, tmp_path: Path) -> None:
+    trained = untrained("camvid")
+    image = read_image(picture)
+    labels = trained.predict(image)
+    assert (labels.shape, labels.dtype) == (SIZE, torch.uint8)
+    torch.testing.assert_close(labels, trained.probabilities(image).argmax(0).to(torch.uint8), rtol=0, atol=0)
+    (written,) = predict_paths(trained, [picture], tmp_path / "out")
+    assert (np.array(Image.open(written.labels)) == labels.numpy()).mean() > 0.98  # of folded normalisations
+    for wrong in (image.float(), image[:1], image.permute(1, 2, 0), image[None], image[:, :0]):
+        for method in (trained.predict, trained.probabilities):
+            with pytest.raises(InferenceError, match=r"image is \w+ \[.*\]; it must be uint8 \[3, H, W\], RGB"):
+                method(wrong)
 
 
 def test_the_legend_names_the_most_frequent_first() -> None:
@@ -103,3 +125,42 @@ def test_ids_that_there_are_not() -> None:
     trained = untrained("voc")
     with pytest.raises(InferenceError, match="elsewhere: the values in its label files are not known"):
         file_values(replace(trained, info=replace(trained.info, name="elsewhere")))
+
+
+@dataclass(frozen=True)
+class Thread(World):
+    """A rank that is a thread; the ranks exchange values over a shared list."""
+
+    barrier: Any = None
+    box: Any = None
+
+    def gather(self, value: Any) -> list[Any]:
+        self.box[self.rank] = value
+        self.barrier.wait()
+        values = list(self.box)
+        self.barrier.wait()
+        return values
+
+    def agree(self, value: Any) -> Any:
+        return self.gather(value)[0]
+
+
+def test_ranks_share_the_pictures(tmp_path: Path) -> None:
+    names = ["0.png", "1.png", "2.png", "4.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        save(tmp_path / "in" / name)
+    (tmp_path / "in/3.png").write_text("no picture")
+    trained, barrier, box = untrained("camvid"), threading.Barrier(2), [None, None]
+
+    def run(rank: int) -> list[str]:
+        world = Thread(torch.device("cpu"), rank, 2, barrier, box)
+        with pytest.raises(IncompleteError) as error:
+            predict_paths(trained, [tmp_path / "in"], tmp_path / "out", world=world)
+        return [file.image.name for file in error.value.written]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, range(2))) == [names, names]
+    labels = sorted((tmp_path / "out/labels").iterdir())
+    assert [path.name for path in labels] == names
+    OutputFolder(tmp_path / "out").prepare(labels, [])  # all in one manifest

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from plain_pspnet import PlainPSPNet
+from torch import Tensor, nn
 
 CLASSES = 19
 LIBRARIES = {"transformers", "accelerate", "segmentation_models_pytorch", "torchvision", "lightning"}

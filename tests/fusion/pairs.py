@@ -1,9 +1,10 @@
-"""The same upsampled map twice, stock and deferred."""
+"""The same upsampled map twice, stock and deferred; what a compiled graph calls."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch._dynamo.backends.common import aot_autograd
 
 import pspnet_fast
 from pspnet_fast.fusion.deferred import Deferred
@@ -44,3 +45,25 @@ def both(use, dtype=torch.float64):
 def assert_same(use, dtype=torch.float64):
     stock, fused = both(use, dtype)
     torch.testing.assert_close(fused, stock)
+
+
+class Recorder:
+    """A backend that runs a graph as it is, after the passes of ``options``, and remembers what it called."""
+
+    def __init__(self, options=None):
+        self.targets = []
+        self.passes = list((options or {}).values())
+
+    def __call__(self, graph, inputs):
+        for change in self.passes:
+            change(graph.graph)
+        graph.recompile()
+
+        def names(graph, inputs):
+            self.targets += [str(node.target) for node in graph.graph.nodes]
+            return graph.forward
+
+        return aot_autograd(fw_compiler=names)(graph, inputs)
+
+    def has(self, name):
+        return any(name in target for target in self.targets)

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_backend import Recorder
 from heads import HEADS, Mixed, Plain, Pyramid, data
+from pairs import Recorder
 from torch import nn
 
 import pspnet_fast

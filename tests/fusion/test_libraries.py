@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from models import EXPECTED, LIBRARIES, MODELS, build, data, require_library_of, training_step
+from pairs import Recorder
 
 import pspnet_fast
-
-sys.path.insert(0, str(Path(__file__).parent))
-from graph_backend import Recorder
-from models import EXPECTED, LIBRARIES, MODELS, build, data, require_library_of, training_step
 
 # What must be fused in a training step besides its loss.
 CONVOLUTIONS = {

@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from building import ROOT, AddProgram
-
-sys.path.insert(0, str(ROOT))  # for buildtools, which is not installed
+from building import AddProgram
 
 ENVIRONMENT = (
     "PSPNET_FAST_CUDA",

@@ -76,12 +76,3 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     name: str = request.param
     with use_backend("auto" if name.startswith(COMPOSED) else name):
         yield Backend(name, home(name))
-
-
-@pytest.fixture(autouse=True)
-def _reproducible() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)

@@ -27,8 +27,11 @@ class Backend(NamedTuple):
 
     @property
     def compiler(self) -> str:
-        """What torch.compile compiles with: code is generated round the operators, the definition is only traced."""
-        return "aot_eager" if self.name == "reference" else "inductor"
+        """What torch.compile compiles with. Where other kernels stand in for a GPU's, and of the definition, the graph
+        alone is tested: the code that is generated round the operators is that of the ordinary run.
+        """
+        traced = self.name == "reference" or INTERPRETED or CUDA_ON_CPU is not None
+        return "aot_eager" if traced else "inductor"
 
     def operator(self, name: str) -> str:
         """The operator that this back end runs as: Triton's are operators of their own."""
@@ -77,16 +80,16 @@ def as_tuple(result: Any) -> tuple[Tensor, ...]:
 def differentiate(
     function: Function, inputs: Sequence[Tensor], upstream: Sequence[Tensor] | None = None
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The results of ``function(*inputs)``, and its gradients for ``upstream`` (ones unless given)."""
+    """The results of ``function(*inputs)``, and its gradients for ``upstream``.
+
+    Without one they are for ones; an empty list is filled with random gradients first, one per result.
+    """
     leaves = [t.detach().requires_grad_() for t in inputs]
     results = as_tuple(function(*leaves))
+    if upstream == []:
+        upstream += [random(*r.shape, dtype=r.dtype, device=r.device) for r in results]
     given = [u.to(r.dtype) for u, r in zip(upstream or map(torch.ones_like, results), results, strict=True)]
     return results, torch.autograd.grad(results, leaves, given)
-
-
-def upstream_for(function: Function, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Random upstream gradients, one per result."""
-    return [random(*r.shape, dtype=r.dtype, device=r.device) for r in as_tuple(function(*inputs))]
 
 
 def check_exactness(
@@ -99,8 +102,8 @@ def check_exactness(
     """
     dtype = inputs[0].dtype
     exact_inputs = [t.double() for t in inputs]
-    upstream = [u.to(dtype) for u in upstream_for(definition, exact_inputs)]
-    upstream = [LAYOUTS[upstream_layout](u) if u.dim() == 4 else u for u in upstream]
+    drawn = [random(*r.shape, dtype=dtype, device=r.device) for r in as_tuple(definition(*exact_inputs))]
+    upstream = [LAYOUTS[upstream_layout](u) if u.dim() == 4 else u for u in drawn]
     actual = differentiate(fused, inputs, upstream)
     stock = differentiate(definition, inputs, upstream)
     exact = differentiate(definition, exact_inputs, upstream)
@@ -116,8 +119,10 @@ def check_same_bits(function: Function, inputs: Sequence[Tensor], threads: Seque
 
     As far as stock operators inside can be: cuDNN has algorithms for gradients that are not.
     """
+    if INTERPRETED:
+        pytest.skip("Triton's interpreter runs the programs of a kernel one after the other, always in the same order")
     torch.set_num_threads(threads[0])
-    upstream = upstream_for(function, inputs)
+    upstream: list[Tensor] = []
     with deterministic():
         results, gradients = differentiate(function, inputs, upstream)
         for count in threads[1:]:
@@ -150,7 +155,7 @@ def poisoned() -> Iterator[None]:
 
 def check_writes_everything(function: Function, inputs: Sequence[Tensor]) -> None:
     """No result or gradient has an element left from memory that was never written."""
-    upstream = upstream_for(function, inputs)
+    upstream: list[Tensor] = []
     with deterministic():
         clean = differentiate(function, inputs, upstream)
     with poisoned():
@@ -176,7 +181,7 @@ def check_compiles(function: Function, *input_sets: Sequence[Tensor], backend: s
     torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, backend=backend)
     for inputs in input_sets:
-        upstream = upstream_for(function, inputs)
+        upstream: list[Tensor] = []
         expected = differentiate(function, inputs, upstream)
         torch.testing.assert_close(differentiate(compiled, inputs, upstream), expected, rtol=1e-4, atol=1e-5)
     torch.compiler.reset()

@@ -9,7 +9,7 @@ import torch
 from running import INTERPRETED, home
 
 from pspnet_fast import BackendError, backend, pyramid_conv, pyramid_pool, reference, use_backend
-from pspnet_fast.backend import BACKENDS, COMPOSED, active_backend, kernels, unavailable
+from pspnet_fast.backend import BACKENDS, COMPOSED, active_backend, constant_in_graphs, kernels, unavailable
 from pspnet_fast.extension import EXTENSION, Extension
 from pspnet_fast.ops.operator import OPERATORS
 
@@ -193,12 +193,21 @@ def test_environment_variable_with_a_typo() -> None:
     assert "PSPNET_FAST_BACKEND='trtion' is not a backend; choose one of reference, cpu, triton" in done.stderr
 
 
+def test_constants_in_graphs_are_marked_as_torch_marks_them() -> None:
+    def function() -> None: ...
+
+    def marked_by_torch() -> None: ...
+
+    assert vars(constant_in_graphs(function)) == vars(torch.compiler.assume_constant_result(marked_by_torch)) != {}
+
+
 @pytest.mark.skipif(INTERPRETED, reason="triton is here on purpose")
-def test_triton_is_imported_only_where_it_runs() -> None:
+def test_triton_and_dynamo_are_imported_only_where_they_run() -> None:
     code = """
 import sys, torch, pspnet_fast
 pspnet_fast.pyramid_pool(torch.rand(1, 2, 5, 5, requires_grad=True)).sum().backward()
 assert "pspnet_fast.triton.pyramid_pool" not in sys.modules
+assert "torch._dynamo" not in sys.modules
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr

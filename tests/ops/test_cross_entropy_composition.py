@@ -14,22 +14,12 @@ from torch import Tensor
 from pspnet_fast.ops.cross_entropy_composed import check_options, compose
 
 CLASSES = 5
-DEFAULTS: dict[str, Any] = {
-    "weight": None,
-    "ignore_index": 255,
-    "label_smoothing": 0.0,
-    "reduction": "mean",
-    "denominator": "valid",
-    "empty": "nan",
-    "align_corners": True,
-    "pixel_weight": None,
-}
 
 
 def composed(logits: Tensor, target: Tensor, upstream: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """The loss and its gradient, of the operators' own compositions."""
-    given, how = check_options(logits, target, **{**DEFAULTS, **options})
-    losses, divisor, state = compose(logits, target, how.per_pixel, True, given)
+    given, how = check_options(logits, target, **options)
+    losses, divisor, state = compose(logits, target, how.per_pixel, True, *given)
     losses.requires_grad_()
     loss = how.apply([losses], divisor, target)[0]
     (grad,) = torch.autograd.grad(loss, losses, upstream.to(loss.dtype))

@@ -264,20 +264,15 @@ def test_other_instruction_sets(isa: str) -> None:
     if EXTENSION.cpu is not None:
         pytest.skip(f"the extension is not loaded: {EXTENSION.cpu}")
     here = Path(__file__).parent
-    environment = {**os.environ, "PSPNET_FAST_ISA": isa, "PSPNET_FAST_EXPECT_BACKENDS": "cpu"}
-    capability = "from pspnet_fast import _C; print(_C.cpu_capability())"
-    chosen_isa = subprocess.run(
-        [sys.executable, "-c", f"import torch; {capability}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert chosen_isa.stdout.strip() in (isa, "portable")
     files = [here / "test_cross_entropy_paths.py", here / "test_upsample_argmax.py", *here.glob("test_pyramid_*.py")]
     chosen = "cpu and not any_ and not compile and not instruction_sets and not 2_31 and not reference"
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)]
+    code = f"""
+import sys, pytest, torch
+from pspnet_fast import _C
+assert _C.cpu_capability() in ({isa!r}, "portable"), _C.cpu_capability()
+sys.exit(pytest.main({options!r}))
+"""
+    environment = {**os.environ, "PSPNET_FAST_ISA": isa, "PSPNET_FAST_EXPECT_BACKENDS": "cpu"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]

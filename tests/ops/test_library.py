@@ -136,7 +136,9 @@ def test_opcheck(name: str, layout: str) -> None:
     if name in TRITON and layout != "channels_last":
         pytest.skip("slow in Triton's interpreter; other layouts are tested with each operator")
     checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
-    if name == "pyramid_conv_backward" and TorchVersion(torch.__version__) < "2.12":
+    if layout in ("sliced", "transposed"):
+        checks.pop()  # slow, and it takes strides from the fake tensors, which are checked here
+    elif name == "pyramid_conv_backward" and TorchVersion(torch.__version__) < "2.12":
         checks.pop()  # torch 2.11's own double backward of a convolution fails on symbolic sizes
     for arguments in samples(name, layout):
         torch.library.opcheck(overload(name), arguments, test_utils=checks)

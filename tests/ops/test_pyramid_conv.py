@@ -25,14 +25,13 @@ from running import (
 from torch import Tensor
 
 from pspnet_fast import pyramid_conv, reference
-from pspnet_fast.reference import Bin
 
 OPERATOR = "pyramid_conv"
 BINS = (1, 2, 3, 6)
 
 
 def draw(
-    size: tuple[int, int], bins: Sequence[Bin] = BINS, kernel: tuple[int, int] = (3, 3), layout: str = "nchw",
+    size: tuple[int, int], bins: Sequence[reference.Bin] = BINS, kernel: tuple[int, int] = (3, 3), layout: str = "nchw",
     batch: int = 2, **kwargs: Any,
 ) -> list[Tensor]:  # fmt: skip
     """x of 5 channels, levels of 3, a weight to 4 scaled as an initialised layer's would be, and a bias."""
@@ -104,7 +103,7 @@ LARGE = [
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (1, 5)], ids=str)
 @pytest.mark.parametrize(("size", "bins", "level_channels", "out_channels"), LARGE)
 def test_large_levels_of_any_shape(
-    backend: Backend, size: tuple[int, int], bins: Sequence[Bin], level_channels: int, out_channels: int,
+    backend: Backend, size: tuple[int, int], bins: Sequence[reference.Bin], level_channels: int, out_channels: int,
     kernel: tuple[int, int], layout: str, dtype: torch.dtype,
 ) -> None:  # fmt: skip
     backend.require(dtype, {"layout": layout, "kernel": kernel})
@@ -141,7 +140,7 @@ def test_identity_in_float64(backend: Backend) -> None:
 def test_any_shape_and_options(
     backend: Backend,
     size: tuple[int, int],
-    bins: list[Bin],
+    bins: list[reference.Bin],
     kernel: tuple[int, int],
     layout: str,
     align_corners: bool,
@@ -278,17 +277,12 @@ def test_bad_bins(backend: Backend, bins: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["levels", "weight", "bias"])
-def test_tensors_on_two_devices(backend: Backend, name: str) -> None:
-    tensors = {n: t.to("meta" if n == name else backend.device) for n, t in zeros().items()}
+def test_tensors_of_two_devices_or_dtypes(backend: Backend, name: str) -> None:
+    good = {n: t.to(backend.device) for n, t in zeros().items()}
     with pytest.raises(ValueError, match=rf"{name} is on meta but x on"):
-        pyramid_conv(**tensors, bins=(1, 2))
-
-
-@pytest.mark.parametrize("name", ["levels", "weight", "bias"])
-def test_mixed_dtypes(backend: Backend, name: str) -> None:
-    tensors = {n: t.to(backend.device, torch.float64 if n == name else torch.float32) for n, t in zeros().items()}
+        pyramid_conv(**{**good, name: good[name].to("meta")}, bins=(1, 2))
     with pytest.raises(TypeError, match=rf"{name} is torch.float64 but x torch.float32"):
-        pyramid_conv(**tensors, bins=(1, 2))
+        pyramid_conv(**{**good, name: good[name].double()}, bins=(1, 2))
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

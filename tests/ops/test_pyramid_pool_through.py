@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 import torch
-from exactness import assert_as_exact_as_stock
 from hypothesis import given
+from pool_gradients import PSPNET, check_sum, deliver
 from running import (
     DTYPES,
     INTERPRETED,
@@ -27,11 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pspnet_fast import pyramid_conv, reference
 from pspnet_fast.ops.operator import overload
-from pspnet_fast.ops.ownership import holders_of_owned
 from pspnet_fast.ops.pyramid_pool import _compose_backward_add, pyramid_pool_through
 
 OPERATOR = "pyramid_pool"
-PSPNET = (1, 2, 3, 6)
 DENSE = ("nchw", "channels_last")
 SHAPES = [
     ((2, 8, 12, 16), PSPNET),
@@ -41,20 +39,6 @@ SHAPES = [
     ((1, 3, 11, 33), (6, 1)),
     ((1, 2, 5, 6), (9, 9, 9, 9)),
 ]
-
-
-def spread(x: Tensor, grad: Tensor, bins: Sequence[int]) -> Tensor:
-    """The gradient that pooling ``x`` gives it, by stock operators."""
-    leaf = x.detach().requires_grad_()
-    (dx,) = torch.autograd.grad(reference.pyramid_pool(leaf, bins), leaf, grad)
-    return dx
-
-
-def check_sum(actual: Tensor, upstream: Tensor, x: Tensor, grad: Tensor, bins: Sequence[int]) -> None:
-    """``actual`` is ``upstream`` and the gradient of pooling, to the rule for exactness."""
-    stock = upstream + spread(x, grad, bins)
-    exact = upstream.double() + spread(x.double(), grad.double(), bins)
-    assert_as_exact_as_stock(actual, stock, exact, x.dtype)
 
 
 def adding(backend: Backend) -> Any:
@@ -164,25 +148,6 @@ def test_through(backend: Backend, layout: str, upstream_layout: str, dtype: tor
     check_sum(dx, upstream, leaf, grad, PSPNET)
 
 
-class Deliver(torch.autograd.Function):
-    """Hands a gradient over, and keeps nothing of it: what an operator that makes a new gradient does."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, grads: list[Tensor]) -> Tensor:
-        ctx.grads = grads
-        return x.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.grads.pop(), None
-
-
-def deliver(x: Tensor, pooled: Tensor, upstream: Tensor, grad: Tensor) -> Tensor:
-    """A number whose gradients by x and by pooled are copies of these, in the same memory layout."""
-    own = torch.empty_strided(upstream.shape, upstream.stride(), dtype=upstream.dtype, device=upstream.device)
-    return Deliver.apply(x, [own.copy_(upstream)]) + Deliver.apply(pooled, [grad.clone()])
-
-
 class Calls(TorchDispatchMode):
     """The operators that are called, by name."""
 
@@ -222,86 +187,6 @@ def test_backward_of_a_head_makes_no_other_map(backend: Backend) -> None:
         torch.autograd.grad(total, [leaf, weight])
     (at,) = [i for i, called in enumerate(calls.names) if called.startswith("pspnet_fast.pyramid_pool_backward_add")]
     assert [called for called in calls.names[at - 1 :] if "clone" in called or "add.Tensor" in called] == []
-
-
-def keep_by_hook(x: Tensor, keep: list[Tensor]) -> None:
-    x.register_hook(keep.append)
-
-
-def keep_view_by_hook(x: Tensor, keep: list[Tensor]) -> None:
-    x.register_hook(lambda grad: keep.append(grad.detach()[:1]))
-
-
-def keep_by_hook_of_the_node(x: Tensor, keep: list[Tensor]) -> None:
-    torch.autograd.graph.get_gradient_edge(x).node.register_prehook(lambda grads: keep.append(grads[0]))
-
-
-def keep_by_hook_of_several(x: Tensor, keep: list[Tensor]) -> None:
-    torch.autograd.graph.register_multi_grad_hook([x], lambda grads: keep.append(grads[0]))
-
-
-def retain(x: Tensor, keep: list[Tensor]) -> None:
-    x.retain_grad()
-    keep.append(x)
-
-
-KEEPERS = [keep_by_hook, keep_view_by_hook, keep_by_hook_of_the_node, keep_by_hook_of_several, retain]
-
-
-def of_returned(backend: Backend, upstream: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of the x that is returned; by the definition that is x itself, which is pooled too."""
-    return upstream + spread(leaf, grad, PSPNET) if backend.name == "reference" else upstream
-
-
-@pytest.mark.parametrize("keeper", KEEPERS, ids=lambda keeper: keeper.__name__)
-def test_a_gradient_that_is_kept_does_not_change(
-    backend: Backend, keeper: Callable[[Tensor, list[Tensor]], None]
-) -> None:
-    leaf = random(2, 3, 7, 9, device=backend.device).requires_grad_()
-    upstream, grad = random(2, 3, 7, 9, device=backend.device), random(2, 3, 50, device=backend.device)
-    x, pooled = pyramid_pool_through(leaf)
-    kept: list[Tensor] = []
-    keeper(x, kept)
-    deliver(x, pooled, upstream, grad).backward()
-    (seen,) = [tensor.grad if tensor.grad is not None else tensor for tensor in kept]
-    torch.testing.assert_close(seen, of_returned(backend, upstream, leaf, grad)[: len(seen)])
-    check_sum(leaf.grad, upstream, leaf, grad, PSPNET)
-
-
-def test_a_gradient_that_is_returned_does_not_change(backend: Backend) -> None:
-    leaf = random(2, 3, 7, 9, device=backend.device).requires_grad_()
-    upstream, grad = random(2, 3, 7, 9, device=backend.device), random(2, 3, 50, device=backend.device)
-    x, pooled = pyramid_pool_through(leaf)
-    dx, of_x = torch.autograd.grad(deliver(x, pooled, upstream, grad), [leaf, x])
-    torch.testing.assert_close(of_x, of_returned(backend, upstream, leaf, grad))
-    check_sum(dx, upstream, leaf, grad, PSPNET)
-
-
-def test_a_gradient_of_two_tensors_does_not_change(backend: Backend) -> None:
-    """Addition hands the same gradient to both."""
-    leaf = random(2, 3, 7, 9, device=backend.device).requires_grad_()
-    other = torch.zeros_like(leaf).requires_grad_()
-    upstream, grad = random(2, 3, 7, 9, device=backend.device), random(2, 3, 50, device=backend.device)
-    x, pooled = pyramid_pool_through(leaf)
-    deliver(x + other, pooled, upstream, grad).backward()
-    torch.testing.assert_close(other.grad, upstream, rtol=0, atol=0)
-    check_sum(leaf.grad, upstream, leaf, grad, PSPNET)
-
-
-def test_holders_are_counted_alike_where_compiled_code_calls() -> None:
-    """Dynamo compiles frames that compiled code calls, and their references are others."""
-    holders_of_owned.cache_clear()
-    plain = holders_of_owned()
-    found = []
-
-    def called(x: Tensor) -> Tensor:
-        holders_of_owned.cache_clear()
-        torch._dynamo.graph_break()
-        found.append(holders_of_owned())
-        return x
-
-    torch.compile(called, backend="eager")(torch.ones(1))
-    assert found == [plain]
 
 
 def test_one_of_the_two_results(backend: Backend) -> None:
