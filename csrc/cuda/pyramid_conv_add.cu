@@ -171,6 +171,18 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
       q + (run.image * t.out_channels + known) * kernel_taps, t.batch * t.out_channels * kernel_taps, 1};
 
   for (int h = run.first_row + warp; h < run.last_row; h += grid.warps) {
+    // All vectors of y are under way at once, and where registers allow for it while R is computed; single elements, of
+    // which there are too many, a line at a time behind the product. Those beyond the map read its first numbers, for
+    // nothing: a load under a condition would be waited for.
+    constexpr bool kVectors = VEC > 1 || sizeof(T) == 8, kEarly = kVectors && sizeof(T) * VEC == 16 && sizeof(T) == 2;
+    const MapRow<CHANNELS_LAST> row(t, run, owned, h);
+    Pack<T, VEC> vectors[kOwned][kOwned / VEC];
+    const auto read_y = [&] {
+      row.template visit_lines<VEC, kOwned>(0, [&](int i, int j, int64_t offset) {
+        vectors[i][j / VEC] = *reinterpret_cast<const Pack<T, VEC>*>(y + max(offset, int64_t{0}));
+      });
+    };
+    if constexpr (kEarly) read_y();
     find_row_taps(t, h, taps);
     __syncwarp();
     if (grid.staged) {
@@ -186,7 +198,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
       __syncwarp();
       continue;
     }
-    Real sum[kOwned][kOwned] = {};  // [column][channel]
+    if constexpr (kVectors && !kEarly) read_y();
+    Real sum[kOwned][kOwned];  // [column][channel]
+#pragma unroll
+    for (int i = 0; i < kOwned; ++i) {
+#pragma unroll
+      for (int j = 0; j < kOwned; ++j) {
+        Real& first = CHANNELS_LAST ? sum[i][j] : sum[j][i];
+        first = kVectors ? static_cast<Real>(vectors[i][j / VEC].v[j % VEC]) : Real(0);
+      }
+    }
 #pragma unroll 2
     for (int term = 0; term < t.terms; ++term) {
       Real u[kOwned], v[kOwned];
@@ -198,23 +219,21 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
         for (int j = 0; j < kOwned; ++j) sum[i][j] += u[i] * v[j];
       }
     }
-    const MapRow<CHANNELS_LAST> row(t, run, owned, h);
-    constexpr int kLines = CHANNELS_LAST || VEC == 1 ? 1 : 2;  // moved at once; registers allow for no more
 #pragma unroll
-    for (int first = 0; first < kOwned; first += kLines) {
-      Pack<T, VEC> vectors[kLines][kOwned / VEC];
-      row.template visit_lines<VEC, kLines>(first, [&](int i, int j, int64_t offset) {
-        if (offset >= 0) vectors[i - first][j / VEC] = *reinterpret_cast<const Pack<T, VEC>*>(y + offset);
-      });
-      row.template visit_lines<VEC, kLines>(first, [&](int i, int j, int64_t offset) {
+    for (int line = 0; line < kOwned; ++line) {
+      if constexpr (!kVectors) {
+        row.template visit_lines<VEC, 1>(line, [&](int i, int j, int64_t offset) {
+          if (offset >= 0) (CHANNELS_LAST ? sum[i][j] : sum[j][i]) += static_cast<Real>(y[offset]);
+        });
+      }
+      row.template visit_lines<VEC, 1>(line, [&](int i, int j, int64_t offset) {
         if (offset < 0) return;
-        Pack<T, VEC>& vector = vectors[i - first][j / VEC];
+        Pack<T, VEC> vector;
 #pragma unroll
         for (int e = 0; e < VEC; ++e) {
           const int column = CHANNELS_LAST ? i : j + e, channel = CHANNELS_LAST ? j + e : i;
-          Real value = static_cast<Real>(vector.v[e]) + sum[column][channel];
-          if (norm.mean != nullptr) value = shared.norm[owned.channel + channel](value);
-          vector.v[e] = static_cast<T>(value);
+          const Real value = sum[column][channel];
+          vector.v[e] = static_cast<T>(norm.mean != nullptr ? shared.norm[owned.channel + channel](value) : value);
         }
         *reinterpret_cast<Pack<T, VEC>*>(y + offset) = vector;
       });

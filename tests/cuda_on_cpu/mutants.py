@@ -143,7 +143,7 @@ MUTANTS = [
         BEYOND,
         "checked",
     ),
-    conv("add", "no_epilogue", "if (norm.mean != nullptr) value", "if (false) value", WRONG, tests=CONV_RELU),
+    conv("add", "no_epilogue", "norm.mean != nullptr ? shared.norm[o", "false ? shared.norm[o", WRONG, tests=CONV_RELU),
     conv(
         "gather",
         "sums_barrier",
