@@ -52,19 +52,21 @@ __device__ __forceinline__ void add_edges(
   const MapStrides& stride = head.grad_stride;
   const Real* from = static_cast<const Real*>(head.edges) + edge * values;
   Real* to = static_cast<Real*>(head.grad) + image * stride.b + row * stride.h;
-  // All loads are under way before the first store.
+  // All loads are under way before the first sum: beyond the row they read its last value, for nothing.
+  const int first = static_cast<int>(block % row_blocks) * kThreads * kPerThread + threadIdx.x;
+  const int inner = stride.c == 1 ? p.classes : width;  // of the row, as edges have it
+  const int64_t inner_stride = stride.c == 1 ? 1 : stride.w, outer_stride = stride.c == 1 ? stride.w : stride.c;
   Real* place[kPerThread];
-  Real sum[kPerThread];
+  Real edges[kPerThread], before[kPerThread];
 #pragma unroll
   for (int j = 0; j < kPerThread; ++j) {
-    const int i = static_cast<int>(block % row_blocks) * kThreads * kPerThread + j * kThreads + threadIdx.x;
-    const int c = stride.c == 1 ? i % p.classes : i / width, w = stride.c == 1 ? i / p.classes : i % width;
-    place[j] = i < values ? to + c * stride.c + w * stride.w : nullptr;
-    if (place[j] != nullptr) sum[j] = __ldcg(from + i) + __ldcg(place[j]);
+    const int i = min(first + j * kThreads, values - 1);
+    place[j] = to + i / inner * outer_stride + i % inner * inner_stride;
+    edges[j] = __ldcg(from + i), before[j] = __ldcg(place[j]);
   }
 #pragma unroll
   for (int j = 0; j < kPerThread; ++j) {
-    if (place[j] != nullptr) __stcg(place[j], sum[j]);
+    if (first + j * kThreads < values) __stcg(place[j], before[j] + edges[j]);
   }
 }
 

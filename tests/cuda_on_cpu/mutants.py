@@ -197,7 +197,7 @@ MUTANTS = [
     ),
     loss("class_too_many", "c < count ? load_as<Real>(from) : Real(0)", "load_as<Real>(from)", BEYOND, "checked"),
     finish("barrier", "half /= 2) {\n    __syncthreads();", "half /= 2) {", ORDER),
-    finish("edge_too_many", "place[j] = i < values ?", "place[j] = i <= values ?", BEYOND, "checked"),
+    finish("edge_too_many", "* kThreads, values - 1);", "* kThreads, values);", BEYOND, "checked"),
     argmax("column_too_many", "  if (x >= p.columns.out) rows.count = 0;\n", "", BEYOND, variant="checked"),
     argmax(
         "exited_lanes",
