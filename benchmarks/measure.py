@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 
 from benchmarks.case import Rates
 from pspnet_fast.machine import status_bytes
@@ -127,6 +129,19 @@ def peak_bytes(prepare: Callable[[], Callable[[], object]], device: str, *, warm
     before = status_bytes("VmRSS")
     run()
     return status_bytes("VmHWM") - before
+
+
+def tensor_bytes(prepare: Callable[[], Callable[[], object]]) -> int:
+    """The most bytes of tensors that a call of ``prepare()`` holds on top of its inputs and modules.
+
+    They are counted on tensors without memory, and nothing is computed. What an operator allocates inside, and how an
+    allocator rounds, does not count.
+    """
+    run, tracker = prepare(), MemTracker()
+    with FakeTensorMode(allow_non_fake_inputs=True), tracker:
+        run()
+    (peak,) = tracker.get_tracker_snapshot("peak").values()
+    return int(peak["Total"]) - sum(int(peak[kind]) for kind in (_MemRefType.PARAM, _MemRefType.BUFFER))
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

@@ -57,6 +57,10 @@ class Line:
         each = (most - least) / (large - small)
         return cls(least - small * each, each)
 
+    def at(self, batch: int) -> float:
+        """The bytes at a batch."""
+        return self.fixed + batch * self.each
+
     def largest(self, limit: float, least: int = 1) -> int | None:
         """The largest batch within ``limit`` bytes: 0 if not even ``least`` images fit, None if no batch takes more."""
         if self.each <= 0:

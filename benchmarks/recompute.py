@@ -1,58 +1,90 @@
-"""What recomputation in backward saves and costs: python -m benchmarks.recompute [--rounds 3]
+"""What recomputation in backward saves and costs, with each `model.checkpoint` and in the stock network.
 
-A training step of PSPNet50 (2 x 3 x 473 x 473, 150 classes) on stock operators and with each `model.checkpoint`: the
-variants in turn in one process, peak memory of each in a process of its own. Prints a table in Markdown.
+    python -m benchmarks.recompute                    count tensors, measure memory and time, print the table
+    python -m benchmarks.recompute --rounds 0 --save  count tensors alone, which takes a minute; keep the result
+
+A training step of PSPNet50 (2 x 3 x 473 x 473, 150 classes) in float32: its time, the variants in turn in one process,
+and its peak memory, each in a process of its own. The largest batches are those of bfloat16 autocast, as GPUs are
+trained: they follow from the bytes of a step's tensors, which are counted without computing.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
+
+import torch
 
 from benchmarks.case import Call, Place
-from benchmarks.measure import in_new_process, interleaved, peak_bytes
-from benchmarks.network import Setting, build_training, network
+from benchmarks.measure import in_new_process, interleaved, peak_bytes, tensor_bytes, timing
+from benchmarks.network import Setting, build_training, end_to_end, network
 from benchmarks.peers import EAGER, OURS
+from benchmarks.results import RESULTS, ResultFile
 from pspnet_fast.nn.recompute import RECOMPUTE
 
 SETTING = Setting(layers=50, classes=150, batch=2, size=(473, 473), place=Place())
+HALF = replace(SETTING, place=Place("cpu", torch.bfloat16, "channels_last"))
+COUNTED = (2, 16)  # images, for the line of the largest batches
+MEMORIES = (8, 24, 80)  # GB
 VARIANTS = (EAGER, *RECOMPUTE)
 
 
-def build(variant: str) -> Call:
+def build(setting: Setting, variant: str) -> Call:
     """A step of the stock network, or of this package's with a value of `recompute`."""
     if variant == EAGER:
-        return build_training(SETTING, EAGER)
-    net = network(OURS, SETTING)
+        return build_training(setting, EAGER)
+    net = network(OURS, setting)
     net.recompute = variant  # type: ignore[assignment]
-    return build_training(SETTING, OURS, net)
+    return build_training(setting, OURS, net)
 
 
-def peak(variant: str) -> int:
-    return peak_bytes(partial(build, variant), "cpu")
+def peak(setting: Setting, variant: str) -> int:
+    return peak_bytes(partial(build, setting, variant), "cpu")
 
 
-def table(times: dict[str, list[float]], peaks: dict[str, int]) -> str:
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    lines = ["| a training step | time | time / none | peak memory | memory / stock |", "|:---|---:|---:|---:|---:|"]
-    for name in VARIANTS:
-        label = "stock PyTorch, eager" if name == EAGER else f"`model.checkpoint={name}`"
-        lines.append(
-            f"| {label} | {medians[name] / 1000:.2f} s | {medians[name] / medians['none']:.2f} "
-            f"| {peaks[name] / 2**20:.0f} MB | {peaks[name] / peaks[EAGER]:.2f} |"
-        )
-    return "\n".join(lines)
+def counted(setting: Setting, half: Setting) -> dict[str, Any]:
+    """The bytes of a step's tensors, and the largest batches in bfloat16."""
+    batches = end_to_end(half, "training", COUNTED[1]).batches
+    assert batches is not None
+    at = {
+        name: {str(size): tensor_bytes(partial(build, replace(half, batch=size), name)) for size in COUNTED}
+        for name in VARIANTS
+    }
+    return {
+        "tensor_bytes": {name: tensor_bytes(partial(build, setting, name)) for name in VARIANTS},
+        "tensor_bytes_at": at,
+        "largest_batch": {
+            str(memory): {name: batches.line(at[name]).largest(memory * 1e9, batches.least) for name in VARIANTS}
+            for memory in MEMORIES
+        },
+    }
+
+
+def measured(setting: Setting, rounds: int) -> dict[str, Any]:
+    """Peak memory and times."""
+    peaks = {name: in_new_process(peak, setting, name) for name in VARIANTS}
+    calls: dict[str, Callable[[], object]] = {name: build(setting, name) for name in VARIANTS}
+    times = interleaved(calls, rounds)
+    return {"peak_bytes": peaks, "milliseconds": {name: timing(values) for name, values in times.items()}}
 
 
 def main() -> None:
+    from benchmarks.render_memory import recompute
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    peaks = {name: in_new_process(peak, name) for name in VARIANTS}
-    calls: dict[str, Callable[[], object]] = {name: build(name) for name in VARIANTS}
-    print(table(interleaved(calls, rounds), peaks))
+    parser.add_argument("--rounds", type=int, default=3, help="0: measure nothing")
+    parser.add_argument("--save", action="store_true", help="keep the row in benchmarks/results")
+    options = parser.parse_args()
+    row = {"case": f"recompute/{SETTING.shape}", "shape": SETTING.shape, "failures": {}, **counted(SETTING, HALF)}
+    if options.rounds:
+        row |= measured(SETTING, options.rounds)
+    file = ResultFile(RESULTS / "recompute_cpu.json")
+    print(recompute([{"name": "recompute_cpu", "rows": [{**row, "machine": 0}], "machines": [file.now]}]))
+    if options.save:
+        file.add(row)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ from benchmarks.markdown import (
     rounds,
     shape,
     short,
-    spread,
     table,
     times,
 )
@@ -181,41 +180,6 @@ def training_step(files: Sequence[File]) -> str:
         f"{rows[0]['shape'].rsplit(', ', 1)[0]}, {rows[0]['layout']}, {rows[0]['dtype']}: forward, both losses, "
         f"backward; {rounds(rows)} rounds, the variants in turn. Peak memory is what a step takes on top of network, "
         "images and labels, in a process of its own.\n"
-    )
-    return region(table(columns, by_peer(rows)), *failures(rows), text + machine_lines(file, rows))
-
-
-def end_to_end(files: Sequence[File]) -> str:
-    """Of each file a row for each network, mode and variant."""
-    return region(*map(_end_to_end, files))
-
-
-def _end_to_end(file: File) -> str:
-    def batch_cell(memory: str) -> Column:
-        def cell(row: Row) -> str:
-            batch = row["largest_batch"][memory].get(row["peer"])
-            return NOTHING if batch is None else str(batch or "none")
-
-        return f"largest batch in {memory} GB", "r", cell
-
-    rows, row = file["rows"], file["rows"][0]
-    columns: tuple[Column, ...] = (
-        ("network", "l", lambda row: f"PSPNet{row['layers']}"),
-        ("", "l", lambda row: row["mode"]),
-        ("with", "l", lambda row: TITLES[row["peer"]]),
-        ("images a second", "r", lambda row: short(row["images_per_second"][row["peer"]])),
-        (SPREAD, "r", lambda row: f"{milliseconds(row['time']['median'])} ({spread(row)})"),
-        ("peak memory", "r", lambda row: megabytes(row["peak_bytes"].get(row["peer"]))),
-        *map(batch_cell, dict.fromkeys(memory for row in rows for memory in row["largest_batch"])),
-    )
-    batches = " or ".join(dict.fromkeys(" and ".join(map(str, row["memory_batches"])) for row in rows))
-    precision = "bfloat16 autocast" if row["dtype"] == "bfloat16" else row["dtype"]
-    text = (
-        f"{row['batch']} crops of {row['size']}×{row['size']}, {row['classes']} classes, {row['layout']}, {precision}; "
-        "training: forward, both losses, backward; inference: labels at full size. "
-        f"{rounds(rows)} rounds, the variants in turn. Peak memory is what a call takes on top of network, images and "
-        f"labels. The largest batch follows from a line through the peaks at {batches} images, "
-        f"with weights, gradients, SGD's momentum, images and labels counted.\n"
     )
     return region(table(columns, by_peer(rows)), *failures(rows), text + machine_lines(file, rows))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import pictures, render, render_operators, render_runtimes, render_training
+from benchmarks import pictures, render, render_memory, render_operators, render_runtimes, render_training
 from benchmarks.markdown import File, region
 from benchmarks.results import RESULTS, ROOT
 
@@ -64,7 +64,8 @@ TABLES: dict[str, Table] = {
     "network": Table(NETWORK, measured_by("network"), render.network),
     "projects": Table(("projects_cpu", "projects_gpu"), measured_by("projects"), render.projects),
     "floors": Table((*OPERATORS, *NETWORK), measured_by("operators or network"), render.floors),
-    "end_to_end": Table(("end_to_end_cpu", "end_to_end_gpu"), measured_by("end_to_end"), render.end_to_end),
+    "end_to_end": Table(("end_to_end_cpu", "end_to_end_gpu"), measured_by("end_to_end"), render_memory.end_to_end),
+    "recompute": Table(("recompute_cpu", "gpu_*"), "python -m benchmarks.recompute --save", render_memory.recompute),
     "scaling": Table(("scaling_*",), measured_by("scaling"), render.scaling),
     "runtimes": Table(("runtimes_cpu",), measured_by("runtimes"), render_runtimes.runtimes),
     "scales": Table(("scales_cpu", "scales_gpu"), measured_by("scales"), render_runtimes.scales),
@@ -85,7 +86,9 @@ PAGES: dict[Path, tuple[str, ...]] = {
     README: ("training_step", "gpu_network", "cross_entropy"),
     ROOT / "docs" / "accelerate.md": ("accelerate",),
     ROOT / "docs" / "deploy.md": ("runtimes", "scales"),
-    BENCHMARKS: tuple(name for name in TABLES if name != "gpu_network"),  # rows of the table "gpu"
+    ROOT / "docs" / "own_data.md": ("recompute",),
+    # gpu_network are rows of the table "gpu".
+    BENCHMARKS: tuple(name for name in TABLES if name not in ("gpu_network", "recompute")),
 }
 
 

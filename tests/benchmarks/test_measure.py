@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from benchmarks import memory, results
 from benchmarks.case import difference
-from benchmarks.measure import in_new_process, interleaved, measure_rates, on_threads, peak_bytes, timing
+from benchmarks.measure import in_new_process, interleaved, measure_rates, on_threads, peak_bytes, tensor_bytes, timing
 from benchmarks.memory import Batches, Line
 from benchmarks.results import ResultFile
 
@@ -79,6 +80,23 @@ def test_threads_are_restored() -> None:
         assert torch.get_num_threads() == before
 
 
+def layer(features: int) -> Callable[[], object]:
+    """Forward and backward of a square matrix on 10 rows."""
+    weight, x = torch.ones(features, features, requires_grad=True), torch.ones(10, features)
+
+    def step() -> None:
+        (x @ weight).sum().backward()
+        weight.grad = None
+
+    return step
+
+
+def test_tensors_are_counted_without_computing() -> None:
+    """At most there are the result's gradient, which is one number expanded, and the weights'."""
+    assert tensor_bytes(functools.partial(layer, 100)) == pytest.approx(4 * 100 * 100, rel=0.15)
+    assert tensor_bytes(functools.partial(layer, 400)) == pytest.approx(4 * 400 * 400, rel=0.05)
+
+
 # ---- how much fits ---------------------------------------------------------------------------------------------------
 
 
@@ -88,6 +106,7 @@ def test_line_through_two_batches() -> None:
     assert [line.largest(limit) for limit in (1100, 1099, 10)] == [4, 3, 0]
     assert (line.largest(600, least=2), line.largest(599, least=2)) == (2, 0)
     assert Line.through({1: 500, 2: 500}).largest(10**9) is None
+    assert [line.at(batch) for batch in (0, 4)] == [100, 1100]
     with pytest.raises(ValueError, match=r"two batch sizes, not at \[2\]"):
         Line.through({2: 600})
     batches = Batches(at=str, sizes=(2, 4), least=2, weights_bytes=1000, image_bytes=50)

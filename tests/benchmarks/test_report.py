@@ -51,6 +51,33 @@ def test_projects(tmp_path: Path) -> None:
     assert "Failed: psp_head, 1x1, NCHW, all: no memory" in text
 
 
+def test_recompute_beside_a_gpu(tmp_path: Path) -> None:
+    """What an allocator measured is shown of the same network in bfloat16 alone, beside the tensors at its batch."""
+    shares = {"eager": 1.0, "none": 0.5, "selective": 0.25}
+    row = {
+        "case": "a", "machine": 0, "shape": "PSPNet50, 2x3x473x473, 19 classes", "failures": {},
+        "tensor_bytes": {name: 10**9 * share for name, share in shares.items()},
+        "tensor_bytes_at": {name: {"2": 10**9 * share, "4": 3 * 10**9 * share} for name, share in shares.items()},
+        "largest_batch": {"8": {"eager": 9, "none": None, "selective": 0}},
+    }  # fmt: skip
+    gpu = training_step_row() | {"shape": "PSPNet50, 16x3x473x473, 19 classes", "dtype": "bfloat16"}
+    others = {**gpu, "shape": "PSPNet50, 16x3x713x713, 19 classes"}, {**gpu, "dtype": "float32"}
+    write_json(tmp_path / "gpu_x.json", {"machine": MACHINE, "rows": [gpu, *others]})
+    write(tmp_path, "recompute_cpu", row)
+    text = table(tmp_path, "recompute")
+    assert "| `model.checkpoint=selective` | 250 MB | 0.25 | none |" in text
+    measured = (
+        "The allocator of an A CPU, 2 cores measured in a step of 16 images: stock PyTorch, eager 4 GB, tensors 15 GB; "
+        "`model.checkpoint=none` 2 GB, tensors 7.5 GB."
+    )
+    assert text.count("The allocator of") == text.count(measured) == 1
+
+    times = {name: timings(x=1000.0 * share)["x"] for name, share in shares.items()}
+    write(tmp_path, "recompute_cpu", row | {"milliseconds": times, "peak_bytes": row["tensor_bytes"]})
+    line = "| `model.checkpoint=selective` | 250 ms | 0.50 | 250 MB | 0.25 | 250 MB | 0.25 | none |"
+    assert line in table(tmp_path, "recompute")
+
+
 def test_a_failed_peer_has_no_number_but_its_reason(tmp_path: Path) -> None:
     broken = operator_row("psp_head", failures={"compile": "differs from eager by 2.0, allowed 0.01"})
     del broken["milliseconds"]["compile"], broken["peak_bytes"]["compile"]
