@@ -5,6 +5,7 @@ Fused operators take the low-resolution maps, and what nobody reads any more is 
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ class TracedFuse(TracedHeads, TorchFunctionMode):
     def __init__(self, loss: bool = True, conv: bool = True, argmax: bool = True) -> None:
         super().__init__()
         self.loss, self.conv, self.argmax = loss, conv, argmax
+        self.trace = _trace()
         self.records: list[Record] = []
         self.fresh: Any = None  # the result of the last call, where it is new memory that nobody else knows
 
@@ -34,6 +36,9 @@ class TracedFuse(TracedHeads, TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not torch.compiler.is_dynamo_compiling() or self.trace != _trace():
+            # Behind a graph break: what was remembered would have to be computed, although nobody reads it.
+            return func(*args, **kwargs)
         rule = _rule(func)
         before, self.fresh = self.fresh, None
         if rule == "fresh":
@@ -60,13 +65,18 @@ class TracedFuse(TracedHeads, TorchFunctionMode):
         y: Tensor = func(input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
         if mode != "bilinear" or antialias or not input.is_floating_point():
             return y
-        known = self.find(input)
-        if known is not None and input.shape == y.shape and not recompute_scale_factor:
-            self.records.append(Record(y, known.segments, known.kind))
-            return y
         geometry = traced_geometry(input.shape, y.shape, scale_factor, align_corners, recompute_scale_factor)
-        if geometry is not None:
-            self.records.append(Record(y, [Segment(input, geometry, True)], "map"))
+        if geometry is None:
+            return y
+        segments, kind = [Segment(input, geometry, True)], "map"
+        if geometry.low == geometry.full:
+            if y.dtype == input.dtype:
+                y = input.clone()  # Inductor would interpolate, and add up the gradient element by element
+            known = self.find(input)
+            if known is None:
+                return y
+            segments, kind = known.segments, known.kind
+        self.records.append(Record(y, segments, kind))
         return y
 
     def cat(self, func: Callable[..., Any], tensors: Any, dim: int = 0, **keywords: Any) -> Tensor:
@@ -133,13 +143,16 @@ class TracedFuse(TracedHeads, TorchFunctionMode):
 def traced_geometry(
     low: torch.Size, full: torch.Size, scale_factor: Any, align_corners: bool | None, recompute: bool | None
 ) -> Geometry | None:
-    """The geometry of a bilinear ``F.interpolate`` from shape ``low`` to ``full``, where a fused operator knows it."""
+    """The geometry of a bilinear ``F.interpolate`` from shape ``low`` to ``full``, of at least its size.
+
+    None where PyTorch uses a scale factor that is not the ratio of the sizes.
+    """
     factors = pair(scale_factor) or (1.0, 1.0)
     # Unless corners are aligned, PyTorch uses the factor itself: the same where it gives whole sizes.
     scaled = scale_factor is not None and not align_corners
     if scaled and (recompute or full[2:] != (low[2] * factors[0], low[3] * factors[1])):
         return None
-    if full[2] < low[2] or full[3] < low[3] or full[2:] == low[2:]:
+    if full[2] < low[2] or full[3] < low[3]:
         return None
     return Geometry((low[2], low[3]), (full[2], full[3]), bool(align_corners))
 
@@ -158,6 +171,17 @@ _RULES: dict[Any, str] = {
     **dict.fromkeys((torch.max, Tensor.max), "largest"),
     **dict.fromkeys((torch.topk, Tensor.topk), "topk"),
 }
+
+
+_TRACES = itertools.count()
+
+
+@constant_in_graphs
+def _trace() -> int:
+    """A number of the code that is being traced as one; -1 outside of it."""
+    context = torch._guards.TracingContext.try_get()
+    number: int = -1 if context is None else context.__dict__.setdefault("pspnet_fast_trace", next(_TRACES))
+    return number
 
 
 @constant_in_graphs

@@ -13,6 +13,8 @@ from torch import nn
 
 import pspnet_fast
 from pspnet_fast.backend import kernels
+from pspnet_fast.fusion.segments import Geometry
+from pspnet_fast.fusion.traced import TracedFuse, traced_geometry
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +68,8 @@ def test_what_a_1x1_convolution_makes_of_levels_is_added_in_one_call(form):
     compiled = torch.compile(with_loss(model), backend=backend, fullgraph=True)
     torch.testing.assert_close(training_step(model, compiled, x, target), expected)
     assert backend.has("pspnet_fast.upsample_add") == ("cpu" in kernels("upsample_add"))
+    # The map that has the full size already is copied: nothing of an interpolation is left.
+    assert backend.has("upsample_bilinear2d") == (not backend.has("pspnet_fast.upsample_add"))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -186,6 +190,26 @@ def test_compile_options_fuse_a_criterion_made_in_forward(change, fused, dynamic
     assert backend.has("pspnet_fast.upsample_cross_entropy") == fused
 
 
+def test_behind_a_graph_break_the_block_computes_nothing_twice():
+    """Python goes on with the mode that was traced: only the compiler drops what nobody reads."""
+    low, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 8, 8))
+    with TracedFuse() as mode:
+        loss = F.cross_entropy(F.interpolate(low, (8, 8), mode="bilinear"), target)
+    torch.testing.assert_close(loss, F.cross_entropy(F.interpolate(low, (8, 8), mode="bilinear"), target))
+    assert mode.records == []
+
+
+def test_a_graph_break_inside_the_model():
+    model, (x, target) = Mixed(), data()
+    expected = training_step(model, lambda x, t: F.cross_entropy(model(x), t, ignore_index=255), x, target)
+    model.norm.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    backend = Recorder()
+    compiled = torch.compile(with_loss(pspnet_fast.accelerate(model)), backend=backend)
+    torch.testing.assert_close(training_step(model, compiled, x, target), expected)
+    # The block does not outlive the trace, where all maps that it remembers would be results.
+    assert not (backend.has("pspnet_fast.upsample_add") and backend.has("upsample_bilinear2d"))
+
+
 def test_inductor():
     x, target = data()
     model = Mixed()
@@ -228,6 +252,13 @@ def test_changes_between_upsampling_and_loss(what):
     loss = torch.compile(step, backend="aot_eager", fullgraph=what != "hook")(low, target)
     torch.testing.assert_close(loss, step(low, target))
     torch.testing.assert_close(torch.autograd.grad(loss, low)[0], expected)
+
+
+def test_a_factor_that_is_not_the_ratio_of_the_sizes():
+    """PyTorch uses the factor, so that the values move even where the sizes agree."""
+    shape = torch.Size((1, 1, 8, 8))
+    assert traced_geometry(shape, shape, 1.1, False, None) is None
+    assert traced_geometry(shape, shape, 1.0, False, None) == Geometry((8, 8), (8, 8), False)
 
 
 def test_a_compiled_loss_of_an_accelerated_model():
