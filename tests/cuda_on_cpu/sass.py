@@ -6,18 +6,21 @@ of them is used is what keeps a memory system busy, and it stands in the machine
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiling import CUDA
+from compiling import BUILD, CUDA
 
 FUNCTION = re.compile(r"^\s*Function : (\S+)")
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
 BRANCH = re.compile(r"\bBRA\b.*?(0x[0-9a-f]+)")
 WORDS = {"64": 2, "128": 4}  # registers that a load fills, by its suffix
+REGISTERS = 65536  # of a multiprocessor
+SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10}
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,30 @@ class Kernel:
     name: str
     registers: int
     spilled: int  # bytes
-    loops: tuple[Loop, ...]  # that load from global memory
+    shared: int  # bytes, static
+    all_loops: tuple[Loop, ...]  # innermost ones
+
+    @property
+    def loops(self) -> list[Loop]:
+        """Those that load from global memory."""
+        return [loop for loop in self.all_loops if loop.loads]
 
     @property
     def under_way(self) -> int:
         """Of the loop that has most: batches come with loops for what is left over."""
         return max((loop.under_way for loop in self.loops), default=0)
+
+    @property
+    def longest(self) -> int:
+        """Instructions of its longest loop."""
+        return max((loop.instructions for loop in self.all_loops), default=0)
+
+    def warps(self, threads: int, dynamic_shared: int, architecture: str) -> int:
+        """How many a multiprocessor has at once, of at most 64, in blocks of so many threads."""
+        of_block = -(-threads // 32)
+        by_registers = REGISTERS // (-(-self.registers * 32 // 256) * 256) // 4 * 4 // of_block
+        by_memory = SHARED[architecture] // (self.shared + dynamic_shared + 1024)
+        return min(by_registers, by_memory, 32, 64 // of_block) * of_block
 
 
 def missing_tool() -> str | None:
@@ -48,26 +69,38 @@ def missing_tool() -> str | None:
     return f"not found: {', '.join(absent)}" if absent else None
 
 
-def compile_kernels(source: Path, architecture: str, folder: Path) -> list[Kernel]:
+def compile_kernels(source: Path, architecture: str) -> list[Kernel]:
     """The kernels of a .cu file as nvcc compiles them for ``architecture``, such as "sm_90"."""
-    cubin = folder / f"{source.stem}.{architecture}.cubin"
-    options = ["-std=c++17", "-Wno-deprecated-gpu-targets", f"-arch={architecture}", "-cubin", f"-I{CUDA}"]
-    _run("nvcc", *options, str(source), "-o", str(cubin))
+    cubin = _cubin(source, architecture)
     usage = _run("cuobjdump", "-res-usage", str(cubin))
-    spent = re.findall(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+)", usage)
+    spent = re.findall(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
     loops = loops_of(_run("cuobjdump", "-sass", str(cubin)))
     names = _run("c++filt", *(name for name, *_ in spent)).splitlines()
-    return sorted(
-        (
-            Kernel(_short(readable), int(registers), int(stack), loops[name])
-            for readable, (name, registers, stack) in zip(names, spent, strict=True)
-        ),
-        key=lambda kernel: kernel.name,
+    kernels = (
+        Kernel(short_name(readable), int(registers), int(stack), int(shared), loops[name])
+        for readable, (name, registers, stack, shared) in zip(names, spent, strict=True)
     )
+    return sorted(kernels, key=lambda kernel: kernel.name)
+
+
+def _cubin(source: Path, architecture: str) -> Path:
+    """Compiled anew where a file that it is made of has changed."""
+    folder = BUILD / "sass" / architecture
+    folder.mkdir(parents=True, exist_ok=True)
+    cubin = folder / f"{source.parent.name}-{source.stem}.cubin"
+    made_of = cubin.with_suffix(".d")
+    if cubin.exists():
+        inputs = made_of.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+        if all(os.path.exists(path) and os.path.getmtime(path) < cubin.stat().st_mtime for path in inputs):
+            return cubin
+    options = ["-std=c++17", "-Wno-deprecated-gpu-targets", f"-arch={architecture}", "-cubin", f"-I{CUDA}"]
+    new = cubin.with_suffix(f".{os.getpid()}")
+    _run("nvcc", *options, "-MD", "-MF", str(made_of), str(source), "-o", str(new))
+    return new.replace(cubin)
 
 
 def loops_of(sass: str) -> dict[str, tuple[Loop, ...]]:
-    """By function, the innermost loops that load from global memory."""
+    """By function, the innermost loops."""
     functions: dict[str, list[tuple[int, str]]] = {}
     for line in sass.splitlines():
         if found := FUNCTION.match(line):
@@ -85,8 +118,7 @@ def _loops(code: list[tuple[int, str]]) -> list[Loop]:
         if branch and int(branch[1], 16) < address:  # a branch to itself ends a kernel
             spans.append((place[int(branch[1], 16)], i))
     inner = [(a, b) for a, b in spans if not any((c, d) != (a, b) and a <= c and d <= b for c, d in spans)]
-    counted = [_count([text for _, text in code[a : b + 1]]) for a, b in inner]
-    return [loop for loop in counted if loop.loads]
+    return [_count([text for _, text in code[a : b + 1]]) for a, b in inner]
 
 
 def _count(body: list[str]) -> Loop:
@@ -108,10 +140,18 @@ def _count(body: list[str]) -> Loop:
     return Loop(len(body), loads, most)
 
 
-def _short(name: str) -> str:
-    """A kernel's name and template arguments."""
-    name = name.removeprefix("void ").split("(pspnet_fast::cuda::PoolTables")[0].split("::")[-1]
-    return re.sub(r"\(\w+\)|__nv_|\(anonymous namespace\)", "", name)
+SHORTER = {
+    **{"void ": "", "(anonymous namespace)::": "", "pspnet_fast::cuda::": "", "true": "1", "false": "0"},
+    **{"cuda_on_cpu::SmallFloat<cuda_on_cpu::Binary16>": "half", "__half": "half"},
+    **{"cuda_on_cpu::SmallFloat<cuda_on_cpu::Bfloat16>": "bfloat16", "__nv_bfloat16": "bfloat16"},
+}
+
+
+def short_name(function: str) -> str:
+    """A kernel's name and template arguments, from what the host's compiler or nvcc calls it."""
+    for long, short in SHORTER.items():
+        function = function.replace(long, short)
+    return re.sub(r"\(\w+\)(?=-?\d)", "", function).partition("(")[0].replace(" >", ">")
 
 
 def _tool(name: str) -> str | None:
