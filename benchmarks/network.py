@@ -41,8 +41,36 @@ class Setting:
 
 def network(peer: str, setting: Setting) -> nn.Module:
     """The stock network or this package's, with the same weights."""
+    return _network(peer, setting, stock_network(setting))
+
+
+def evaluated_network(peer: str, setting: Setting) -> nn.Module:
+    """:func:`network` in evaluation, whose labels differ from pixel to pixel, so that comparing them shows an error.
+
+    With random weights and no training one class is the largest nearly everywhere. Batch normalisation takes its
+    statistics from random images here, and all classes' logits get mean 0 and deviation 1.
+    """
+    stock = stock_network(setting)
+    images = Place().normal(2, 3, 65, 65)
+    for module in stock.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the average of all batches: of the one that follows
+    with torch.no_grad():
+        stock.train()(images, torch.zeros(2, 65, 65, dtype=torch.int64))
+        deviation, mean = torch.std_mean(stock.eval()(images), dim=(0, 2, 3))
+        classifier = cast(nn.Conv2d, stock.cls[4])
+        classifier.weight.div_(deviation.view(-1, 1, 1, 1))
+        cast(torch.Tensor, classifier.bias).sub_(mean).div_(deviation)
+    return _network(peer, setting, stock).eval()
+
+
+def stock_network(setting: Setting) -> PlainPSPNet:
+    """The stock network with random weights."""
     torch.manual_seed(0)
-    net: nn.Module = PlainPSPNet(layers=setting.layers, classes=setting.classes)
+    return PlainPSPNet(layers=setting.layers, classes=setting.classes)
+
+
+def _network(peer: str, setting: Setting, net: nn.Module) -> nn.Module:
     if is_ours(peer):
         weights = net.state_dict()
         net = pspnet_fast.PSPNet(layers=setting.layers, classes=setting.classes, pretrained=False)
@@ -73,7 +101,7 @@ def build_training(setting: Setting, peer: str, net: nn.Module | None = None) ->
 
 def build_inference(setting: Setting, peer: str) -> Call:
     """The labels of images at their full size."""
-    net = network(peer, setting).eval()
+    net = evaluated_network(peer, setting)
     if peer.startswith(OPTIMIZED):
         net = cast(pspnet_fast.PSPNet, net).optimize_for_inference()
     labels_of = compiled(net.predict if is_ours(peer) else lambda x: net(x).argmax(dim=1), peer)

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 import pspnet_fast
+from benchmarks import network
 from benchmarks.case import Call, Case, Floor, Place, Results
-from benchmarks.network import Setting, build_inference, network, network_flops
+from benchmarks.network import Setting, build_inference, evaluated_network, network_flops
 from benchmarks.peers import COMPILE, EAGER, OPTIMIZED, OPTIMIZED_COMPILED, OURS
 from benchmarks.results import ROOT
 from pspnet_fast.deploy.runtimes import onnxruntime_run, openvino_run
@@ -46,13 +47,14 @@ def graph_file(setting: Setting, graph: str) -> Path:
     """The ONNX file of a graph at the setting's size, exported if there is none of these sources."""
     package = Path(pspnet_fast.__file__).parent
     sources = sorted([*package.glob("deploy/*.py"), *package.glob("ops/*.py"), package / "geometry.py"])
+    sources.append(Path(network.__file__))  # makes the weights
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + torch.__version__.encode()).hexdigest()
     height, width = setting.size
     name = f"{graph}_{setting.layers}_{setting.classes}_{setting.batch}x{height}x{width}_{digest[:12]}.onnx"
     file = ROOT / "build" / "runtimes" / name
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        net = network(EAGER if graph == "stock" else OURS, replace(setting, place=Place())).eval()
+        net = evaluated_network(EAGER if graph == "stock" else OURS, replace(setting, place=Place()))
         part = file.with_suffix(".part.onnx")
         if graph == "reduced":
             pspnet_fast.export_onnx(net, part, setting.size, batch=setting.batch)
@@ -106,7 +108,7 @@ def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
                 build=functools.partial(build, setting),
                 floor=Floor(0, network_flops(setting, "inference"), setting.place.dtype_name),
                 # Random weights leave many pixels undecided in half precision.
-                tolerance=0.2 if dtype == torch.bfloat16 else 1e-3,
+                tolerance=0.3 if dtype == torch.bfloat16 else 1e-3,
                 graph=False,
                 threads=1,
                 processor_time=True,
