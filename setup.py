@@ -17,7 +17,7 @@ BUILD_INFO = "_build_info.json"
 
 
 class CMakeBuild(build_ext):
-    """Hands the extension to CMake. A part that cannot be built is left out and told, it does not stop the install."""
+    """Hands the extension to CMake. A part that cannot be built is left out and reported; the install continues."""
 
     result: BuildResult
 

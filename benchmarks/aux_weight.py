@@ -7,7 +7,7 @@
 The claim (Zhao et al. 2017, sections 3.3 and 5.1.2): an auxiliary loss on layer3, added with λ = 0.4, helps to train
 the deep network. The runs of a seed differ in λ alone: initial weights, crops, their order and dropout are the same, so
 that pairs are compared. Each run is an ordinary training (:func:`pspnet_fast.engine.train`) in a folder of its own; a
-command that was stopped goes on from its last checkpoint, and finished runs are read.
+command that was stopped continues from its last checkpoint, and finished runs are read.
 """
 
 from __future__ import annotations

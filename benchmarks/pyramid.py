@@ -1,6 +1,6 @@
 """Cases of the pyramid: its operators alone, and the head from pooling to the ReLU behind its convolution.
 
-Whoever does not build the concatenation must still give the function of the project that does: the order of its
+Code that does not build the concatenation must still give the function of the project that does: the order of its
 channels, its upsampling, its kernel, and what is normalised.
 """
 
@@ -194,7 +194,7 @@ class FusedHead(StockHead):
 
 
 def head_of(peer: str, channels: int, out_channels: int, project: str) -> nn.Module:
-    """A peer's head; all have the same weights. Also the convolution of x alone, which nobody can leave out."""
+    """A peer's head; all have the same weights. Also the convolution of x alone, which none can leave out."""
     torch.manual_seed(0)
     stock = StockHead(channels, out_channels, ARRANGEMENTS[project])
     if peer == X_ALONE:

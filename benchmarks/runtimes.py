@@ -1,4 +1,4 @@
-"""Inference of PSPNet in other runtimes, on the stock network's graph and on the reduced one, beside PyTorch.
+"""Inference of PSPNet in other runtimes, on the stock network's graph and on the reduced one, compared with PyTorch.
 
 The graphs are kept in build/runtimes while the sources that make them stay the same.
 """

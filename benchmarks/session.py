@@ -58,7 +58,7 @@ class Outcome:
 
     @property
     def unchecked(self) -> bool:
-        """Whether nobody else gave a result to compare ours with (no memory for full-resolution logits?)"""
+        """Whether no peer gave a result to compare ours with (no memory for full-resolution logits?)"""
         return all(is_ours(peer) for peer in self.row.get("difference", {}))
 
     def broken(self, peer: str) -> str | None:

@@ -52,7 +52,7 @@ def build_extension(torch: TorchInfo | None, output: Path, build_root: Path) -> 
             of another.
 
     Raises:
-        BuildError: only where ``PSPNET_FAST_FORCE_CUDA=1`` asked for what cannot be built.
+        BuildError: only where ``PSPNET_FAST_FORCE_CUDA=1`` requires what cannot be built.
     """
     forced = os.environ.get("PSPNET_FAST_FORCE_CUDA") == "1"
     result = BuildResult(torch.version if torch else None)

@@ -68,7 +68,7 @@ version. For CUDA kernels set CUDA_HOME to a toolkit of CUDA ${torch_major}")
     unset(CMAKE_CUDA_COMPILER CACHE)  # the next configuration of this tree looks again, where CUDA_HOME points by then
   endif()
   if(problem AND PSPNET_FAST_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "pspnet_fast: CUDA was asked for, but ${problem}")
+    message(FATAL_ERROR "pspnet_fast: CUDA is required, but ${problem}")
   endif()
   set(${out} "${problem}" PARENT_SCOPE)
 endfunction()

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _full_float32() -> Iterator[None]:
-    """Off is TF32, by which a GPU's convolutions have three correct digits unless told otherwise."""
+    """Off is TF32, by which a GPU's convolutions have three correct digits unless it is switched off."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     yield

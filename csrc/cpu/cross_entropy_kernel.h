@@ -1,4 +1,4 @@
-// Cross-entropy of upsampled logits on raw memory: what csrc/cpu/cross_entropy.cpp asks of the kernels of the active
+// Cross-entropy of upsampled logits on raw memory: what csrc/cpu/cross_entropy.cpp calls in the kernels of the active
 // instruction set. Loss and gradient are one pass; full-resolution logits exist in registers only.
 //
 // A cell is the patch of output pixels between four neighbouring nodes (low-resolution logits). Lanes are neighbouring

@@ -186,7 +186,7 @@ void sum_rows(
     }
   }
 
-  // Loops over constants, so that the sums stay in registers; what differs between calls is asked outside of them.
+  // Loops over constants, so that the sums stay in registers; what differs between calls is decided outside of them.
   const auto grad_weight_of = [&](int j, int k) { return get(tile.grad_weight + tile.pixel_at(row + j, column + k)); };
   const auto each = [&](const auto& use) __attribute__((always_inline)) {
 #pragma GCC unroll 2

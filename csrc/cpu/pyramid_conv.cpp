@@ -42,7 +42,7 @@ void for_outputs(ConvGeometry& geometry, const at::Tensor& map, bool channels_la
 
 int64_t channel_tasks(const ConvShape& shape) { return ceil_div(shape.out_channels, kConvOuts); }
 
-// Brings the levels' terms into y, which is dense.
+// Adds the levels' terms to y, which is dense.
 void add_levels(
     const at::Tensor& y, const at::Tensor& levels, const at::Tensor& dense_weight, const ConvOptions& options,
     const ConvEpilogue& epilogue) {
@@ -157,7 +157,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
   }
   if (mask[2]) {
     grad_weight = at::empty_like(dense(weight));
-    // The weight's values have no part in its own gradient: memory that nobody touches stands for them.
+    // The weight's values have no part in its own gradient: memory that is never read stands for them.
     const at::Tensor of_that_shape =
         at::empty(part.sizes(), part.options().memory_format(grad_weight.suggest_memory_format()));
     grad_weight.narrow(1, options.first_x_channel, x.size(1))

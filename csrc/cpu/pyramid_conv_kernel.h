@@ -1,4 +1,4 @@
-// The pyramid's part of a convolution on raw memory: what csrc/cpu/pyramid_conv.cpp asks of the kernels of the active
+// The pyramid's part of a convolution on raw memory: what csrc/cpu/pyramid_conv.cpp calls in the kernels of the active
 // instruction set. Everything is summed in `Acc`: double for f64, else float.
 //
 //   Q_l[(o, t), (b, i, j)] = Σ_c W_l[o, c, t] · p_l[b, c, i, j]        t = (dy, dx): the taps of the kernel
@@ -106,7 +106,7 @@ PSPNET_FAST_DECLARE_PER_ISA(void conv_level_gradient(
 PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_nchw_scratch(const ConvShape& shape))
 PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_nhwc_scratch(ElementType type, const ConvShape& shape))
 
-// Brings the interpolated Q into y. Tasks are planes b·O in NCHW, rows b·H in channels_last.
+// Adds the interpolated Q to y. Tasks are planes b·O in NCHW, rows b·H in channels_last.
 PSPNET_FAST_DECLARE_PER_ISA(void conv_add_nchw(
     ElementType type, const ConvShape& shape, const void* q, void* y, ConvEpilogue epilogue, void* scratch,
     int64_t begin, int64_t end))

@@ -44,7 +44,7 @@ void add_nchw(
 
     T* target = y + b * s.image_stride + o * s.height * s.width;
     for (int64_t h = 0; h < s.height; ++h, target += s.width) {
-      bring<0>(target, sums + h * s.width_pitch, s.width, epilogue, o);
+      apply_epilogue<0>(target, sums + h * s.width_pitch, s.width, epilogue, o);
     }
   }
 }

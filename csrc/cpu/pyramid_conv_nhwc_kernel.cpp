@@ -51,7 +51,7 @@ void add_nhwc(
 
       T* pixel = y + b * s.image_stride + h * s.width * s.pixel_stride + out;
       for (int64_t w = 0; w < s.width; ++w, pixel += s.pixel_stride) {
-        bring<1>(pixel, sums + w * block, outs, epilogue, out);
+        apply_epilogue<1>(pixel, sums + w * block, outs, epilogue, out);
       }
     }
   }

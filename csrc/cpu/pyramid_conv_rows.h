@@ -73,7 +73,7 @@ inline void for_each_run(const ConvShape& s, int64_t b, Body body) {
 
 // y[i] from y[i] and sum[i], for channels of their own factors (kFactors = 1) or one channel (0).
 template <int64_t kFactors, typename T, typename Acc>
-inline void bring(
+inline void apply_epilogue(
     T* __restrict__ y, const Acc* __restrict__ sum, int64_t n, const ConvEpilogue& epilogue, int64_t channel) {
   if (epilogue.write == ConvWrite::add) {
     for (int64_t i = 0; i < n; ++i) store(y + i, load(y[i]) + sum[i]);

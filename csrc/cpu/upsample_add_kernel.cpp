@@ -111,7 +111,7 @@ void backward(const UpsampleShape& s, const T* grad, T* grad_levels, Acc* scratc
 
 }  // namespace
 
-// As much as a processor's second-level cache holds beside the two lines.
+// As much as a processor's second-level cache holds besides the two lines.
 int64_t upsample_add_rows(const UpsampleShape& s) {
   const int64_t rows = 65536 / s.line();
   return rows < 4 ? 4 : rows < s.height ? rows : s.height;

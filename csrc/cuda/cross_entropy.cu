@@ -80,7 +80,7 @@ __device__ __forceinline__ void score_row_by_best_path(Memory& memory, const Cro
 //   registers on sm_90      96    96   118   128   168       132
 //   warps                   20    19    16    16    12        12
 //
-// A lane holds 8 · columns sums, or weights in their place, and some 60 registers beside; nothing spills on sm_90
+// A lane holds 8 · columns sums, or weights in their place, and some 60 registers besides; nothing spills on sm_90
 // (ptxas -v). Rows go in pairs, whose chains of multiply-adds do not depend on each other. On an H100 16 warps at 8
 // columns and 150 classes keep half of the issue slots busy; loads of logits are what they wait for most (ncu).
 template <typename Real, int K>

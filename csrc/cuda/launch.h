@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#ifndef PSPNET_FAST_LAUNCH  // where there is no GPU, tests/cuda_on_cpu's cuda_runtime.h brings its own
+#ifndef PSPNET_FAST_LAUNCH  // where there is no GPU, tests/cuda_on_cpu's cuda_runtime.h has its own
 #define PSPNET_FAST_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
 

@@ -61,7 +61,7 @@ __device__ __forceinline__ void sum_rows(
       const Acc<T> weight = rows.weight<Acc<T>>(h, node);
 #pragma unroll
       for (int p = 0; p < kPlanes; ++p) {
-        // Behind the last plane, that one again: it comes from L1, and nobody asks for the sum.
+        // Behind the last plane, that one again: it comes from L1, and the sum is not used.
         const auto pack = *reinterpret_cast<const Pack<T, VEC>*>(row + min(p, work.planes - 1) * work.pixels);
 #pragma unroll
         for (int j = 0; j < VEC; ++j) sums[p].v[j] += weight * load(pack.v[j]);

@@ -78,7 +78,7 @@ at::Tensor pyramid_conv_norm_relu_cuda(
 
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-// By x, levels and weight, those that `mask` asks for; the others are empty.
+// By x, levels and weight, those that `mask` selects; the others are empty.
 Gradients pyramid_conv_backward_cuda(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& levels, const at::Tensor& weight,
     at::IntArrayRef sizes, bool align_corners, bool x_first, std::array<bool, 3> mask) {

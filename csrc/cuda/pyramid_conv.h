@@ -1,4 +1,4 @@
-// Launchers of the pyramid's convolution beside its products, which cuBLAS takes. Free of torch; they enqueue on `stream`
+// Launchers of the pyramid's convolution, apart from its products, which cuBLAS takes. Free of torch; they enqueue on `stream`
 // and never synchronise. The maths is in pspnet_fast/ops/_pyramid_conv.py.
 #pragma once
 

@@ -22,7 +22,7 @@ struct GatherShared {
     const int64_t terms = int64_t{t.terms} * kRunChannels * static_cast<int64_t>(sizeof(Real));
     return terms_begin(t) == 0 && staged > terms ? staged : terms_begin(t) + terms;
   }
-  // Terms come by as many as a warp's lanes own; what the last ones make of rows that nobody wrote is dropped.
+  // Terms come by as many as a warp's lanes own; what the last ones make of rows that were not written is dropped.
   __host__ __device__ static int padded_terms(const ConvTables& t) {
     const int at_once = 4 * (t.terms <= 4 * kFewLaneTerms ? kFewLaneTerms : kMostLaneTerms);
     return (t.terms + at_once - 1) / at_once * at_once;

@@ -128,7 +128,7 @@ ConvGrid cut_image(const ConvTables& t, int64_t most_bytes, int64_t position_byt
   grid.row_runs = (t.height + grid.run_rows - 1) / grid.run_rows;
   grid.blocks = before * grid.row_runs;
 
-  // The positions in shared memory if half of the warps fit beside them.
+  // The positions in shared memory if half of the warps fit as well.
   for (const bool staged : {true, false}) {
     for (int warps = kMostWarps; warps >= (staged ? kMostWarps / 2 : 1); --warps) {
       const int64_t bytes = bytes_of(warps) + (staged ? position_bytes : 0);

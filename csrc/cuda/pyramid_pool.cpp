@@ -25,7 +25,7 @@ at::Tensor pool_by_levels(const at::Tensor& x, at::IntArrayRef bins) {
 at::Tensor pool_by_levels_backward(
     const at::Tensor& grad, int64_t height, int64_t width, at::IntArrayRef bins, bool channels_last) {
   const at::Tensor sums = grad.to(accumulator_type(grad));
-  const at::Tensor like = empty_map(sums, height, width, channels_last);  // its shape and layout are what is asked for
+  const at::Tensor like = empty_map(sums, height, width, channels_last);  // its shape and layout are the result's
   at::Tensor total = at::zeros_like(like);
   int64_t first = 0;
   for (int64_t k : bins) {

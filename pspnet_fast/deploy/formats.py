@@ -39,7 +39,7 @@ def export_onnx(
     tolerance: float = TOLERANCE,
     **options: Any,
 ) -> list[Comparison]:
-    """Write an ONNX file of a segmentation model, after running it in ONNX Runtime beside the model.
+    """Write an ONNX file of a segmentation model, after running it in ONNX Runtime and comparing it with the model.
 
     The graph is the reduced one: standard operators, batch normalisation folded into convolutions, and the
     concatenation of a pyramid never built. The input is called ``image``, the output ``labels`` or ``logits``; class

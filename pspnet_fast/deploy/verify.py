@@ -1,4 +1,4 @@
-"""An exported file is run beside its model before it is kept."""
+"""An exported file is compared with its model before it is kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = ((65, 97), (130, 190), (129, 193))  # of files for any size; not those t
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of a file beside its model's on random images of one size.
+    """The results of a file compared with its model's on random images of one size.
 
     Attributes:
         size: (height, width) of the images.

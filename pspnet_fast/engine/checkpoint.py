@@ -27,7 +27,7 @@ def save(state: Mapping[str, Any], path: str | Path, *, keep: int = 0) -> None:
     The old content is kept until the new file is complete and its checksums are verified.
 
     Args:
-        keep: so many of the states that were saved stay beside ``path``, the latest, as ``step-N.pt``.
+        keep: so many of the states that were saved stay next to ``path``, the latest, as ``step-N.pt``.
 
     Raises:
         DivergedError: a tensor holds infinity or not-a-number.

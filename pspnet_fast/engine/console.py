@@ -128,7 +128,7 @@ def load_for_inference(
         problem = "this CPU has neither AMX nor AVX512-BF16, so that run.amp=bf16 is slower than none"
         if any(parse_override(change)[0] == "run.amp" for change in changes):
             raise ConfigError(f"{problem}; leave --amp out, or say --amp none")
-        warn(f"{problem}, which --amp none asks for")
+        warn(f"{problem}, which --amp none requests")
     return trained, options
 
 

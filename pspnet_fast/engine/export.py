@@ -30,7 +30,7 @@ def export(
     checkpoint: Checkpoint,
     to: Annotated[Format, typer.Option(help="The format.")] = Format.ONNX,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file; beside the checkpoint by default.", show_default=False)
+        Path | None, typer.Option("--out", "-o", help="The file; default: next to the checkpoint.", show_default=False)
     ] = None,
     size: Annotated[str | None, typer.Option(help="HxW of the images, as in 512x1024; any size by default.")] = None,
     batch: Annotated[int | None, typer.Option(help="Number of images; any by default.", min=1)] = None,
@@ -44,7 +44,7 @@ def export(
     ] = False,
     config: Foreign = None,
 ) -> None:
-    """Write ONNX, OpenVINO or torch.export files, after running them beside the network."""
+    """Write ONNX, OpenVINO or torch.export files, after comparing them with the network."""
     trained, changed = load_for_inference(checkpoint, config, [])
     if trained is None:
         trained = load_trained(checkpoint, config=changed, info=dataset_info(changed.data))
@@ -68,7 +68,7 @@ def export(
     except (ExportError, ImportError) as error:
         raise InferenceError(str(error)) from error
     for comparison in comparisons:
-        say(f"beside the network: {comparison}")
+        say(f"compared with the network: {comparison}")
     for place, content in zip(paths, files, strict=True):
         folder.write(place, content)
     say(f"{', '.join(map(str, paths))}: {'labels' if options.labels else 'logits'} of {options.describe()}")

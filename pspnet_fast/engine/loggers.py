@@ -34,7 +34,7 @@ def open_logger(name: str, folder: Path, config: Mapping[str, Any], step: int) -
     Args:
         folder: of the run; its name is the run's.
         config: recorded with the run.
-        step: from which a resumed run goes on.
+        step: from which a resumed run continues.
 
     Raises:
         ConfigError: its library is not installed.

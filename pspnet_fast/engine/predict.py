@@ -35,7 +35,7 @@ class Written:
     colors: Path  # paletted PNG of the same indices
     overlay: Path
     probabilities: Path | None = None  # npz: float16 [C, H, W] of each class, and the names of the classes
-    ids: Path | None = None  # PNG of the data set's own values, as its benchmark's server wants them
+    ids: Path | None = None  # PNG of the data set's own values, as its benchmark's server requires them
 
 
 class IncompleteError(InferenceError):

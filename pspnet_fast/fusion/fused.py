@@ -1,7 +1,7 @@
 """A fused operator in the place of a stock one: the same node of the graph, computed from low-resolution maps.
 
 The node's input is the full-resolution map, as in the stock graph. Its gradient is deferred: it has the low-resolution
-gradients for the upsampling before the node, and whoever reads the gradient itself (a hook, ``retain_grad``,
+gradients for the upsampling before the node, and code that reads the gradient itself (a hook, ``retain_grad``,
 ``torch.autograd.grad``) gets the stock operator's. A second derivative is taken of the stock operator.
 """
 

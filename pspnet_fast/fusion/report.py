@@ -42,7 +42,7 @@ class Entry:
 class FusionReport:
     """The events of a model, or of a ``fuse()`` block: iterate over it, print it, or take :meth:`as_dicts`.
 
-    ``model.fusion_report()`` returns the model's own, which goes on counting; ``clear()`` starts it afresh.
+    ``model.fusion_report()`` returns the model's own, which continues to count; ``clear()`` starts it afresh.
     """
 
     def __init__(self, options: Any = None) -> None:

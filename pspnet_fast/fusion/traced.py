@@ -1,6 +1,6 @@
 """The mode under ``torch.compile``: nothing is deferred, but it is remembered which tensor was upsampled from which.
 
-Fused operators take the low-resolution maps, and what nobody reads any more is dead code that the compiler drops.
+Fused operators take the low-resolution maps, and what is not read any more is dead code that the compiler drops.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TracedFuse(TracedHeads, TorchFunctionMode):
         self.loss, self.conv, self.argmax = loss, conv, argmax
         self.trace = _trace()
         self.records: list[Record] = []
-        self.fresh: Any = None  # the result of the last call, where it is new memory that nobody else knows
+        self.fresh: Any = None  # the result of the last call, where it is new memory without another reference
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

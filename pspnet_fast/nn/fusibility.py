@@ -1,6 +1,6 @@
 """When modules may be fused: only where the result is the same and every hook still runs.
 
-A fused operator runs several modules in one step, without calling them. Whoever replaced one of those modules, hooked
+A fused operator runs several modules in one step, without calling them. Code that replaced one of those modules, hooked
 it or parametrised it must get it called, so those cases run unfused: every module is called.
 """
 

@@ -1,4 +1,4 @@
-"""Labels out of range that kernels on a GPU have met: they cannot raise, and nobody waits for them."""
+"""Labels out of range that kernels on a GPU have met: they cannot raise, and the host does not wait for them."""
 
 from __future__ import annotations
 

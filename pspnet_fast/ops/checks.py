@@ -140,7 +140,7 @@ def check_norm(name: str, norm: NormStatistics, weight: Tensor) -> None:
 
 
 def differentiable(*tensors: Tensor | None) -> bool:
-    """Whether an operator must be made of what is differentiable: autograd wants a gradient for any of the tensors.
+    """Whether an operator must be made of what is differentiable: autograd needs a gradient for any of the tensors.
 
     So it must be under torch.jit.trace, which compares a trace with gradients with one without.
     """

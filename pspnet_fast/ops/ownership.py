@@ -1,4 +1,4 @@
-"""Whether a gradient that autograd hands to a backward is nobody else's, so that the backward may write into it."""
+"""Whether a gradient that autograd hands to a backward has no other owner, so that the backward may write into it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def holders(grad: Tensor) -> tuple[int, int, int]:
 def holders_of_owned() -> tuple[int, int, int]:
     """What :func:`holders` counts where ``backward`` alone holds its parameter.
 
-    It depends on the versions of Python and of torch, so it is counted in a graph where nobody else can hold one.
+    It depends on the versions of Python and of torch, so it is counted in a graph where no other code can hold one.
     """
     # Code that Dynamo compiles has other references, and a caller may be run by it.
     dynamo = sys.modules.get("torch._dynamo")

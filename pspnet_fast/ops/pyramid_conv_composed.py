@@ -134,7 +134,7 @@ def backward(
     x_first: bool,
     mask: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    """``pyramid_conv_backward`` as an operator: the gradients by x, levels and weight that ``mask`` asks for.
+    """``pyramid_conv_backward`` as an operator: the gradients by x, levels and weight that ``mask`` selects.
 
     The others are empty tensors.
     """

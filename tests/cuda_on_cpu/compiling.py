@@ -78,7 +78,7 @@ def missing_tool() -> str | None:
 
 
 def build(targets: Sequence[Target]) -> None:
-    """Brings targets up to date; raises RuntimeError with the compiler's words where it cannot."""
+    """Updates the targets; raises RuntimeError with the compiler's words where it cannot."""
     BUILD.mkdir(parents=True, exist_ok=True)
     # Test processes that run side by side build the same objects.
     with open(BUILD / "lock", "w") as lock:
@@ -123,7 +123,7 @@ def _ninja_file(targets: Sequence[Target]) -> str:
 def preloaded() -> dict[str, str]:
     """Environment of a process that loads a checked library: the sanitizer must be the first thing in it.
 
-    libstdc++ comes with it: the interpreter does not link it, and the sanitizer wants to stand before its throw.
+    libstdc++ comes with it: the interpreter does not link it, and the sanitizer must come before its throw.
     """
     libraries = []
     for name in ("libasan.so", "libstdc++.so"):

@@ -66,7 +66,7 @@ class Operators:
                 try:
                     again = self._run(operator, order, arguments)
                 except IndexError:
-                    # A label out of range is told by the call after. It was to be the caller's: make it due again.
+                    # A label out of range is reported by the call after. It was to be the caller's: make it due again.
                     return self._run(operator, self.orders[0], arguments)[0]
                 assert_same_bits((results, written), again, f"{name} depends on the order of threads")
             with torch.no_grad():

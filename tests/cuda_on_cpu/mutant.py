@@ -15,7 +15,7 @@ ORDER = r"depends on the order of threads"
 UNWRITTEN = r"nan instead of"
 WRONG = r"relative error .* allowed"
 SPREAD = r"Tensor-likes are not"
-ASTRAY = r"AddressSanitizer|runtime error"  # an index that nobody has written
+ASTRAY = r"AddressSanitizer|runtime error"  # an index that was not written
 BEYOND = r"AddressSanitizer: (heap-buffer-overflow|use-after-poison)"
 
 

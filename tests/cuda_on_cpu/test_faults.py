@@ -22,8 +22,8 @@ REPORT = {
     r"but thread \(0, 0, 0\) waits at __syncthreads \(faults.cu:\d+\)",
     "early_exit": r"thread \(50, 0, 0\): barrier divergence: it exits, "
     r"but thread \(0, 0, 0\) waits at __syncthreads \(faults.cu:\d+\)",
-    "barrier_and_shuffle": r"block \(0, 0, 0\): divergence, nobody can go on: 16 threads from \(0, 0, 0\) wait at "
-    r"__shfl_xor_sync with mask 0xffffffff \(faults.cu:\d+\); 48 threads from \(16, 0, 0\) wait at __syncthreads",
+    "barrier_and_shuffle": r"block \(0, 0, 0\): divergence, no thread can continue: 16 threads from \(0, 0, 0\) wait "
+    r"at __shfl_xor_sync with mask 0xffffffff \(faults.cu:\d+\); 48 threads from \(16, 0, 0\) wait at __syncthreads",
     "exited_lane": r"__shfl_xor_sync \(faults.cu:\d+\) of thread \(0, 0, 0\) reads lane 16, which is not active",
     "absent_lane": r"thread \(39, 0, 0\) reads lane 8, which is not active",
     "lane_outside_mask": r"reads lane 20, which is not in its mask 0x0000ffff",

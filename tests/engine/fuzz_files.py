@@ -132,7 +132,7 @@ def main() -> None:
                 found = use()
             except BaseException as error:
                 raise AssertionError(what) from error
-            assert found in (None, expected[kind]), f"{what}: a change that nobody reports"
+            assert found in (None, expected[kind]), f"{what}: a change that is not reported"
             counts[f"{kind}: {'reported' if found is None else 'no effect'}"] += 1
             path.write_bytes(good)
         assert {kind: use() for kind, (_, use) in targets.items()} == expected

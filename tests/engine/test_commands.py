@@ -49,7 +49,7 @@ def test_evaluate_options(run: Path, tmp_path: Path) -> None:
 
 
 def test_bfloat16_on_a_cpu_without_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for, it is an error; taken from the training, a warning."""
+    """Requested, it is an error; taken from the training, a warning."""
     monkeypatch.setattr(console, "cpu_multiplies_bfloat16", lambda: False)
     words = "neither AMX nor AVX512-BF16"
     assert words in refused("evaluate", run / "best.pt", "--device", "cpu", "--amp", "bf16")

@@ -65,7 +65,7 @@ def test_two_processes_equal_one_and_go_on_until_a_signal(make_config: MakeConfi
     _, errors = process.communicate(timeout=120)
     assert errors.count("SIGTERM: stopping after this step") == 1
     assert f"saved step {saved_step(tmp_path / 'two')} in" in errors
-    with claimed(tmp_path / "two", resume=True):  # nobody holds the folder any more
+    with claimed(tmp_path / "two", resume=True):  # no process holds the folder any more
         pass
 
 

@@ -1,4 +1,4 @@
-"""What predict writes beside labels and colours: legends, probabilities, and a benchmark server's ids."""
+"""What predict writes besides labels and colours: legends, probabilities, and a benchmark server's ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever reads a deferred tensor gets the stock value, and the stock exception."""
+"""Code that reads a deferred tensor gets the stock value, and the stock exception."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Maps and virtual logits of more than 2**31 elements, where a 32-bit offset would go astray.
 
-Each test takes most of a GPU's memory, so that no other process may use the GPU beside them.
+Each test takes most of a GPU's memory, so that no other process may use the GPU meanwhile.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def add_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AddProgram:
 
 @pytest.fixture
 def cmake(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The real CMake, with Ninja and pybind11; pip's lie beside the interpreter, which need not be on the PATH."""
+    """The real CMake, with Ninja and pybind11; pip's lie next to the interpreter, which need not be on the PATH."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for tool in ("cmake", "ninja"):
         if shutil.which(tool) is None:

@@ -1,4 +1,4 @@
-"""buildtools.cmake: whatever fails, the install goes on with a reason; only PSPNET_FAST_FORCE_CUDA=1 makes it stop.
+"""buildtools.cmake: whatever fails, the install continues with a reason; only PSPNET_FAST_FORCE_CUDA=1 makes it stop.
 
 CMake is a script here that answers as it would.
 """
@@ -126,9 +126,9 @@ def test_forced_cuda_does_not_fall_back(
     log: Path, tmp_path: Path, add_program: AddProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PSPNET_FAST_FORCE_CUDA", "1")
-    refuses = 'case "$*" in *CUDA=ON*) echo "CMake Error: CUDA was asked for, but no nvcc was found"; exit 1;; esac'
+    refuses = 'case "$*" in *CUDA=ON*) echo "CMake Error: CUDA is required, but no nvcc was found"; exit 1;; esac'
     add_program("cmake", refuses + FAKE_CMAKE)
-    with pytest.raises(BuildError, match="CUDA was asked for, but no nvcc was found"):
+    with pytest.raises(BuildError, match="CUDA is required, but no nvcc was found"):
         build(tmp_path)
 
 

@@ -49,7 +49,7 @@ def test_nvcc_of_another_major_where_cuda_is_a_must(
     add_program("nvcc", NVCC_12_4)
     done = configure(cmake, tmp_path / "tree", "ON")
     assert done.returncode != 0
-    assert "CUDA was asked for, but" in done.stderr
+    assert "CUDA is required, but" in done.stderr
     assert "release 12.4" in done.stderr
 
 

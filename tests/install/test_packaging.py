@@ -67,7 +67,7 @@ def test_an_old_setuptools_is_named_with_the_remedy(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked source distribution, made from a copy: setuptools writes beside the sources."""
+    """The unpacked source distribution, made from a copy: setuptools writes next to the sources."""
     pytest.importorskip("build", reason="python -m build is not installed")
     work = tmp_path_factory.mktemp("sdist")
     unwanted = shutil.ignore_patterns(".*", "build", "dist", "demo", "runs", "*.egg-info", "__pycache__")
@@ -148,7 +148,7 @@ def test_installation_has_what_the_package_reads(sdist: Path, tmp_path: Path) ->
 
 
 def test_sdist_configures(sdist: Path, cmake: str, tmp_path: Path) -> None:
-    """CMake wants every source and header that it was told of to exist."""
+    """CMake wants every source and header that it lists to exist."""
     command = [cmake, "-S", str(sdist), "-B", str(tmp_path), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
     done = subprocess.run([*command, "-DPSPNET_FAST_CUDA=OFF"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -185,7 +185,7 @@ def test_bfloat16_model_in_evaluation() -> None:
 
 
 def test_frozen_backbone() -> None:
-    """Parameters that need no gradient get none, and the input's is not asked for."""
+    """Parameters that need no gradient get none, and the input's is not computed."""
     fast, plain = make_pair()
     x, y = make_batch()
     for net in (fast, plain):

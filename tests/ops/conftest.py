@@ -2,7 +2,7 @@
 
 A test that asks for ``backend`` runs once for each implementation of its module's ``OPERATOR`` that can run here: the
 definition, every back end that has a kernel for it (test ids ``reference``, ``cpu``, ``triton``, ``cuda``), and where
-none has, the composition of PyTorch operators. What is missing, and why, is told by test_backend.py's
+none has, the composition of PyTorch operators. What is missing, and why, is reported by test_backend.py's
 test_backend_is_present, which fails for what the environment variable ``PSPNET_FAST_EXPECT_BACKENDS`` (``cpu,triton``,
 say) names. Triton's kernels run on the CPU if triton is imported with TRITON_INTERPRET=1, so they take a run of their
 own:

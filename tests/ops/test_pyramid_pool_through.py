@@ -42,7 +42,7 @@ SHAPES = [
 
 
 def adding(backend: Backend) -> Any:
-    """The operator that adds; beside the definition, which has none, the composition of PyTorch operators."""
+    """The operator that adds; besides the definition, which has none, the composition of PyTorch operators."""
     if backend.name == "reference":
         return _compose_backward_add
     return overload(backend.operator("pyramid_pool_backward_add"))
@@ -162,7 +162,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("layout", DENSE)
 def test_backward_makes_no_other_map(backend: Backend, layout: str) -> None:
-    """It is one call of the operator that adds: nothing is spread, copied or summed beside it."""
+    """It is one call of the operator that adds: nothing is spread, copied or summed besides."""
     if backend.name == "reference":
         pytest.skip("the definition's gradients are summed by autograd")
     name = adding(backend).name().replace("::", ".")

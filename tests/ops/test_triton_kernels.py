@@ -49,7 +49,7 @@ KERNELS = {
     "upsample_argmax": ("upsample_argmax_kernel",),
     "upsample_softmax_add": ("upsample_softmax_add_kernel",),
 }
-# Compile-time arguments: the tiles, and a training step's options; then everything that a kernel can be asked for.
+# Compile-time arguments: the tiles, and a training step's options; then everything that a kernel can compute.
 TILES = {
     "ROWS": 8, "COLUMNS": 32, "INTERVALS": 16, "CELLS": 32, "BINS": 32, "PIXELS": 32,
     "CHANNELS": 32, "ATOMS": 16, "CLASSES": 8, "SIDE": 16,

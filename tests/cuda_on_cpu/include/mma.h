@@ -35,7 +35,7 @@ namespace cuda_on_cpu {
 
 using Matrix = std::array<float, 256>;  // row-major
 
-// What a lane brings to a meeting.
+// What a lane holds at a meeting.
 template <typename... Fragments>
 struct Brought {
   const void* address;
@@ -43,7 +43,7 @@ struct Brought {
   std::tuple<Fragments*...> fragments;
 };
 
-// `work(lanes)` runs once, when all 32 lanes have come with what they bring; nobody goes on before it is done.
+// `work(lanes)` runs once, when all 32 lanes have come with what they hold; nobody goes on before it is done.
 template <typename B, typename Work>
 void with_whole_warp(const char* call, B& own, Where where, Work work) {
   const unsigned lane = block.current->lane(), base = block.current->number - lane;

@@ -63,7 +63,7 @@ class Turns {
 
 // ---- A block --------------------------------------------------------------------------------------------------------
 
-// Nobody can go on. Says who waits where.
+// No thread can continue. Says which ones wait where.
 inline std::string describe_deadlock() {
   std::map<std::string, std::pair<unsigned, uint3>> waits;  // what for -> how many threads, the first of them
   for (unsigned i = 0; i < block.size; ++i) {
@@ -72,7 +72,7 @@ inline std::string describe_deadlock() {
     const std::string mask = t.state == Thread::at_warp ? " with mask " + describe_mask(t.mask) : "";
     ++waits.try_emplace(t.call + mask + " (" + describe(t.where) + ")", 0u, t.index).first->second.first;
   }
-  std::string text = describe_block() + ": divergence, nobody can go on:";
+  std::string text = describe_block() + ": divergence, no thread can continue:";
   for (const auto& [what, who] : waits) {
     text += " " + std::to_string(who.first) + " threads from " + describe(who.second) + " wait at " + what + ";";
   }
@@ -138,7 +138,7 @@ inline void check_limits(
   const size_t limit = dynamic_shared_limit(kernel);
   if (shared_bytes > limit) {
     reject(std::to_string(shared_bytes) + " bytes of dynamic shared memory, but " + std::to_string(limit) +
-           " are allowed; more, up to 232448, wants cudaFuncSetAttribute");
+           " are allowed; more, up to 232448, needs cudaFuncSetAttribute");
   }
 }
 

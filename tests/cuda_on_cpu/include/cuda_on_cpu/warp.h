@@ -1,7 +1,7 @@
 // What the lanes of a warp do together: __syncwarp, shuffles, votes.
 //
-// All are one thing, a meeting: every lane of the mask that has not exited comes with a value and the lane it wants to
-// read; when the last one has come, each is given what it asked for. The same call must come from all of them.
+// All are one thing, a meeting: every lane of the mask that has not exited comes with a value and the lane it is to
+// read; when the last one has come, each is given what it requested. The same call must come from all of them.
 #pragma once
 
 #include <cstring>
