@@ -34,7 +34,7 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_onnx_of_decoded_pictures(best: Path) -> None:
     file = best.with_suffix(".onnx")
-    text = call("export", best, "--size", "65x81", "--batch", 1, "--normalize").output
+    text = call("export", best, "--size", "65x81", "--batch", 1, "--normalize")
     assert "1 x 65x81: difference" in text
     assert str(file) in text
     found = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
@@ -44,7 +44,7 @@ def test_onnx_of_decoded_pictures(best: Path) -> None:
 
     file.write_bytes(file.read_bytes() + b"edited")
     before = file.read_bytes()
-    text = call("export", best, "--size", "65x81", code=2).output
+    text = call("export", best, "--size", "65x81", code=2)
     assert "exists and was not written by export, or was changed since" in text
     assert file.read_bytes() == before
     call("export", best, "--size", "33x41", "--batch", 1, "--logits", "--overwrite")
@@ -68,8 +68,8 @@ def test_other_formats(best: Path, tmp_path: Path, to: str) -> None:
 
 
 def test_errors_name_the_remedy(best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "as in --size 512x1024" in call("export", best, "--size", "512", code=2).output
-    assert "would replace the input" in call("export", best, "--out", best, "--overwrite", code=2).output
+    assert "as in --size 512x1024" in call("export", best, "--size", "512", code=2)
+    assert "would replace the input" in call("export", best, "--out", best, "--overwrite", code=2)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    assert "pip install 'pspnet-fast[export]'" in call("export", best, "--out", tmp_path / "a.onnx", code=2).output
+    assert "pip install 'pspnet-fast[export]'" in call("export", best, "--out", tmp_path / "a.onnx", code=2)
     assert not (tmp_path / "a.onnx").exists()
