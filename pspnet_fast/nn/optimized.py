@@ -30,16 +30,10 @@ class _PackedHead(nn.Module):
     def __init__(self, conv: nn.Conv2d, norm: NormStatistics, channels: int) -> None:
         super().__init__()
         weight, bias = fold_norm(conv.weight, conv.bias, norm)
-        padding = [k // 2 for k in conv.kernel_size]
+        size: tuple[int, int] = conv.kernel_size  # type: ignore[assignment]
+        padding = size[0] // 2, size[1] // 2
         # On no device: initial values would be drawn from the generator that a training under way draws from.
-        over_map = nn.Conv2d(
-            channels,
-            conv.out_channels,
-            conv.kernel_size,
-            padding=padding,
-            bias=False,
-            device="meta",  # type: ignore[arg-type]
-        )
+        over_map = nn.Conv2d(channels, conv.out_channels, size, padding=padding, bias=False, device="meta")
         over_map.weight = nn.Parameter(weight[:, :channels].contiguous(), requires_grad=False)
         self.over_map = FusedConv2d(over_map, None, relu=True, in_place=True)
         # Two channels, as the layout of one is ambiguous.
