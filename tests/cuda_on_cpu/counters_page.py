@@ -20,7 +20,7 @@ EXCEPTIONS = {
     "pyramid_conv_backward": "every run of rows writes sums of its own",
     "pyramid_levels": "atoms go through memory in float32",
     "upsample_add": "every block reads the levels",
-    "upsample_add_backward": "the gradient is read once for each level",
+    "upsample_add_backward": "the gradient is read for each level, and more than once in channels_last",
     "upsample_argmax": "tiles read the logits of their borders twice",
     "upsample_cross_entropy": "tiles read the logits of their borders twice",
     "upsample_softmax_add": "a row of pixels reads both rows of logits round it",
