@@ -19,24 +19,14 @@ CUDA = ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "cuda_on_cpu"
 
 COMPILER = os.environ.get("CXX", "g++")
-# Multiply-adds are fused as nvcc fuses them, where the processor can: GCC does that with these three alone.
-HAS_FMA = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-FUSED = ["-mfma", "-ffp-contract=fast", "-fexpensive-optimizations"] if HAS_FMA else []
 # How soon a kernel is compiled matters as much as how fast it runs: most of the time goes there.
 VARIANTS = {
-    "plain": ["-O1", *FUSED],
+    "plain": ["-O1"],
     "checked": [
         *("-Og", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"),
         *("-fsanitize=address,undefined", "-fno-sanitize=null,vptr"),  # a null pointer stops it anyway
     ],
-    # Hooks for counting.cpp, and vectors moved as one, as nvcc moves them.
-    "counted": [
-        *("-O1", "-g1", "-finline-small-functions", "-fno-tree-sra", "-fno-ipa-sra"),
-        *("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-fsanitize-coverage=trace-pc"),
-    ],
 }
-# What is not a kernel, and the linker, have no part in counting.
-OF_HOST = {"counted": "plain"}
 # -iquote: a changed copy of a kernel finds its headers where the original does. Its own folder comes first.
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", f"-iquote{CUDA}", f"-I{HERE / 'include'}"]
 LINK = [f"-Wl,-T,{HERE / 'shared_memory.ld'}"]
@@ -75,7 +65,6 @@ class Target:
 def operators(variant: str, name: str = "operators", changed: Path | None = None) -> Target:
     """All of csrc/cuda as a library for torch.ops.load_library, with ``changed`` instead of the file of its name."""
     sources = [*sorted(CUDA.glob("*.cu")), *sorted(CUDA.glob("*.cpp")), HERE / "control.cpp"]
-    sources += [HERE / "counting.cpp"] if variant == "counted" else []
     if changed is not None:
         sources = [changed if source.name == changed.name else source for source in sources]
         assert changed in sources, f"csrc/cuda has no {changed.name}"
@@ -86,13 +75,6 @@ def missing_tool() -> str | None:
     """Why nothing can be built here, if so."""
     absent = [tool for tool in (COMPILER, "ninja") if _find(tool) is None]
     return f"not found: {', '.join(absent)}" if absent else None
-
-
-def compiler_version() -> str:
-    first: str = subprocess.run(
-        [COMPILER, "--version"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()[0]
-    return f"{Path(COMPILER).name} {first.split()[-1]}"
 
 
 def build(targets: Sequence[Target]) -> None:
@@ -120,23 +102,19 @@ def _ninja_file(targets: Sequence[Target]) -> str:
     objects: set[Path] = set()
     for target in targets:
         own = []
-        host = OF_HOST.get(target.variant, target.variant)
         for source in target.sources:
             inside = source.relative_to(BUILD) if source.is_relative_to(BUILD) else source.relative_to(ROOT)
-            variant = host if source.suffix == ".cpp" else target.variant
-            flags = [*FLAGS, *VARIANTS[variant], *(f"-D{define}" for define in target.defines)]
+            flags = [*FLAGS, *VARIANTS[target.variant], *(f"-D{define}" for define in target.defines)]
             flags += STRICT if source.is_relative_to(HERE) else []
-            if source.is_relative_to(BUILD) and variant != "counted":
-                flags += ["-O0"]  # a mutant is compiled for a test or two
-            flags += ["-O2"] if source.stem == "counting" else []  # called at every access
+            flags += ["-O0"] if source.is_relative_to(BUILD) else []  # a mutant is compiled for a test or two
             flags += TORCH_FLAGS if source.suffix == ".cpp" else []
-            output = BUILD / variant / "objects" / "-".join([*target.defines, f"{inside}.o"])
+            output = BUILD / target.variant / "objects" / "-".join([*target.defines, f"{inside}.o"])
             own.append(output)
             if output not in objects:
                 lines += [f"build {output}: compile {source}", f"  flags = {' '.join(flags)}"]
-                lines += [f"  variant = {variant}"]
+                lines += [f"  variant = {target.variant}"]
             objects.add(output)
-        link = [*VARIANTS[host], *LINK, *(["-shared"] if target.is_library else [])]
+        link = [*VARIANTS[target.variant], *LINK, *(["-shared"] if target.is_library else [])]
         lines += [f"build {target.output}: link {' '.join(map(str, own))}", f"  flags = {' '.join(link)}"]
         lines += [f"  libraries = {' '.join(TORCH_LINK if target.is_library else [])}"]
     return "\n".join(lines) + "\n"

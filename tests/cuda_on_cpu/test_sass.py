@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from compiling import BUILD, CUDA, HERE
-from counters_page import AGAIN, PAGE
 from mutant import Mutant
 from sass import Kernel, compile_kernels, missing_tool
 
@@ -32,21 +31,6 @@ def test_streaming_kernels_keep_loads_under_way(unit: str) -> None:
     streaming = [kernel for kernel in kernels if STREAMING[unit] in kernel.name]
     assert len(streaming) >= 6
     assert problems(streaming) == []
-
-
-@pytest.mark.parametrize("unit", [*STREAMING, "upsample_add", "upsample_add_bwd"])
-def test_page_is_what_is_compiled(unit: str) -> None:
-    """docs/counters.md has the registers, the stack and the loops of the kernels that it names."""
-    rows = [
-        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines() if "|" in line
-    ]
-    page = {name: list(map(int, numbers)) for name, *numbers in rows if len(numbers) == 5 and numbers[0].isdigit()}
-    named = [kernel for kernel in compile_kernels(CUDA / f"{unit}.cu", "sm_90") if kernel.name in page]
-    assert named
-    for kernel in named:
-        registers, stack, _, under_way, longest = page[kernel.name]
-        found = (kernel.registers, kernel.spilled, kernel.under_way, kernel.longest)
-        assert found == (registers, stack, under_way, longest), f"{kernel.name}: {AGAIN}"
 
 
 def test_a_serialised_kernel_is_found() -> None:

@@ -11,8 +11,11 @@
 namespace cuda_on_cpu {
 
 inline void check_global(const void* address, const char* call, Where where) {
-  const bool shared = is_shared(address);
-  if (!shared && !block.current->fiber.holds(address)) return;
+  const char* at = static_cast<const char*>(address);
+  const char* dynamic = reinterpret_cast<const char*>(dynamic_shared_memory);
+  const bool shared = (cuda_on_cpu_shared_begin <= at && at < cuda_on_cpu_shared_end) ||
+                      (dynamic <= at && at < dynamic + kSharedOptIn);
+  if (!shared && !block.current->fiber.holds(at)) return;
   fail(std::string(call) + " (" + describe(where) + ") of " + (shared ? "shared memory" : "a local variable"));
 }
 
