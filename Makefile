@@ -31,7 +31,7 @@ $(VENV)/.ready: pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake b
 demo: setup
 	$(BIN)/python -m pspnet_fast.demo --out demo
 
-# Contiguous tests stay in one process, which makes the fixtures of their file once; who is done takes over half the rest.
+# Neighbouring tests stay in one process, which makes the fixtures of their file once; an idle one takes half of the rest.
 PARALLEL = -n auto --dist worksteal
 
 test: test-cpp test-native test-triton test-cuda-on-cpu

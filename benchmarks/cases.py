@@ -43,8 +43,7 @@ def operators(device: str, *, quick: bool = False) -> Iterator[Case]:
     elif device == "cpu":
         many = Problem(2, 150, *crop, place)
         yield from (losses.losses(one) for one in (Problem(2, 19, *crop, place), many, replace(many, place=last)))
-        yield losses.losses(Problem(1, 19, *city, place))
-        yield losses.losses(replace(many, far_apart=True))
+        yield from (losses.losses(one) for one in (Problem(1, 19, *city, place), replace(many, far_apart=True)))
         yield losses.argmax(Problem(1, 19, *city, place))
         for size, where in product(((60, 60), (64, 128)), (place, last)):
             yield from (pyramid.pool((2, 2048, *size), where, backward=backward) for backward in (False, True))

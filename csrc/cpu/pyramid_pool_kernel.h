@@ -1,4 +1,4 @@
-// Pyramid pooling on raw memory: what csrc/cpu/pyramid_pool.cpp requires of the kernels of the active instruction set.
+// Pyramid pooling on raw memory: what csrc/cpu/pyramid_pool.cpp calls in the kernels of the active instruction set.
 #pragma once
 
 #include <cstdint>

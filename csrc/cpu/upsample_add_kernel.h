@@ -1,5 +1,5 @@
-// Sums of upsampled maps on raw memory: what csrc/cpu/upsample_add.cpp requires of the kernels of the active instruction set.
-// Everything is summed in `Acc`: double for f64, else float.
+// Sums of upsampled maps on raw memory: what csrc/cpu/upsample_add.cpp calls in the kernels of the active instruction
+// set. Everything is summed in `Acc`: double for f64, else float.
 //
 // A *line* is a row of pixels: of one channel in NCHW, of all channels in channels_last.
 #pragma once

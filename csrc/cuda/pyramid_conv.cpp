@@ -1,5 +1,6 @@
 // The convolution over a pyramid on CUDA tensors: the convolution over x by cuDNN, products over channels by cuBLAS,
-// and what lies between bins and map by the kernels of pyramid_conv_*.cu. The maths is in pspnet_fast/ops/_pyramid_conv.py.
+// and what lies between bins and map by the kernels of pyramid_conv_*.cu. The maths is in
+// pspnet_fast/ops/pyramid_conv_composed.py.
 #include "pyramid_conv.h"
 
 #include <ATen/ops/empty_like.h>

@@ -1,5 +1,5 @@
-// Launchers of the pyramid's convolution, apart from its products, which cuBLAS takes. Free of torch; they enqueue on `stream`
-// and never synchronise. The maths is in pspnet_fast/ops/_pyramid_conv.py.
+// Launchers of the pyramid's convolution, apart from its products, which cuBLAS takes. Free of torch; they enqueue on
+// `stream` and never synchronise. The maths is in pspnet_fast/ops/pyramid_conv_composed.py.
 #pragma once
 
 #include "pyramid_norm.h"

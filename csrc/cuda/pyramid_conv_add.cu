@@ -89,8 +89,8 @@ struct ChannelQ {
   Index bin, tap;
 };
 
-// R of a row for the channel of this lane, over DYS rows of the kernel from `first_dy`. Rows in the padding read nothing:
-// their weights are 0, which is enough where q is finite.
+// R of a row for the channel of this lane, over DYS rows of the kernel from `first_dy`. Rows in the padding read
+// nothing: their weights are 0, which is enough where q is finite.
 template <int DYS, bool FINITE, typename Real, typename Index>
 __device__ __forceinline__ void row_terms(
     const ConvTables& t, const RowTap<Real>* taps, int first_dy, Real* r, const ChannelQ<Real, Index>& q) {

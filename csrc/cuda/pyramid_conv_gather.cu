@@ -221,13 +221,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
   }
 }
 
-// grad_q = Σ parts, in their order. A block writes a part of a row, an image of a bin. Its reads lie `out_channels` apart;
-// what a block reads of a tap are neighbours, so that the cache serves it.
+// grad_q = Σ parts, in their order. A block writes a part of a row, an image of a bin. Its reads lie `out_channels`
+// apart; what a block reads of a tap are neighbours, so that the cache serves it.
 template <typename Real, typename Out>
 __global__ void __launch_bounds__(kThreads)
     pyramid_conv_sum_kernel(const __grid_constant__ ConvTables t, const Real* parts, Out* grad_q, int count) {
   const unsigned taps = t.kernel_height * t.kernel_width, bins = t.positions / taps;
-  const unsigned filters = static_cast<unsigned>(t.out_channels) * taps, row_blocks = (filters + kThreads - 1) / kThreads;
+  const unsigned filters = static_cast<unsigned>(t.out_channels) * taps;
+  const unsigned row_blocks = (filters + kThreads - 1) / kThreads;
   const unsigned row = blockIdx.x / row_blocks, i = blockIdx.x % row_blocks * kThreads + threadIdx.x;
   if (i >= filters) return;
   const int64_t image = row % t.batch, bin = row / t.batch, size = t.batch * bins * filters;

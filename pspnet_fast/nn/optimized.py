@@ -82,7 +82,9 @@ class OptimizedPSPNet(PSPNet):
         conv, norm, activation, *_ = self.cls
         frozen = frozen_norm(norm, activation)
         levels = sum(feature[1].out_channels for feature in self.ppm.features)  # type: ignore[index]
-        return None if frozen is None else _PackedHead(conv, frozen, conv.in_channels - levels)  # type: ignore[arg-type,operator]
+        if frozen is None:
+            return None
+        return _PackedHead(conv, frozen, conv.in_channels - levels)  # type: ignore[arg-type,operator]
 
     def _main_logits(self, stage4: Tensor) -> Tensor:
         if self.packed_head is None or stage4.device.type != "cpu" or unfusable_reason(self.ppm, self.cls):

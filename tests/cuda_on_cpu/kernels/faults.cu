@@ -1,5 +1,4 @@
 // What a GPU would punish, one fault a case. Each must be found: test_faults.py says how.
-#include <mma.h>
 
 #include <cmath>
 
@@ -132,28 +131,6 @@ CASE(different_calls) { run(different_calls_kernel); }
 
 __global__ void odd_width_kernel(float* out) { out[threadIdx.x] = __shfl_xor_sync(kFull, 1.0f, 1, 12); }
 CASE(odd_width) { run(odd_width_kernel); }
-
-// ---- Tensor cores ---------------------------------------------------------------------------------------------------
-
-// Stores a sum of the warp at `offset`, with rows `stride` apart; `lanes` of each warp take part.
-__global__ void matrix_kernel(float* out, int offset, int stride, int lanes, bool agree) {
-  using namespace nvcuda::wmma;
-  __shared__ __align__(32) float shared[16 * 32];
-  if (threadIdx.x >= unsigned(lanes)) return;
-  fragment<accumulator, 16, 16, 16, float> sum;
-  fill_fragment(sum, 1.0f);
-  store_matrix_sync(shared + offset + (agree ? 0 : threadIdx.x / 16 * 8), sum, stride, mem_row_major);
-  out[threadIdx.x] = shared[threadIdx.x];
-}
-void run_matrix(int offset, int stride, int lanes, bool agree) {
-  Array<float> out(32);
-  PSPNET_FAST_LAUNCH(matrix_kernel, 1, 32, 0, nullptr, out, offset, stride, lanes, agree);
-  report(out);
-}
-CASE(half_a_warp) { run_matrix(0, 16, 16, true); }
-CASE(matrix_misaligned) { run_matrix(4, 16, 32, true); }
-CASE(matrix_stride) { run_matrix(0, 18, 32, true); }
-CASE(two_matrices) { run_matrix(0, 16, 32, false); }
 
 // ---- Addresses ------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 // How threads may work together, and their memory: each case computes something whose value is known.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <mma.h>
 
 #include <cmath>
 #include <cstdint>
@@ -171,51 +170,6 @@ CASE(large_frames) {
   PSPNET_FAST_LAUNCH(deep_kernel, 2, 1024, 0, nullptr, out);
   cudaDeviceSynchronize();
   for (int i = 0; i < 1024; ++i) EXPECT(out[i] == 0);
-}
-
-// ---- Tensor cores ---------------------------------------------------------------------------------------------------
-
-// d = a · b + 2 for a [16, 16] in rows and b in columns, each warp its own, from shared memory.
-template <typename T>
-__global__ void matrices_kernel(const float* x, float* d) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // for bfloat16
-  using namespace nvcuda::wmma;
-  __shared__ __align__(32) T shared[2][2][16 * 24];
-  __shared__ __align__(32) float result[2][16 * 20];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int side = 0; side < 2; ++side) {
-    for (int i = lane; i < 256; i += 32) shared[warp][side][i / 16 * 24 + i % 16] = x[(warp + side) * 256 + i];
-  }
-  __syncwarp();
-  fragment<matrix_a, 16, 16, 16, T, row_major> a;
-  fragment<matrix_b, 16, 16, 16, T, col_major> b;
-  fragment<accumulator, 16, 16, 16, float> sum;
-  fill_fragment(sum, 1.0f);
-  load_matrix_sync(a, shared[warp][0], 24);
-  load_matrix_sync(b, shared[warp][1], 24);
-  for (int i = 0; i < sum.num_elements; ++i) sum.x[i] += 1.0f;
-  mma_sync(sum, a, b, sum);
-  store_matrix_sync(result[warp], sum, 20, mem_row_major);
-  __syncwarp();
-  for (int i = lane; i < 256; i += 32) d[warp * 256 + i] = result[warp][i / 16 * 20 + i % 16];
-#endif
-}
-template <typename T>
-void check_matrices() {
-  Array<float> x(3 * 256), d(2 * 256);
-  for (int i = 0; i < 3 * 256; ++i) x[i] = static_cast<float>(i * 7 % 11 - 5);  // sums of their products are exact
-  PSPNET_FAST_LAUNCH((matrices_kernel<T>), 1, 64, 0, nullptr, x, d);
-  cudaDeviceSynchronize();
-  for (int i = 0; i < 2 * 256; ++i) {
-    const int warp = i / 256, row = i % 256 / 16, column = i % 16;
-    float expected = 2.0f;
-    for (int k = 0; k < 16; ++k) expected += x[warp * 256 + row * 16 + k] * x[(warp + 1) * 256 + column * 16 + k];
-    EXPECT(d[i] == expected);
-  }
-}
-CASE(matrices) {
-  check_matrices<__half>();
-  check_matrices<__nv_bfloat16>();
 }
 
 // ---- Atomics --------------------------------------------------------------------------------------------------------
