@@ -1,8 +1,6 @@
 // Loss and gradient of the cross-entropy of upsampled logits, a task of several cell rows at a time. Compiled once per
 // instruction set (see isa.h).
-#include "cross_entropy_kernel.h"
-
-#include "intrinsics.h"
+#include "upsampled_logits_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
 namespace {

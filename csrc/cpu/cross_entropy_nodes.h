@@ -1,7 +1,7 @@
 // Labels and nodes, as the kernels of the cross-entropy and of the arg-max read and write them.
 // Included by kernel files inside their namespace (see isa.h).
 
-#include "half.h"
+#include "elements.h"
 #include "lanes.h"
 
 inline int64_t read_label(LabelType type, const void* labels, int64_t i) {

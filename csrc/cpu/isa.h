@@ -5,6 +5,10 @@
 // keeps one copy of such a function, and that copy may be the one with instructions the processor lacks.
 #pragma once
 
+#if defined(__FMA__) || defined(__AVX512F__)
+#include <immintrin.h>  // intrinsics are always inlined
+#endif
+
 namespace pspnet_fast {
 
 enum class Isa { portable, avx2, avx512 };

@@ -1,6 +1,5 @@
 // Between Q of a pyramid's levels and an NCHW map, a plane at a time: rows interpolated from Q, then
 // all levels' columns in one small product; and backward the transpose. Compiled once per instruction set.
-#include "intrinsics.h"
 #include "pyramid_conv_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
@@ -96,9 +95,7 @@ void gather_nchw(const ConvShape& s, const T* grad, Acc* q, Acc* scratch, int64_
 void conv_add_nchw(
     ElementType type, const ConvShape& shape, const void* q, void* y, ConvEpilogue epilogue, void* scratch,
     int64_t begin, int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
-    using Acc = typename AccOf<T>::type;
+  dispatch(type, [&]<typename T, typename Acc>() {
     add_nchw(
         shape, static_cast<const Acc*>(q), static_cast<T*>(y), epilogue, static_cast<Acc*>(scratch), begin, end);
   });
@@ -107,9 +104,7 @@ void conv_add_nchw(
 void conv_gather_nchw(
     ElementType type, const ConvShape& shape, const void* grad, void* q, void* scratch, int64_t begin,
     int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
-    using Acc = typename AccOf<T>::type;
+  dispatch(type, [&]<typename T, typename Acc>() {
     gather_nchw(
         shape, static_cast<const T*>(grad), static_cast<Acc*>(q), static_cast<Acc*>(scratch), begin, end);
   });

@@ -1,6 +1,5 @@
 // Between Q of a pyramid's levels and a channels_last map, by blocks of channels: rows interpolated from
 // Q, then all levels' columns in one small product; and backward the transpose. Compiled once per instruction set.
-#include "intrinsics.h"
 #include "pyramid_conv_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
@@ -138,9 +137,7 @@ int64_t block_of(ElementType type) { return type == ElementType::f64 ? kBlock<do
 void conv_add_nhwc(
     ElementType type, const ConvShape& shape, const void* q, void* y, ConvEpilogue epilogue, void* scratch,
     int64_t begin, int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
-    using Acc = typename AccOf<T>::type;
+  dispatch(type, [&]<typename T, typename Acc>() {
     add_nhwc(
         shape, static_cast<const Acc*>(q), static_cast<T*>(y), epilogue, static_cast<Acc*>(scratch), begin, end);
   });
@@ -153,9 +150,7 @@ int64_t conv_nhwc_blocks(ElementType type, const ConvShape& s) {
 void conv_gather_nhwc(
     ElementType type, const ConvShape& shape, const void* grad, void* q, void* scratch, int64_t begin,
     int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
-    using Acc = typename AccOf<T>::type;
+  dispatch(type, [&]<typename T, typename Acc>() {
     gather_nhwc(
         shape, static_cast<const T*>(grad), static_cast<Acc*>(q), static_cast<Acc*>(scratch), begin, end);
   });

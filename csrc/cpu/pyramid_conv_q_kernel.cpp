@@ -2,7 +2,6 @@
 //
 // A task is a block of channels of one level. It reads its part of the weight once, in the strides it has: no permuted
 // copy of the weight, or of its gradient, is made.
-#include "intrinsics.h"
 #include "pyramid_conv_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
@@ -204,9 +203,7 @@ int64_t conv_q_scratch(const ConvShape& s) {
 void conv_q(
     ElementType type, bool channels_last, const ConvShape& shape, const void* weight, const void* pooled, void* q,
     void* scratch, int64_t begin, int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
-    using Acc = typename AccOf<T>::type;
+  dispatch(type, [&]<typename T, typename Acc>() {
     q_of(
         channels_last, shape, static_cast<const T*>(weight), static_cast<const Acc*>(pooled),
         static_cast<Acc*>(q), static_cast<Acc*>(scratch), begin, end);
@@ -216,9 +213,7 @@ void conv_q(
 void conv_weight_gradient(
     ElementType type, const ConvShape& shape, const void* q, const void* pooled, void* grad_weight, void* scratch,
     int64_t begin, int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
-    using Acc = typename AccOf<T>::type;
+  dispatch(type, [&]<typename T, typename Acc>() {
     weight_gradient(
         shape, static_cast<const Acc*>(q), static_cast<const Acc*>(pooled), static_cast<T*>(grad_weight),
         static_cast<Acc*>(scratch), begin, end);
@@ -228,9 +223,7 @@ void conv_weight_gradient(
 void conv_level_gradient(
     ElementType type, const ConvShape& shape, bool add, const void* weight, const void* q, void* grad_bins,
     void* scratch, int64_t begin, int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
-    using Acc = typename AccOf<T>::type;
+  dispatch(type, [&]<typename T, typename Acc>() {
     level_gradient(
         shape, add, static_cast<const T*>(weight), static_cast<const Acc*>(q), static_cast<Acc*>(grad_bins),
         static_cast<Acc*>(scratch), begin, end);

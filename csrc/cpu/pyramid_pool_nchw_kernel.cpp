@@ -1,6 +1,5 @@
 // One pass of pyramid pooling, by atoms (see geometry.h), in NCHW: a plane at a time between the map and its atoms, as
 // many planes as a register has lanes between the atoms and the bins. Compiled once per instruction set.
-#include "intrinsics.h"
 #include "pyramid_pool_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
@@ -168,8 +167,7 @@ int64_t pool_nchw_scratch(ElementType type, const PoolShape& s) {
 
 void pool_nchw_forward(
     ElementType type, const PoolShape& shape, const void* x, void* out, void* scratch, int64_t begin, int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
+  dispatch(type, [&]<typename T, typename Acc>() {
     nchw_forward(shape, static_cast<const T*>(x), static_cast<T*>(out), scratch, begin, end);
   });
 }
@@ -177,8 +175,7 @@ void pool_nchw_forward(
 void pool_nchw_backward(
     ElementType type, bool add, const PoolShape& shape, const void* grad, void* grad_x, void* scratch, int64_t begin,
     int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
+  dispatch(type, [&]<typename T, typename Acc>() {
     const T* from = static_cast<const T*>(grad);
     T* to = static_cast<T*>(grad_x);
     add ? nchw_backward<true>(shape, from, to, scratch, begin, end)

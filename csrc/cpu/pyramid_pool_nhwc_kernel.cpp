@@ -121,24 +121,21 @@ void atoms_backward(
 
 void pool_nhwc_atoms_forward(
     ElementType type, const PoolShape& shape, const void* x, void* atoms, int64_t begin, int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
+  dispatch(type, [&]<typename T, typename Acc>() {
     atoms_forward(shape, static_cast<const T*>(x), atoms, begin, end);
   });
 }
 
 void pool_nhwc_bins_forward(
     ElementType type, const PoolShape& shape, const void* atoms, void* out, int64_t begin, int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
+  dispatch(type, [&]<typename T, typename Acc>() {
     bins_forward(shape, atoms, static_cast<T*>(out), begin, end);
   });
 }
 
 void pool_nhwc_bins_backward(
     ElementType type, const PoolShape& shape, const void* grad, void* shares, int64_t begin, int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
+  dispatch(type, [&]<typename T, typename Acc>() {
     bins_backward(shape, static_cast<const T*>(grad), shares, begin, end);
   });
 }
@@ -146,8 +143,7 @@ void pool_nhwc_bins_backward(
 void pool_nhwc_atoms_backward(
     ElementType type, bool add, const PoolShape& shape, const void* shares, void* grad_x, void* scratch, int64_t begin,
     int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
+  dispatch(type, [&]<typename T, typename Acc>() {
     T* to = static_cast<T*>(grad_x);
     add ? atoms_backward<true>(shape, shares, to, scratch, begin, end)
         : atoms_backward<false>(shape, shares, to, scratch, begin, end);

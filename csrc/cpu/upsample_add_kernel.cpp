@@ -1,6 +1,5 @@
 // Sums of upsampled maps and their gradient: columns at low resolution, rows along whole lines of pixels. Compiled once
 // per instruction set.
-#include "intrinsics.h"
 #include "upsample_add_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
@@ -127,9 +126,7 @@ int64_t upsample_add_scratch(const UpsampleShape& s) {
 void upsample_add(
     ElementType type, const UpsampleShape& shape, const void* levels, const void* base, void* y, void* scratch,
     int64_t begin, int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
-    using Acc = typename AccOf<T>::type;
+  dispatch(type, [&]<typename T, typename Acc>() {
     forward(
         shape, static_cast<const T*>(levels), static_cast<const T*>(base), static_cast<T*>(y),
         static_cast<Acc*>(scratch), begin, end);
@@ -139,9 +136,7 @@ void upsample_add(
 void upsample_add_backward(
     ElementType type, const UpsampleShape& shape, const void* grad, void* grad_levels, void* scratch, int64_t begin,
     int64_t end) {
-  dispatch(type, [&](auto* element) {
-    using T = Element<decltype(element)>;
-    using Acc = typename AccOf<T>::type;
+  dispatch(type, [&]<typename T, typename Acc>() {
     backward(
         shape, static_cast<const T*>(grad), static_cast<T*>(grad_levels), static_cast<Acc*>(scratch), begin, end);
   });

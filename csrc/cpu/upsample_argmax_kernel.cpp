@@ -1,7 +1,5 @@
 // Arg-max of upsampled logits, and how often it is the label. Compiled once per instruction set (see isa.h).
-#include "cross_entropy_kernel.h"
-
-#include "intrinsics.h"
+#include "upsampled_logits_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
 namespace {

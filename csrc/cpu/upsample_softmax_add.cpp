@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "../softmax_add_checks.h"
-#include "upsample_softmax_add_kernel.h"
 #include "upsampled_logits.h"
 
 namespace pspnet_fast {

@@ -2,9 +2,7 @@
 //
 // Exponentials are taken for a row of the upsampled map at a time, with neighbouring cells as lanes, and kept: a row of
 // the total reads one or two such rows, each position of it one or two of their columns.
-#include "upsample_softmax_add_kernel.h"
-
-#include "intrinsics.h"
+#include "upsampled_logits_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
 namespace {

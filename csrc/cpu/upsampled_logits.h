@@ -13,7 +13,7 @@
 
 #include "../geometry.h"
 #include "../tensors.h"
-#include "cross_entropy_kernel.h"
+#include "upsampled_logits_kernel.h"
 
 namespace pspnet_fast {
 
@@ -28,8 +28,8 @@ inline at::Tensor dense(const at::Tensor& logits, bool channels_last) {
 struct Upsampling {
   Cells rows, columns;
 
-  template <typename Problem>
-  Upsampling(Problem& problem, const at::Tensor& logits, int64_t out_height, int64_t out_width, bool align_corners) {
+  Upsampling(
+      UpsampledLogits& problem, const at::Tensor& logits, int64_t out_height, int64_t out_width, bool align_corners) {
     problem.type = logit_type(logits);
     TORCH_CHECK_VALUE(
         logits.dim() == 4 && logits.size(1) > 0 && logits.size(2) > 0 && logits.size(3) > 0,

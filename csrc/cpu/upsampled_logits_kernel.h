@@ -1,5 +1,6 @@
-// Cross-entropy of upsampled logits on raw memory: what csrc/cpu/cross_entropy.cpp calls in the kernels of the active
-// instruction set. Loss and gradient are one pass; full-resolution logits exist in registers only.
+// The operators on upsampled logits on raw memory: what cross_entropy.cpp, upsample_argmax.cpp and
+// upsample_softmax_add.cpp call in the kernels of the active instruction set. Loss and gradient of the cross-entropy are
+// one pass; full-resolution logits exist in registers only.
 //
 // A cell is the patch of output pixels between four neighbouring nodes (low-resolution logits). Lanes are neighbouring
 // cells of one row of cells. Several cell rows are one task, summed by one thread in one order, so that the result does
@@ -37,6 +38,15 @@ static inline double fraction_in(const CellAxis& axis, int64_t q, int64_t i) {  
   return in_front(axis, q) ? 1.0 : axis.start[q] + static_cast<double>(i) * axis.step;
 }
 
+// Logits [B, C, h, w], with the strides of NCHW or channels_last, upsampled to [out_height, out_width].
+struct UpsampledLogits {
+  ElementType type;
+  int64_t batch, classes;
+  int64_t stride_b, stride_c, stride_h, stride_w;
+  CellAxis rows, columns;
+  int64_t out_height, out_width;
+};
+
 struct CrossEntropyHead {
   const void* logits;
   void* loss;      // Real [B, H, W], or null: only the sum is wanted
@@ -45,16 +55,10 @@ struct CrossEntropyHead {
   double* sum;     // [tasks] sums of losses
 };
 
-// Sums are taken in `Real`: double for f64, else float.
-struct CrossEntropyProblem {
-  // Logits [B, C, h, w] of one or two heads of one size, with the strides of NCHW or channels_last.
-  ElementType type;
+// One or two heads of one size and layout. Sums are taken in `Real`: double for f64, else float.
+struct CrossEntropyProblem : UpsampledLogits {
   int64_t heads;
   CrossEntropyHead head[2];
-  int64_t batch, classes;
-  int64_t stride_b, stride_c, stride_h, stride_w;
-  CellAxis rows, columns;
-  int64_t out_height, out_width;
 
   // Labels [B, H, W] and what they weigh; null pointers are ones.
   LabelType label_type;
@@ -72,13 +76,8 @@ static inline int64_t task_begin(const CrossEntropyProblem& p, int64_t of_image)
   return p.rows.cells * of_image / p.tasks_per_image;
 }
 
-struct ArgmaxProblem {
-  ElementType type;
+struct ArgmaxProblem : UpsampledLogits {
   const void* logits;
-  int64_t batch, classes;
-  int64_t stride_b, stride_c, stride_h, stride_w;
-  CellAxis rows, columns;
-  int64_t out_height, out_width;
   LabelType out_type;
   void* out;  // [B, H, W], or null
 
@@ -90,13 +89,30 @@ struct ArgmaxProblem {
   int64_t* correct;  // [B · cell rows]
 };
 
-// A thread's memory for either, in bytes, aligned to 64.
+struct SoftmaxAddProblem : UpsampledLogits {
+  const void* logits;
+  const int32_t *cell_of_row, *cell_of_column;  // [out_height], [out_width]
+  bool flip;
+  double weight;
+  AxisTable row_table, column_table;
+
+  void* total;  // Real [B, C, total_height, total_width]
+  int64_t total_height, total_width;
+  int64_t total_stride_b, total_stride_c, total_stride_h, total_stride_w;
+};
+
+// A thread's memory for each, in bytes, aligned to 64.
 PSPNET_FAST_DECLARE_PER_ISA(int64_t cross_entropy_scratch(const CrossEntropyProblem& problem))
 PSPNET_FAST_DECLARE_PER_ISA(int64_t argmax_scratch(const ArgmaxProblem& problem))
+PSPNET_FAST_DECLARE_PER_ISA(int64_t softmax_add_scratch(const SoftmaxAddProblem& problem))
 
 PSPNET_FAST_DECLARE_PER_ISA(void cross_entropy_task(const CrossEntropyProblem& problem, int64_t task, void* scratch))
 // Cell rows begin, …, end - 1 of the batch.
 PSPNET_FAST_DECLARE_PER_ISA(
     void upsample_argmax_rows(const ArgmaxProblem& problem, int64_t begin, int64_t end, void* scratch))
+// Rows begin, …, end - 1 of image b of the total.
+PSPNET_FAST_DECLARE_PER_ISA(
+    void upsample_softmax_add_rows(
+        const SoftmaxAddProblem& problem, int64_t b, int64_t begin, int64_t end, void* scratch))
 
 }  // namespace pspnet_fast
