@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import accelerate, losses, network, pyramid, runtimes, scales, upsampled_sum
+from benchmarks import accelerate, losses, network, pyramid, runtimes, scales, upsampled_conv, upsampled_sum
 from benchmarks.case import Case, Place
 from benchmarks.losses import Problem
 from benchmarks.network import Setting
@@ -40,23 +40,25 @@ def operators(device: str, *, quick: bool = False) -> Iterator[Case]:
         yield from (losses.losses(small), losses.losses(replace(small, far_apart=True)), losses.argmax(small))
         yield from (pyramid.pool((2, 64, 13, 17), place, backward=backward) for backward in (False, True))
         yield from (pyramid.head((2, 64, 12, 12), last), upsampled_sum.case((2, 16, 16, 24), place))
+        yield from upsampled_conv.cases([(1, 16, 16, 24)], [place])
     elif device == "cpu":
-        many = Problem(2, 150, *crop, place)
-        yield from (losses.losses(one) for one in (Problem(2, 19, *crop, place), many, replace(many, place=last)))
-        yield from (losses.losses(one) for one in (Problem(1, 19, *city, place), replace(many, far_apart=True)))
-        yield losses.argmax(Problem(1, 19, *city, place))
+        many, wide = Problem(2, 150, *crop, place), Problem(1, 19, *city, place)
+        yield from (losses.losses(one) for one in (Problem(2, 19, *crop, place), many, replace(many, place=last), wide))
+        yield from (losses.losses(replace(many, far_apart=True)), losses.argmax(wide))
         for size, where in product(((60, 60), (64, 128)), (place, last)):
             yield from (pyramid.pool((2, 2048, *size), where, backward=backward) for backward in (False, True))
         yield from (pyramid.head((2, 2048, 60, 60), where) for where in (place, last, half))
         yield from (upsampled_sum.case((2, 256, 128, 128), where) for where in (place, last))
+        yield from upsampled_conv.cases([(1, 512, 128, 128), (1, 256, 128, 256)], [place])
     else:
         yield from (losses.losses(Problem(16, 150, *crop, where)) for where in (place, half))
         yield losses.losses(Problem(16, 19, *crop, place))
         yield losses.argmax(Problem(8, 19, (128, 256), (1024, 2048), place))
         for where in (half, place):
             yield from (pyramid.pool((16, 2048, 60, 60), where, backward=backward) for backward in (False, True))
+            yield upsampled_sum.case((8, 256, 128, 128), where)
         yield pyramid.head((16, 2048, 60, 60), half)
-        yield from (upsampled_sum.case((8, 256, 128, 128), where) for where in (half, place))
+        yield from upsampled_conv.cases([(8, 512, 128, 128), (8, 256, 128, 256)], (half, place))
 
 
 # ---- operators, as each project arranges them at the shapes of published trainings -----------------------------------
@@ -218,7 +220,6 @@ AXES = {
     "threads": (),  # powers of two up to what torch uses
 }
 QUICK_AXES = {"classes": (2, 7), "batch": (1, 2), "size": (33, 49), "threads": ()}
-SCALED = ("dual_cross_entropy", "pyramid_pool", "psp_head")
 # About what a call holds, inputs included, in float32 tensors of one head's full-resolution logits or of the pooled
 # map: measured at middle sizes, rounded up. It decides what is not even tried.
 HOLDS = {
@@ -255,7 +256,7 @@ def scaling(device: str, *, quick: bool = False) -> Iterator[Case]:
     for axis, values in (QUICK_AXES if quick else AXES).items():
         if axis == "threads" and device == "cpu":
             values = tuple(1 << i for i in range(torch.get_num_threads().bit_length()))
-        for operator in SCALED[:1] if axis == "classes" else SCALED:
+        for operator in ("dual_cross_entropy",) if axis == "classes" else HOLDS:
             for value in values:
                 point = base if axis == "threads" else replace(base, **{axis: value})
                 case = at_point(operator, point)
@@ -275,9 +276,7 @@ def at_point(operator: str, point: Point) -> Case:
     one = point.classes * point.size**2 if operator == "dual_cross_entropy" else point.channels * low[0] * low[1]
     needed = {peer: 4 * point.batch * one * tensors for peer, tensors in HOLDS[operator].items()}
     skipped = dict.fromkeys((EAGER, OURS), ONE_IMAGE) if operator == "psp_head" and point.batch == 1 else {}
-    return replace(
-        case, peers=(EAGER, OURS), parts=(), page_faults=False, graph=False, needed_bytes=needed, skipped=skipped
-    )
+    return replace(uncompiled(case), parts=(), page_faults=False, graph=False, needed_bytes=needed, skipped=skipped)
 
 
 TABLES: dict[str, Callable[..., Iterator[Case]]] = {

@@ -61,3 +61,10 @@ upsample_add = timed(
     "A map and its levels, upsampled by 2, 4 and 8 and added: results and all gradients, float32; medians of {rounds} "
     "rounds, the variants in turn.",
 )
+pyramid_conv = timed(
+    ["pyramid_conv"],
+    (("levels → result", "l", shape), ("direction", "l", lambda row: row["direction"]), *TIMES, MEMORY),
+    "3×3 convolution of a map and of levels that are upsampled by 2, 4 and 8 beside it: results, and with backward the "
+    "gradients of the weight and of all maps, float32; medians of {rounds} rounds of the processor time of one thread, "
+    "the variants in turn.",
+)

@@ -61,6 +61,7 @@ TABLES: dict[str, Table] = {
     "pyramid_pool": Table(OPERATORS, measured_by("operators", "pyramid_pool"), render_operators.pyramid_pool),
     "psp_head": Table(OPERATORS, measured_by("operators", "psp_head"), render_operators.psp_head),
     "upsample_add": Table(OPERATORS, measured_by("operators", "upsample_add"), render_operators.upsample_add),
+    "pyramid_conv": Table(OPERATORS, measured_by("operators", "pyramid_conv"), render_operators.pyramid_conv),
     "network": Table(NETWORK, measured_by("network"), render.network),
     "projects": Table(("projects_cpu", "projects_gpu"), measured_by("projects"), render.projects),
     "floors": Table((*OPERATORS, *NETWORK), measured_by("operators or network"), render.floors),

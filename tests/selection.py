@@ -47,12 +47,16 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
 
 
 def _values(item: pytest.Item) -> list[Hashable]:
-    """One for each ``parametrize``: a line of a table of cases is one value, so that none is left out."""
+    """One for each ``parametrize``, of which a line of a table of cases is one value, and for each fixture's parameter.
+
+    The back end is not among them: the pairs are covered on each.
+    """
     found: list[Hashable] = []
+    others = {name: id(value) for name, value in _parameters(item).items() if name != "backend"}
     for mark in item.iter_markers("parametrize"):
         names = mark.args[0].replace(",", " ").split() if isinstance(mark.args[0], str) else mark.args[0]
-        found.append(tuple(id(_parameters(item)[name]) for name in names))
-    return found
+        found.append(tuple(others.pop(name, None) for name in names))
+    return [*found, *others.values()]
 
 
 def _is_skipped(parameters: dict[str, Any]) -> bool:

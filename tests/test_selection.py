@@ -44,5 +44,9 @@ def test_products_are_reduced_unless_all_is_requested(pytester, monkeypatch, eve
         @pytest.mark.parametrize("a", [1, 1.5, 2])
         def test_one(a): pass
         def test_none(): pass
+        @pytest.fixture(params=["drawn", "stored"])
+        def data(request): return request.param
+        @pytest.mark.parametrize("a", [1, 2])
+        def test_fixture(data, a): pass
     """)
-    assert pytester.inline_run("-q").countoutcomes()[0] == count + 3 + 1
+    assert pytester.inline_run("-q").countoutcomes()[0] == count + 3 + 1 + 4
