@@ -145,14 +145,10 @@ def _differentiate_again(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, 
 
 
 def _triton_forward(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    from pspnet_fast.triton.pyramid_conv import pyramid_conv_add, square_bins
+    from pspnet_fast.triton.pyramid_conv import pyramid_conv_add
 
-    sizes, *rest = options
-    bins = square_bins(sizes)
-    if bins is None:
-        return composed_forward(x, levels, weight, bias, *options)
     y = convolve_x_part(x, levels, weight, bias, *options)
-    pyramid_conv_add(y, levels, weight, bins, *rest)
+    pyramid_conv_add(y, levels, weight, *options)
     return y
 
 
@@ -166,18 +162,15 @@ def _triton_backward(
     x_first: bool,
     mask: list[bool],
 ) -> tuple[Tensor, ...]:
-    from pspnet_fast.triton.pyramid_conv import pyramid_conv_levels_backward, square_bins
+    from pspnet_fast.triton.pyramid_conv import pyramid_conv_levels_backward
 
-    bins = square_bins(sizes)
-    if bins is None:
-        return composed_backward(grad, x, levels, weight, sizes, align_corners, x_first, mask)
-    part = weight_parts(x, levels, len(bins), x_first).x
+    part = weight_parts(x, levels, len(sizes) // 2, x_first).x
     grad_x, grad_weight_x = convolve_x_backward(grad, x, weight, part, mask[0], mask[2])
     grad_weight = torch.empty_like(weight) if mask[2] else weight.new_empty(0)
     if grad_weight_x is not None:
         grad_weight[:, part] = grad_weight_x
     grad_levels = levels.new_empty(levels.shape if mask[1] else 0)
-    pyramid_conv_levels_backward(grad, levels, weight, bins, align_corners, x_first, grad_levels, grad_weight)
+    pyramid_conv_levels_backward(grad, levels, weight, sizes, align_corners, x_first, grad_levels, grad_weight)
     return x.new_empty(0) if grad_x is None else grad_x, grad_levels, grad_weight
 
 

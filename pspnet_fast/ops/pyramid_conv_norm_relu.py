@@ -83,14 +83,11 @@ def _export(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *opt
 
 
 def _triton(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    from pspnet_fast.triton.pyramid_conv import pyramid_conv_add, square_bins
+    from pspnet_fast.triton.pyramid_conv import pyramid_conv_add
 
     *norm, sizes, align_corners, x_first = options
-    bins = square_bins(sizes)
-    if bins is None:
-        return _compose(x, levels, weight, bias, *options)
     y = convolve_x_part(x, levels, weight, bias, *options)
-    pyramid_conv_add(y, levels, weight, bins, align_corners, x_first, NormStatistics(*norm))
+    pyramid_conv_add(y, levels, weight, sizes, align_corners, x_first, NormStatistics(*norm))
     return y
 
 

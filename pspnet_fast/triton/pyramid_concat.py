@@ -77,11 +77,12 @@ def pyramid_concat_fwd_kernel(
         level = (block - x_blocks) // level_blocks
         channel = ((block - x_blocks) % level_blocks) * CHANNELS + lane
         count, offset = level_channels, x_first * channels + level * level_channels
-        side, bin = tl.load(level_table + level), tl.load(level_table + level_count + level)
+        low_height, low_width = tl.load(level_table + level), tl.load(level_table + level_count + level)
+        bin = tl.load(level_table + 2 * level_count + level)
         known = tl.minimum(channel, level_channels - 1).to(tl.int64)
         bins = levels + image * level_stride_b + known * level_stride_c + bin * level_stride_bin
         value = interpolate_level(
-            bins, level_stride_bin, side, side, row_cell + level * height, row_t + level * height,
+            bins, level_stride_bin, low_height, low_width, row_cell + level * height, row_t + level * height,
             column_cell + level * width, column_t + level * width, first, row, end, column, height, width,
         ).to(y.dtype.element_ty)  # fmt: skip
 
@@ -114,13 +115,13 @@ def pyramid_concat_bwd_kernel(
     stride_w,
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    SIDE: tl.constexpr,  # at least the longest line
+    SIDE: tl.constexpr,  # at least the longest line of bins
 ):
     line, image = tl.program_id(0) % lines, tl.program_id(1).to(tl.int64)
     channel = (tl.program_id(0) // lines) * CHANNELS + tl.arange(0, CHANNELS)
     level, i = tl.load(line_table + line), tl.load(line_table + lines + line)
-    first_line = tl.load(line_table + 2 * lines + line)
-    side, first_bin = tl.load(level_table + level), tl.load(level_table + level_count + level)
+    low_width, first_bin = tl.load(level_table + level_count + level), tl.load(level_table + 2 * level_count + level)
+    first_column = tl.load(level_table + 3 * level_count + level)
     begin, end = tl.load(line_span + line), tl.load(line_span + lines + line)
     j = tl.arange(0, SIDE)
 
@@ -138,8 +139,8 @@ def pyramid_concat_bwd_kernel(
             down += tl.load(row_taps + row * lines + line) * tl.load(pixel, mask=mask, other=0.0).to(dtype)
             pixel += stride_h
         # 2. Along the columns, for every bin of the line.
-        weights = column_taps + column[None, :] * lines + (first_line + j)[:, None]
-        u = tl.load(weights, mask=(j < side)[:, None] & (column < width)[None, :], other=0.0)
+        weights = column_taps + column[None, :] * lines + (first_column + j)[:, None]
+        u = tl.load(weights, mask=(j < low_width)[:, None] & (column < width)[None, :], other=0.0)
         total = tl.dot(u, down, total, input_precision="ieee", out_dtype=dtype)
     if any_special(total):
         # 3. Again, over what reads each bin alone.
@@ -151,14 +152,13 @@ def pyramid_concat_bwd_kernel(
                 g = tl.load(pixel, mask=(channel < level_channels)[None, :], other=0.0).to(dtype)
                 down += tl.load(row_taps + row * lines + line) * g
                 pixel += stride_h
-            entry = w * lines + (first_line + j)[:, None]
-            u = tl.load(column_taps + entry, mask=(j < side)[:, None], other=0.0)
-            read = tl.load(column_reads + entry, mask=(j < side)[:, None], other=0)
+            entry = w * lines + (first_column + j)[:, None]
+            u = tl.load(column_taps + entry, mask=(j < low_width)[:, None], other=0.0)
+            read = tl.load(column_reads + entry, mask=(j < low_width)[:, None], other=0)
             total += tl.where(read != 0, u * down, 0.0)
-    target = (
-        grad_levels + (image * level_channels + channel)[None, :] * packed_bins + (first_bin + i * side + j)[:, None]
-    )
-    tl.store(target, total, mask=(j < side)[:, None] & (channel < level_channels)[None, :])
+    target = grad_levels + (image * level_channels + channel)[None, :] * packed_bins
+    target += (first_bin + i * low_width + j)[:, None]
+    tl.store(target, total, mask=(j < low_width)[:, None] & (channel < level_channels)[None, :])
 
 
 def pyramid_concat_forward(
@@ -210,11 +210,12 @@ def pyramid_concat_backward(
             grad, grad_levels, taps.level, taps.line, taps.line_span, taps.row_taps, taps.column_taps,
             taps.column_reads,
             channels if x_first else 0, level_channels, len(bins), lines, packed_bins, width, *grad.stride(),
-            COLUMNS=columns, CHANNELS=lanes, SIDE=max(16, triton.next_power_of_2(taps.side)),
+            COLUMNS=columns, CHANNELS=lanes, SIDE=max(16, triton.next_power_of_2(taps.sides[1])),
         )  # fmt: skip
     return grad_levels
 
 
 def _taps(x: Tensor, bins: Sequence[int], align_corners: bool) -> PyramidTaps:
     arithmetic = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return pyramid_taps(x.shape[2], x.shape[3], tuple(bins), (1, 1), align_corners, arithmetic, x.device)
+    sizes = tuple((k, k) for k in bins)
+    return pyramid_taps(x.shape[2], x.shape[3], sizes, (1, 1), align_corners, arithmetic, x.device)

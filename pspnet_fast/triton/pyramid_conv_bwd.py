@@ -64,7 +64,7 @@ def r_bwd_kernel(
         tl.store(target, total, mask=(tap < tap_count)[:, None] & exists)
 
 
-@triton.jit(do_not_specialize=["packed_bins", "tap_count", "row_tap_count", "height"])
+@triton.jit(do_not_specialize=["level_count", "packed_bins", "tap_count", "row_tap_count", "height"])
 def q_bwd_kernel(
     r,  # [B, H, Σ kw·k, O]
     q,  # [B, packed_bins, kh·kw, O]
@@ -72,6 +72,7 @@ def q_bwd_kernel(
     tap_table,
     row_taps,
     row_reads,
+    level_count,
     packed_bins,
     tap_count,
     row_tap_count,
@@ -88,13 +89,14 @@ def q_bwd_kernel(
     tap, image = tl.program_id(0) % tap_count, tl.program_id(1).to(tl.int64)
     output = (tl.program_id(0) // tap_count) * OUTPUTS + tl.arange(0, OUTPUTS)
     exists = (output < outputs)[None, :]
-    side = tl.load(level_table + tl.load(tap_table + tap))
+    level = tl.load(tap_table + tap)
+    low_height, low_width = tl.load(level_table + level), tl.load(level_table + level_count + level)
     bin, kx = tl.load(tap_table + tap_count + tap), tl.load(tap_table + 2 * tap_count + tap)
     first_row_tap = tl.load(tap_table + 3 * tap_count + tap)
     dtype = r.dtype.element_ty
-    for start in range(0, KERNEL_HEIGHT * side, LINES):
+    for start in range(0, KERNEL_HEIGHT * low_height, LINES):
         line = start + tl.arange(0, LINES)
-        known = line < KERNEL_HEIGHT * side
+        known = line < KERNEL_HEIGHT * low_height
         total = tl.zeros([LINES, OUTPUTS], dtype=dtype)
         for top in range(0, height, ROWS):
             row = top + tl.arange(0, ROWS)
@@ -111,8 +113,9 @@ def q_bwd_kernel(
                 read = tl.load(row_reads + entry, mask=known[:, None], other=0)
                 r_at = r + ((image * height + h) * tap_count + tap) * outputs + output[None, :]
                 total += tl.where(read != 0, u * tl.load(r_at, mask=exists, other=0.0), 0.0)
-        kernel_tap = (line // side) * KERNEL_WIDTH + kx
-        entry = (image * packed_bins + bin + (line % side) * side) * (KERNEL_HEIGHT * KERNEL_WIDTH) + kernel_tap
+        kernel_tap = (line // low_height) * KERNEL_WIDTH + kx
+        entry = image * packed_bins + bin + (line % low_height) * low_width
+        entry = entry * (KERNEL_HEIGHT * KERNEL_WIDTH) + kernel_tap
         tl.store(q + entry[:, None] * outputs + output[None, :], total, mask=known[:, None] & exists)
 
 
@@ -147,14 +150,15 @@ def weight_bwd_kernel(
     channel_blocks = tl.cdiv(level_channels, CHANNELS)
     channel = (block % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
     output = (block // channel_blocks) * OUTPUTS + tl.arange(0, OUTPUTS)
-    side, first_bin = tl.load(level_table + level), tl.load(level_table + level_count + level)
+    bins = tl.load(level_table + level) * tl.load(level_table + level_count + level)
+    first_bin = tl.load(level_table + 2 * level_count + level)
 
     dtype = q.dtype.element_ty
     total = tl.zeros([OUTPUTS, CHANNELS], dtype=dtype)
-    for start in range(0, batch * side * side, DEPTH):
+    for start in range(0, batch * bins, DEPTH):
         position = start + tl.arange(0, DEPTH)
-        known = position < batch * side * side
-        image, bin = (position // (side * side)).to(tl.int64), first_bin + position % (side * side)
+        known = position < batch * bins
+        image, bin = (position // bins).to(tl.int64), first_bin + position % bins
         q_tile_at = q + ((image * packed_bins + bin) * taps + tap)[None, :] * outputs + output[:, None]
         p_at = levels + (image * level_stride_b + bin * level_stride_bin)[:, None]
         p_at += channel.to(tl.int64)[None, :] * level_stride_c
@@ -186,21 +190,27 @@ def levels_bwd_kernel(
     weight_stride_w,
     KERNEL_HEIGHT: tl.constexpr,
     KERNEL_WIDTH: tl.constexpr,
+    ADD: tl.constexpr,  # whether to what grad_levels holds
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
     DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    level, side, block = find_level(level_table, tl.program_id(1), batch, POSITIONS)
+    channel_blocks = tl.cdiv(level_channels, CHANNELS)
+    channel = (tl.program_id(0) % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    level, bins, block = find_level(level_table, level_count, tl.program_id(0) // channel_blocks, batch, POSITIONS)
     position = block * POSITIONS + tl.arange(0, POSITIONS)
-    known = position < batch * side * side
-    image = (position // (side * side)).to(tl.int64)
-    bin = tl.load(level_table + level_count + level) + position % (side * side)
+    known = position < batch * bins
+    image = (position // bins).to(tl.int64)
+    bin = tl.load(level_table + 2 * level_count + level) + position % bins
 
     dtype = q.dtype.element_ty
     taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
+    target = grad_levels + (image[:, None] * level_channels + channel[None, :]) * packed_bins + bin[:, None]
+    mask = known[:, None] & (channel < level_channels)[None, :]
     total = tl.zeros([POSITIONS, CHANNELS], dtype=dtype)
+    if ADD:
+        total = tl.load(target, mask=mask, other=0.0).to(dtype)
     matrix = weight + (first_channel + level * level_channels + channel).to(tl.int64)[None, :] * weight_stride_c
     for tap in range(taps):
         source = q + ((image * packed_bins + bin) * taps + tap)[:, None] * outputs
@@ -211,6 +221,4 @@ def levels_bwd_kernel(
             w_mask = (output < outputs)[:, None] & (channel < level_channels)[None, :]
             w = tl.load(plane + output.to(tl.int64)[:, None] * weight_stride_o, mask=w_mask, other=0.0)
             total = tl.dot(q_tile, w.to(dtype), total, input_precision=PRECISION, out_dtype=dtype)
-    target = grad_levels + (image[:, None] * level_channels + channel[None, :]) * packed_bins + bin[:, None]
-    mask = known[:, None] & (channel < level_channels)[None, :]
     tl.store(target, total.to(grad_levels.dtype.element_ty), mask=mask)

@@ -17,17 +17,17 @@ from pspnet_fast.triton.bilinear import any_special, interpolate, second_node
 
 
 @triton.jit
-def find_level(level_table, block, batch, POSITIONS: tl.constexpr):
-    """The level that a block of positions (image, bin) lies in, its side, and the block's number in the level."""
+def find_level(level_table, level_count, block, batch, POSITIONS: tl.constexpr):
+    """The level that a block of positions (image, bin) lies in, its bins, and the block's number in the level."""
     level = tl.zeros([], dtype=tl.int32)
-    side = tl.load(level_table)
-    blocks = tl.cdiv(batch * side * side, POSITIONS)
+    bins = tl.load(level_table) * tl.load(level_table + level_count)
+    blocks = tl.cdiv(batch * bins, POSITIONS)
     while block >= blocks:
         block -= blocks
         level += 1
-        side = tl.load(level_table + level)
-        blocks = tl.cdiv(batch * side * side, POSITIONS)
-    return level, side, block
+        bins = tl.load(level_table + level) * tl.load(level_table + level_count + level)
+        blocks = tl.cdiv(batch * bins, POSITIONS)
+    return level, bins, block
 
 
 @triton.jit(do_not_specialize=["batch", "level_count", "packed_bins", "first_channel"])
@@ -58,14 +58,15 @@ def q_fwd_kernel(
     PRECISION: tl.constexpr,
 ):
     # Neighbouring programs differ in the tap: where the taps of a weight lie side by side, they share its cache lines.
+    # One axis of the grid has them all, as only the first may be long.
     taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
-    tap = tl.program_id(0) % taps
-    output = (tl.program_id(0) // taps) * OUTPUTS + tl.arange(0, OUTPUTS)
-    level, side, block = find_level(level_table, tl.program_id(1), batch, POSITIONS)
+    tap, block, output_blocks = tl.program_id(0) % taps, tl.program_id(0) // taps, tl.cdiv(outputs, OUTPUTS)
+    output = (block % output_blocks) * OUTPUTS + tl.arange(0, OUTPUTS)
+    level, bins, block = find_level(level_table, level_count, block // output_blocks, batch, POSITIONS)
     position = block * POSITIONS + tl.arange(0, POSITIONS)
-    known = position < batch * side * side
-    image = (position // (side * side)).to(tl.int64)
-    bin = tl.load(level_table + level_count + level) + position % (side * side)
+    known = position < batch * bins
+    image = (position // bins).to(tl.int64)
+    bin = tl.load(level_table + 2 * level_count + level) + position % bins
 
     dtype = q.dtype.element_ty
     total = tl.zeros([POSITIONS, OUTPUTS], dtype=dtype)
@@ -98,6 +99,7 @@ def interpolate_rows(
     tap,  # [TAPS]
     row,
     exists,  # [1, OUTPUTS]
+    level_count,
     tap_count,
     outputs,
     height,
@@ -109,9 +111,9 @@ def interpolate_rows(
     taps: tl.constexpr = KERNEL_HEIGHT * KERNEL_WIDTH
     known = tap < tap_count
     level = tl.load(tap_table + tap, mask=known, other=0)
-    bin = tl.load(tap_table + tap_count + tap, mask=known, other=0)
+    bin = tl.load(tap_table + tap_count + tap, mask=known, other=0).to(tl.int64)
     kx = tl.load(tap_table + 2 * tap_count + tap, mask=known, other=0)
-    side = tl.load(level_table + level)
+    low_height, low_width = tl.load(level_table + level), tl.load(level_table + level_count + level)
     mask = known[:, None] & exists
     r = tl.zeros(mask.shape, dtype=dtype)
     for ky in range(KERNEL_HEIGHT):
@@ -119,14 +121,14 @@ def interpolate_rows(
         if (source >= 0) & (source < height):
             i = tl.load(row_cell + level * height + source)
             t = tl.load(row_t + level * height + source)[:, None]
-            top = q + (((bin + i * side) * taps + ky * KERNEL_WIDTH + kx) * outputs)[:, None]
-            bottom = top + ((second_node(i, side, height) - i) * side * taps * outputs)[:, None]
+            top = q + (((bin + i * low_width) * taps + ky * KERNEL_WIDTH + kx) * outputs)[:, None]
+            bottom = top + ((second_node(i, low_height, height) - i) * low_width * taps * outputs)[:, None]
             on_top, on_bottom = tl.load(top, mask=mask, other=0.0), tl.load(bottom, mask=mask, other=0.0)
             r += interpolate(on_top, on_bottom, t)
     return r
 
 
-@triton.jit(do_not_specialize=["packed_bins", "tap_count", "height"])
+@triton.jit(do_not_specialize=["level_count", "packed_bins", "tap_count", "height"])
 def pyramid_conv_fwd_kernel(
     q,  # [B, packed_bins, kh·kw, O]
     special,  # [1], whether a number of it is infinite or NaN
@@ -141,6 +143,7 @@ def pyramid_conv_fwd_kernel(
     row_t,
     column_taps,
     column_reads,
+    level_count,
     packed_bins,
     tap_count,
     outputs,
@@ -182,7 +185,7 @@ def pyramid_conv_fwd_kernel(
                 tap = start + tl.arange(0, TAPS)
                 r = interpolate_rows(
                     image_q, level_table, tap_table, row_cell, row_t, tap, row, (output < outputs)[None, :],
-                    tap_count, outputs, height, KERNEL_HEIGHT, KERNEL_WIDTH,
+                    level_count, tap_count, outputs, height, KERNEL_HEIGHT, KERNEL_WIDTH,
                 )  # fmt: skip
                 weights = column_taps + column[:, None] * tap_count + tap[None, :]
                 u = tl.load(weights, mask=(column < width)[:, None] & (tap < tap_count)[None, :], other=0.0)
@@ -192,7 +195,7 @@ def pyramid_conv_fwd_kernel(
                 # The same over what each column reads alone.
                 r = interpolate_rows(
                     image_q, level_table, tap_table, row_cell, row_t, start + tl.arange(0, 1), row,
-                    (output < outputs)[None, :], tap_count, outputs, height, KERNEL_HEIGHT, KERNEL_WIDTH,
+                    (output < outputs)[None, :], level_count, tap_count, outputs, height, KERNEL_HEIGHT, KERNEL_WIDTH,
                 )  # fmt: skip
                 entry = column[:, None] * tap_count + start
                 u = tl.load(column_taps + entry, mask=(column < width)[:, None], other=0.0)

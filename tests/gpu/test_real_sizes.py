@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -50,6 +51,24 @@ def test_pyramid_conv(backend: str, channels_last: bool, dtype: torch.dtype) -> 
     levels = random(2, 512, 50, dtype=dtype)
     weight = random(512, 4096, 3, 3, dtype=dtype) / 192  # results of about unit size, as after initialisation
     fused, definition = as_tuple(pspnet_fast.pyramid_conv), as_tuple(reference.pyramid_conv)
+    check_exact_by_image(fused, definition, [x, levels], [weight])
+
+
+@DTYPE
+@LAYOUT
+@pytest.mark.parametrize("size", [(128, 128), (128, 256)], ids=str)
+def test_pyramid_conv_of_large_levels(
+    backend: str, size: tuple[int, int], channels_last: bool, dtype: torch.dtype
+) -> None:
+    """The levels of UPerNet's neck, of images of 512x512 and 512x1024."""
+    sizes = [(size[0] // factor, size[1] // factor) for factor in (2, 4, 8)]
+    x = random(2, 256, *size, dtype=dtype, channels_last=channels_last)
+    levels = random(2, 256, sum(h * w for h, w in sizes), dtype=dtype)
+    weight = random(256, 1024, 3, 3, dtype=dtype) / 96
+    fused, definition = (
+        as_tuple(functools.partial(function, bins=sizes, align_corners=False))
+        for function in (pspnet_fast.pyramid_conv, reference.pyramid_conv)
+    )
     check_exact_by_image(fused, definition, [x, levels], [weight])
 
 

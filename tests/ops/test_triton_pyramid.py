@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 from pspnet_fast import reference
 from pspnet_fast.ops.pyramid_conv_composed import convolve_x, weight_parts
-from pspnet_fast.reference import NormStatistics
+from pspnet_fast.reference import Bin, NormStatistics, level_sizes
 from pspnet_fast.triton import pyramid_conv
 from pspnet_fast.triton.pyramid_concat import pyramid_concat_backward, pyramid_concat_forward
 from pspnet_fast.triton.pyramid_pool import pyramid_pool_backward, pyramid_pool_backward_add
@@ -84,21 +84,26 @@ def test_concat_in_blocks(
 
 
 def conv_inputs(
-    size: tuple[int, int], level_channels: int, outputs: int, bins: Sequence[int], kernel: tuple[int, int],
+    size: tuple[int, int], level_channels: int, outputs: int, bins: Sequence[Bin], kernel: tuple[int, int],
     layout: str = "nchw", batch: int = 1, dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:  # fmt: skip
     """x of 2 channels, levels, and a weight scaled as an initialised layer's would be."""
     channels = 2 + len(bins) * level_channels
     x = random(batch, 2, *size, layout=layout, dtype=dtype, device=DEVICE)
-    levels = random(batch, level_channels, sum(k * k for k in bins), dtype=dtype, device=DEVICE)
+    levels = random(batch, level_channels, sum(h * w for h, w in level_sizes(bins)), dtype=dtype, device=DEVICE)
     weight = random(outputs, channels, *kernel, layout=layout, dtype=dtype, device=DEVICE)
     return [x, levels, weight / (channels * kernel[0] * kernel[1]) ** 0.5]
 
 
-def add(y: Tensor, levels: Tensor, weight: Tensor, *options: Any) -> Tensor:
+def flat(bins: Sequence[Bin]) -> list[int]:
+    """h and w of each level, as the functions take them."""
+    return [n for size in level_sizes(bins) for n in size]
+
+
+def add(y: Tensor, levels: Tensor, weight: Tensor, bins: Sequence[Bin], *options: Any) -> Tensor:
     """``pyramid_conv_add``, which must leave y where it lies."""
     address, strides = y.data_ptr(), y.stride()
-    pyramid_conv.pyramid_conv_add(y, levels, weight, *options)
+    pyramid_conv.pyramid_conv_add(y, levels, weight, flat(bins), *options)
     assert (y.data_ptr(), y.stride()) == (address, strides)
     return y
 
@@ -111,6 +116,8 @@ BLOCKS = {
     "channels": ((4, 3), 66, 2, (1, 2), (1, 1)),
     "cells": ((5, 6), 2, 3, (9, 23), (3, 1)),
     "taps": ((6, 5), 2, 2, (7, 1, 7), (5, 5)),
+    "wide levels": ((3, 40), 2, 3, ((2, 23), (1, 9)), (3, 3)),
+    "high levels": ((24, 5), 2, 3, ((25, 2), (9, 4)), (3, 3)),
 }
 
 
@@ -131,7 +138,7 @@ def test_conv_in_blocks(case: str, layout: str) -> None:
     part = weight_parts(x, levels, len(bins), False).x
     y = add(convolve_x(x, weight, None, part), levels, weight, *options)
     grad_levels, grad_weight = torch.empty_like(levels), torch.full_like(weight, 7)
-    pyramid_conv.pyramid_conv_levels_backward(grad, levels, weight, *options, grad_levels, grad_weight)
+    pyramid_conv.pyramid_conv_levels_backward(grad, levels, weight, flat(bins), False, False, grad_levels, grad_weight)
     assert grad_weight[:, part].eq(7).all()  # x's part is others'
     actual = y, grad_levels, grad_weight[:, : len(bins) * level_channels]
     exact = stock(x.double(), levels.double(), weight.double())
@@ -146,13 +153,35 @@ def test_conv_gradients_of_some_images_at_a_time(monkeypatch: pytest.MonkeyPatch
 
     def gradients() -> list[Tensor]:
         written = [torch.empty_like(levels), torch.zeros_like(weight)]
-        pyramid_conv.pyramid_conv_levels_backward(grad, levels, weight, (1, 2), True, True, *written)
+        pyramid_conv.pyramid_conv_levels_backward(grad, levels, weight, flat((1, 2)), True, True, *written)
         return written
 
     together = gradients()
     two_images = 2 * 5 * (3 * 1 + 3 * 2) * 3 * 4  # rows, taps, outputs, bytes
     monkeypatch.setattr(pyramid_conv, "R_BYTES", two_images)
     torch.testing.assert_close(gradients(), together, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_conv_of_some_outputs_at_a_time(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels whose products are too many at once give the same, but for the order of the sum over outputs."""
+    bins, outputs = ((2, 3), 1), 70
+    _, levels, weight = conv_inputs((3, 6), 3, outputs, bins, (3, 3), dtype=dtype)
+    grad, zeros = (f(1, outputs, 3, 6, dtype=dtype, device=DEVICE) for f in (random, torch.zeros))
+    ones = torch.ones(outputs, device=DEVICE)
+    norm = NormStatistics(*(ones * torch.arange(n, n + outputs, device=DEVICE) for n in (1, 2, 3, 4)), 1e-5)
+
+    def results() -> list[Tensor]:
+        written = [torch.empty_like(levels), torch.zeros_like(weight)]
+        pyramid_conv.pyramid_conv_levels_backward(grad, levels, weight, flat(bins), True, True, *written)
+        return [add(zeros.clone(), levels, weight, bins, True, True, n) for n in (None, norm)] + written
+
+    together = results()
+    assert torch.stack([t.float().abs().amax() for t in together]).min() > 0
+    monkeypatch.setattr(pyramid_conv, "Q_BYTES", 1)
+    *equal, grad_levels, grad_weight = results()
+    torch.testing.assert_close([*equal, grad_weight], [*together[:2], together[3]], rtol=0, atol=0)
+    torch.testing.assert_close(grad_levels, together[2])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 TABLES: dict[str, tuple[Callable[..., HostTables[Any]], Callable[..., Any], tuple[Any, ...]]] = {
     "partition": (_partition, partition, (11, 7, (1, 2))),
     "cells": (_cut_axis, cut_axis, (3, 8, False, torch.float32)),
-    "pyramid_taps": (_pyramid_taps, pyramid_taps, (11, 7, (1, 2), (3, 3), True, torch.float32)),
+    "pyramid_taps": (_pyramid_taps, pyramid_taps, (11, 7, ((1, 1), (2, 3)), (3, 3), True, torch.float32)),
 }
 
 
