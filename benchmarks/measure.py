@@ -190,7 +190,9 @@ def on_threads(count: int | None) -> Iterator[None]:
 # ---- rates -----------------------------------------------------------------------------------------------------------
 
 
-def measure_rates(device: str, *, quick: bool = False, rounds: int = 9) -> Rates:
+def measure_rates(
+    device: str, *, quick: bool = False, rounds: int = 9, clock: Callable[[], float] = time.perf_counter
+) -> Rates:
     """Copy and read 256 MB (2 GB on a GPU), and do arithmetic both ways that torch has. ``quick``: a fiftieth of that.
 
     A dtype's rate is the better of a large matrix product and a 3×3 convolution: different libraries compute them, and
@@ -206,7 +208,7 @@ def measure_rates(device: str, *, quick: bool = False, rounds: int = 9) -> Rates
             runs[name], work[name] = run, flops
 
     # The 20th percentile: another process's disturbance must not lower what the machine can do.
-    times = {name: timing(values)["p20"] for name, values in interleaved(runs, rounds, device).items()}
+    times = {name: timing(values)["p20"] for name, values in interleaved(runs, rounds, device, clock=clock).items()}
     rates = {name: round(work[name] / times[name] / 1e6, 1) for name in runs}
     best = {dtype: max(rate for name, rate in rates.items() if dtype in name) for dtype in ("float32", "bfloat16")}
     return Rates(rates["copy"], rates["read"], **best)

@@ -67,6 +67,11 @@ class Outcome:
         return failures.get("all") or (failures.get(peer) if self.wrong(peer) is None else None)
 
 
+def clock_of(case: Case) -> Callable[[], float]:
+    """What times are read from: a floor is in the same time as what is compared with it."""
+    return time.process_time if case.processor_time else time.perf_counter
+
+
 class Session:
     """The outcomes of a run.
 
@@ -79,7 +84,7 @@ class Session:
     def __init__(self, plan: Plan, wanted: Mapping[str, Sequence[str]], save: Path | None = None) -> None:
         self.plan, self.wanted, self.save = plan, wanted, save
         self.outcomes: dict[str, Outcome] = {}
-        self.best: dict[int | None, dict[str, float]] = {}
+        self.best: dict[object, dict[str, float]] = {}  # by threads and clock
 
     @functools.cache  # noqa: B019 (a run has one session)
     def file(self, table: str) -> ResultFile | None:
@@ -130,8 +135,7 @@ class Session:
             return
         for part in case.parts:
             calls[part] = case.build(part)
-        clock = time.process_time if case.processor_time else time.perf_counter
-        outcome.rounds = interleaved(calls, plan.rounds, case.device, plan.seconds, clock)
+        outcome.rounds = interleaved(calls, plan.rounds, case.device, plan.seconds, clock_of(case))
         times = {name: timing(values) for name, values in outcome.rounds.items()}
         row |= {"milliseconds": times, "rates": asdict(rates), "gradient_bytes": case.gradient_bytes}
         row["floor"] = {**asdict(case.floor), **case.floor.milliseconds(rates)}
@@ -154,8 +158,9 @@ class Session:
 
     def _rates(self, case: Case) -> Rates:
         """The best that the machine has shown in this run, measured again for each case: other work comes and goes."""
-        now = asdict(measure_rates(case.device, quick=self.plan.quick, rounds=3 if self.plan.quick else 9))
-        best = self.best.setdefault(case.threads, {})
+        rounds, clock = 3 if self.plan.quick else 9, clock_of(case)
+        now = asdict(measure_rates(case.device, quick=self.plan.quick, rounds=rounds, clock=clock))
+        best = self.best.setdefault((case.threads, clock), {})
         best |= {name: max(rate, best.get(name, 0.0)) for name, rate in now.items()}
         return Rates(**best)
 

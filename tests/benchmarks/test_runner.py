@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ Run = Callable[..., pytest.RunResult]
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the suite's own test file and hooks over one case of the table "projects", without its processes."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # in whose processes pytest-benchmark measures nothing
-    monkeypatch.setattr(session_module, "measure_rates", lambda device, quick, rounds: RATES)
+    monkeypatch.setattr(session_module, "measure_rates", lambda device, **_: RATES)
     monkeypatch.setattr(session_module, "in_new_process", lambda *arguments, **options: 3_000_000)
 
     def result(case: Case, *arguments: str) -> pytest.RunResult:
@@ -222,14 +223,23 @@ def test_largest_batches_follow_from_two_peaks(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_floors_are_of_the_best_rates_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = iter([Rates(40.0, 30.0, 100.0, 400.0), Rates(20.0, 50.0, 200.0, 300.0)])
-    monkeypatch.setattr(session_module, "measure_rates", lambda device, **_: next(found))
+    found = iter([Rates(40.0, 30.0, 100.0, 400.0), Rates(20.0, 50.0, 200.0, 300.0), Rates(1.0, 2.0, 3.0, 4.0)])
+    clocks: list[object] = []
+
+    def measure_rates(device: str, *, clock: object, **_: object) -> Rates:
+        clocks.append(clock)
+        return next(found)
+
+    monkeypatch.setattr(session_module, "measure_rates", measure_rates)
     monkeypatch.setattr(session_module, "in_new_process", lambda *_, **__: 1)
-    cases = [fake_case(RIGHT), fake_case(RIGHT, operator="pyramid_conv")]
+    cases = [fake_case(RIGHT), fake_case(RIGHT, operator="pyramid_conv"), fake_case(RIGHT, operator="pyramid_pool")]
+    cases[2] = replace(cases[2], processor_time=True)
     session = Session(Plan("cpu", 1, 0.0), {case.id: ["eager"] for case in cases})
-    first, second = (session.outcome(case, "operators", timed=True).row["rates"] for case in cases)
+    first, second, by_processor = (session.outcome(case, "operators", timed=True).row["rates"] for case in cases)
     assert first == {"copy": 40.0, "read": 30.0, "float32": 100.0, "bfloat16": 400.0}
     assert second == {"copy": 40.0, "read": 50.0, "float32": 200.0, "bfloat16": 400.0}
+    assert by_processor == {"copy": 1.0, "read": 2.0, "float32": 3.0, "bfloat16": 4.0}
+    assert clocks == [time.perf_counter, time.perf_counter, time.process_time]
 
 
 def test_ratios_and_floor() -> None:
