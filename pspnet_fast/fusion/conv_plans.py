@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pspnet_fast import backend, ops
+from pspnet_fast import ops
 from pspnet_fast.fusion.cost import conv_flop, pointwise_pays, pyramid_pays
-from pspnet_fast.fusion.segments import Geometry, Segment, assemble
-from pspnet_fast.layout import is_channels_last
+from pspnet_fast.fusion.pointwise import pointwise
+from pspnet_fast.fusion.segments import Geometry, Segment
 
 # Levels up to this side are multiplied as pyramid_conv does it, in 1x1 convolutions too.
 _SMALL = 8
@@ -81,7 +80,7 @@ def conv_plan(segments: Sequence[Segment], weight: Tensor, lazy: bool = True) ->
     if kernel != 1 or not used:
         return None
     single = lazy and len(used) == len(segments) and all(g == used[0] for g in used)
-    fused = _pointwise(segments, out_channels, not single)
+    fused = pointwise(segments, out_channels, not single)
     return ConvPlan("1x1 at low resolution", fused, used[0] if single else None, used)
 
 
@@ -115,45 +114,3 @@ def _pyramid(segments: Sequence[Segment], bins: list[tuple[int, int]], x_first: 
         return ops.pyramid_conv(x, torch.cat(lows, dim=2), others[0], others[1], **options)
 
     return fused
-
-
-def _pointwise(segments: Sequence[Segment], out_channels: int, upsample: bool) -> Any:
-    def fused(leaves: list[Tensor], others: list[Any]) -> Tensor:
-        weight, bias = others
-        groups: dict[Geometry | None, tuple[list[Tensor], list[Tensor]]] = {}
-        for leaf, s, part in zip(leaves, segments, weight.split([s.channels for s in segments], dim=1), strict=True):
-            low = pointwise_pays(s, out_channels)
-            tensors, parts = groups.setdefault(s.geometry if low else None, ([], []))
-            tensors.append(leaf if low else assemble([Segment(leaf, s.geometry, False)], "map"))
-            parts.append(part)
-
-        terms: list[tuple[Tensor, Geometry | None]] = []
-        for geometry in sorted(groups, key=lambda g: g is not None):  # the dense part first
-            tensors, parts = groups[geometry]
-            x, w = (t[0] if len(t) == 1 else torch.cat(t, dim=1) for t in (tensors, parts))
-            terms.append((F.conv2d(x, w, None if terms else bias), geometry))
-        return _sum(terms) if upsample else terms[0][0]
-
-    return fused
-
-
-def _sum(terms: Sequence[tuple[Tensor, Geometry | None]]) -> Tensor:
-    """The sum of terms, of which only the first may have full resolution; the others are upsampled."""
-    base = terms[0][0] if terms[0][1] is None else None
-    lows = [(term, geometry) for term, geometry in terms if geometry is not None]
-    corners = {geometry.align_corners for _, geometry in lows}
-    if len(terms) > 1 and len(corners) == 1 and backend.select("upsample_add", lows[0][0].device.type) != "reference":
-        options: dict[str, Any] = {"align_corners": corners.pop(), "channels_last": is_channels_last(lows[0][0])}
-        bins = [geometry.low for _, geometry in lows]
-        if options["channels_last"]:  # packed as these lie in memory, and as the kernel reads them
-            packed = torch.cat([term.flatten(2).transpose(1, 2) for term, _ in lows], dim=1).transpose(1, 2)
-        else:
-            packed = torch.cat([term.flatten(2) for term, _ in lows], dim=2)
-        return ops.upsample_add(packed, base, size=lows[0][1].full, bins=bins, **options)
-
-    result = base
-    for term, geometry in lows:
-        term = F.interpolate(term, geometry.full, mode="bilinear", align_corners=geometry.align_corners)
-        result = term if result is None else result.add_(term)
-    assert result is not None
-    return result

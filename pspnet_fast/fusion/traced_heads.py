@@ -10,15 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet_fast import ops
-from pspnet_fast.fusion.segments import Geometry, Segment
-
-
-class Record(NamedTuple):
-    """A map, what it consists of, and "map", or "softmax" and "log_softmax" of the map that the segments describe."""
-
-    tensor: Tensor
-    segments: list[Segment]
-    kind: str
+from pspnet_fast.fusion.traced_maps import Record, TracedMaps
 
 
 class Largest(NamedTuple):
@@ -28,26 +20,11 @@ class Largest(NamedTuple):
     indices: Tensor
 
 
-class TracedHeads:
+class TracedHeads(TracedMaps):
     """The rules of :class:`~pspnet_fast.fusion.traced.TracedFuse` for what stands behind the logits."""
 
     loss: bool
     argmax: bool
-    records: list[Record]
-
-    def find(self, x: Any) -> Record | None:
-        for record in self.records:
-            if record.tensor is x:
-                return record
-        return None
-
-    def single(self, x: Any, *kinds: str) -> tuple[Tensor, Geometry] | None:
-        """The low-resolution map, and its geometry, if ``x`` is one of these ``kinds`` of its upsampling."""
-        record = self.find(x)
-        if record is None or record.kind not in kinds or len(record.segments) != 1:
-            return None
-        segment = record.segments[0]
-        return None if segment.geometry is None else (segment.tensor, segment.geometry)
 
     def classified(
         self,

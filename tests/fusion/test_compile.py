@@ -14,7 +14,8 @@ from torch import nn
 import pspnet_fast
 from pspnet_fast.backend import kernels
 from pspnet_fast.fusion.segments import Geometry
-from pspnet_fast.fusion.traced import TracedFuse, traced_geometry
+from pspnet_fast.fusion.traced import TracedFuse
+from pspnet_fast.fusion.traced_maps import traced_geometry
 
 
 @pytest.fixture(autouse=True)
