@@ -8,7 +8,7 @@ gradients for the upsampling before the node, and code that reads the gradient i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.overrides import enable_reentrant_dispatch
 from pspnet_fast.fusion.cells import Cell
 from pspnet_fast.fusion.deferred import Deferred, wrap
 from pspnet_fast.fusion.gradients import pull
-from pspnet_fast.fusion.segments import Geometry, Segment, assemble, stock_operators, upsampling
+from pspnet_fast.fusion.segments import Geometry, Segment, assemble, stock_operators, under_this_autocast, upsampling
 from pspnet_fast.fusion.upsampling import upsampled
 
 _FREED = "Trying to backward through the graph a second time: specify retain_graph=True in the first"
@@ -41,6 +41,7 @@ class Plan:
 
 def run(plan: Plan, x: Deferred, *others: Tensor | None) -> Tensor:
     """``plan.stock(x, others)`` by ``plan.fused``, in the autograd graph."""
+    plan = replace(plan, stock=under_this_autocast(plan.stock, x.device.type))
     with torch._C.DisableTorchFunction():
         result: Tensor = _Fused.apply(plan, torch.is_grad_enabled(), x, *others)
         return result

@@ -63,6 +63,19 @@ def stock_operators() -> Iterator[None]:
         yield
 
 
+def under_this_autocast(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    """``function`` as it would run now: backward may call it under another autocast, or none."""
+    if not torch.amp.is_autocast_available(device_type):
+        return function
+    dtype, enabled = torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
+
+    def run(*args: Any) -> Any:
+        with torch.autocast(device_type, dtype, enabled, cache_enabled=False):
+            return function(*args)
+
+    return run
+
+
 def upsampling(low: Tensor, geometry: Geometry) -> Callable[[], Tensor]:
     """The upsampling of ``low`` by the stock operator, to be called."""
     return lambda: F.interpolate(low, geometry.full, mode="bilinear", align_corners=geometry.align_corners)
