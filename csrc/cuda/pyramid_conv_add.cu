@@ -150,6 +150,13 @@ __device__ __attribute__((noinline)) void add_reads(
   }
 }
 
+// The same number, unknown to the compiler: what follows from it is computed again rather than kept in registers, which
+// have no room for it.
+__device__ __forceinline__ int anew(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
 template <typename T, bool CHANNELS_LAST, int VEC>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv_add_kernel(
     const __grid_constant__ ConvTables t, const ConvGrid grid, const Acc<T>* q, T* y, const Norm norm) {
@@ -219,14 +226,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) pyramid_conv
         for (int j = 0; j < kOwned; ++j) sum[i][j] += u[i] * v[j];
       }
     }
+    const MapRow<CHANNELS_LAST> to(t, run, owned, anew(h));
 #pragma unroll
     for (int line = 0; line < kOwned; ++line) {
       if constexpr (!kVectors) {
-        row.template visit_lines<VEC, 1>(line, [&](int i, int j, int64_t offset) {
+        to.template visit_lines<VEC, 1>(line, [&](int i, int j, int64_t offset) {
           if (offset >= 0) (CHANNELS_LAST ? sum[i][j] : sum[j][i]) += static_cast<Real>(y[offset]);
         });
       }
-      row.template visit_lines<VEC, 1>(line, [&](int i, int j, int64_t offset) {
+      to.template visit_lines<VEC, 1>(line, [&](int i, int j, int64_t offset) {
         if (offset < 0) return;
         Pack<T, VEC> vector;
 #pragma unroll
