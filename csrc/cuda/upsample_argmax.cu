@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cross_entropy_math.cuh"
+#include "elements.cuh"
 #include "launch.h"
 #include "upsample_argmax.h"
 
@@ -32,28 +33,42 @@ struct Rows {
 
 // A logit wins if it is larger than those of all classes before, or the first NaN. Nothing here is NaN or infinite but
 // for a mistake upstream: the loop only finds out whether something is. best_of_any then looks again.
+//
+// Down the rows a logit is linear, and rounding keeps the order: no row's is larger than those of both ends. A class
+// that is behind the lowest of the winners at both ends wins nowhere.
 template <typename T, typename Real>
 __device__ __forceinline__ bool best_of_finite(
     const T* image, int64_t stride_c, int classes, const Column<Real>& column, const Rows<Real>& rows,
     int (&label)[kRows]) {
-  Real best[kRows], poison = 0;
+  struct Nodes {
+    T at[4];
+  };
+  Real best[kRows], lowest = -INFINITY, poison = 0;
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) best[r] = -INFINITY, label[r] = 0;
-#pragma unroll 2
-  for (int c = 0; c < classes; ++c, image += stride_c) {
-    const Real tl = load_as<Real>(image + column.offset[0]), tr = load_as<Real>(image + column.offset[1]);
-    const Real bl = load_as<Real>(image + column.offset[2]), br = load_as<Real>(image + column.offset[3]);
+  for (int r = 0; r < kRows; ++r) best[r] = r < rows.count ? -INFINITY : INFINITY, label[r] = 0;
+  const auto load = [&](int) {
+    Nodes nodes;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) nodes.at[j] = __ldg(image + column.offset[j]);
+    image += stride_c;
+    return nodes;
+  };
+  in_batches<2>(classes, load, [&](int c, const Nodes& nodes) {
+    const Real tl = nodes.at[0], tr = nodes.at[1], bl = nodes.at[2], br = nodes.at[3];
     const Real top = tl + column.t * (tr - tl), rise = bl + column.t * (br - bl) - top;
     poison += Real(0) * rise;
     const Real first = top + rows.s * rise, step = rows.step * rise;
+    const auto logit = [&](int r) { return fma(static_cast<Real>(r), step, first); };
+    if (!(max(first, logit(rows.count - 1)) > lowest)) return;
+    lowest = INFINITY;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const Real logit = r == 0 ? first : first + r * step;
-      const bool wins = logit > best[r];
-      best[r] = wins ? logit : best[r];
+      const bool wins = logit(r) > best[r];
+      best[r] = wins ? logit(r) : best[r];
       label[r] = wins ? c : label[r];
+      lowest = min(lowest, best[r]);
     }
-  }
+  });
   return poison == 0;
 }
 
