@@ -77,12 +77,13 @@ __device__ __forceinline__ void score_row_by_best_path(Memory& memory, const Cro
 // on sm_90 and sm_100, 11 on sm_80 and 7 on sm_86, sm_89 and sm_120, so that fewer registers would gain nothing there.
 //
 //   columns of a pass        2     4     6     8     9   float64
-//   registers on sm_90      96    96   118   128   168       132
+//   registers on sm_90      96    96   128   125   167       129
 //   warps                   20    19    16    16    12        12
 //
 // A lane holds 8 · columns sums, or weights in their place, and some 60 registers besides; nothing spills on sm_90
 // (ptxas -v). Rows go in pairs, whose chains of multiply-adds do not depend on each other. On an H100 16 warps at 8
-// columns and 150 classes keep half of the issue slots busy; loads of logits are what they wait for most (ncu).
+// columns and 150 classes kept half of the issue slots busy and waited for logits most (ncu): for those of NCHW three
+// times a chunk then, once now.
 template <typename Real, int K>
 constexpr int resident_warps() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200

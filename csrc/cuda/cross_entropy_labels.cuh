@@ -189,7 +189,7 @@ __device__ __forceinline__ void weigh_pixels(
     sums.divisor += pixel * class_weight;
     Real of_pixel = scored ? weight * label.add(path, memory.pixels, i, lane, r, k, sum) : Real(0);
 
-    if (memory.share > 0 && scored) {
+    if (weights.problem.smoothed && scored) {
       const Real s = piece.s + r * piece.s_step, t = piece.t + k * piece.t_step;
       const Corners<Real> at{{(1 - s) * (1 - t), (1 - s) * t, s * (1 - t), s * t}};
       Corners<Real> smooth;

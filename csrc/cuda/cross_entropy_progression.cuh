@@ -112,7 +112,10 @@ struct Progression {
     __device__ __forceinline__ float add(const Progression&, const Pixels&, int, Lane, int, int k, float sum) {
       const float term = k % 2 == 0 ? even : even * ratio;
       product += product * fmaxf(quotient(sum - term, term), 0.0f);
-      return product > 0x1p10f ? finish() : 0.0f;
+      if (!(product > 0x1p10f)) return 0;
+      const float logarithm = fast_log2(product);
+      product = 1;
+      return logarithm;
     }
     __device__ __forceinline__ float finish() {
       const float logarithm = product == 1 ? 0.0f : log2f(product);
@@ -157,7 +160,7 @@ __device__ __forceinline__ void measure_nodes(Memory& memory, int classes, Lane 
     const int slot = row * kRowNodes + lane.cell(), last = row * kRowNodes + kCells;
     float high = -INFINITY, low = INFINITY, last_high = -INFINITY, last_low = INFINITY;
     float poison = 0;  // NaN as soon as anything is not finite
-    for_chunks(memory, classes, lane, row, 1.0f, [&](int, int count) {
+    for_chunks<1>(memory, classes, lane, row, 1.0f, [&](int, int count) {
       for (int c = 0; c < count; ++c) {
         const float logit = memory.nodes[c][slot];
         high = fmaxf(high, logit), low = fminf(low, logit);

@@ -22,7 +22,7 @@ __device__ __forceinline__ void score_piece(
   Path path(piece);
   for (int pass = 0; pass < Path::kForwardPasses; ++pass) {
     const bool last = pass == Path::kForwardPasses - 1;
-    for_chunks(memory, p.classes, lane, 0, scale, [&](int first, int count) {
+    for_chunks<2>(memory, p.classes, lane, 0, scale, [&](int first, int count) {
       const Real* node = memory.nodes[0] + lane.cell();
       for (int c = 0; c < count; ++c, node += kNodePitch) {
         path.add_class(pass, corners_at(node));
@@ -44,7 +44,7 @@ __device__ __forceinline__ void score_piece(
   if (mine) memory.divisor[lane.number] += static_cast<double>(sums.divisor);
 
   if (gradient) {
-    for_chunks(memory, p.classes, lane, 0, scale, [&](int first, int count) {
+    for_chunks<2>(memory, p.classes, lane, 0, scale, [&](int first, int count) {
       const Real* node = memory.nodes[0] + lane.cell();
       Real* to = memory.corners[0] + lane.number;
       for (int c = 0; c < count; ++c, node += kNodePitch, to += kCornerPitch) {

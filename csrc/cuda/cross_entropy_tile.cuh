@@ -106,67 +106,72 @@ __device__ __forceinline__ Real load_logit(const LogitMap& logits, int64_t at) {
   return load_as<Real>(static_cast<const __nv_bfloat16*>(logits.data) + at);
 }
 
-// A chunk of `count` classes of the nodes' rows from `first_row` on, from global to shared memory, as logit · scale -
-// shift (rounded once). `image` is at the first class. Neighbouring lanes read neighbouring nodes, or in channels_last
-// neighbouring classes.
-template <typename T, typename Memory>
+// A chunk of `count` classes of ROWS rows of nodes from `first_row` on, from global to shared memory, as
+// logit · scale - shift (rounded once). `image` is at the first class. Neighbouring lanes read neighbouring nodes, or in
+// channels_last neighbouring classes.
+template <int ROWS, typename T, typename Memory>
 __device__ __forceinline__ void stage_from(
     Memory& memory, const T* image, Lane lane, int count, int first_row, typename Memory::Real scale) {
   using Real = typename Memory::Real;
   const int64_t stride_c = memory.head.logits.stride_c;
-  const int c_of_lane = lane.chunk_class();
+  const int c_of_lane = lane.chunk_class(), first = first_row * kRowNodes;
+  const auto put = [&](int c, int slot, T logit) {
+    memory.nodes[c][slot] = fma(static_cast<Real>(logit), scale, -memory.shift[slot]);
+  };
   if (stride_c == 1) {
     constexpr int kStep = 32 / kChunk;
-    const int first = first_row * kRowNodes + lane.node();
+    const int node = first + lane.node(), nodes = c_of_lane < count ? ROWS * kRowNodes - lane.node() : 0;
     in_batches<8>(
-        c_of_lane < count ? (kSlots - first + kStep - 1) / kStep : 0,
-        [&](int i) { return __ldg(image + memory.offset[first + i * kStep] + c_of_lane); },
-        [&](int i, T logit) {
-          const int slot = first + i * kStep;
-          memory.nodes[c_of_lane][slot] = fma(static_cast<Real>(logit), scale, -memory.shift[slot]);
-        });
+        (nodes + kStep - 1) / kStep, [&](int i) { return __ldg(image + memory.offset[node + i * kStep] + c_of_lane); },
+        [&](int i, T logit) { put(c_of_lane, node + i * kStep, logit); });
     return;
   }
-#pragma unroll 1
-  for (int row = first_row; row < 2; ++row) {
-    const int slot = row * kRowNodes + lane.cell();  // nodes 0 to 31
-    const T* from = image + memory.offset[slot];
-    Real logits[kChunk];
-    if (count == kChunk) {  // loads without conditions are under way together
+  // All of a lane's loads are under way before it uses the first: a warp waits for memory once a chunk.
+  const auto load_if = [](bool there, const T* at) { return there ? __ldg(at) : static_cast<T>(0.0f); };
+  T logits[ROWS][kChunk];  // of nodes 0 to 31
+  const auto load_classes = [&](auto is_there) {
 #pragma unroll
-      for (int c = 0; c < kChunk; ++c, from += stride_c) logits[c] = load_as<Real>(from);
-    } else {
+    for (int row = 0; row < ROWS; ++row) {
+      const T* from = image + memory.offset[first + row * kRowNodes + lane.cell()];
 #pragma unroll
-      for (int c = 0; c < kChunk; ++c, from += stride_c) logits[c] = c < count ? load_as<Real>(from) : Real(0);
+      for (int c = 0; c < kChunk; ++c, from += stride_c) logits[row][c] = load_if(is_there(c), from);
     }
-    const Real shift = memory.shift[slot];
+  };
+  const bool has_last = lane.node() < ROWS && c_of_lane < count;  // a class of node 32
+  const int last = first + (has_last ? lane.node() : 0) * kRowNodes + kCells;
+  const T logit_of_last = load_if(has_last, image + memory.offset[last] + c_of_lane * stride_c);
+  if (count == kChunk) {  // loads without conditions take fewer instructions
+    load_classes([](int) { return true; });
+  } else {
+    load_classes([&](int c) { return c < count; });
+  }
 #pragma unroll
-    for (int c = 0; c < kChunk; ++c) memory.nodes[c][slot] = fma(logits[c], scale, -shift);
+  for (int row = 0; row < ROWS; ++row) {
+#pragma unroll
+    for (int c = 0; c < kChunk; ++c) put(c, first + row * kRowNodes + lane.cell(), logits[row][c]);
   }
-  if (lane.node() >= first_row && lane.node() < 2 && c_of_lane < count) {  // node 32 of both, a lane for each class
-    const int slot = lane.node() * kRowNodes + kCells;
-    const Real logit = load_as<Real>(image + memory.offset[slot] + c_of_lane * stride_c);
-    memory.nodes[c_of_lane][slot] = fma(logit, scale, -memory.shift[slot]);
-  }
+  if (has_last) put(c_of_lane, last, logit_of_last);
 }
 
-// Calls visit(first, count) for the chunks of classes, each in shared memory by then.
-template <typename Memory, typename Visit>
+// Calls visit(first, count) for the chunks of classes, each in shared memory by then: ROWS rows of nodes from
+// `first_row` on.
+template <int ROWS, typename Memory, typename Visit>
 __device__ __forceinline__ void for_chunks(
     Memory& memory, int classes, Lane lane, int first_row, typename Memory::Real scale, Visit visit) {
   for (int first = 0; first < classes; first += kChunk) {
     const LogitMap& logits = memory.head.logits;
     const int count = min(kChunk, classes - first);
     const int64_t at = memory.tile.image * logits.stride_b + first * logits.stride_c;
+    const auto stage = [&](const auto* data) { stage_from<ROWS>(memory, data + at, lane, count, first_row, scale); };
     __syncwarp();
     if constexpr (sizeof(scale) == 8) {
-      stage_from(memory, static_cast<const double*>(logits.data) + at, lane, count, first_row, scale);
+      stage(static_cast<const double*>(logits.data));
     } else if (logits.type == ElementType::f32) {
-      stage_from(memory, static_cast<const float*>(logits.data) + at, lane, count, first_row, scale);
+      stage(static_cast<const float*>(logits.data));
     } else if (logits.type == ElementType::f16) {
-      stage_from(memory, static_cast<const __half*>(logits.data) + at, lane, count, first_row, scale);
+      stage(static_cast<const __half*>(logits.data));
     } else {
-      stage_from(memory, static_cast<const __nv_bfloat16*>(logits.data) + at, lane, count, first_row, scale);
+      stage(static_cast<const __nv_bfloat16*>(logits.data));
     }
     __syncwarp();
     visit(first, count);

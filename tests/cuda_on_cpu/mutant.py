@@ -30,6 +30,7 @@ CONV_RELU = "tests/ops/test_pyramid_conv_norm_relu.py::test_pyramid_conv_norm_re
 SPECIAL = "tests/ops/test_special_values.py::test_pyramid_conv"
 LEVELS = "tests/ops/test_pyramid_levels.py::test_pyramid_levels"
 LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
+LOSS_SHAPES = "tests/ops/test_cross_entropy_paths.py::test_shapes"
 ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
 ADD = "tests/ops/test_upsample_softmax_add.py"
 UPSAMPLE_ADD = "tests/ops/test_upsample_add.py::test_"
@@ -110,10 +111,10 @@ def levels(name: str, before: str, after: str, shows: str, tests: str = LEVELS) 
     return Mutant(f"pyramid_levels_{name}", "pyramid_levels.cu", before, after, shows, tests)
 
 
-def loss(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:
+def loss(name: str, before: str, after: str, shows: str, variant: str = "plain", tests: str = LOSS) -> Mutant:
     """Of the cross-entropy kernel."""
     file, unit = "cross_entropy_tile.cuh", "cross_entropy.cu"
-    return Mutant(f"cross_entropy_{name}", file, before, after, shows, LOSS, variant, unit)
+    return Mutant(f"cross_entropy_{name}", file, before, after, shows, tests, variant, unit)
 
 
 def finish(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:

@@ -9,6 +9,7 @@ from mutant import (
     CONV_RELU,
     CONV_SIZES,
     CORRECT,
+    LOSS_SHAPES,
     ORDER,
     POOL,
     POOL_ADD,
@@ -195,9 +196,11 @@ MUTANTS = [
     loss(
         "unwritten_node", "min(kOwnedNodes, nodes - first_node)", "min(kOwnedNodes, nodes - first_node - 1)", UNWRITTEN
     ),
-    loss("class_too_many", "c < count ? load_as<Real>(from) : Real(0)", "load_as<Real>(from)", BEYOND, "checked"),
+    loss("class_too_many", "return c < count; });", "return c <= count; });", BEYOND, "checked"),
+    loss("last_node", "lane.node() < ROWS &&", "lane.node() < 1 &&", WRONG, tests=LOSS_SHAPES),
     finish("barrier", "half /= 2) {\n    __syncthreads();", "half /= 2) {", ORDER),
     finish("edge_too_many", "* kThreads, values - 1);", "* kThreads, values);", BEYOND, "checked"),
+    argmax("last_row_left_out", "max(first, logit(rows.count - 1))", "first", SPREAD),
     argmax("column_too_many", "  if (x >= p.columns.out) rows.count = 0;\n", "", BEYOND, variant="checked"),
     argmax(
         "exited_lanes",
