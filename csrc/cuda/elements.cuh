@@ -36,6 +36,23 @@ struct alignas(sizeof(T) * VEC) Pack {
   T v[VEC];
 };
 
+// Writes VEC sums to global memory, 16 bytes at once. `to` is aligned as far as VEC of them are, up to that. The store
+// asks for an instruction for vectors, as nvcc stores what it sees to be a copy of an array element by element.
+template <typename Real, int VEC>
+__device__ __forceinline__ void store_sums(Real* to, const Real (&sums)[VEC]) {
+  constexpr int kVec = VEC * sizeof(Real) < 16 ? 1 : 16 / static_cast<int>(sizeof(Real));
+#pragma unroll
+  for (int i = 0; i < VEC; i += kVec) {
+    if constexpr (kVec == 4) {
+      __stcg(reinterpret_cast<float4*>(to + i), make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
+    } else if constexpr (kVec == 2) {
+      __stcg(reinterpret_cast<double2*>(to + i), make_double2(sums[i], sums[i + 1]));
+    } else {
+      to[i] = sums[i];
+    }
+  }
+}
+
 inline bool is_aligned(const void* data, size_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
 
 // Calls `use(i, load(i))` for i from `done` to `count` in turn. Batches of loads are under way before the first is used,

@@ -75,10 +75,7 @@ __global__ void __launch_bounds__(kPieceThreads, kPieceBlocks) pyramid_concat_bw
       part_of_cell(level.columns, q, column % column_parts, column_parts), data, shape.width, grad.pixel_stride, own);
   Acc<T>* output = sums + (image * pieces.total + piece) * 4 * shape.level_channels + channel;
 #pragma unroll
-  for (int side = 0; side < 4; ++side) {
-#pragma unroll
-    for (int j = 0; j < VEC; ++j) output[side * shape.level_channels + j] = own[side][j];
-  }
+  for (int side = 0; side < 4; ++side) store_sums(output + side * shape.level_channels, own[side]);
 }
 
 template <typename T>

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     add_packs<kUnderWay>(reinterpret_cast<const Pack<T, VEC>*>(row), t.channels / VEC, count, sum);
   }
   const int64_t atom = (block.b * t.row_intervals + block.r) * t.column_intervals + block.c;
-  write_sums(atoms + atom * t.channels + block.channel, sum);
+  store_sums(atoms + atom * t.channels + block.channel, sum);
 }
 
 // The atoms of a bin, and its pixels.
