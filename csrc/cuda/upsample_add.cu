@@ -14,6 +14,9 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kRows = 8;  // of the map, for one thread
+// On a multiprocessor: for more, registers would be spilled.
+template <int VEC, bool CHANNELS_LAST>
+constexpr int kBlocks = VEC > 1 && !CHANNELS_LAST ? 4 : 6;
 
 // What a row of the map is interpolated from.
 template <typename Real>
@@ -90,7 +93,7 @@ __device__ __forceinline__ void add_level(
 
 // Shared: taps [levels, kRows].
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kThreads) upsample_add_fwd_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocks<VEC, CHANNELS_LAST>) upsample_add_fwd_kernel(
     const __grid_constant__ UpsampleShape shape, const T* levels, const T* base, T* y) {
   const int tiles = (shape.height + kRows - 1) / kRows;
   const int first = static_cast<int>(blockIdx.x % tiles) * kRows, rows = min(kRows, shape.height - first);
@@ -105,12 +108,16 @@ __global__ void __launch_bounds__(kThreads) upsample_add_fwd_kernel(
   const int64_t offset = (plane * shape.height + first) * line + at;
   Acc<T> sum[kRows][VEC] = {};
   if (base != nullptr) {
+    // All at once; behind the map, its last row again.
+    Pack<T, VEC> packs[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) break;
-      const auto pack = *reinterpret_cast<const Pack<T, VEC>*>(base + offset + r * line);
+      packs[r] = *reinterpret_cast<const Pack<T, VEC>*>(base + offset + min(r, rows - 1) * line);
+    }
 #pragma unroll
-      for (int j = 0; j < VEC; ++j) sum[r][j] = load(pack.v[j]);
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int j = 0; j < VEC; ++j) sum[r][j] = load(packs[r].v[j]);
     }
   }
   const T* bins = levels + plane * shape.packed_bins * shape.unit;

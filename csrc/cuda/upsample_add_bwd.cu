@@ -17,6 +17,7 @@ namespace pspnet_fast::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kBlocks = 5;  // on a multiprocessor: for more, a compiler would save registers and wait for each load
 constexpr int kMostParts = 8;
 constexpr int kMostColumns = 512;      // of a tile
 constexpr int kLineBytes = 16 * 1024;  // of lines in a block
@@ -108,15 +109,18 @@ __device__ __forceinline__ void sum_rows(
     for (int i = begin - 1; i < end; ++i) {
       const int node = work.first_row + i, cell = begins[i + 1], size = begins[i + 2] - cell;
       Acc<T> top[VEC] = {}, bottom[VEC] = {};
-      for (int h = cell + part * size / plan.parts; h < cell + (part + 1) * size / plan.parts; ++h) {
-        const auto pack = *reinterpret_cast<const Pack<T, VEC>*>(pixels + h * line);
-        const Acc<T> share = axis.share<Acc<T>>(h, node);
+      const int first = cell + part * size / plan.parts, last = cell + (part + 1) * size / plan.parts;
+      const T* from = pixels + first * line;
+      in_batches<4>(
+          last - first, [&](int h) { return *reinterpret_cast<const Pack<T, VEC>*>(from + h * line); },
+          [&](int h, const Pack<T, VEC>& pack) {
+            const Acc<T> share = axis.share<Acc<T>>(first + h, node);
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) {
-          top[j] += (1 - share) * load(pack.v[j]);
-          bottom[j] += share * load(pack.v[j]);
-        }
-      }
+            for (int j = 0; j < VEC; ++j) {
+              top[j] += (1 - share) * load(pack.v[j]);
+              bottom[j] += share * load(pack.v[j]);
+            }
+          });
       // Behind the last row of bins, and at equal sizes, both are that row.
       const bool same = axis.next(node) == node;
       Pack<Acc<T>, VEC> sum;
@@ -161,7 +165,7 @@ __device__ __forceinline__ void sum_columns(
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kThreads) upsample_add_bwd_kernel(
+__global__ void __launch_bounds__(kThreads, kBlocks) upsample_add_bwd_kernel(
     const __grid_constant__ UpsampleShape shape, const __grid_constant__ Plan plans, const T* grad, T* grad_levels) {
   constexpr int kSide = kChannels<CHANNELS_LAST>;
   int l = 0;

@@ -211,9 +211,7 @@ MUTANTS = [
     ),
     upsample_add("fwd_taps_barrier", "first, taps);\n  __syncthreads();", "first, taps);", ASTRAY, variant="checked"),
     upsample_add("fwd_wrong_row", "bins + tap.second * stride", "bins + tap.first * stride", WRONG),
-    upsample_add(
-        "fwd_row_too_many", "if (r >= rows) break;\n      const", "const", BEYOND, "any_shape_and_options", "checked"
-    ),
+    upsample_add("fwd_row_too_many", "min(r, rows - 1) *", "r *", BEYOND, "any_shape_and_options", "checked"),
     upsample_add("bwd_cell_in_front", "int i = begin - 1; i < end", "int i = begin; i < end", WRONG),
     upsample_add("bwd_lines_barrier", "shared.lines);\n    __syncthreads();", "shared.lines);", ORDER),
     upsample_add(
