@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,9 @@ CUDA = ROOT / "csrc" / "cuda"
 BUILD = ROOT / "build" / "cuda_on_cpu"
 
 COMPILER = os.environ.get("CXX", "g++")
+# Kernels' multiply-adds are fused as nvcc fuses them, where the processor can: GCC does that with these three alone.
+HAS_FMA = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+FUSED = ["-mfma", "-ffp-contract=fast", "-fexpensive-optimizations"] if HAS_FMA else []
 # How soon a kernel is compiled matters as much as how fast it runs: most of the time goes there.
 VARIANTS = {
     "plain": ["-O1"],
@@ -26,7 +30,14 @@ VARIANTS = {
         *("-Og", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"),
         *("-fsanitize=address,undefined", "-fno-sanitize=null,vptr"),  # a null pointer stops it anyway
     ],
+    # Hooks for counting.cpp, and vectors moved as one, as nvcc moves them.
+    "counted": [
+        *("-Og", "-g1", "-finline-small-functions", "-fno-tree-sra", "-fno-ipa-sra"),
+        *("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-fsanitize-coverage=trace-pc"),
+    ],
 }
+# What is not a kernel, and the linker, have no part in counting.
+OF_HOST = {"counted": "plain"}
 # -iquote: a changed copy of a kernel finds its headers where the original does. Its own folder comes first.
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", f"-iquote{CUDA}", f"-I{HERE / 'include'}"]
 LINK = [f"-Wl,-T,{HERE / 'shared_memory.ld'}"]
@@ -65,6 +76,7 @@ class Target:
 def operators(variant: str, name: str = "operators", changed: Path | None = None) -> Target:
     """All of csrc/cuda as a library for torch.ops.load_library, with ``changed`` instead of the file of its name."""
     sources = [*sorted(CUDA.glob("*.cu")), *sorted(CUDA.glob("*.cpp")), HERE / "control.cpp"]
+    sources += [HERE / "counting.cpp"] if variant == "counted" else []
     if changed is not None:
         sources = [changed if source.name == changed.name else source for source in sources]
         assert changed in sources, f"csrc/cuda has no {changed.name}"
@@ -75,6 +87,11 @@ def missing_tool() -> str | None:
     """Why nothing can be built here, if so."""
     absent = [tool for tool in (COMPILER, "ninja") if _find(tool) is None]
     return f"not found: {', '.join(absent)}" if absent else None
+
+
+def compiler_version() -> str:
+    done = subprocess.run([COMPILER, "-dumpfullversion"], capture_output=True, text=True, check=True)
+    return f"{Path(COMPILER).name} {done.stdout.strip()}, {platform.machine()}"
 
 
 def build(targets: Sequence[Target]) -> None:
@@ -102,19 +119,24 @@ def _ninja_file(targets: Sequence[Target]) -> str:
     objects: set[Path] = set()
     for target in targets:
         own = []
+        host = OF_HOST.get(target.variant, target.variant)
         for source in target.sources:
             inside = source.relative_to(BUILD) if source.is_relative_to(BUILD) else source.relative_to(ROOT)
-            flags = [*FLAGS, *VARIANTS[target.variant], *(f"-D{define}" for define in target.defines)]
+            variant = host if source.suffix == ".cpp" else target.variant
+            flags = [*FLAGS, *VARIANTS[variant], *(f"-D{define}" for define in target.defines)]
             flags += STRICT if source.is_relative_to(HERE) else []
-            flags += ["-O0"] if source.is_relative_to(BUILD) else []  # a mutant is compiled for a test or two
+            flags += FUSED if variant == "plain" and source.suffix == ".cu" else []
+            if source.is_relative_to(BUILD) and variant != "counted":
+                flags += ["-O0"]  # a mutant is compiled for a test or two
+            flags += ["-O2"] if source.stem == "counting" else []  # called at every access
             flags += TORCH_FLAGS if source.suffix == ".cpp" else []
-            output = BUILD / target.variant / "objects" / "-".join([*target.defines, f"{inside}.o"])
+            output = BUILD / variant / "objects" / "-".join([*target.defines, f"{inside}.o"])
             own.append(output)
             if output not in objects:
                 lines += [f"build {output}: compile {source}", f"  flags = {' '.join(flags)}"]
-                lines += [f"  variant = {target.variant}"]
+                lines += [f"  variant = {variant}"]
             objects.add(output)
-        link = [*VARIANTS[target.variant], *LINK, *(["-shared"] if target.is_library else [])]
+        link = [*VARIANTS[host], *LINK, *(["-shared"] if target.is_library else [])]
         lines += [f"build {target.output}: link {' '.join(map(str, own))}", f"  flags = {' '.join(link)}"]
         lines += [f"  libraries = {' '.join(TORCH_LINK if target.is_library else [])}"]
     return "\n".join(lines) + "\n"

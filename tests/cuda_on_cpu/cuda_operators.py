@@ -98,7 +98,8 @@ def _wide_product(a: Tensor, b: Tensor, dtype: torch.dtype, *, out: Tensor) -> T
 def twin(tensor: Tensor) -> Tensor:
     """A copy in memory of its own, of the same strides and alignment, be the tensor dense or not."""
     with torch.no_grad():
-        memory = tensor.untyped_storage().clone()
+        storage = tensor.untyped_storage()
+        memory = torch.empty(storage.nbytes(), dtype=torch.uint8).untyped_storage().copy_(storage)
         return tensor.new_empty(0).set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 

@@ -1,10 +1,12 @@
 """Runs the operators' tests over csrc/cuda on the CPU.
 
     python tests/cuda_on_cpu/run.py [plain | checked] [arguments of pytest]
+    python tests/cuda_on_cpu/run.py counters [--write]
 
 ``plain`` runs every test of the back end ``cuda``, and opcheck in one layout, which takes what CPU tensors run on.
 ``checked``, under AddressSanitizer and UndefinedBehaviorSanitizer, leaves out what compiles or exports: it runs no
-other kernels.
+other kernels. ``counters`` prints what the kernels ask of a GPU's memory, or writes it into docs/counters.md; the page
+tells what nvcc makes of them, too.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compiling import ROOT, build, operators, preloaded
+from counters import count
+from counters_page import ARCHITECTURES, PAGE, compile_all, page
+from sass import missing_tool
 
 
 def environment(variant: str, library: Path) -> dict[str, str]:
@@ -35,6 +40,13 @@ def arguments(variant: str, for_pytest: Sequence[str]) -> list[str]:
 
 def main() -> None:
     variant, *for_pytest = sys.argv[1:] or ["plain"]
+    if variant == "counters":
+        write, lacking = for_pytest == ["--write"], missing_tool()
+        if write and lacking:
+            sys.exit(f"the page has what nvcc makes of the kernels: {lacking}")
+        text = page(count(operators("counted")), {} if lacking else {a: compile_all(a) for a in ARCHITECTURES})
+        PAGE.write_text(text) if write else print(text)
+        return
     library = operators(variant)
     build([library])
     os.chdir(ROOT)

@@ -6,6 +6,7 @@ of them is used is what keeps a memory system busy, and it stands in the machine
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -25,11 +26,12 @@ SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10}
 
 @dataclass(frozen=True)
 class Loop:
-    """An innermost loop: its instructions, its loads of global memory, and the most that are under way."""
+    """Its instructions outside of loops in it, its loads of global memory, and the most that are under way."""
 
     instructions: int
     loads: int
     under_way: int
+    innermost: bool
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Kernel:
     registers: int
     spilled: int  # bytes
     shared: int  # bytes, static
-    all_loops: tuple[Loop, ...]  # innermost ones
+    all_loops: tuple[Loop, ...]
 
     @property
     def loops(self) -> list[Loop]:
@@ -52,8 +54,8 @@ class Kernel:
 
     @property
     def longest(self) -> int:
-        """Instructions of its longest loop."""
-        return max((loop.instructions for loop in self.all_loops), default=0)
+        """Instructions of its longest innermost loop."""
+        return max((loop.instructions for loop in self.all_loops if loop.innermost), default=0)
 
     def warps(self, threads: int, dynamic_shared: int, architecture: str) -> int:
         """How many a multiprocessor has at once, of at most 64, in blocks of so many threads."""
@@ -69,6 +71,14 @@ def missing_tool() -> str | None:
     return f"not found: {', '.join(absent)}" if absent else None
 
 
+def nvcc_version() -> str:
+    if missing_tool():
+        return "(not found)"
+    found = re.search(r"release (\S+),", _run("nvcc", "--version"))
+    return found[1] if found else "of no known version"
+
+
+@functools.cache
 def compile_kernels(source: Path, architecture: str) -> list[Kernel]:
     """The kernels of a .cu file as nvcc compiles them for ``architecture``, such as "sm_90"."""
     cubin = _cubin(source, architecture)
@@ -100,7 +110,7 @@ def _cubin(source: Path, architecture: str) -> Path:
 
 
 def loops_of(sass: str) -> dict[str, tuple[Loop, ...]]:
-    """By function, the innermost loops."""
+    """By function."""
     functions: dict[str, list[tuple[int, str]]] = {}
     for line in sass.splitlines():
         if found := FUNCTION.match(line):
@@ -112,16 +122,21 @@ def loops_of(sass: str) -> dict[str, tuple[Loop, ...]]:
 
 def _loops(code: list[tuple[int, str]]) -> list[Loop]:
     place = {address: i for i, (address, _) in enumerate(code)}
-    spans = []
+    ends: dict[int, int] = {}  # by beginning; a loop may go back from several places
     for i, (address, text) in enumerate(code):
         branch = BRANCH.search(text)
         if branch and int(branch[1], 16) < address:  # a branch to itself ends a kernel
-            spans.append((place[int(branch[1], 16)], i))
-    inner = [(a, b) for a, b in spans if not any((c, d) != (a, b) and a <= c and d <= b for c, d in spans)]
-    return [_count([text for _, text in code[a : b + 1]]) for a, b in inner]
+            ends[place[int(branch[1], 16)]] = i
+    own: dict[int, list[str]] = {begin: [] for begin in ends}
+    for i, (_, text) in enumerate(code):
+        around = [(end - begin, begin) for begin, end in ends.items() if begin <= i <= end]
+        if around:
+            own[min(around)[1]].append(text)
+    outer = {a for a in ends for b in ends if a != b and a <= b and ends[b] <= ends[a]}
+    return [_count(texts, begin not in outer) for begin, texts in own.items()]
 
 
-def _count(body: list[str]) -> Loop:
+def _count(body: list[str], innermost: bool) -> Loop:
     """Loads in the order of issue; one whose register, or what is made of it, is read ends what was under way."""
     loads, most, now = 0, 0, 0
     pending: set[int] = set()
@@ -137,7 +152,7 @@ def _count(body: list[str]) -> Loop:
             width = WORDS.get(operation.rpartition(".")[2], 1)
             pending |= set(range(registers[0], registers[0] + width))
             most = max(most, now)
-    return Loop(len(body), loads, most)
+    return Loop(len(body), loads, most, innermost)
 
 
 SHORTER = {

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from compiling import BUILD, CUDA, HERE
+from counters_page import AGAIN, ARCHITECTURES, PAGE, code_cells
 from mutant import Mutant
-from sass import Kernel, compile_kernels, missing_tool
+from sass import Kernel, compile_kernels, missing_tool, nvcc_version
+from selection import ALL
 
 pytestmark = pytest.mark.skipif(missing_tool() is not None, reason=f"{missing_tool()}")
 LEAST_UNDER_WAY = 4
-# Kernels that read a map from one end to the other, by file and by what their names hold.
+# Kernels that read a map from one end to the other, by file and by what their names hold. What remains of pooling's
+# backward writes one, and reads bins.
 STREAMING = {
-    "pyramid_pool_nchw": "_fwd_",
-    "pyramid_pool_nhwc": "_fwd_",
+    "pyramid_pool_nchw": "_fwd_|, 1>",
+    "pyramid_pool_nhwc": "_fwd_|, 1>",
     "pyramid_concat_nchw": "_fwd_",
     "pyramid_concat_nhwc": "_fwd_",
     "pyramid_concat_nchw_bwd": "_bwd_",
     "pyramid_concat_nhwc_bwd": "_bwd_",
+    "upsample_add": "_fwd_",
+    "upsample_add_bwd": "_bwd_",
 }
 
 
@@ -28,9 +35,27 @@ def problems(kernels: list[Kernel]) -> list[str]:
 @pytest.mark.parametrize("unit", STREAMING)
 def test_streaming_kernels_keep_loads_under_way(unit: str) -> None:
     kernels = compile_kernels(CUDA / f"{unit}.cu", "sm_90")
-    streaming = [kernel for kernel in kernels if STREAMING[unit] in kernel.name]
+    streaming = [kernel for kernel in kernels if re.search(STREAMING[unit], kernel.name)]
     assert len(streaming) >= 6
     assert problems(streaming) == []
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES if ALL else ARCHITECTURES[:1])
+@pytest.mark.parametrize("unit", sorted(path.stem for path in CUDA.glob("*.cu")) if ALL else STREAMING)
+def test_page_is_what_is_compiled(unit: str, architecture: str) -> None:
+    """docs/counters.md has the registers, the stack and the loops of the kernels that it names."""
+    text = PAGE.read_text()
+    if f"nvcc {nvcc_version()}" not in text:
+        pytest.skip(f"not the nvcc that docs/counters.md is of: {nvcc_version()}")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    page = {row[0].strip("`"): row[5:] for row in rows if len(row) == 10}
+    named = [kernel for kernel in compile_kernels(CUDA / f"{unit}.cu", architecture) if kernel.name in page]
+    assert named
+    for kernel in named:
+        there = [(cell.split(" / ") * 2)[ARCHITECTURES.index(architecture)] for cell in page[kernel.name]]
+        found = code_cells(32, 0, {architecture: kernel})
+        there[2] = found[2]  # the launch decides, too, how many warps there are
+        assert there == found, f"{kernel.name}: {AGAIN}"
 
 
 def test_a_serialised_kernel_is_found() -> None:

@@ -40,6 +40,8 @@ struct Thread {
 
 struct Block {
   const char* kernel = "";
+  const void* function = nullptr;  // the kernel's
+  size_t shared_bytes = 0;         // of dynamic shared memory
   void (*call_kernel)(void* parameters) = nullptr;
   void* parameters = nullptr;
 

@@ -24,8 +24,9 @@ namespace cuda_on_cpu {
 
 #if CUDA_ON_CPU_ASSEMBLY
 // Saves the registers that a callee must keep on the stack in use, and goes on where `to` was saved. swapcontext does
-// the same, but calls the system for the signal mask: many times the cost, at every barrier of every thread.
-__attribute__((naked, noinline)) inline void switch_stacks(void** /*from: rdi*/, void* /*to: rsi*/) {
+// the same, but calls the system for the signal mask: many times the cost, at every barrier of every thread. A hook of
+// coverage would change the registers.
+__attribute__((naked, noinline, no_sanitize_coverage)) inline void switch_stacks(void** /*from: rdi*/, void* /*to: rsi*/) {
   asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15\n"
       "movq %rsp, (%rdi)\n"
       "movq %rsi, %rsp\n"

@@ -11,27 +11,27 @@
 namespace cuda_on_cpu {
 
 inline void check_global(const void* address, const char* call, Where where) {
-  const char* at = static_cast<const char*>(address);
-  const char* dynamic = reinterpret_cast<const char*>(dynamic_shared_memory);
-  const bool shared = (cuda_on_cpu_shared_begin <= at && at < cuda_on_cpu_shared_end) ||
-                      (dynamic <= at && at < dynamic + kSharedOptIn);
-  if (!shared && !block.current->fiber.holds(at)) return;
+  const bool shared = is_shared(address);
+  if (!shared && !block.current->fiber.holds(address)) return;
   fail(std::string(call) + " (" + describe(where) + ") of " + (shared ? "shared memory" : "a local variable"));
 }
 
 }  // namespace cuda_on_cpu
 
+// Inlined, so that what counts accesses (counting.cpp) sees each where it stands in a kernel.
 #define CUDA_ON_CPU_LOAD(name)                                                           \
   template <typename T>                                                                  \
-  T name(const T* address, std::source_location where = std::source_location::current()) { \
+  [[gnu::always_inline]] inline T name(                                                  \
+      const T* address, std::source_location where = std::source_location::current()) {  \
     cuda_on_cpu::check_global(address, #name, where);                                    \
     return *address;                                                                     \
   }
-#define CUDA_ON_CPU_STORE(name)                                                                             \
-  template <typename T>                                                                                     \
-  void name(T* address, const T value, std::source_location where = std::source_location::current()) {      \
-    cuda_on_cpu::check_global(address, #name, where);                                                       \
-    *address = value;                                                                                       \
+#define CUDA_ON_CPU_STORE(name)                                                                    \
+  template <typename T>                                                                            \
+  [[gnu::always_inline]] inline void name(                                                         \
+      T* address, const T value, std::source_location where = std::source_location::current()) {   \
+    cuda_on_cpu::check_global(address, #name, where);                                              \
+    *address = value;                                                                              \
   }
 CUDA_ON_CPU_LOAD(__ldg)
 CUDA_ON_CPU_LOAD(__ldca)

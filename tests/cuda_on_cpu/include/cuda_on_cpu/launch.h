@@ -29,6 +29,8 @@ inline unsigned order = 0;
 inline std::mutex one_launch_at_a_time;
 // Called, where it is set, as a launch begins: another host thread may act between what a launcher did before and it.
 inline void (*before_launch)() = nullptr;
+// Called, where it is set, as a block has ended.
+inline void (*after_block)() = nullptr;
 
 class Turns {
  public:
@@ -149,13 +151,15 @@ void launch(
   static_assert((std::is_trivially_copyable_v<P> && ...), "kernel parameters are copied bit by bit");
   if (before_launch != nullptr) before_launch();
   const std::lock_guard lock(one_launch_at_a_time);
-  check_limits(name, where, reinterpret_cast<const void*>(kernel), grid, size, shared_bytes);
+  block.function = reinterpret_cast<const void*>(kernel);
+  check_limits(name, where, block.function, grid, size, shared_bytes);
 
   struct Call {
     void (*kernel)(P...);
     std::tuple<P...> parameters;
   } call{kernel, std::tuple<P...>(std::forward<A>(arguments)...)};
   block.kernel = name;
+  block.shared_bytes = shared_bytes;
   block.parameters = &call;
   block.call_kernel = [](void* p) { std::apply(static_cast<Call*>(p)->kernel, static_cast<Call*>(p)->parameters); };
   set_block_size(size);
@@ -165,6 +169,7 @@ void launch(
   for (const unsigned b : blocks.next()) {
     blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
     run_block(threads, shared_bytes);
+    if (after_block != nullptr) after_block();
   }
 }
 

@@ -33,6 +33,13 @@ constexpr uint16_t kPoisonLarge = 0x5b5b;
 
 alignas(128) inline unsigned char dynamic_shared_memory[kSharedOptIn];
 
+inline bool is_shared(const void* address) {
+  const char* at = static_cast<const char*>(address);
+  const char* dynamic = reinterpret_cast<const char*>(dynamic_shared_memory);
+  return (cuda_on_cpu_shared_begin <= at && at < cuda_on_cpu_shared_end) ||
+         (dynamic <= at && at < dynamic + kSharedOptIn);
+}
+
 // Not instrumented: it also writes over the red zones between the variables.
 __attribute__((no_sanitize("address", "undefined"), noinline))
 inline void fill(char* begin, char* end, uint16_t value) {
