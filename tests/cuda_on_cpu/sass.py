@@ -22,6 +22,7 @@ BRANCH = re.compile(r"\bBRA\b.*?(0x[0-9a-f]+)")
 WORDS = {"64": 2, "128": 4}  # registers that a load fills, by its suffix
 REGISTERS = 65536  # of a multiprocessor
 SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10}
+RESERVED = 1 << 10  # of it, for each block, by the driver; where a kernel has shared memory, sm_90's code states it too
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Kernel:
         """How many a multiprocessor has at once, of at most 64, in blocks of so many threads."""
         of_block = -(-threads // 32)
         by_registers = REGISTERS // (-(-self.registers * 32 // 256) * 256) // 4 * 4 // of_block
-        by_memory = SHARED[architecture] // (self.shared + dynamic_shared + 1024)
+        by_memory = SHARED[architecture] // (self.shared + dynamic_shared + RESERVED)
         return min(by_registers, by_memory, 32, 64 // of_block) * of_block
 
 
@@ -86,8 +87,9 @@ def compile_kernels(source: Path, architecture: str) -> list[Kernel]:
     spent = re.findall(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
     loops = loops_of(_run("cuobjdump", "-sass", str(cubin)))
     names = _run("c++filt", *(name for name, *_ in spent)).splitlines()
+    stated = 0 if architecture == "sm_80" else RESERVED
     kernels = (
-        Kernel(short_name(readable), int(registers), int(stack), int(shared), loops[name])
+        Kernel(short_name(readable), int(registers), int(stack), max(int(shared) - stated, 0), loops[name])
         for readable, (name, registers, stack, shared) in zip(names, spent, strict=True)
     )
     return sorted(kernels, key=lambda kernel: kernel.name)
