@@ -107,9 +107,10 @@ def check_program(words: list[str]) -> None:
             check_overrides(arguments)
     elif program == "torchrun":
         check_program(["pspnet-fast", *arguments[arguments.index("pspnet_fast.cli") + 1 :]])
-    elif program == "python":
-        assert arguments[0] == "-m"
+    elif program == "python" and arguments[0] == "-m":
         assert find_spec(arguments[1]) is not None, f"no module {arguments[1]}"
+    elif program == "python":
+        assert (ROOT / arguments[0]).is_file(), f"no {arguments[0]}"
     elif program in ("pytest", "cmake", "ctest"):
         for path in (word for word in arguments if word.startswith(("tests", "benchmarks"))):
             assert (ROOT / path).exists(), f"no {path}"
