@@ -110,6 +110,8 @@ class CountedOperators(Operators):
     """Runs each call once, and counts it."""
 
     def __init__(self, library: str) -> None:
+        import pspnet_fast  # noqa: F401  first, as what is loaded last is called: a build for GPUs has kernels too
+
         ctypes.CDLL(library).cuda_on_cpu_place_tensors()
         super().__init__(library, orders=(0,))
         self.control.cuda_on_cpu_stop_counting.restype = ctypes.c_char_p
