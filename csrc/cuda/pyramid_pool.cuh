@@ -62,7 +62,8 @@ __device__ __forceinline__ void add_packs(
       });
 }
 
-// Writes VEC sums, 16 bytes at once. `to` is aligned as far as VEC of them are, up to that.
+// Writes VEC sums to shared memory, 16 bytes at once (to global memory: store_sums). `to` is aligned as far as VEC of
+// them are, up to that.
 template <typename Real, int VEC>
 __device__ __forceinline__ void write_sums(Real* to, const Real (&sums)[VEC]) {
   constexpr int kVec = VEC * sizeof(Real) > 16 ? 16 / static_cast<int>(sizeof(Real)) : VEC;
