@@ -38,7 +38,9 @@ def watch_labels(target: Tensor, classes: int, ignore_index: int) -> Tensor | No
         if bad.any():
             raise IndexError(f"Target {target[bad][0].item()} is out of bounds.")
         return None
-    noted = _own.words.get(target.device) or _own.add(target.device)
+    noted = _own.words.get(target.device)
+    if noted is None:
+        noted = _own.add(target.device)
     if not is_captured(target.device):
         raise_noted(noted, "in the target of an earlier call")
     return noted

@@ -52,6 +52,7 @@ def test_tells_what_the_last_call_met(backend: Backend) -> None:
 @pytest.mark.usefixtures("_later")
 def test_tells_what_another_thread_met(backend: Backend) -> None:
     """To this thread's next call it is nothing."""
+    score(backend, 1)  # a thread without a word of its own would take over that of the other, and what it holds
     assert in_thread(backend, 9) == []
     score(backend, 1)
     with pytest.raises(IndexError, match=r"Target 9 is out of bounds"):
@@ -66,6 +67,18 @@ def test_of_all_gpus(backend: Backend) -> None:
         score(backend, 5)
         with pytest.raises(IndexError, match=r"Target 5 is out of bounds"):
             check_labels()
+
+
+def test_a_thread_keeps_its_word_of_triton() -> None:
+    """And its next call looks there, whatever the word holds: on no device in particular."""
+    label_flag = pytest.importorskip("pspnet_fast.triton.label_flag", exc_type=ImportError)
+    target = torch.zeros(1, 1, 1, dtype=torch.int64, device="meta")
+    word = label_flag.watch_labels(target, 3, 255)
+    assert label_flag.watch_labels(target, 3, 255) is word
+    word.fill_(7)
+    with pytest.raises(IndexError, match="Target 7 is out of bounds, in the target of an earlier call"):
+        label_flag.watch_labels(target, 3, 255)
+    assert label_flag.watch_labels(target, 3, 255) is word
 
 
 def test_words_of_triton_belong_to_threads_and_are_checked_together(monkeypatch: pytest.MonkeyPatch) -> None:
