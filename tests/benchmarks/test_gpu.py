@@ -189,7 +189,8 @@ def test_sanitizer_is_looked_for_in_cuda_home(tmp_path: Path, monkeypatch: pytes
     assert gpu.find_sanitizer() == str(program)
     commands = gpu.sanitizer(gpu.parse(["--out", str(tmp_path)])).commands
     assert len(commands) == 6
-    assert commands[1][:3] == [str(program), "--tool", "racecheck"]
+    assert commands[1][:5] == ["env", "PSPNET_FAST_TESTS_CUDNN=1", str(program), "--tool", "racecheck"]
+    assert commands[2][1:5] == ["PSPNET_FAST_TESTS_CUDNN=0", str(program), "--tool", "initcheck"]
 
 
 # ---- the result ------------------------------------------------------------------------------------------------------
