@@ -35,7 +35,6 @@ from benchmarks.results import RESULTS, ROOT, machine, write_json
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 OUT_OF_TIME = (124, 137)  # exit codes of coreutils' timeout
 LARGE = "tests/gpu/test_beyond_int32.py"
-CUDNN = "PSPNET_FAST_TESTS_CUDNN"  # read by tests/gpu/conftest.py: 0 turns cuDNN off
 TOOLS, BACKENDS = ("memcheck", "racecheck", "initcheck"), ("cuda", "triton")
 Findings = dict[str, Any]
 
@@ -132,18 +131,16 @@ def sanitizer(options: argparse.Namespace) -> Section:
     """compute-sanitizer over every operator at small sizes, on each back end.
 
     API errors are not reported, as libraries probe for features by failing calls; compilers that Triton starts are not
-    checked. Without the caching allocator each tensor is an allocation, whose bounds the tool knows. initcheck runs
-    without cuDNN, as it does not see what cuDNN's convolutions in half precision write: on an H200 it also named stock
-    operators that read their results.
+    checked. Without the caching allocator each tensor is an allocation, whose bounds the tool knows.
     """
     program = find_sanitizer() or "compute-sanitizer"
-    flags = ["--report-api-errors", "no", "--print-limit", "50", "--target-processes", "application-only"]
+    flags = ["--report-api-errors", "no", "--print-limit", "20000", "--show-backtrace", "no"]
+    flags += ["--target-processes", "application-only"]
     logs = {(tool, name): options.out / f"{tool}_{name}.txt" for name in BACKENDS for tool in TOOLS}
 
     def command(tool: str, backend: str, log: Path) -> list[str]:
         tests = pytest(log.with_suffix(".xml"), "tests/gpu/test_small_sizes.py", "-k", backend)
-        cudnn = "0" if tool == "initcheck" else "1"
-        return ["env", f"{CUDNN}={cudnn}", program, "--tool", tool, "--log-file", str(log), *flags, *tests]
+        return [program, "--tool", tool, "--log-file", str(log), *flags, *tests]
 
     def read(_: str) -> Findings:
         runs = {" ".join(names): read_sanitizer(log, log.with_suffix(".xml")) for names, log in logs.items()}

@@ -1,14 +1,15 @@
 """On which GPUs the kernels were tested, and whether they are still the same.
 
-``verified.json`` next to this file is written by ``python -m benchmarks.gpu --save`` after its tests have passed on a
-GPU: an entry a device, with digests of the kernels' sources. They are compared with what runs here: the digest of the
-CUDA sources that the build recorded when it compiled them, and that of the Triton kernels as they lie in this folder.
+``verified.json`` next to this file is written by ``python -m benchmarks.gpu --save`` after all tests of the CUDA or
+Triton kernels have passed on a GPU: an entry a device, with digests of the kernels' sources. They are compared with
+what runs here: the digest of the CUDA sources that the build recorded when it compiled them, and that of the Triton
+kernels as they lie in this folder.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from pspnet_fast.extension import EXTENSION
 
 VERIFIED = Path(__file__).with_name("verified.json")
 KERNELS = {"cuda": "CUDA C++", "triton": "Triton"}
-NOT_YET = "the tests of the CUDA and Triton kernels have not all passed on a GPU yet"
 
 
 def current_digests(build_info: Mapping[str, Any] = EXTENSION.info) -> dict[str, str | None]:
@@ -38,19 +38,28 @@ def read_verified(path: Path = VERIFIED) -> list[dict[str, Any]]:
 
 
 def verification(entries: Sequence[Mapping[str, Any]], current: Mapping[str, str | None]) -> list[str]:
-    """A line for each device that the kernels were tested on, or the line that says that there is none."""
-    return [
-        f"verified on {entry['device']} at {entry['commit']} on {entry['date']}; {_since(entry['digest'], current)}"
+    """A line for each device that kernels were tested on, and one for kernels that were tested on none."""
+    lines = [
+        f"{_titles(entry['digest'])} verified on {entry['device']} at {entry['commit']} on {entry['date']}; "
+        f"{_since(entry['digest'], current)}"
         for entry in entries
-    ] or [NOT_YET]
+    ]
+    untested = [name for name in KERNELS if not any(name in entry["digest"] for entry in entries)]
+    if untested:
+        lines.append(f"the tests of the {_titles(untested)} kernels have not all passed on a GPU yet")
+    return lines
 
 
-def _since(tested: Mapping[str, str | None], current: Mapping[str, str | None]) -> str:
+def _titles(names: Iterable[str]) -> str:
+    return " and ".join(title for name, title in KERNELS.items() if name in names)
+
+
+def _since(tested: Mapping[str, str], current: Mapping[str, str | None]) -> str:
     """Whether the kernels that run here are those that were tested."""
-    changed = [title for name, title in KERNELS.items() if current[name] and current[name] != tested.get(name)]
-    absent = [title for name, title in KERNELS.items() if not current[name]]
+    changed = [name for name, digest in tested.items() if current[name] not in (None, digest)]
+    absent = [name for name in tested if current[name] is None]
     if changed:
-        return f"kernels changed since ({' and '.join(changed)})"
+        return f"kernels changed since ({_titles(changed)})"
     if absent:
-        return f"kernels unchanged since (but there are no {' and no '.join(absent)} kernels here)"
+        return f"kernels unchanged since (but there are no {_titles(absent)} kernels here)"
     return "kernels unchanged since"

@@ -15,15 +15,23 @@ from benchmarks.gpu_result import verified_entry
 from pspnet_fast import report as report_module
 from pspnet_fast import verification as verification_module
 from pspnet_fast.digest import folder_digest
-from pspnet_fast.verification import NOT_YET, VERIFIED, current_digests, read_verified, verification
+from pspnet_fast.verification import VERIFIED, current_digests, read_verified, verification
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTED = {"cuda": "a" * 64, "triton": "b" * 64}
+NOT_YET = "the tests of the {} kernels have not all passed on a GPU yet"
+VERIFIED_ON = "CUDA C++ and Triton verified on NVIDIA H200 at abc123 on 2026-01-02"
 ENTRY: dict[str, Any] = {"device": "NVIDIA H200", "commit": "abc123", "date": "2026-01-02", "digest": TESTED}
 
 
 def test_not_run_yet() -> None:
-    assert verification([], TESTED) == [NOT_YET]
+    assert verification([], TESTED) == [NOT_YET.format("CUDA C++ and Triton")]
+
+
+def test_one_kind_of_kernel() -> None:
+    lines = verification([{**ENTRY, "digest": {"triton": "b" * 64}}], {**TESTED, "cuda": "c" * 64})
+    tested = "Triton verified on NVIDIA H200 at abc123 on 2026-01-02; kernels unchanged since"
+    assert lines == [tested, NOT_YET.format("CUDA C++")]
 
 
 @pytest.mark.parametrize(
@@ -40,13 +48,13 @@ def test_not_run_yet() -> None:
     ids=str,
 )
 def test_changed_or_unchanged(change: dict[str, str | None], ending: str) -> None:
-    assert verification([ENTRY], {**TESTED, **change}) == [f"verified on NVIDIA H200 at abc123 on 2026-01-02; {ending}"]
+    assert verification([ENTRY], {**TESTED, **change}) == [f"{VERIFIED_ON}; {ending}"]
 
 
 def test_a_line_for_each_device() -> None:
     other = {**ENTRY, "device": "NVIDIA A100", "digest": {**TESTED, "cuda": "c" * 64}}
     first, second = verification([other, ENTRY], TESTED)
-    assert first.startswith("verified on NVIDIA A100")
+    assert first.startswith("CUDA C++ and Triton verified on NVIDIA A100")
     assert first.endswith("changed since (CUDA C++)")
     assert second.endswith("kernels unchanged since")
 
@@ -75,13 +83,13 @@ def test_report_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     path.write_text(json.dumps([ENTRY]))
     monkeypatch.setattr(report_module, "read_verified", lambda: read_verified(path))
     monkeypatch.setattr(report_module, "current_digests", lambda: TESTED)
-    assert "verified on NVIDIA H200 at abc123 on 2026-01-02; kernels unchanged since" in report_module.report()
+    assert f"{VERIFIED_ON}; kernels unchanged since" in report_module.report()
     monkeypatch.setattr(report_module, "read_verified", lambda: [])
-    assert NOT_YET in report_module.report()
+    assert NOT_YET.format("CUDA C++ and Triton") in report_module.report()
 
 
 def test_the_record_was_written_by_the_suite() -> None:
-    """Every entry is that of a result file with all its tests passed: nothing in it was typed in."""
+    """Every entry is that of a result file with all tests of its kernels passed: nothing in it was typed in."""
     results = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("gpu_*.json")]
     entries = [entry for result in results if (entry := verified_entry(result)) is not None]
     for entry in read_verified(VERIFIED):

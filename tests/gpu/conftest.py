@@ -1,8 +1,7 @@
 """Tests of a GPU: real sizes, streams, graphs, which are skipped elsewhere; and small sizes, for compute-sanitizer.
 
 A test that asks for ``backend`` runs on ``reference``, ``triton`` and ``cuda``; one that cannot run is skipped, and
-fails where the environment variable ``PSPNET_FAST_EXPECT_BACKENDS`` names it. ``PSPNET_FAST_TESTS_CUDNN=0`` turns
-cuDNN off, see :mod:`benchmarks.gpu`.
+fails where the environment variable ``PSPNET_FAST_EXPECT_BACKENDS`` names it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from pspnet_fast.ops.operator import OPERATORS
 
 BACKENDS = ("reference", "triton", "cuda")
 EXPECTED = set(filter(None, os.environ.get("PSPNET_FAST_EXPECT_BACKENDS", "").split(",")))
-torch.backends.cudnn.enabled = os.environ.get("PSPNET_FAST_TESTS_CUDNN", "1") == "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
