@@ -6,7 +6,8 @@ namespace pspnet_fast::cuda {
 namespace {
 
 constexpr int kThreads = kPoolThreads;
-constexpr int kBinChannels = 32, kBinTile = 64;
+constexpr int kBinChannels = 32, kBinTile = 64, kBinThreads = 128;
+constexpr int kBinBlocks = 8;  // as kForwardBlocks: a launch of 2048 channels and 16 images is one wave of a large GPU
 constexpr int kStagedAtoms = kMaxEdges;  // a row of atoms at least
 constexpr int kUnderWay = 4;        // loads of a thread
 constexpr int kBackwardBlocks = 2;  // as kForwardBlocks
@@ -57,11 +58,11 @@ struct BinAtoms {
 // A block sums some bins of some channels. Rows of atoms are read once into shared memory, lanes along the channels; the
 // sums change places there, as lanes lie along the bins when they are written.
 template <typename T>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks)
+__global__ void __launch_bounds__(kBinThreads, kBinBlocks)
     pyramid_pool_fwd_bins_kernel(const __grid_constant__ PoolTables t, const Acc<T>* atoms, T* out) {
   __shared__ Acc<T> staged[kStagedAtoms][kBinChannels], sums[kBinChannels][kBinTile + 1];
   __shared__ BinAtoms<Acc<T>> of_bin[kBinTile];
-  constexpr int kWarps = kThreads / kBinChannels;
+  constexpr int kWarps = kBinThreads / kBinChannels;
   const int64_t runs = (t.channels + kBinChannels - 1) / kBinChannels;
   const int64_t tiles = (t.packed_bins + kBinTile - 1) / kBinTile;
   const int64_t first_channel = blockIdx.x % runs * kBinChannels, b = blockIdx.x / runs / tiles;
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   const bool mine = lane < channels;
 
   // A thread looks up a bin: for a warp to do so for each of its bins would take most of the kernel's instructions.
-  for (int i = threadIdx.x; i < bins; i += kThreads) {
+  for (int i = threadIdx.x; i < bins; i += kBinThreads) {
     const Bin bin = bin_of(t, first_bin + i);
     of_bin[i] = {t.row_first[bin.row], t.row_last[bin.row], t.column_first[bin.column], t.column_last[bin.column],
                  static_cast<Acc<T>>(area_of(t, bin))};
@@ -145,7 +146,7 @@ void forward(const PoolTables& t, const T* x, Acc<T>* atoms, T* out, cudaStream_
   const int64_t runs = (t.channels + kBinChannels - 1) / kBinChannels;
   const int64_t tiles = (t.packed_bins + kBinTile - 1) / kBinTile;
   const auto blocks = static_cast<unsigned>(t.batch * tiles * runs);
-  PSPNET_FAST_LAUNCH((pyramid_pool_fwd_bins_kernel<T>), blocks, kThreads, 0, stream, t, atoms, out);
+  PSPNET_FAST_LAUNCH((pyramid_pool_fwd_bins_kernel<T>), blocks, kBinThreads, 0, stream, t, atoms, out);
 }
 
 template <typename T, int VEC, bool ADD>
