@@ -81,7 +81,8 @@ def case(shape: Shape, place: Place, *, backward: bool) -> Case:
             flops=passes * 2 * products,
             rate=place.dtype_name,
         ),
-        tolerance=TOLERANCE[place.dtype],
+        # A GPU's convolutions take float32 as TF32, whose numbers have 11 bits.
+        tolerance=TOLERANCE[place.dtype] if on_cpu else {torch.float32: 2e-3, torch.bfloat16: 5e-2}[place.dtype],
         threads=1 if on_cpu else None,
         processor_time=on_cpu,
     )

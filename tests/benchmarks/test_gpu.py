@@ -271,7 +271,7 @@ def test_kernels_are_verified_with_all_their_tests(
     found, verified = gpu_result.assembled(tmp_path, list(SECTIONS)), tmp_path / "verified.json"
     gpu_result.save(found, tmp_path / "results", verified)
     entries = json.loads(verified.read_text()) if verified.exists() else []
-    assert [list(entry["digest"]) for entry in entries] == [[*entered]] * bool(entered)
+    assert [list(entry["digest"]) for entry in entries] == [entered] * bool(entered)
 
 
 def test_no_result_of_a_cpu_is_kept(tmp_path: Path) -> None:
