@@ -62,7 +62,10 @@ class Reduction(NamedTuple):
             divisor = torch.full_like(divisor, target.numel())
         elif not isinstance(self.denominator, str):
             return [loss / self.denominator for loss in losses]
-        nothing = divisor == 0
-        scale = divisor.reciprocal().masked_fill(nothing, 0)
-        value = torch.nan if self.empty == "nan" else 0.0
-        return [(loss * scale).masked_fill(nothing, value) for loss in losses]
+        # Each operator is a launch on a GPU, and another one in backward unless it is an addition.
+        safe = divisor.masked_fill(divisor == 0, torch.inf)  # loss and gradient are 0 then
+        means = [loss / safe for loss in losses]
+        if self.empty == "zero":
+            return means
+        offset = divisor.fmod(divisor)  # 0, and NaN for 0
+        return [mean + offset for mean in means]

@@ -22,7 +22,7 @@ from pspnet_fast.ops.cross_entropy_composed import (
     only_losses_are_differentiable,
 )
 from pspnet_fast.ops.operator import Autocast, Operator
-from pspnet_fast.ops.upsample_cross_entropy import LOSS_BACKWARD
+from pspnet_fast.ops.upsample_cross_entropy import differentiate_head
 from pspnet_fast.reference import DEFAULT_AUX_WEIGHT, DualLoss, DualPrediction
 
 
@@ -177,11 +177,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    main, aux, target, main_state, aux_state, weight, pixel_weight = ctx.saved_tensors
-    options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    backward = LOSS_BACKWARD.like(ctx)
+    main, aux, target, main_state, aux_state, *weights = ctx.saved_tensors
     return tuple(
-        None if grad is None else backward(grad, logits, target, state, ctx.per_pixel, *options)
+        differentiate_head(ctx, grad, logits, target, state, weights)
         for grad, logits, state in zip(grads[:2], (main, aux), (main_state, aux_state), strict=True)
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pspnet_fast.layout import empty_like_dense
@@ -85,11 +87,26 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None]:
+    logits, target, state, *weights = ctx.saved_tensors
+    return (differentiate_head(ctx, grad, logits, target, state, weights),)
+
+
+def differentiate_head(
+    ctx: Any, grad: Tensor | None, logits: Tensor, target: Tensor, state: Tensor, weights: Sequence[Tensor | None]
+) -> Tensor | None:
+    """The gradient by a head's logits, of the upstream gradient of its losses.
+
+    Args:
+        ctx: of a forward that saved ``options`` and ``per_pixel``.
+        weights: ``weight`` and ``pixel_weight`` of the options.
+    """
     if grad is None:
-        return (None,)
-    *tensors, weight, pixel_weight = ctx.saved_tensors
-    options = ctx.options._replace(weight=weight, pixel_weight=pixel_weight)
-    return (LOSS_BACKWARD.like(ctx)(grad, *tensors, ctx.per_pixel, *options),)
+        return None
+    if not ctx.per_pixel and not torch.is_grad_enabled():  # not to be differentiated again
+        return scale_state(grad, logits, state)
+    options = ctx.options._replace(weight=weights[0], pixel_weight=weights[1])
+    found: Tensor = LOSS_BACKWARD.like(ctx)(grad, logits, target, state, ctx.per_pixel, *options)
+    return found
 
 
 def _backward(
