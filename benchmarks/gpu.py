@@ -57,7 +57,9 @@ class Section:
 
 
 def pytest(report: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+    # A test that takes longer than this prints where it is.
+    quiet = ["-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=120"]
+    return [sys.executable, "-m", "pytest", *quiet, f"--junitxml={report}", *arguments]
 
 
 def workers() -> int:
@@ -108,7 +110,8 @@ def tests(options: argparse.Namespace) -> Section:
     shares = {"cuda": 1, "triton": 2, "cpu": 3}
     processes = {name: str(max(1, workers() * shares[name] // 3)) for name in backends}
     commands = [
-        pytest(reports[name], "-n", processes[name], f"--ignore={LARGE}", *paths, "-k", name) for name in backends
+        pytest(reports[name], "-n", processes[name], "--dist=worksteal", f"--ignore={LARGE}", *paths, "-k", name)
+        for name in backends
     ]
     # Inductor would start as many processes again, in each of these.
     environment = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}

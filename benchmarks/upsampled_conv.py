@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pspnet_fast
 from benchmarks.case import Call, Case, Floor, Place, Results, differentiated, dimensions
-from benchmarks.peers import COMPILE, EAGER, backend_of, compiled, is_ours, our_peers
+from benchmarks.peers import COMPILE, EAGER, OURS, backend_of, compiled, is_ours, our_peers
 from benchmarks.pyramid import TOLERANCE, Shape
 from benchmarks.upsampled_sum import FACTORS
 
@@ -73,7 +73,8 @@ def case(shape: Shape, place: Place, *, backward: bool) -> Case:
             "forward + backward" if backward else "forward",
         ),
         device=place.device,
-        peers=(EAGER, COMPILE, *our_peers(["pyramid_conv"], place.device)),
+        # On a GPU "auto" leaves such levels to cuDNN, whatever kernels there are.
+        peers=(EAGER, COMPILE, *(our_peers(["pyramid_conv"], place.device) if on_cpu else (OURS,))),
         build=functools.partial(build, shape, place, backward),
         # Backward reads the result's gradient, the maps and the weight, and writes the gradients of these.
         floor=Floor(
