@@ -95,16 +95,20 @@ def save(result: Mapping[str, Any], results: Path, verified: Path = VERIFIED) ->
 
 
 def verified_entry(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What ``python -m pspnet_fast`` reports of this device: the kernels whose tests all passed; None without any."""
+    """What ``python -m pspnet_fast`` reports of this device: the kernels whose tests all passed; None without any.
+
+    "sanitizer" names the runs of compute-sanitizer over these kernels that found nothing.
+    """
     machine, counts = result["machine"], result["sections"].get("tests", {}).get("backends", {})
     passed = [name for name in KERNELS if name in counts and counts[name]["passed"] and not counts[name]["failed"]]
     if not passed:
         return None
+    runs = result["sections"].get("sanitizer", {}).get("runs", {})
     return {
         **{key: machine[key] for key in ("device", "commit", "date", "torch", "triton", "driver")},
         "digest": {name: machine["digest"][name] for name in passed},
         "tests": {name: counts[name] for name in passed},
-        "sanitizer": result["sections"].get("sanitizer", {}).get("status", "not run"),
+        "sanitizer": [name for name, run in runs.items() if name.split()[1] in passed and not run["problems"]],
     }
 
 

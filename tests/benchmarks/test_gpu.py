@@ -239,6 +239,8 @@ def test_sections_and_rows_of_one_device_and_its_kernels_belong_together(tmp_pat
 
 def test_save_keeps_the_result_and_enters_the_device(tmp_path: Path) -> None:
     write_section(tmp_path, "tests", backends=COUNTS)
+    names = [f"{tool} {backend}" for backend in ("cuda", "triton") for tool in ("memcheck", "initcheck")]
+    write_section(tmp_path, "sanitizer", runs={name: {"problems": ["x"] * ("init" in name)} for name in names})
     found = gpu_result.assembled(tmp_path, list(SECTIONS))
     verified = tmp_path / "verified.json"
     verified.write_text(json.dumps([{"device": "NVIDIA Test", "commit": "x"}, {"device": "Another", "commit": "kept"}]))
@@ -248,7 +250,7 @@ def test_save_keeps_the_result_and_enters_the_device(tmp_path: Path) -> None:
     other, entry = json.loads(entered.read_text())
     assert other["commit"] == "kept"
     assert (entry["device"], entry["commit"], entry["date"]) == ("NVIDIA Test", "c0ffee", "2026-01-02")
-    assert (entry["digest"], entry["sanitizer"]) == (MACHINE["digest"], "not run")
+    assert (entry["digest"], entry["sanitizer"]) == (MACHINE["digest"], ["memcheck cuda", "memcheck triton"])
 
 
 NONE = {"passed": 0, "failed": 0, "skipped": 9}
