@@ -135,11 +135,11 @@ def _gpu_parts(file: File) -> list[str]:
     columns = (OPERATOR_AND_DIRECTION, SHAPE, *TIMES, ("as a CUDA graph, ours", "r", graph), REACHED, MEMORY)
     rows, machine = file["rows"], file["machine"]
     # Of a run that was stopped there are no counts.
-    status = file.get("sections", {}).get("tests", {}).get("status", "passed")
+    stopped = file.get("sections", {}).get("tests", {}).get("status", "not run")
     tests = "; ".join(
-        f"{name} {counts['passed']} passed, {counts['failed']} failed" for name, counts in file["tests"].items()
+        f"{name} {counts['passed']} passed, {counts['failed']} failed" if any(counts.values()) else f"{name} {stopped}"
+        for name, counts in file["tests"].items()
     )
-    tests = tests if status in ("passed", "failed") else status
     trained = "; ".join(map(_gpu_training, file.get("training", [])))
     return [
         f"### {machine['device']}",
