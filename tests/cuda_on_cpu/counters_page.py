@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from compiling import CUDA, ROOT, compiler_version
 from counter_cases import DTYPES, Case
 from counters import Bytes, Count, Counted, Site
+from hot_loops import instructions_each
 from sass import Kernel, compile_kernels, nvcc_version
 
 PAGE = ROOT / "docs" / "counters.md"
@@ -30,7 +31,7 @@ EXCEPTIONS = {
 
 KERNEL_COLUMNS = (
     *("kernel", "layout", "sectors / fewest", "wavefronts / fewest", "lanes"),
-    *("registers", "stack", "warps", "loads", "loop"),
+    *("registers", "stack", "warps", "loads", "loop", "each"),
 )
 
 INTRODUCTION = """\
@@ -67,6 +68,14 @@ The rest is machine code, as nvcc {nvcc} compiles it, for {architectures} where 
 multiprocessor has at once, by registers and shared memory. Stack: bytes, spilled registers among them. Loads: of global
 memory, those under way before the first is used, in each loop that has any (in brackets, how many loops have as many;
 of a loop around others, what is outside of these). Loop: instructions of the longest innermost loop.
+
+Each: instructions of the loops that do a kernel's work, over what an iteration of one does for a lane
+(`tests/cuda_on_cpu/hot_loops.py`). All of the loop counts but other loops in it, what is behind a branch, too: most
+classes leave the loop of the arg-max early, and most rows of `upsample_add` load no bins. What is done is a pixel and
+class of the losses, the arg-max and the softmax, with a number for every pass over the classes: sums and gradients of
+the losses (logits of every type go through these loops, once they are in shared memory), maximum, sum and probability
+of the softmax. Of `pyramid_conv` it is a multiply-add; of other kernels an element of the map, and in `upsample_add` of
+a level.
 """
 LINES = """\
 ## Lines that cost most
@@ -154,11 +163,12 @@ def line_rows(counted: Counted) -> list[list[str]]:
 
 def code_cells(threads: int, dynamic_shared: int, compiled: Mapping[str, Kernel]) -> list[str]:
     """Of a kernel that is launched so, as compiled for each architecture."""
-    rows = [
-        (k.registers, k.spilled, k.warps(threads, dynamic_shared, architecture), _loads(k), k.longest)
-        for architecture, k in compiled.items()
-    ]
-    return [" / ".join(dict.fromkeys(map(str, column))) for column in zip(*rows, strict=True)] or [""] * 5
+    rows = []
+    for architecture, kernel in compiled.items():
+        warps = kernel.warps(threads, dynamic_shared, architecture)
+        loops = _loads(kernel), kernel.longest, instructions_each(kernel)
+        rows.append((kernel.registers, kernel.spilled, warps, *loops))
+    return [" / ".join(dict.fromkeys(map(str, column))) for column in zip(*rows, strict=True)] or [""] * 6
 
 
 def _loads(kernel: Kernel) -> str:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from compiling import BUILD, CUDA
 FUNCTION = re.compile(r"^\s*Function : (\S+)")
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
 BRANCH = re.compile(r"\bBRA\b.*?(0x[0-9a-f]+)")
-WORDS = {"64": 2, "128": 4}  # registers that a load fills, by its suffix
+WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes of an access, by its suffix; else a word
 REGISTERS = 65536  # of a multiprocessor
 SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10}
 RESERVED = 1 << 10  # of it, for each block, by the driver; where a kernel has shared memory, sm_90's code states it too
@@ -27,12 +28,16 @@ RESERVED = 1 << 10  # of it, for each block, by the driver; where a kernel has s
 
 @dataclass(frozen=True)
 class Loop:
-    """Its instructions outside of loops in it, its loads of global memory, and the most that are under way."""
+    """What it has outside of loops in it. Loads and stores are those of global memory."""
 
-    instructions: int
-    loads: int
-    under_way: int
     innermost: bool
+    instructions: int
+    loads: int = 0
+    under_way: int = 0  # the most of them
+    loaded: int = 0  # bytes of a lane
+    stored: int = 0
+    exponentials: int = 0
+    multiply_adds: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,21 +145,27 @@ def _loops(code: list[tuple[int, str]]) -> list[Loop]:
 
 def _count(body: list[str], innermost: bool) -> Loop:
     """Loads in the order of issue; one whose register, or what is made of it, is read ends what was under way."""
-    loads, most, now = 0, 0, 0
+    counts: Counter[str] = Counter()
+    most, now = 0, 0
     pending: set[int] = set()
     for text in body:
         plain = re.sub(r"^@!?U?P\w+\s+", "", text)
         registers = [int(number) for number in re.findall(r"\bR(\d+)", plain)]
-        operation = plain.split()[0]
-        is_load = operation.startswith("LDG")
+        operation, *suffixes = plain.split()[0].split(".")
+        is_load = operation == "LDG"
+        width = next((WIDTHS[suffix] for suffix in suffixes if suffix in WIDTHS), 4)
+        counts["loads"] += is_load
+        counts["loaded"] += width * is_load
+        counts["stored"] += width * (operation == "STG")
+        counts["exponentials"] += operation == "MUFU" and "EX2" in suffixes
+        counts["multiply_adds"] += operation == "FFMA"
         if set(registers[1:] if is_load else registers) & pending:
             now, pending = 0, set()
         if is_load:
-            loads, now = loads + 1, now + 1
-            width = WORDS.get(operation.rpartition(".")[2], 1)
-            pending |= set(range(registers[0], registers[0] + width))
+            now += 1
+            pending |= set(range(registers[0], registers[0] + max(width // 4, 1)))
             most = max(most, now)
-    return Loop(len(body), loads, most, innermost)
+    return Loop(innermost, len(body), under_way=most, **counts)
 
 
 SHORTER = {
