@@ -11,7 +11,7 @@ namespace pspnet_fast::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kRows = 8;  // pixels of a thread at most
+constexpr int kMostRows = 9;  // pixels of a thread: a cell's, where a map becomes eight times as high
 
 // The blocks of one image: parts of its rows of cells, and of a row of pixels.
 struct ArgmaxGrid {
@@ -36,16 +36,16 @@ struct Rows {
 //
 // Down the rows a logit is linear, and rounding keeps the order: no row's is larger than those of both ends. A class
 // that is behind the lowest of the winners at both ends wins nowhere.
-template <typename T, typename Real>
+template <int ROWS, typename T, typename Real>
 __device__ __forceinline__ bool best_of_finite(
     const T* image, int64_t stride_c, int classes, const Column<Real>& column, const Rows<Real>& rows,
-    int (&label)[kRows]) {
+    int (&label)[ROWS]) {
   struct Nodes {
     T at[4];
   };
-  Real best[kRows], lowest = -INFINITY, poison = 0;
+  Real best[ROWS], lowest = -INFINITY, poison = 0;
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) best[r] = r < rows.count ? -INFINITY : INFINITY, label[r] = 0;
+  for (int r = 0; r < ROWS; ++r) best[r] = r < rows.count ? -INFINITY : INFINITY, label[r] = 0;
   const auto load = [&](int) {
     Nodes nodes;
 #pragma unroll
@@ -62,7 +62,7 @@ __device__ __forceinline__ bool best_of_finite(
     if (!(max(first, logit(rows.count - 1)) > lowest)) return;
     lowest = INFINITY;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
       const bool wins = logit(r) > best[r];
       best[r] = wins ? logit(r) : best[r];
       label[r] = wins ? c : label[r];
@@ -104,7 +104,8 @@ __device__ __forceinline__ bool is_target(const LabelMap& target, int64_t pixel,
   return wanted == label && wanted != target.ignore_index;
 }
 
-template <typename T, typename Real>
+// ROWS are what a thread scores whether or not it has as many pixels.
+template <typename T, typename Real, int ROWS>
 __global__ void __launch_bounds__(kThreads)
     upsample_argmax_kernel(const __grid_constant__ ArgmaxProblem p, const __grid_constant__ ArgmaxGrid grid) {
   int64_t block = blockIdx.x;
@@ -133,15 +134,22 @@ __global__ void __launch_bounds__(kThreads)
       column.offset[j] = h * p.logits.stride_h + w * p.logits.stride_w;
     }
     const T* logits = static_cast<const T*>(p.logits.data) + image * p.logits.stride_b;
-    int label[kRows];
-    const bool finite = best_of_finite(logits, p.logits.stride_c, p.classes, column, rows, label);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= rows.count) break;
-      if (!finite) label[r] = best_of_any(logits, p.logits.stride_c, p.classes, column, rows.s + r * rows.step);
+    const auto write = [&](int r, int best) {
       const int64_t pixel = (image * p.rows.out + rows.begin + r) * p.columns.out + x;
-      if (p.labels != nullptr) store_label(p.labels, p.label_type, pixel, label[r]);
-      if (p.correct != nullptr) correct += is_target(p.target, pixel, label[r]);
+      if (p.labels != nullptr) store_label(p.labels, p.label_type, pixel, best);
+      if (p.correct != nullptr) correct += is_target(p.target, pixel, best);
+    };
+    int label[ROWS];
+    if (best_of_finite(logits, p.logits.stride_c, p.classes, column, rows, label)) {
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        if (r < rows.count) write(r, label[r]);
+      }
+    } else {
+#pragma unroll 1
+      for (int r = 0; r < rows.count; ++r) {
+        write(r, best_of_any(logits, p.logits.stride_c, p.classes, column, rows.s + r * rows.step));
+      }
     }
   }
   if (p.correct == nullptr) return;
@@ -149,22 +157,31 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x % 32 == 0 && correct > 0) atomicAdd(p.correct, static_cast<unsigned long long>(correct));
 }
 
-template <typename T, typename Real>
-void launch(const ArgmaxProblem& p, cudaStream_t stream) {
-  const ArgmaxGrid grid{
-      std::max(1, (largest_cell(p.rows) + kRows - 1) / kRows), (p.columns.out + kThreads - 1) / kThreads};
+template <typename T, typename Real, int ROWS>
+void launch(const ArgmaxProblem& p, const ArgmaxGrid& grid, cudaStream_t stream) {
   const int64_t blocks = int64_t{p.batch} * (p.rows.nodes + 1) * grid.row_parts * grid.column_blocks;
-  PSPNET_FAST_LAUNCH((upsample_argmax_kernel<T, Real>), static_cast<unsigned>(blocks), kThreads, 0, stream, p, grid);
+  PSPNET_FAST_LAUNCH(
+      (upsample_argmax_kernel<T, Real, ROWS>), static_cast<unsigned>(blocks), kThreads, 0, stream, p, grid);
+}
+
+template <typename T, typename Real>
+void launch_by_rows(const ArgmaxProblem& p, cudaStream_t stream) {
+  const int cell = std::max(1, largest_cell(p.rows)), parts = (cell + kMostRows - 1) / kMostRows;
+  const ArgmaxGrid grid{parts, (p.columns.out + kThreads - 1) / kThreads};
+  const int rows = (cell + parts - 1) / parts;
+  if (rows <= 5) return launch<T, Real, 5>(p, grid, stream);
+  if (rows <= 8) return launch<T, Real, 8>(p, grid, stream);
+  launch<T, Real, kMostRows>(p, grid, stream);
 }
 
 }  // namespace
 
 void launch_upsample_argmax(const ArgmaxProblem& problem, cudaStream_t stream) {
   switch (problem.logits.type) {
-    case ElementType::f32: return launch<float, float>(problem, stream);
-    case ElementType::f64: return launch<double, double>(problem, stream);
-    case ElementType::f16: return launch<__half, float>(problem, stream);
-    case ElementType::bf16: return launch<__nv_bfloat16, float>(problem, stream);
+    case ElementType::f32: return launch_by_rows<float, float>(problem, stream);
+    case ElementType::f64: return launch_by_rows<double, double>(problem, stream);
+    case ElementType::f16: return launch_by_rows<__half, float>(problem, stream);
+    case ElementType::bf16: return launch_by_rows<__nv_bfloat16, float>(problem, stream);
   }
 }
 

@@ -20,7 +20,7 @@ DONE: dict[str, Callable[[Loop, int], float]] = {
     r"cross_entropy_kernel<float, 8>": lambda loop, _: loop.exponentials / 2 * 8,
     r"cross_entropy_kernel<float, 9>": lambda loop, _: loop.exponentials / 2 * 9,
     # The loop that takes two classes at once: others look again where a logit is not finite.
-    r"upsample_argmax_kernel": lambda loop, _: 2 * ROWS * (loop.loads == 2 * NODES),
+    r"upsample_argmax_kernel<.*, 8>": lambda loop, _: 2 * ROWS * (loop.loads == 2 * NODES),
     # The last pass loads what it adds to, in float32.
     r"upsample_softmax_add_kernel<.*, 1>": lambda loop, _: (loop.loads - loop.stored / 4) / NODES,
     # Multiply-adds.
