@@ -46,9 +46,14 @@ class TracedFuse(TracedHeads, TorchFunctionMode):
         if rule:
             return getattr(self, rule)(func, *args, **kwargs)
         written = writes(func, args, kwargs) and (before is None or args[0] is not before or "out" in kwargs)
-        if written or func is Tensor.register_hook or func is Tensor.retain_grad:
+        if (written and not _is_counter(*args[:1])) or func is Tensor.register_hook or func is Tensor.retain_grad:
             self.records = []
         return func(*args, **kwargs)
+
+
+def _is_counter(written: Any = None) -> bool:
+    """Whether it is a single integer, as BatchNorm counts its batches in: no map shares its memory."""
+    return isinstance(written, Tensor) and written.dim() == 0 and not written.is_floating_point()
 
 
 _RULES: dict[Any, str] = {

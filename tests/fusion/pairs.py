@@ -67,3 +67,7 @@ class Recorder:
 
     def has(self, name):
         return any(name in target for target in self.targets)
+
+    def upsamples(self):
+        """Whether a stock upsampling is left: autograd makes gathers of it."""
+        return self.has("upsample_bilinear2d") or self.has("_unsafe_index")
