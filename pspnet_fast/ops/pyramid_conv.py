@@ -2,8 +2,9 @@
 
 Upsampling is linear and so is the convolution: each level's term needs only its own bins, and is added into the
 convolution over x itself (the derivation is in pyramid_conv_composed.py, which serves every device). Neither the
-upsampled maps nor the concatenation exist, and backward keeps only x and the small tensors. Native kernels for
-everything but the convolution over x: csrc/cpu/pyramid_conv*.cpp, csrc/cuda/pyramid_conv*.cu, triton/pyramid_conv.py.
+upsampled maps nor the concatenation exist, and backward keeps only x and the small tensors; but large levels are
+upsampled on a GPU, where the convolution of them is faster. Native kernels for everything but the convolution over x:
+csrc/cpu/pyramid_conv*.cpp, csrc/cuda/pyramid_conv*.cu, triton/pyramid_conv.py.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from pspnet_fast.ops.pyramid_conv_composed import forward as composed_forward
 from pspnet_fast.ops.upsample_add import upsample_add
 from pspnet_fast.reference import DEFAULT_BINS, Bin
 
-# Levels of more rows or columns together are upsampled on a GPU. For levels of 64, 32 and 16 rows on an H200, cuDNN's
-# convolution of upsampled maps took 0.3 to 1.0 times as long as the forms without them.
+# Levels of more rows or columns together, which the CUDA kernels' tables do not hold (kMaxBins), are upsampled on a
+# GPU. For levels of 64, 32 and 16 rows on an H200 (docs/benchmarks.md), cuDNN's convolution of upsampled maps took 0.3
+# to 1.0 times as long as the forms without them.
 _MOST_BINS_ON_GPU = 32
 
 
@@ -63,7 +65,8 @@ def pyramid_conv(
     Raises:
         ValueError, TypeError: shapes, dtypes or devices do not fit together.
 
-    Differentiable twice. Under autocast it runs in the lower precision, as a convolution does.
+    Differentiable twice. Under autocast it runs in the lower precision, as a convolution does. On a GPU, levels of more
+    than 32 rows or columns together are upsampled and concatenated, unless a back end is forced (``use_backend``).
     """
     sizes = check_pyramid_conv(x, levels, weight, bias, bins)
     large = max(sum(sizes[::2]), sum(sizes[1::2])) > _MOST_BINS_ON_GPU
