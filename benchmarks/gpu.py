@@ -1,7 +1,7 @@
 """Everything that only a GPU can show, in one command; needs no network.
 
     python -m benchmarks.gpu --out runs/gpu                         all sections
-    python -m benchmarks.gpu --out runs/gpu --only build,tests      some; earlier ones in the folder are kept
+    python -m benchmarks.gpu --out runs/gpu --only build,cuda       some; earlier ones in the folder are kept
     python -m benchmarks.gpu --out runs/gpu --only bench --cases "psp_head or training_step"
     python -m benchmarks.gpu --out runs/gpu --only none --save      copy the results into the repository
     python -m benchmarks.gpu --out runs/dry --device cpu            a dry run: no build, no sanitizer
@@ -14,6 +14,7 @@ section that fails stops no other; the exit code is 1 if one did.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import shlex
@@ -31,11 +32,12 @@ import torch
 from benchmarks.gpu_reports import count_junit, find_sanitizer, read_sanitizer
 from benchmarks.gpu_result import assembled, save, summary
 from benchmarks.results import RESULTS, ROOT, machine, write_json
+from pspnet_fast.verification import KERNELS
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 OUT_OF_TIME = (124, 137)  # exit codes of coreutils' timeout
 LARGE = "tests/gpu/test_beyond_int32.py"
-TOOLS, BACKENDS = ("memcheck", "racecheck", "initcheck"), ("cuda", "triton")
+TOOLS = ("memcheck", "racecheck", "initcheck")
 Findings = dict[str, Any]
 
 
@@ -64,7 +66,17 @@ def pytest(report: Path, *arguments: str) -> list[str]:
 
 def workers() -> int:
     """Processes that share the GPU where nothing is timed: about one for each core, and what its memory holds."""
-    return max(1, min(12, len(os.sched_getaffinity(0)) - 2))
+    return max(1, min(16, len(os.sched_getaffinity(0)) - 2))
+
+
+def all_pass(report: Path) -> Callable[[str], Findings]:
+    """Read pytest's report: tests must have run, and none failed."""
+
+    def read(_: str) -> Findings:
+        counts = count_junit(report)
+        return {"counts": counts, "problems": [] if counts["passed"] and not counts["failed"] else [str(counts)]}
+
+    return read
 
 
 # ---- sections --------------------------------------------------------------------------------------------------------
@@ -90,44 +102,22 @@ def build(options: argparse.Namespace) -> Section:
     )
 
 
-def tests(options: argparse.Namespace) -> Section:
-    """Correctness first: real sizes and all operators on the back ends that need a GPU.
-
-    A back end that cannot run is a failure, as both are expected.
-    """
-    gpu = options.device == "cuda"
-    small = options.quick or not gpu
+def tests(options: argparse.Namespace, backend: str) -> Section:
+    """Correctness of a back end first: real sizes and all operators. If it cannot run, the section fails."""
+    small = options.quick or options.device == "cpu"
     paths = ["tests/gpu", *(["tests/ops/test_upsample_argmax.py"] if small else ["tests/ops", "tests/nn"])]
-    backends = BACKENDS if gpu else ("cpu",)
-    reports = {name: options.out / f"tests_{name}.xml" for name in backends}
-
-    def read(_: str) -> Findings:
-        counts = {name: count_junit(report) for name, report in reports.items()}
-        problems = [f"{name}: {own}" for name, own in counts.items() if own["failed"] or not own["passed"]]
-        return {"backends": counts, "problems": problems}
-
-    # Triton compiles its kernels, and has two thirds of the processes.
-    shares = {"cuda": 1, "triton": 2, "cpu": 3}
-    processes = {name: str(max(1, workers() * shares[name] // 3)) for name in backends}
-    commands = [
-        pytest(reports[name], "-n", processes[name], "--dist=worksteal", f"--ignore={LARGE}", *paths, "-k", name)
-        for name in backends
-    ]
+    report = options.out / f"tests_{backend}.xml"
+    parallel = ["-n", str(workers()), "--dist=worksteal"]
     # Inductor would start as many processes again, in each of these.
-    environment = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    environment["PSPNET_FAST_EXPECT_BACKENDS"] = ",".join(backends)
-    return Section(commands, read, environment, at_once=len(backends))
+    environment = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PSPNET_FAST_EXPECT_BACKENDS": backend}
+    command = pytest(report, *parallel, f"--ignore={LARGE}", *paths, "-k", backend)
+    return Section([command], all_pass(report), environment)
 
 
 def large(options: argparse.Namespace) -> Section:
     """Maps of more than 2**31 elements, which take most of a GPU's memory."""
     report = options.out / "large.xml"
-
-    def read(_: str) -> Findings:
-        counts = count_junit(report)
-        return {"counts": counts, "problems": [] if counts["passed"] and not counts["failed"] else [str(counts)]}
-
-    return Section([pytest(report, LARGE)], read)
+    return Section([pytest(report, LARGE)], all_pass(report))
 
 
 def sanitizer(options: argparse.Namespace) -> Section:
@@ -139,7 +129,7 @@ def sanitizer(options: argparse.Namespace) -> Section:
     program = find_sanitizer() or "compute-sanitizer"
     flags = ["--report-api-errors", "no", "--print-limit", "20000", "--show-backtrace", "no"]
     flags += ["--target-processes", "application-only"]
-    logs = {(tool, name): options.out / f"{tool}_{name}.txt" for name in BACKENDS for tool in TOOLS}
+    logs = {(tool, name): options.out / f"{tool}_{name}.txt" for name in KERNELS for tool in TOOLS}
 
     def command(tool: str, backend: str, log: Path) -> list[str]:
         tests = pytest(log.with_suffix(".xml"), "tests/gpu/test_small_sizes.py", "-k", backend)
@@ -183,13 +173,13 @@ def train(options: argparse.Namespace) -> Section:
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], Section]] = {
     "build": build,
-    "tests": tests,
+    **{backend: functools.partial(tests, backend=backend) for backend in (*KERNELS, "cpu")},
     "large": large,
     "sanitizer": sanitizer,
     "bench": bench,
     "train": train,
 }
-NEED_GPU = ("build", "large", "sanitizer")
+NEED_GPU = ("build", *KERNELS, "large", "sanitizer")
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -259,8 +249,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.save and (options.device == "cpu" or options.quick):
         parser.error("--save keeps whole results of a GPU; --device cpu and --quick are dry runs")
-    if options.device == "cpu":
-        options.only = [name for name in options.only if name not in NEED_GPU]
+    of_the_other = NEED_GPU if options.device == "cpu" else ("cpu",)
+    options.only = [name for name in options.only if name not in of_the_other]
     options.out = options.out.resolve()
     return options
 

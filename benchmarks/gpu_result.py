@@ -20,27 +20,32 @@ def assembled(out: Path, names: Sequence[str]) -> dict[str, Any]:
     """The result of all sections whose files lie in ``out``, of this run or an earlier one.
 
     Only what was measured on one device, with the kernels of one state, belongs together: a section or row that differs
-    from the section written last is left out; sections are named in "left_out".
+    from the section written last is left out; sections are named in "left_out". The tests of a back end depend on its
+    own kernels alone.
     """
     files = sorted(
         (path for name in names if (path := out / f"{name}.json").is_file()), key=lambda p: p.stat().st_mtime
     )
     sections = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
     machine = sections[files[-1].stem]["machine"] if files else None
-    kept = {name: sections[name] for name in names if name in sections and same(sections[name]["machine"], machine)}
+    found = [name for name in names if name in sections]
+    kept = {name: sections[name] for name in found if same(sections[name]["machine"], machine, name)}
     return {
         "machine": machine,
         "sections": kept,
-        "tests": kept.get("tests", {}).get("backends", {}),
+        "tests": {name: kept[name]["counts"] for name in KERNELS if "counts" in kept.get(name, {})},
         "left_out": [name for name in sections if name not in kept],
         "rows": [row for name in ROWS for row in rows_of(out / f"{name}.json", machine)],
         "training": [row for path in sorted(out.glob("training_*.json")) for row in rows_of(path, machine)],
     }
 
 
-def same(one: Mapping[str, Any], other: Mapping[str, Any] | None) -> bool:
-    """Whether two machines are one, with the same kernels."""
-    return other is not None and all(one.get(key) == other.get(key) for key in ("device", "digest"))
+def same(one: Mapping[str, Any], other: Mapping[str, Any] | None, kernels: str = "") -> bool:
+    """Whether two machines are one, with the same kernels: all, or those of one back end."""
+    if other is None or one.get("device") != other.get("device"):
+        return False
+    one, other = one.get("digest", {}), other.get("digest", {})
+    return one.get(kernels) == other.get(kernels) if kernels in KERNELS else one == other
 
 
 def rows_of(path: Path, machine: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -73,7 +78,7 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def save(result: Mapping[str, Any], results: Path, verified: Path = VERIFIED) -> list[Path]:
-    """Keep the result as ``results/gpu_DEVICE.json``, and if its tests passed, enter the device in ``verified.json``.
+    """Keep the result as ``results/gpu_DEVICE.json``, and enter the device in ``verified.json`` for all that passed.
 
     Raises:
         ValueError: there is nothing to keep, or it is of a CPU.
@@ -81,39 +86,47 @@ def save(result: Mapping[str, Any], results: Path, verified: Path = VERIFIED) ->
     machine = result["machine"]
     if not machine or machine.get("driver") is None:
         raise ValueError("there is no result of a GPU in this folder")
-    machine = {**machine, "commit": known_commit(machine)}
-    name = re.sub(r"\W+", "_", machine["device"]).strip("_").lower()
-    paths = [write_json(results / f"gpu_{name}.json", {**result, "machine": machine})]
-    entry = verified_entry({**result, "machine": machine})
-    if entry is not None:
-        others = [old for old in read_verified(verified) if old["device"] != entry["device"]]
-        entries = sorted([*others, entry], key=lambda item: str(item["device"]))
+    result = {**result, "machine": known(machine)}
+    result["sections"] = {
+        name: {**section, "machine": known(section["machine"])} for name, section in result["sections"].items()
+    }
+    device = machine["device"]
+    name = re.sub(r"\W+", "_", device).strip("_").lower()
+    paths = [write_json(results / f"gpu_{name}.json", result)]
+    before = read_verified(verified)
+    tested_again = {(device, kernels) for kernels in result["tests"]}
+    others = [old for old in before if not tested_again.intersection((old["device"], name) for name in old["digest"])]
+    entries = sorted([*others, *verified_entries(result)], key=lambda entry: (entry["device"], *entry["digest"]))
+    if entries != before:
         with replacing(verified) as file:
             file.write(json.dumps(entries, indent=1) + "\n")
         paths.append(verified)
     return paths
 
 
-def verified_entry(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What ``python -m pspnet_fast`` reports of this device: the kernels whose tests all passed; None without any.
+def verified_entries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ``python -m pspnet_fast`` reports of this device: an entry for each kind of kernel whose tests all passed.
 
     "sanitizer" names the runs of compute-sanitizer over these kernels that found nothing.
     """
-    machine, counts = result["machine"], result["sections"].get("tests", {}).get("backends", {})
-    passed = [name for name in KERNELS if name in counts and counts[name]["passed"] and not counts[name]["failed"]]
-    if not passed:
-        return None
-    runs = result["sections"].get("sanitizer", {}).get("runs", {})
-    return {
-        **{key: machine[key] for key in ("device", "commit", "date", "torch", "triton", "driver")},
-        "digest": {name: machine["digest"][name] for name in passed},
-        "tests": {name: counts[name] for name in passed},
-        "sanitizer": [name for name, run in runs.items() if name.split()[1] in passed and not run["problems"]],
-    }
+    sections = result["sections"]
+    runs = sections.get("sanitizer", {}).get("runs", {})
+    clean = [name for name, run in runs.items() if not run["problems"]]
+    return [
+        {
+            **{key: machine[key] for key in ("device", "commit", "date", "torch", "triton", "driver")},
+            "digest": {kernels: machine["digest"][kernels]},
+            "tests": {kernels: counts},
+            "sanitizer": [name for name in clean if name.split()[1] == kernels],
+        }
+        for kernels, counts in result["tests"].items()
+        if counts["passed"] and not counts["failed"]
+        for machine in [sections[kernels]["machine"]]
+    ]
 
 
-def known_commit(machine: Mapping[str, Any]) -> str:
-    """The commit that was run; where the GPU's machine knew none, this tree's, if its kernels are the same."""
+def known(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """The machine with the commit that was run; where it knew none, this tree's, if its kernels are the same."""
     if machine["commit"] == "unknown" and machine["digest"] == provenance.digests():
-        return provenance.commit()
-    return str(machine["commit"])
+        return {**machine, "commit": provenance.commit()}
+    return dict(machine)

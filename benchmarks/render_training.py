@@ -28,6 +28,7 @@ from benchmarks.markdown import (
 )
 from benchmarks.peers import COMPILE, EAGER, OURS, OURS_COMPILED
 from benchmarks.render import timed_table
+from pspnet_fast.verification import KERNELS
 
 
 def training(files: Sequence[File]) -> str:
@@ -134,12 +135,7 @@ def _gpu_parts(file: File) -> list[str]:
 
     columns = (OPERATOR_AND_DIRECTION, SHAPE, *TIMES, ("as a CUDA graph, ours", "r", graph), REACHED, MEMORY)
     rows, machine = file["rows"], file["machine"]
-    # Of a run that was stopped there are no counts.
-    stopped = file.get("sections", {}).get("tests", {}).get("status", "not run")
-    tests = "; ".join(
-        f"{name} {counts['passed']} passed, {counts['failed']} failed" if any(counts.values()) else f"{name} {stopped}"
-        for name, counts in file["tests"].items()
-    )
+    tests = "; ".join(f"{name} {_gpu_tests(file, name)}" for name in KERNELS)
     trained = "; ".join(map(_gpu_training, file.get("training", [])))
     return [
         f"### {machine['device']}",
@@ -149,6 +145,14 @@ def _gpu_parts(file: File) -> list[str]:
         f"Training: {trained}." if trained else "",
         _gpu_line(machine),
     ]
+
+
+def _gpu_tests(file: File, kernels: str) -> str:
+    section = file["sections"].get(kernels, {"status": "not run"})
+    counts = section.get("counts", {})
+    if not any(counts.values()):  # of a run that was stopped there are none
+        return str(section["status"])
+    return f"{counts['passed']} passed, {counts['failed']} failed (commit {section['machine']['commit']})"
 
 
 def gpu_network(files: Sequence[File]) -> str:

@@ -72,12 +72,12 @@ def test_limit_ends_a_section_and_its_children(tmp_path: Path, monkeypatch: pyte
 
 
 def test_sections_are_chosen_in_their_order(tmp_path: Path) -> None:
-    assert gpu.names("tests,build") == ["build", "tests"]
+    assert gpu.names("cuda,build") == ["build", "cuda"]
     assert gpu.names("none") == []
-    with pytest.raises(argparse.ArgumentTypeError, match="no section speed; choose from build, tests, large"):
+    with pytest.raises(argparse.ArgumentTypeError, match="no section speed; choose from build, cuda, triton, cpu"):
         gpu.names("build,speed")
-    assert gpu.parse(["--out", str(tmp_path)]).only == list(SECTIONS)
-    assert gpu.parse(["--out", str(tmp_path), "--device=cpu"]).only == ["tests", "bench", "train"]
+    assert gpu.parse(["--out", str(tmp_path)]).only == [name for name in SECTIONS if name != "cpu"]
+    assert gpu.parse(["--out", str(tmp_path), "--device=cpu"]).only == ["cpu", "bench", "train"]
 
 
 @pytest.mark.parametrize("dry", ["--device=cpu", "--quick"])
@@ -104,17 +104,17 @@ def test_exit_code_is_that_of_the_sections_that_ran(tmp_path: Path, monkeypatch:
     def fake(code: str) -> Any:
         return lambda options: Section([[sys.executable, "-c", code]])
 
-    monkeypatch.setattr(gpu, "SECTIONS", {"tests": fake("raise SystemExit(1)"), "bench": fake(""), "train": fake("")})
+    monkeypatch.setattr(gpu, "SECTIONS", {"cpu": fake("raise SystemExit(1)"), "bench": fake(""), "train": fake("")})
     out = ["--out", str(tmp_path), "--device=cpu"]
-    assert gpu.main([*out, "--only=tests,bench"]) == 1
+    assert gpu.main([*out, "--only=cpu,bench"]) == 1
     assert gpu.main([*out, "--only=train"]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert {name: section["status"] for name, section in result["sections"].items()} == {
-        "tests": "failed", "bench": "passed", "train": "passed",
+        "cpu": "failed", "bench": "passed", "train": "passed",
     }  # fmt: skip
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="torch sees no GPU here; --device cpu makes a dry run"):
-        gpu.main(["--out", str(tmp_path), "--only=tests"])
+        gpu.main(["--out", str(tmp_path), "--only=bench"])
 
 
 # ---- reports ---------------------------------------------------------------------------------------------------------
@@ -129,16 +129,15 @@ def test_junit_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("failed", "passed", "clean"), [(0, 3, True), (1, 3, False), (0, 0, False)])
-def test_every_back_end_must_pass(failed: int, passed: int, clean: bool, tmp_path: Path) -> None:
-    section = gpu.tests(gpu.parse(["--out", str(tmp_path), "--device=cuda"]))
-    for name in ("triton", "cuda"):
-        numbers = (failed, passed + failed) if name == "triton" else (0, 2)
-        suite = '<testsuite errors="0" failures="{}" skipped="0" tests="{}"/>'.format(*numbers)
-        (tmp_path / f"tests_{name}.xml").write_text(suite)
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_every_back_end_must_pass(backend: str, failed: int, passed: int, clean: bool, tmp_path: Path) -> None:
+    section = SECTIONS[backend](gpu.parse(["--out", str(tmp_path), "--device=cuda"]))
+    suite = f'<testsuite errors="0" failures="{failed}" skipped="0" tests="{passed + failed}"/>'
+    (tmp_path / f"tests_{backend}.xml").write_text(suite)
     found = section.read("")
     assert (not found["problems"]) is clean
-    assert found["backends"]["triton"] == {"passed": passed, "failed": failed, "skipped": 0}
-    assert section.environment["PSPNET_FAST_EXPECT_BACKENDS"] == "cuda,triton"
+    assert found["counts"] == {"passed": passed, "failed": failed, "skipped": 0}
+    assert section.environment["PSPNET_FAST_EXPECT_BACKENDS"] == backend
 
 
 OURS = (
@@ -220,64 +219,82 @@ def write_section(out: Path, name: str, age: float = 0.0, **content: Any) -> Non
     os.utime(path, (1e9 - age, 1e9 - age))
 
 
-@pytest.mark.parametrize("change", [{}, {"device": "another"}, {"digest": {"cuda": "x"}}, {"commit": "x"}], ids=str)
+OTHERS = [{"device": "another"}, {"digest": {"cuda": "x", "triton": "b"}}, {"commit": "x"}]
+
+
+@pytest.mark.parametrize("change", [{}, *OTHERS], ids=str)
 def test_sections_and_rows_of_one_device_and_its_kernels_belong_together(tmp_path: Path, change: Any) -> None:
-    write_section(tmp_path, "tests", age=100, machine={**MACHINE, **change}, backends=COUNTS)
+    write_section(tmp_path, "large", age=100, machine={**MACHINE, **change})
     write_section(tmp_path, "bench")
     row = {"operator": "x", "ratio": {"eager": 2.0}}
     rows = [{**row, "machine": 0}, {**row, "operator": "y", "machine": 1}]
     write_json(tmp_path / "operators_gpu.json", {"machines": [MACHINE, {**MACHINE, **change}], "rows": rows})
     found = gpu_result.assembled(tmp_path, list(SECTIONS))
     kept = change in ({}, {"commit": "x"})
-    assert list(found["sections"]) == (["tests", "bench"] if kept else ["bench"])
-    assert (found["tests"], found["left_out"]) == ((COUNTS, []) if kept else ({}, ["tests"]))
+    assert list(found["sections"]) == (["large", "bench"] if kept else ["bench"])
+    assert found["left_out"] == ([] if kept else ["large"])
     assert [row["operator"] for row in found["rows"]] == (["x", "y"] if kept else ["x"])
     text = gpu_result.summary(found)
     assert "x 2.00x" in text
-    assert ("left out" in text, "tests on cuda: 5 passed, 0 failed, 1 skipped" in text) == (not kept, kept)
+    assert ("left out" in text) == (not kept)
+
+
+@pytest.mark.parametrize("change", [{}, *OTHERS], ids=str)
+def test_tests_of_a_back_end_hold_while_its_kernels_do(tmp_path: Path, change: Any) -> None:
+    for name in COUNTS:
+        write_section(tmp_path, name, age=100, machine={**MACHINE, **change}, counts=COUNTS[name])
+    write_section(tmp_path, "bench")
+    found = gpu_result.assembled(tmp_path, list(SECTIONS))
+    kept = {"device": [], "digest": ["triton"]}.get(next(iter(change), ""), list(COUNTS))
+    assert list(found["tests"]) == kept
+    assert all(f"tests on {name}: 5 passed, 0 failed, 1 skipped" in gpu_result.summary(found) for name in kept)
 
 
 def test_save_keeps_the_result_and_enters_the_device(tmp_path: Path) -> None:
-    write_section(tmp_path, "tests", backends=COUNTS)
-    names = [f"{tool} {backend}" for backend in ("cuda", "triton") for tool in ("memcheck", "initcheck")]
+    for name, commit in (("cuda", "c0ffee"), ("triton", "earlier")):
+        write_section(tmp_path, name, machine={**MACHINE, "commit": commit}, counts=COUNTS[name])
+    names = [f"{tool} {backend}" for backend in COUNTS for tool in ("memcheck", "initcheck")]
     write_section(tmp_path, "sanitizer", runs={name: {"problems": ["x"] * ("init" in name)} for name in names})
     found = gpu_result.assembled(tmp_path, list(SECTIONS))
     verified = tmp_path / "verified.json"
-    verified.write_text(json.dumps([{"device": "NVIDIA Test", "commit": "x"}, {"device": "Another", "commit": "kept"}]))
+    old = {"device": "NVIDIA Test", "commit": "x", "digest": {"cuda": "z", "triton": "z"}}
+    verified.write_text(json.dumps([old, {**old, "device": "Another", "commit": "kept"}]))
     kept, entered = gpu_result.save(found, tmp_path / "results", verified)
     assert kept.name == "gpu_nvidia_test.json"
-    assert json.loads(kept.read_text())["sections"]["tests"]["backends"] == COUNTS
-    other, entry = json.loads(entered.read_text())
+    assert json.loads(kept.read_text())["sections"]["cuda"]["counts"] == COUNTS["cuda"]
+    other, *entries = json.loads(entered.read_text())
     assert other["commit"] == "kept"
-    assert (entry["device"], entry["commit"], entry["date"]) == ("NVIDIA Test", "c0ffee", "2026-01-02")
-    assert (entry["digest"], entry["sanitizer"]) == (MACHINE["digest"], ["memcheck cuda", "memcheck triton"])
+    for entry, kernels, commit in zip(entries, COUNTS, ("c0ffee", "earlier"), strict=True):
+        assert (entry["device"], entry["commit"], entry["date"]) == ("NVIDIA Test", commit, "2026-01-02")
+        assert entry["digest"] == {kernels: MACHINE["digest"][kernels]}
+        assert entry["sanitizer"] == [f"memcheck {kernels}"]
 
 
 NONE = {"passed": 0, "failed": 0, "skipped": 9}
 
 
 @pytest.mark.parametrize(
-    ("backends", "entered"),
+    ("counts", "entered"),
     [
         ({**COUNTS, "cuda": NONE}, ["triton"]),  # out of time, say
         ({**COUNTS, "triton": {**COUNTS["triton"], "failed": 1}}, ["cuda"]),
-        ({"cuda": COUNTS["cuda"]}, ["cuda"]),
+        ({"cuda": COUNTS["cuda"]}, ["cuda", "triton"]),
         ({"cuda": NONE, "triton": NONE}, []),
     ],
     ids=["cuda skipped", "triton failed", "no triton", "skipped"],
 )
-def test_kernels_are_verified_with_all_their_tests(
-    tmp_path: Path, backends: dict[str, Any], entered: list[str]
-) -> None:
-    write_section(tmp_path, "tests", status="failed", backends=backends)
+def test_kernels_are_verified_with_all_their_tests(tmp_path: Path, counts: dict[str, Any], entered: list[str]) -> None:
+    """Triton's were before, and stay so unless they are tested again."""
+    for name, own in counts.items():
+        write_section(tmp_path, name, status="failed", counts=own)
     found, verified = gpu_result.assembled(tmp_path, list(SECTIONS)), tmp_path / "verified.json"
+    verified.write_text(json.dumps([{"device": "NVIDIA Test", "commit": "x", "digest": {"triton": "b"}}]))
     gpu_result.save(found, tmp_path / "results", verified)
-    entries = json.loads(verified.read_text()) if verified.exists() else []
-    assert [list(entry["digest"]) for entry in entries] == [entered] * bool(entered)
+    assert [list(entry["digest"]) for entry in json.loads(verified.read_text())] == [[name] for name in entered]
 
 
 def test_no_result_of_a_cpu_is_kept(tmp_path: Path) -> None:
-    write_section(tmp_path, "tests", machine={**MACHINE, "driver": None}, backends=COUNTS)
+    write_section(tmp_path, "cuda", machine={**MACHINE, "driver": None}, counts=COUNTS["cuda"])
     with pytest.raises(ValueError, match="no result of a GPU"):
         gpu_result.save(
             gpu_result.assembled(tmp_path, list(SECTIONS)), tmp_path / "results", tmp_path / "verified.json"
@@ -291,4 +308,4 @@ def test_no_result_of_a_cpu_is_kept(tmp_path: Path) -> None:
 def test_commit_of_a_copy_without_git(commit: str, digest: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_result.provenance, "digests", lambda: {"cuda": "same"})
     monkeypatch.setattr(gpu_result.provenance, "commit", lambda: "123-dirty")
-    assert gpu_result.known_commit({"commit": commit, "digest": {"cuda": digest}}) == expected
+    assert gpu_result.known({"commit": commit, "digest": {"cuda": digest}})["commit"] == expected

@@ -150,12 +150,12 @@ def test_gpu(tmp_path: Path) -> None:
     row |= {"graph_milliseconds": {"pspnet_fast cuda": {"median": 0.25}}, "floor_reached": {"pspnet_fast cuda": 0.5}}
     trained = training_row("float64", miou=False), {**training_row("bf16"), "images_per_second": {"plain": 90.4}}
     trained[1]["images_per_second"] |= {"fused": 120.0, "control": 90.0}
-    tests = {"cuda": {"passed": 9, "failed": 0, "skipped": 1}}
-    result = {"machine": machine, "rows": [row], "tests": tests, "training": list(trained)}
+    tests = {"status": "passed", "counts": {"passed": 9, "failed": 0, "skipped": 1}, "machine": machine}
+    result = {"machine": machine, "rows": [row], "sections": {"cuda": tests}, "training": list(trained)}
     write_json(tmp_path / "gpu_nvidia_test.json", result)
     text = table(tmp_path, "gpu")
     assert "| 2x19 → 473x473, NCHW | 9 ms | – | 0.5 ms | 18× | 0.25 ms | 50 % | – |" in text
-    assert "cuda 9 passed, 0 failed" in text
+    assert f"cuda 9 passed, 0 failed (commit {machine['commit']}); triton not run." in text
     assert "losses in float64 differ by 5.0e-01 at most; losses in bf16" in text
     assert "plain 0.200 mIoU at 90 images a second, fused 0.210 mIoU at 120" in text
 
