@@ -1,9 +1,9 @@
 """On which GPUs the kernels were tested, and whether they are still the same.
 
 ``verified.json`` next to this file is written by ``python -m benchmarks.gpu --save`` after all tests of the CUDA or
-Triton kernels have passed on a GPU: an entry a device and back end, with a digest of the kernels' sources. They are compared with
-what runs here: the digest of the CUDA sources that the build recorded when it compiled them, and that of the Triton
-kernels as they lie in this folder.
+Triton kernels have passed on a GPU: an entry a device and kind of kernel, with the digest of its sources. That is
+compared with what runs here: the digest of the CUDA sources that the build recorded when it compiled them, and that of
+the Triton kernels as they lie in this folder.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,15 +70,17 @@ def _cat(func: Any, tensors: Sequence[Tensor], dim: int = 0) -> Any:
     maps = [x for x in tensors if isinstance(x, Deferred) and is_map(x)]
     if dim not in (1, -3) or not maps or any(x.dim() != 4 for x in tensors):
         return NotImplemented
-    if not maps[0].cell.session.conv or len({(x.shape[0], *x.shape[2:], x.dtype, x.device) for x in tensors}) != 1:
+    if not maps[0].cell.session.conv or len({(x.shape[0], *x.shape[2:], x.device) for x in tensors}) != 1:
         return NotImplemented
     if len({x.cell.adjoint for x in maps}) != 1:
         return NotImplemented
+    # Under a GPU's autocast, upsampled maps are float32 and others are not; the result has the wider dtype.
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors))
     segments: list[Segment] = []
     for x in tensors:
         if isinstance(x, Deferred) and is_map(x):
-            segments += x.cell.segments
+            segments += [Segment(s.tensor.to(dtype), s.geometry, s.requires_grad) for s in x.cell.segments]
         else:
             dense = x.cell.materialise() if isinstance(x, Deferred) else x
-            segments.append(Segment(dense, None, x.requires_grad or not torch.is_grad_enabled()))
+            segments.append(Segment(dense.to(dtype), None, x.requires_grad or not torch.is_grad_enabled()))
     return derive(func, (list(tensors), 1), segments, [x for x in tensors if isinstance(x, Deferred)])

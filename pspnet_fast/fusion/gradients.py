@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pspnet_fast.fusion.deferred import Deferred
 from pspnet_fast.fusion.segments import Geometry, pair
+from pspnet_fast.ops.upsample_add import ADD_BACKWARD
 
 
 def pull(
@@ -44,6 +45,10 @@ def _adjoint(
     call: dict[str, Any],
     geometry: Geometry,
 ) -> Tensor:
+    # PyTorch's gradient on a GPU adds atomically: slowly where many pixels meet in a bin, in a new order every time.
+    if device.type == "cuda" and ADD_BACKWARD.backend(grad) != "reference":
+        levels: Tensor = ADD_BACKWARD(grad, list(geometry.low), geometry.align_corners)
+        return levels.unflatten(2, geometry.low)
     if torch.are_deterministic_algorithms_enabled() and device.type != "cpu":
         # F.interpolate takes operators with a deterministic gradient then.
         with torch.enable_grad():

@@ -7,7 +7,7 @@ pads it, and upsampling takes the low-resolution gradient out of it (upsampling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,21 +53,8 @@ def derive(
     """
     cells = {id(x): x.cell for x in of}
     first = of[0].cell
-
-    def value(a: Any) -> Any:
-        if isinstance(a, (list, tuple)):
-            return [value(e) for e in a]
-        if id(a) not in cells:
-            return a
-        return cells[id(a)].materialise() if view else cells[id(a)].peek()
-
-    def shape(a: Any) -> Any:
-        if isinstance(a, (list, tuple)):
-            return [shape(e) for e in a]
-        return meta(a) if isinstance(a, Tensor) else a
-
     cell = Cell(
-        lambda: func(*map(value, args), **(keywords or {})),
+        lambda: func(*_values(args, cells, keep=view), **(keywords or {})),
         segments,
         first.session,
         bases=list(cells.values()),
@@ -76,7 +63,26 @@ def derive(
         adjoint=first.adjoint,
         site=first.site,
     )
-    return wrap(cell, func(*map(shape, args), **(keywords or {})), of[0].device)
+    return wrap(cell, func(*_shapes(args), **(keywords or {})), of[0].device)
+
+
+# No local functions: one that calls itself is a cycle, and what it refers to, the graph of a step, would be kept until
+# Python collects garbage.
+
+
+def _values(a: Any, cells: Mapping[int, Cell], keep: bool) -> Any:
+    """``a`` with the values of the tensors whose ids ``cells`` has, which keep them where they are wanted."""
+    if isinstance(a, (list, tuple)):
+        return [_values(e, cells, keep) for e in a]
+    if id(a) not in cells:
+        return a
+    return cells[id(a)].materialise() if keep else cells[id(a)].peek()
+
+
+def _shapes(a: Any) -> Any:
+    if isinstance(a, (list, tuple)):
+        return [_shapes(e) for e in a]
+    return meta(a) if isinstance(a, Tensor) else a
 
 
 @structure(aten.detach.default, aten.alias.default)

@@ -44,11 +44,8 @@ def upsample(x: Tensor, call: dict[str, Any], geometry: Geometry, session: Sessi
     """``F.interpolate(x, **call)``, deferred."""
     if isinstance(x, Deferred):
         x = look(x, expose=False)
-    device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
-        # Autocast rules differ by device and version: one pixel shows what dtype this one gives.
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            x = x.to(F.interpolate(x[:1, :1, :1, :1], size=(1, 1), mode="bilinear").dtype)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(autocast_dtype(x.device, x.dtype, torch.get_autocast_dtype(x.device.type)))
     with torch._C.DisableTorchFunction():
         # What is made without gradients may be adopted by a graph, as the outputs of a checkpointed function are.
         wanted = x.requires_grad or not torch.is_grad_enabled()
@@ -90,6 +87,17 @@ def resolve(
     if full[0] < height or full[1] < width:
         return f"{(height, width)} to {full} is no enlargement", None
     return None, Geometry((height, width), full, bool(align_corners))
+
+
+@functools.cache
+def autocast_dtype(device: torch.device, dtype: torch.dtype, _: torch.dtype) -> torch.dtype:
+    """What this autocast, whose own dtype is the last argument, upsamples a map of ``dtype`` in.
+
+    Its rules differ by device and version: a pixel shows them.
+    """
+    pixel = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
+    with torch._C.DisableTorchFunction():
+        return F.interpolate(pixel, size=(1, 1), mode="bilinear").dtype
 
 
 def _like(low: Tensor, full: tuple[int, int]) -> Tensor:

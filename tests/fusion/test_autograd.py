@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
-from heads import Mixed, data
+from heads import HEADS, Mixed, data
 from pairs import assert_same, deferred, is_built, low_and_target, upsample
 
 import pspnet_fast
+from pspnet_fast.fusion.cells import LIVE
 
 
 def test_gradient_by_the_full_resolution_map():
@@ -91,6 +94,20 @@ def test_second_derivative(loss):
         return grad
 
     assert_same(use)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_nothing_of_a_step_waits_for_the_garbage_collector(head):
+    model, (x, target) = pspnet_fast.accelerate(head()), data()
+    F.cross_entropy(model(x), target, ignore_index=255).backward()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(LIVE)
+        F.cross_entropy(model(x), target, ignore_index=255).backward()
+        assert len(LIVE) == before
+    finally:
+        gc.enable()
 
 
 def test_two_losses_and_a_metric():

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pspnet_fast
 from pspnet_fast.fusion.deferred import Deferred
+from pspnet_fast.fusion.upsampling import autocast_dtype
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -29,7 +30,37 @@ def test_without_gradients(mode):
         torch.testing.assert_close(up * 1, stock)
 
 
+@pytest.fixture(params=["CPU", "GPU"])
+def autocast_rules(request):
+    """Those of a GPU, on the CPU: upsampling runs in float32, and concatenation is left to its own promotion."""
+    if request.param == "CPU":
+        yield
+        return
+    library = torch.library.Library("aten", "IMPL")
+    excluded = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+    def upsample_in_float32(x, *args):
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return torch.ops.aten.upsample_bilinear2d.vec(x.float(), *args)
+
+    def cat(*args):
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            return torch.ops.aten.cat(*args)
+
+    library.impl("upsample_bilinear2d.vec", upsample_in_float32, "AutocastCPU")
+    library.impl("cat", cat, "AutocastCPU")
+    autocast_dtype.cache_clear()
+    yield
+    library._destroy()
+    autocast_dtype.cache_clear()
+
+
+def fused(model):
+    return sorted((entry.operator, entry.reason) for entry in model.fusion_report() if entry.fused)
+
+
 @pytest.mark.parametrize("head", HEADS)
+@pytest.mark.usefixtures("autocast_rules")
 def test_autocast(head):
     model = head()
     other = pspnet_fast.accelerate(copy.deepcopy(model))
@@ -41,6 +72,9 @@ def test_autocast(head):
             loss = F.cross_entropy(out, target, ignore_index=255)
         loss.backward()
         results.append((out.dtype, loss.dtype, loss.detach(), [p.grad.dtype for p in m.parameters()]))
+    third = pspnet_fast.accelerate(copy.deepcopy(model))
+    F.cross_entropy(third(x), target, ignore_index=255)
+    assert fused(other) == fused(third)
     assert results[0][:2] == results[1][:2]
     assert results[0][3] == results[1][3]
     torch.testing.assert_close(results[1][2], results[0][2], rtol=2e-2, atol=0)
