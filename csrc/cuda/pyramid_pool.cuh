@@ -11,7 +11,6 @@
 namespace pspnet_fast::cuda {
 
 constexpr int kPoolThreads = 256;
-constexpr int kForwardBlocks = 4;  // of a multiprocessor at least: registers for loads under way
 
 // The level that a packed bin belongs to, and the bin's entries in the tables of rows and columns.
 struct Bin {

@@ -8,7 +8,10 @@ namespace pspnet_fast::cuda {
 namespace {
 
 constexpr int kThreads = kPoolThreads;
-constexpr int kForwardThreads = kPoolThreads / 2;  // a map of 60 columns has work for about as many
+// A map of 60 columns has work for 90 threads of 8 bytes in half precision, and for twice as many in float32. Blocks are
+// small, and many: while some sum atoms and bins, others load.
+constexpr int kForwardThreads = 96;
+constexpr int kForwardBlocks = 14;  // of a multiprocessor at least
 constexpr int kSharedBytes = 40 * 1024;  // under the 48 KiB that need no opt-in
 constexpr int kUnderWay = 8;             // loads of a thread
 
@@ -16,7 +19,7 @@ constexpr int kUnderWay = 8;             // loads of a thread
 // 1. A thread sums VEC columns over the rows of one interval; neighbouring threads read neighbouring columns.
 // 2. Columns are summed to atoms. 3. Atoms are summed to bins.
 template <typename T, int VEC>
-__global__ void __launch_bounds__(kForwardThreads, 2 * kForwardBlocks)
+__global__ void __launch_bounds__(kForwardThreads, kForwardBlocks)
     pyramid_pool_fwd_nchw_kernel(const __grid_constant__ PoolTables t, const T* x, T* out, int tile) {
   Acc<T>* lines = dynamic_shared<Acc<T>>();
   Acc<T>* atoms = lines + t.row_intervals * tile;

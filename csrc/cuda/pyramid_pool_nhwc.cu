@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kThreads = kPoolThreads;
 constexpr int kBinChannels = 32, kBinTile = 64, kBinThreads = 128;
+constexpr int kForwardBlocks = 4;  // of a multiprocessor at least: registers for loads under way
 constexpr int kBinBlocks = 8;  // as kForwardBlocks: a launch of 2048 channels and 16 images is one wave of a large GPU
 constexpr int kStagedAtoms = kMaxEdges;  // a row of atoms at least
 constexpr int kUnderWay = 4;        // loads of a thread
