@@ -20,16 +20,17 @@ def assembled(out: Path, names: Sequence[str]) -> dict[str, Any]:
     """The result of all sections whose files lie in ``out``, of this run or an earlier one.
 
     Only what was measured on one device, with the kernels of one state, belongs together: a section or row that differs
-    from the section written last is left out; sections are named in "left_out". The tests of a back end depend on its
-    own kernels alone.
+    from the section written last is left out; sections are named in "left_out". The tests of a back end stand by
+    themselves, on the same device: their section says which kernels they were.
     """
     files = sorted(
         (path for name in names if (path := out / f"{name}.json").is_file()), key=lambda p: p.stat().st_mtime
     )
     sections = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
-    machine = sections[files[-1].stem]["machine"] if files else None
+    last = [name for name in sections if name not in KERNELS] or list(sections)
+    machine = sections[last[-1]]["machine"] if last else None
     found = [name for name in names if name in sections]
-    kept = {name: sections[name] for name in found if same(sections[name]["machine"], machine, name)}
+    kept = {name: sections[name] for name in found if same(sections[name]["machine"], machine, name not in KERNELS)}
     return {
         "machine": machine,
         "sections": kept,
@@ -40,12 +41,10 @@ def assembled(out: Path, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def same(one: Mapping[str, Any], other: Mapping[str, Any] | None, kernels: str = "") -> bool:
-    """Whether two machines are one, with the same kernels: all, or those of one back end."""
-    if other is None or one.get("device") != other.get("device"):
-        return False
-    one, other = one.get("digest", {}), other.get("digest", {})
-    return one.get(kernels) == other.get(kernels) if kernels in KERNELS else one == other
+def same(one: Mapping[str, Any], other: Mapping[str, Any] | None, kernels: bool = True) -> bool:
+    """Whether two machines are one, with the same ``kernels``."""
+    keys = ("device", "digest") if kernels else ("device",)
+    return other is not None and all(one.get(key) == other.get(key) for key in keys)
 
 
 def rows_of(path: Path, machine: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -110,19 +109,19 @@ def verified_entries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     "sanitizer" names the runs of compute-sanitizer over these kernels that found nothing.
     """
     sections = result["sections"]
-    runs = sections.get("sanitizer", {}).get("runs", {})
-    clean = [name for name, run in runs.items() if not run["problems"]]
-    return [
-        {
-            **{key: machine[key] for key in ("device", "commit", "date", "torch", "triton", "driver")},
-            "digest": {kernels: machine["digest"][kernels]},
-            "tests": {kernels: counts},
-            "sanitizer": [name for name in clean if name.split()[1] == kernels],
-        }
-        for kernels, counts in result["tests"].items()
-        if counts["passed"] and not counts["failed"]
-        for machine in [sections[kernels]["machine"]]
-    ]
+    sanitizer = sections.get("sanitizer", {"runs": {}, "machine": {"digest": {}}})
+    clean = [name for name, run in sanitizer["runs"].items() if not run["problems"]]
+    entries = []
+    for kernels, counts in result["tests"].items():
+        machine = sections[kernels]["machine"]
+        digest = machine["digest"][kernels]
+        if not counts["passed"] or counts["failed"]:
+            continue
+        checked = sanitizer["machine"]["digest"].get(kernels) == digest
+        entry = {key: machine[key] for key in ("device", "commit", "date", "torch", "triton", "driver")}
+        entry |= {"digest": {kernels: digest}, "tests": {kernels: counts}}
+        entries.append(entry | {"sanitizer": [name for name in clean if checked and name.split()[1] == kernels]})
+    return entries
 
 
 def known(machine: Mapping[str, Any]) -> dict[str, Any]:

@@ -240,19 +240,22 @@ def test_sections_and_rows_of_one_device_and_its_kernels_belong_together(tmp_pat
 
 
 @pytest.mark.parametrize("change", [{}, *OTHERS], ids=str)
-def test_tests_of_a_back_end_hold_while_its_kernels_do(tmp_path: Path, change: Any) -> None:
+@pytest.mark.parametrize("age", [-100, 100])
+def test_tests_of_a_back_end_stand_by_themselves(tmp_path: Path, age: int, change: Any) -> None:
     for name in COUNTS:
-        write_section(tmp_path, name, age=100, machine={**MACHINE, **change}, counts=COUNTS[name])
+        write_section(tmp_path, name, age=age, machine={**MACHINE, **change}, counts=COUNTS[name])
     write_section(tmp_path, "bench")
     found = gpu_result.assembled(tmp_path, list(SECTIONS))
-    kept = {"device": [], "digest": ["triton"]}.get(next(iter(change), ""), list(COUNTS))
-    assert list(found["tests"]) == kept
+    kept = [] if "device" in change else list(COUNTS)
+    assert (list(found["tests"]), found["machine"]) == (kept, MACHINE)
     assert all(f"tests on {name}: 5 passed, 0 failed, 1 skipped" in gpu_result.summary(found) for name in kept)
 
 
 def test_save_keeps_the_result_and_enters_the_device(tmp_path: Path) -> None:
-    for name, commit in (("cuda", "c0ffee"), ("triton", "earlier")):
-        write_section(tmp_path, name, machine={**MACHINE, "commit": commit}, counts=COUNTS[name])
+    """The sanitizer ran on the CUDA kernels as they are, and on others of Triton."""
+    write_section(tmp_path, "cuda", counts=COUNTS["cuda"])
+    earlier = {**MACHINE, "commit": "earlier", "digest": {**MACHINE["digest"], "triton": "z"}}
+    write_section(tmp_path, "triton", machine=earlier, counts=COUNTS["triton"])
     names = [f"{tool} {backend}" for backend in COUNTS for tool in ("memcheck", "initcheck")]
     write_section(tmp_path, "sanitizer", runs={name: {"problems": ["x"] * ("init" in name)} for name in names})
     found = gpu_result.assembled(tmp_path, list(SECTIONS))
@@ -264,10 +267,11 @@ def test_save_keeps_the_result_and_enters_the_device(tmp_path: Path) -> None:
     assert json.loads(kept.read_text())["sections"]["cuda"]["counts"] == COUNTS["cuda"]
     other, *entries = json.loads(entered.read_text())
     assert other["commit"] == "kept"
-    for entry, kernels, commit in zip(entries, COUNTS, ("c0ffee", "earlier"), strict=True):
-        assert (entry["device"], entry["commit"], entry["date"]) == ("NVIDIA Test", commit, "2026-01-02")
-        assert entry["digest"] == {kernels: MACHINE["digest"][kernels]}
-        assert entry["sanitizer"] == [f"memcheck {kernels}"]
+    assert [(entry["commit"], entry["digest"], entry["sanitizer"]) for entry in entries] == [
+        ("c0ffee", {"cuda": "a"}, ["memcheck cuda"]),
+        ("earlier", {"triton": "z"}, []),
+    ]
+    assert all((entry["device"], entry["date"]) == ("NVIDIA Test", "2026-01-02") for entry in entries)
 
 
 NONE = {"passed": 0, "failed": 0, "skipped": 9}
