@@ -115,13 +115,19 @@ def accelerate(files: Sequence[File]) -> str:
         ("peak memory, eager : compile : ours", "r", memory),
         ("eager / ours ", "r", over_ours(peaks, EAGER)),
     )
-    text = (
-        "Forward, loss at full resolution and backward of 512×512 images, random weights; medians of {rounds} rounds, "
-        "the variants in turn. Ours: the same model after `pspnet_fast.accelerate(model)`; compiled: `torch.compile` "
-        "of the step inside `pspnet_fast.fuse()`. – : not measured."
-    )
+
+    def text(row: Row) -> str:
+        batch, _, *size = row["shape"].split(", ")[0].split("x")
+        autocast = "" if row["dtype"] == "float32" else f" under autocast in {row['dtype']}"
+        return (
+            f"Forward, loss at full resolution and backward of {batch} images of {'×'.join(size)}{autocast}, random "
+            "weights; medians of {rounds} rounds, the variants in turn. Ours: the same model after "
+            "`pspnet_fast.accelerate(model)`; compiled: `torch.compile` of the step inside `pspnet_fast.fuse()`. "
+            "– : not measured."
+        )
+
     ordered = ((file, sorted(file["rows"], key=classes, reverse=True)) for file in files)
-    return region(*(timed_table(file, rows, columns, text) for file, rows in ordered))
+    return region(*(timed_table(file, rows, columns, text(rows[0])) for file, rows in ordered))
 
 
 def gpu(files: Sequence[File]) -> str:
