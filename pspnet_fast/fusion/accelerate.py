@@ -13,6 +13,7 @@ from torch import nn
 from pspnet_fast.fusion.fused import supported
 from pspnet_fast.fusion.mode import Fuse, fuse
 from pspnet_fast.fusion.report import FusionReport
+from pspnet_fast.ops.operator import exporting
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -25,7 +26,7 @@ def _fused_forward(forward: Callable[..., Any], bound: bool) -> Callable[..., An
         call = functools.partial(forward, self) if bound else forward
         report: FusionReport = self.fusion_report  # type: ignore[assignment]
         if torch.compiler.is_compiling():
-            if torch.compiler.is_exporting():
+            if exporting():
                 return call(*args, **kwargs)
             with fuse(**report.options):
                 return call(*args, **kwargs)

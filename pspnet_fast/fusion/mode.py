@@ -16,6 +16,7 @@ from pspnet_fast.fusion.report import FusionReport, Session
 from pspnet_fast.fusion.traced import TracedFuse
 from pspnet_fast.fusion.upsampling import interpolate
 from pspnet_fast.fusion.writes import INPLACE, WRITING, writes
+from pspnet_fast.ops.operator import exporting
 
 _is_compiling = torch.compiler.is_dynamo_compiling
 _top_saved_tensor_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
@@ -34,7 +35,7 @@ def fuse(*, loss: bool = True, conv: bool = True, argmax: bool = True) -> Fuse |
     Returns:
         a context manager; its attribute ``report`` is a :class:`FusionReport` of the block.
     """
-    if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_dynamo_compiling() and not exporting():
         return TracedFuse(loss, conv, argmax)
     return Fuse(loss=loss, conv=conv, argmax=argmax)
 

@@ -61,12 +61,16 @@ def standard_operators() -> Iterator[None]:
         _standard_operators = previous
 
 
+def exporting() -> bool:
+    """Whether ``torch.export`` records: the flag itself, as Dynamo of torch 2.11 takes ``is_exporting()`` for True."""
+    return torch.compiler._is_exporting_flag
+
+
 def in_standard_operators() -> bool:
     """Whether an export for other runtimes runs: :func:`standard_operators`, or ``torch.onnx.export``."""
     if _standard_operators:
         return True
-    recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    return recorded and torch.onnx.is_in_onnx_export()
+    return (exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
 def overload(name: str) -> Any:
