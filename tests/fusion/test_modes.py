@@ -8,8 +8,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from heads import HEADS, Mixed, Plain, data
-from pairs import assert_same, deferred, is_built, low_and_target, upsample
+from heads import HEADS, Levels, Mixed, Plain, data
+from pairs import Recorder, assert_same, deferred, is_built, low_and_target, upsample
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -80,6 +80,27 @@ def test_autocast(head):
     torch.testing.assert_close(results[1][2], results[0][2], rtol=2e-2, atol=0)
     gradients = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, other)]
     assert F.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("head", [Plain, Levels])
+@pytest.mark.usefixtures("autocast_rules")
+def test_compiled_under_autocast(head):
+    model, backend = head(), Recorder()
+    (x, target), results = data(), []
+
+    def step(model):
+        with pspnet_fast.fuse():
+            return F.cross_entropy(model(x), target, ignore_index=255)
+
+    for run in (lambda m: F.cross_entropy(m(x), target, ignore_index=255), torch.compile(step, backend=backend)):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = run(model)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        results.append((loss.detach(), torch.cat([g.flatten() for g in gradients])))
+    assert backend.has("pspnet_fast.upsample_cross_entropy")
+    assert not backend.upsamples()
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=2e-2, atol=0)
+    assert F.cosine_similarity(results[0][1], results[1][1], dim=0) > 0.99
 
 
 @pytest.mark.parametrize("lowered", ["forward", "backward", "both"])
