@@ -16,7 +16,6 @@ from pspnet_fast.backend import kernels
 from pspnet_fast.fusion.segments import Geometry
 from pspnet_fast.fusion.traced import TracedFuse
 from pspnet_fast.fusion.traced_maps import traced_geometry
-from pspnet_fast.ops.operator import exporting
 
 
 @pytest.fixture(autouse=True)
@@ -116,19 +115,6 @@ def test_compiled_labels(read):
 
     torch.testing.assert_close(predict(x), expected)
     assert backend.has("pspnet_fast.upsample_argmax")
-
-
-def test_a_compilation_is_no_export():
-    """It is one by torch.compiler.is_exporting() of torch 2.11."""
-
-    class Told(nn.Module):
-        def forward(self, x):
-            return x + int(exporting())
-
-    x = torch.zeros(1)
-    assert torch.compile(Told(), backend="eager", fullgraph=True)(x) == 0
-    for strict in (False, True):
-        assert torch.export.export(Told(), (x,), strict=strict).module()(x) == 1
 
 
 def test_compiled_nll_loss():

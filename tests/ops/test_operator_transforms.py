@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from pspnet_fast import BackendError, PSPNet, ops, use_backend
 from pspnet_fast.backend import kernels
 from pspnet_fast.nn import PyramidPooling
-from pspnet_fast.ops.operator import OPERATORS
+from pspnet_fast.ops.operator import OPERATORS, exporting
 
 BINS = (1, 2)
 
@@ -189,3 +189,16 @@ def test_inputs_of_inference_mode_under_a_trainable_weight(name: str) -> None:
         result = ops.pyramid_conv_norm_relu(x, levels, weight, draw_norm(4), bins=BINS)
     (gradient,) = torch.autograd.grad(result.sum(), levels)
     assert gradient.isfinite().all()
+
+
+def test_a_compilation_is_no_export() -> None:
+    """It is one by torch.compiler.is_exporting() of torch 2.11."""
+
+    class Told(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + int(exporting())
+
+    x = torch.zeros(1)
+    assert torch.compile(Told(), backend="eager", fullgraph=True)(x) == 0
+    for strict in (False, True):
+        assert torch.export.export(Told(), (x,), strict=strict).module()(x) == 1
