@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pspnet_fast.fusion import FusionReport
+
 
 class Plain(nn.Module):
     """A backbone of one convolution, and logits upsampled to the image's size."""
@@ -68,6 +70,12 @@ class Levels(Plain):
 
 
 HEADS = (Plain, Mixed, Pyramid, Levels)
+
+
+def fused_operators(model: nn.Module) -> list[tuple[str, str]]:
+    """What an accelerated model has run as fused operators."""
+    report: FusionReport = model.fusion_report  # type: ignore[assignment]
+    return sorted((entry.operator, entry.reason) for entry in report if entry.fused)
 
 
 def data(classes: int = 5, batch: int = 2, size: tuple[int, int] = (32, 48)) -> tuple[Tensor, Tensor]:

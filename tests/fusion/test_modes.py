@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from heads import HEADS, Levels, Mixed, Plain, data
+from heads import HEADS, Levels, Mixed, Plain, data, fused_operators
 from pairs import Recorder, assert_same, deferred, is_built, low_and_target, upsample
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -55,10 +55,6 @@ def autocast_rules(request):
     autocast_dtype.cache_clear()
 
 
-def fused(model):
-    return sorted((entry.operator, entry.reason) for entry in model.fusion_report() if entry.fused)
-
-
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.usefixtures("autocast_rules")
 def test_autocast(head):
@@ -74,7 +70,7 @@ def test_autocast(head):
         results.append((out.dtype, loss.dtype, loss.detach(), [p.grad.dtype for p in m.parameters()]))
     third = pspnet_fast.accelerate(copy.deepcopy(model))
     F.cross_entropy(third(x), target, ignore_index=255)
-    assert fused(other) == fused(third)
+    assert fused_operators(other) == fused_operators(third)
     assert results[0][:2] == results[1][:2]
     assert results[0][3] == results[1][3]
     torch.testing.assert_close(results[1][2], results[0][2], rtol=2e-2, atol=0)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pspnet_fast
-from tests.fusion.heads import HEADS, Levels
+from tests.fusion.heads import HEADS, Levels, fused_operators
 
 DEVICE = "cuda"
 
@@ -38,10 +38,6 @@ def step(model: nn.Module, amp: torch.dtype | None, compiled: bool = False) -> l
     return [loss.detach(), *gradients]
 
 
-def fused(model: nn.Module) -> list[tuple[str, str]]:
-    return sorted((entry.operator, entry.reason) for entry in model.fusion_report() if entry.fused)  # type: ignore[operator]
-
-
 @pytest.mark.parametrize("amp", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("head", "compiled"), [*((head, False) for head in HEADS), (Levels, True)])
 def test_training_step(backend: str, head: type[nn.Module], compiled: bool, amp: torch.dtype | None) -> None:
@@ -52,7 +48,7 @@ def test_training_step(backend: str, head: type[nn.Module], compiled: bool, amp:
     if not compiled:
         in_float32 = pspnet_fast.accelerate(copy.deepcopy(stock))
         step(in_float32, None)
-        assert fused(ours) == fused(in_float32)
+        assert fused_operators(ours) == fused_operators(in_float32)
     for a, b in zip(found, expected, strict=True):
         # cuDNN multiplies float32 in TF32, of 11 bits.
         assert (a - b).norm() <= (5e-2 if amp else 5e-3) * b.norm()
