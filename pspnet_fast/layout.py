@@ -11,6 +11,19 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
+def suggests_channels_last(x: Tensor) -> bool:
+    """Whether PyTorch's operators answer ``x [B, C, H, W]`` in channels_last (``suggest_memory_format`` in C++).
+
+    The strides decide, also where a dimension has one element.
+    """
+    least = 0
+    for d in (1, 3, 2, 0):
+        if x.shape[d] == 0 or x.stride(d) < least or x.stride(1) == 0 or (d == 0 and least == x.stride(1)):
+            return False
+        least = x.stride(d) * max(x.shape[d], 1)
+    return True
+
+
 def is_dense(x: Tensor) -> bool:
     """Whether ``x [B, C, H, W]`` fills its memory without gaps, in NCHW or channels_last order."""
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ from pspnet_fast.fusion.conv_plans import conv_plan, refusal
 from pspnet_fast.fusion.cost import pixels
 from pspnet_fast.fusion.deferred import RULES, Deferred
 from pspnet_fast.fusion.fused import Plan, run, supported
+from pspnet_fast.layout import format_of, suggests_channels_last
 
 
 def _conv2d(
@@ -38,7 +39,7 @@ def _conv2d(
     flop = plan.flop_saved(segments, weight, input.shape[0])
     session.fused("conv2d", plan.name, size * (input.cell.value is None), flop)
     # As the stock convolution does, answer in the layout of the full map and the weight, whatever the parts are in.
-    form = torch.channels_last if _is_nhwc(input) or _is_nhwc(weight) else torch.contiguous_format
+    form = format_of(suggests_channels_last(input) or suggests_channels_last(weight))
 
     def fused(leaves: list[Tensor], others: list[Any]) -> Tensor:
         result = plan.fused([t.contiguous(memory_format=form) for t in leaves], others)
@@ -49,16 +50,6 @@ def _conv2d(
         return result
 
     return run(Plan(fused, stock, plan.geometry), input, weight, bias)
-
-
-def _is_nhwc(x: Tensor) -> bool:
-    """PyTorch's own test, by strides, which also decides where a dimension has one element."""
-    least = 0
-    for d in (1, 3, 2, 0):
-        if x.shape[d] == 0 or x.stride(d) < least or x.stride(1) == 0 or (d == 0 and least == x.stride(1)):
-            return False
-        least = x.stride(d) * max(x.shape[d], 1)
-    return True
 
 
 def _reason(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,22 @@ _MEMORY = frozenset(
         *(Tensor.__reduce_ex__, Tensor.__deepcopy__, Tensor.__repr__, Tensor.__format__),
     )
 )
+
+
+class Form(NamedTuple):
+    """What a tensor shows without its values."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def meta(self) -> Tensor:
+        """An empty tensor of this form, for finding out that of a result."""
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
+
+
+def form_of(x: Tensor) -> Form:
+    return Form(tuple(x.shape), x.stride(), x.dtype)
 
 
 class Deferred(Tensor):
@@ -75,14 +91,16 @@ def _keep_from_dynamo() -> None:
         setattr(Deferred, name, classmethod(torch.compiler.disable(getattr(Deferred, name).__func__)))
 
 
-def wrap(cell: Cell, like: Tensor, device: torch.device) -> Deferred:
-    """A deferred tensor of ``cell`` with the shape, strides and dtype of ``like`` (on any device)."""
-    cell.strides = like.stride()
-    return alias(cell, like.shape, like.stride(), like.dtype, device)
+def wrap(cell: Cell, form: Form, device: torch.device) -> Deferred:
+    """The deferred tensor of a new ``cell``."""
+    cell.strides = form.strides
+    return alias(cell, form, device)
 
 
-def alias(cell: Cell, shape: Any, strides: Any, dtype: torch.dtype, device: torch.device) -> Deferred:
+def alias(cell: Cell, form: Form, device: torch.device) -> Deferred:
+    """Another deferred tensor of ``cell``."""
     _keep_from_dynamo()
+    shape, strides, dtype = form
     result: Deferred = Tensor._make_wrapper_subclass(Deferred, shape, strides=strides, dtype=dtype, device=device)
     result.cell = cell
     return result

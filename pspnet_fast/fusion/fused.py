@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import enable_reentrant_dispatch
 
 from pspnet_fast.fusion.cells import Cell
-from pspnet_fast.fusion.deferred import Deferred, wrap
+from pspnet_fast.fusion.deferred import Deferred, form_of, wrap
 from pspnet_fast.fusion.gradients import pull
 from pspnet_fast.fusion.segments import Geometry, Segment, assemble, stock_operators, under_this_autocast, upsampling
 from pspnet_fast.fusion.upsampling import upsampled
@@ -147,4 +147,4 @@ def _deferred_gradient(
             full = origin.peek().detach().requires_grad_()
             return torch.autograd.grad(plan.stock(full, fixed), full, grad)[0]
 
-    return wrap(Cell(build, pieces, origin.session, kind=origin.kind, adjoint=True), x, x.device)
+    return wrap(Cell(build, pieces, origin.session, kind=origin.kind, adjoint=True), form_of(x), x.device)

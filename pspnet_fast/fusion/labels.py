@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pspnet_fast import ops
 from pspnet_fast.fusion.cells import Cell
-from pspnet_fast.fusion.deferred import Deferred, wrap
+from pspnet_fast.fusion.deferred import Deferred, form_of, wrap
 from pspnet_fast.fusion.segments import Geometry
-from pspnet_fast.fusion.structure import aten, meta, structure
+from pspnet_fast.fusion.structure import aten, structure
 
 
 def _labels(x: Deferred, dim: int | None, operator: str) -> Tensor | None:
@@ -34,8 +33,7 @@ def _values(x: Deferred, labels: Tensor) -> Deferred:
     """The largest values, one per label ``[B, 1, H, W]``; few readers look at them."""
     cell = x.cell
     values = Cell(lambda: cell.peek().gather(1, labels), [], cell.session, bases=[cell], site=cell.site)
-    like = torch.empty_strided(labels.shape, labels.stride(), dtype=x.dtype, device="meta")
-    return wrap(values, like, x.device)
+    return wrap(values, form_of(labels)._replace(dtype=x.dtype), x.device)
 
 
 @structure(aten.argmax.default)
@@ -56,7 +54,7 @@ def _max(func: Any, x: Deferred, dim: int, keepdim: bool = False) -> Any:
         return values, labels.unsqueeze(1)
     cell = values.cell
     flat = Cell(lambda: cell.peek().squeeze(1), [], cell.session, bases=[cell], site=cell.site)
-    return wrap(flat, meta(labels).to(x.dtype), x.device), labels
+    return wrap(flat, form_of(labels)._replace(dtype=x.dtype), x.device), labels
 
 
 @structure(aten.topk.default)

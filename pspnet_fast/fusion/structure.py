@@ -7,6 +7,7 @@ pads it, and upsampling takes the low-resolution gradient out of it (upsampling.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast.fusion.cells import Cell
-from pspnet_fast.fusion.deferred import STRUCTURE, Deferred, alias, wrap
+from pspnet_fast.fusion.deferred import STRUCTURE, Deferred, Form, alias, form_of, wrap
 from pspnet_fast.fusion.segments import Segment
 
 aten = torch.ops.aten
@@ -26,11 +27,6 @@ def structure(*overloads: Any) -> Callable[[Callable[..., Any]], Callable[..., A
         return handler
 
     return register
-
-
-def meta(x: Tensor) -> Tensor:
-    """An empty tensor of the same shape, strides and dtype, for finding out those of a result."""
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
 def is_map(x: Any) -> bool:
@@ -63,7 +59,7 @@ def derive(
         adjoint=first.adjoint,
         site=first.site,
     )
-    return wrap(cell, func(*_shapes(args), **(keywords or {})), of[0].device)
+    return wrap(cell, _result(func, _forms(args), tuple((keywords or {}).items())), of[0].device)
 
 
 # No local functions: one that calls itself is a cycle, and what it refers to, the graph of a step, would be kept until
@@ -79,22 +75,36 @@ def _values(a: Any, cells: Mapping[int, Cell], keep: bool) -> Any:
     return cells[id(a)].materialise() if keep else cells[id(a)].peek()
 
 
-def _shapes(a: Any) -> Any:
+def _forms(a: Any) -> Any:
+    """``a`` with the form of each tensor, as a key of a cache."""
     if isinstance(a, (list, tuple)):
-        return [_shapes(e) for e in a]
-    return meta(a) if isinstance(a, Tensor) else a
+        return tuple(_forms(e) for e in a)
+    return form_of(a) if isinstance(a, Tensor) else a
+
+
+def _metas(a: Any) -> Any:
+    if isinstance(a, Form):
+        return a.meta()
+    return [_metas(e) for e in a] if isinstance(a, tuple) else a
+
+
+# Shapes are the same in every step, and an operator on meta tensors takes longer than all else here.
+@functools.lru_cache(maxsize=1024)
+def _result(func: Any, arguments: Any, keywords: tuple[tuple[str, Any], ...]) -> Form:
+    """The form of the result of ``func``."""
+    return form_of(func(*_metas(arguments), **dict(keywords)))
 
 
 @structure(aten.detach.default, aten.alias.default)
 def _same(func: Any, x: Deferred) -> Any:
-    return alias(x.cell, x.shape, x.stride(), x.dtype, x.device)
+    return alias(x.cell, form_of(x), x.device)
 
 
 @structure(aten.view.default, aten._unsafe_view.default)
 def _view(func: Any, x: Deferred, size: Sequence[int]) -> Any:
     if list(size) != list(x.shape):
         return NotImplemented
-    return alias(x.cell, x.shape, func(meta(x), size).stride(), x.dtype, x.device)
+    return alias(x.cell, _result(func, _forms((x, size)), ()), x.device)
 
 
 @structure(aten.clone.default)
@@ -111,7 +121,7 @@ def _clone(func: Any, x: Deferred, memory_format: Any = None) -> Any:
         adjoint=cell.adjoint,
         site=cell.site,
     )
-    return wrap(copy, x, x.device)
+    return wrap(copy, form_of(x), x.device)
 
 
 @structure(

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet_fast.fusion.cells import Cell
-from pspnet_fast.fusion.deferred import Deferred, look, wrap
+from pspnet_fast.fusion.deferred import Deferred, form_of, look, wrap
 from pspnet_fast.fusion.gradients import pull
 from pspnet_fast.fusion.report import Session
-from pspnet_fast.fusion.segments import Geometry, Segment, pair, stock_operators
+from pspnet_fast.fusion.segments import Geometry, Segment, pair
+from pspnet_fast.layout import format_of, suggests_channels_last
 
 _SIGNATURE = inspect.signature(F.interpolate)
 
@@ -100,14 +101,6 @@ def autocast_dtype(device: torch.device, dtype: torch.dtype, _: torch.dtype) -> 
         return F.interpolate(pixel, size=(1, 1), mode="bilinear").dtype
 
 
-def _like(low: Tensor, full: tuple[int, int]) -> Tensor:
-    """An empty tensor with the strides that ``F.interpolate`` gives: found out on a corner of the map."""
-    corner = F.interpolate(low[:2, :2, :2, :2], (3, 3), mode="bilinear")
-    channels_last = corner.stride(1) == 1
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty((*low.shape[:2], *full), dtype=low.dtype, device="meta", memory_format=form)
-
-
 class _Upsample(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -127,7 +120,7 @@ def upsampled(
     low: Tensor, geometry: Geometry, session: Session, build: Callable[[], Tensor], requires_grad: bool
 ) -> Deferred:
     """The deferred map of one low-resolution map."""
-    with stock_operators():
-        like = _like(low, geometry.full)
     cell = Cell(build, [Segment(low, geometry, requires_grad)], session, site=session.site())
-    return wrap(cell, like, low.device)
+    layout = format_of(suggests_channels_last(low))  # which F.interpolate gives its result
+    full = torch.empty((*low.shape[:2], *geometry.full), dtype=low.dtype, device="meta", memory_format=layout)
+    return wrap(cell, form_of(full), low.device)
