@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import types
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -12,13 +10,16 @@ from torch import nn
 
 from pspnet_fast.fusion.fused import supported
 from pspnet_fast.fusion.mode import Fuse, fuse
+from pspnet_fast.fusion.patches import Forward, is_patched, patch, unpatch
+from pspnet_fast.fusion.quiet import QuietModules, restore_quiet
 from pspnet_fast.fusion.report import FusionReport
 from pspnet_fast.ops.operator import exporting
 
 Model = TypeVar("Model", bound=nn.Module)
+_MARK = "_fuses"
 
 
-def _fused_forward(forward: Callable[..., Any], bound: bool) -> Callable[..., Any]:
+def _fused_forward(forward: Forward, bound: bool) -> Forward:
     """``forward`` inside ``fuse()``: a plain function, as ``inspect.signature`` and ``torch.export`` read it."""
 
     @functools.wraps(forward)
@@ -32,22 +33,23 @@ def _fused_forward(forward: Callable[..., Any], bound: bool) -> Callable[..., An
                 return call(*args, **kwargs)
         if not supported():
             return call(*args, **kwargs)
-        with Fuse(**report.options, report=report, root=self):
-            return call(*args, **kwargs)
+        quiet: QuietModules = self._quiet_modules  # type: ignore[assignment]
+        with Fuse(**report.options, report=report, root=self) as mode:
+            return quiet.run(mode, self, call, args, kwargs)
 
-    fused_forward.__dict__["_fuses"] = True
     return fused_forward
 
 
 def is_accelerated(model: nn.Module) -> bool:
-    return hasattr(getattr(model.__dict__.get("forward"), "__func__", None), "_fuses")
+    return is_patched(model, _MARK)
 
 
 def accelerate(model: Model, *, loss: bool = True, conv: bool = True, argmax: bool = True) -> Model:
     """Run this model's forward inside :func:`fuse`; its outputs stay deferred, so that a loss after it is fused too.
 
-    No module, parameter, key of the state or class is changed: the instance gets a ``forward`` of its own, and a method
-    ``fusion_report()``. A copy is accelerated as well; a pickled model comes back as its class made it.
+    No parameter, key of the state or class is changed: the instance gets a ``forward`` of its own and a method
+    ``fusion_report()``, and the largest modules that upsample nothing get a ``forward`` that runs without the mode. A
+    copy is accelerated as well; a pickled model comes back as its class made it.
 
     Args:
         model: any module that upsamples bilinearly.
@@ -59,32 +61,18 @@ def accelerate(model: Model, *, loss: bool = True, conv: bool = True, argmax: bo
         ``model`` itself.
     """
     restore(model)
-    own = model.__dict__.get("forward")
-    bound = own is None or getattr(own, "__self__", None) is model
-    function = _fused_forward(getattr(model.forward, "__func__", model.forward), bound)
-    function.__dict__["_original"] = own
-    model.__dict__["forward"] = types.MethodType(function, model)
+    patch(model, _MARK, _fused_forward)
     model.__dict__["fusion_report"] = FusionReport({"loss": loss, "conv": conv, "argmax": argmax})
-    model.__dict__["_replicate_for_data_parallel"] = types.MethodType(_replicate, model)
+    model.__dict__["_quiet_modules"] = QuietModules()
     return model
-
-
-@functools.wraps(nn.Module._replicate_for_data_parallel)
-def _replicate(self: nn.Module) -> nn.Module:
-    """``torch.nn.DataParallel`` copies attributes: the copy's forward must be bound to the copy."""
-    replica: nn.Module = type(self)._replicate_for_data_parallel(self)
-    for name in ("forward", "_replicate_for_data_parallel"):
-        replica.__dict__[name] = types.MethodType(self.__dict__[name].__func__, replica)
-    return replica
 
 
 def restore(model: Model) -> Model:
     """Undo :func:`accelerate`; returns ``model``."""
     if is_accelerated(model):
-        original = model.__dict__.pop("forward").__func__.__dict__["_original"]
-        if original is not None:
-            model.__dict__["forward"] = original
-        for name in ("fusion_report", "_replicate_for_data_parallel"):
+        unpatch(model)
+        restore_quiet(model)
+        for name in ("fusion_report", "_quiet_modules"):
             model.__dict__.pop(name, None)
     return model
 

@@ -127,12 +127,15 @@ class Cell:
                 cell.materialise()
 
 
+def made_of(tensors: Sequence[Tensor]) -> list[Cell]:
+    """The cells that are made of the memory of ``tensors``."""
+    storages = {t.untyped_storage()._cdata for t in tensors if type(t) in (Tensor, torch.nn.Parameter)}
+    cells = list(LIVE.values()) if storages else []
+    return [cell for cell in cells if any(s.tensor.untyped_storage()._cdata in storages for s in cell.segments)]
+
+
 def before_write(tensors: Sequence[Tensor]) -> None:
     """``tensors`` are about to be written to: build every cell that is made of their memory."""
-    if not tensors:
-        return
-    storages = {t.untyped_storage()._cdata for t in tensors if type(t) in (Tensor, torch.nn.Parameter)}
-    for cell in list(LIVE.values()):
-        if any(s.tensor.untyped_storage()._cdata in storages for s in cell.segments):
-            cell.materialise()
-            cell.segments = []
+    for cell in made_of(tensors):
+        cell.materialise()
+        cell.segments = []

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from pspnet_fast.fusion.cells import LIVE, before_write
 from pspnet_fast.fusion.fused import supported
-from pspnet_fast.fusion.report import FusionReport, Session
+from pspnet_fast.fusion.report import FusionReport, Session, calling_modules
 from pspnet_fast.fusion.traced import TracedFuse
 from pspnet_fast.fusion.upsampling import interpolate
 from pspnet_fast.fusion.writes import INPLACE, WRITING, writes
@@ -67,6 +67,11 @@ class Fuse(TorchFunctionMode):
         self.report = FusionReport() if report is None else report
         self.session = Session(loss, conv, argmax, self.report, root)
         self._hooks: Any = None
+        # For quiet.py: ids of the modules that run without this mode; whether a tensor was deferred; and, in the first
+        # call of a model, ids of the modules inside which F.interpolate is called.
+        self.quiet: frozenset[int] = frozenset()
+        self.deferred = False
+        self.upsampling: set[int] | None = None
 
     def __enter__(self) -> Fuse:
         self._hooks = _top_saved_tensor_hooks(True)
@@ -87,13 +92,17 @@ class Fuse(TorchFunctionMode):
         return func(*args, **kwargs) if kwargs else func(*args)
 
     def _interpolate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.upsampling is not None:
+            self.upsampling |= calling_modules()
         if not supported():
             return NotImplemented
         # A region that is checkpointed inside this block is computed again outside it, and must save the same tensors.
         if _top_saved_tensor_hooks(True) is not self._hooks and _top_saved_tensor_hooks(True) != self._hooks:
             self.session.refused("interpolate", "inside saved-tensor hooks (activation checkpointing)")
             return NotImplemented
-        return interpolate(self.session, *args, **kwargs)
+        result = interpolate(self.session, *args, **kwargs)
+        self.deferred |= result is not NotImplemented
+        return result
 
 
 def _flat(value: Any) -> list[Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,6 +50,7 @@ class FusionReport:
         self._entries: dict[tuple[str, str, bool, str], Entry] = {}
         self._lock = threading.Lock()
         self._paths: dict[int, str] = {}
+        self._outside: set[type[nn.Module]] = set()
 
     def __call__(self) -> FusionReport:
         return self
@@ -79,9 +80,12 @@ class FusionReport:
 
     def path(self, module: nn.Module, root: nn.Module | None) -> str:
         """The path of ``module`` below ``root``, or its class where it does not belong there."""
-        if id(module) not in self._paths and root is not None:
+        kind = type(module)
+        if id(module) not in self._paths and root is not None and kind not in self._outside:
             self._paths = {id(m): name or type(m).__name__ for name, m in root.named_modules()}
-        return self._paths.get(id(module), type(module).__name__)
+            if id(module) not in self._paths:
+                self._outside.add(kind)  # a criterion that every forward makes anew is not looked for each time
+        return self._paths.get(id(module), kind.__name__)
 
     def __str__(self) -> str:
         lines = [f"{'module':40} {'operator':16} {'calls':>6} {'MB saved':>9} {'GFLOP saved':>12}  result"]
@@ -99,7 +103,7 @@ class FusionReport:
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled model runs its class's own forward, and loads where this package is not installed: its
         # fusion_report() is an empty dict there.
-        return partial, (dict,)
+        return functools.partial, (dict,)
 
 
 @dataclass(frozen=True)
@@ -123,15 +127,40 @@ class Session:
         frame: FrameType | None = sys._getframe(1)
         outside = None
         while frame is not None:
-            code = frame.f_code
-            if not code.co_filename.startswith(_OWN):
-                first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-                if isinstance(first, nn.Module):
-                    return self.report.path(first, self.root)
-                if outside is None and "torch" not in Path(code.co_filename).parts:
-                    outside = f"{Path(code.co_filename).name}:{frame.f_lineno}"
+            owner = _owner(frame.f_code.co_filename)
+            if owner != "this package":
+                module = _module_of(frame)
+                if module is not None:
+                    return self.report.path(module, self.root)
+                if outside is None and owner != "torch":
+                    outside = f"{owner}:{frame.f_lineno}"
             frame = frame.f_back
         return outside or "?"
+
+
+@functools.cache
+def _owner(filename: str) -> str:
+    """Whose code the file is: of this package, of torch, or its own name."""
+    if filename.startswith(_OWN):
+        return "this package"
+    path = Path(filename)
+    return "torch" if "torch" in path.parts else path.name
+
+
+def _module_of(frame: FrameType) -> nn.Module | None:
+    """The module whose method, or hook, this is."""
+    first = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+    return first if isinstance(first, nn.Module) else None
+
+
+def calling_modules() -> set[int]:
+    """The ids of all modules that are being called."""
+    frame: FrameType | None = sys._getframe(1)
+    found = set()
+    while frame is not None:
+        found.add(id(_module_of(frame)))
+        frame = frame.f_back
+    return found
 
 
 def built(cell: Any, reader: str) -> None:

@@ -1,0 +1,101 @@
+"""Modules that upsample nothing run without the mode.
+
+PyTorch hands every function that is called in a ``TorchFunctionMode`` to Python, which takes it a microsecond or two.
+In a backbone of thousands of calls this is milliseconds, and a small network on a fast GPU waits for them. The first
+call of a model notes which modules call ``F.interpolate``. In later calls of the same kind, the largest modules that do
+not run with the mode suspended. A module that upsamples then all the same runs as it is written.
+
+The mode also builds deferred tensors before what they are made of is written to. So it is not suspended once a call has
+deferred a tensor, nor for a module whose arguments lie in the memory of a deferred one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
+from torch.utils._pytree import tree_leaves
+
+from pspnet_fast.fusion.cells import LIVE, made_of
+from pspnet_fast.fusion.deferred import Deferred
+from pspnet_fast.fusion.mode import Fuse
+from pspnet_fast.fusion.patches import Forward, is_patched, patch, unpatch
+
+_MARK = "_quiet"
+_MOST_KINDS = 256  # of calls, which random sizes of images make endless
+
+
+class QuietModules:
+    """Of one accelerated model: the ids of the largest modules that upsample nothing, for each kind of call."""
+
+    def __init__(self) -> None:
+        self._ids: dict[Any, frozenset[int]] = {}
+
+    def run(self, mode: Fuse, model: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """``call(*args, **kwargs)``, which is the forward of ``model``, inside ``mode``."""
+        shapes = tuple(x.shape for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        kind = model.training, torch.is_grad_enabled(), shapes
+        known = self._ids.get(kind)
+        if known is not None or getattr(model, "_is_replica", False):  # a replica lives for one call
+            mode.quiet = known or frozenset()
+            return call(*args, **kwargs)
+        mode.upsampling = set()
+        result = call(*args, **kwargs)
+        found = list(_largest_without(mode.upsampling, model))
+        for module in found:
+            patch(module, _MARK, _without_mode)
+        if len(self._ids) >= _MOST_KINDS:
+            self._ids.clear()
+        self._ids[kind] = frozenset(map(id, found))
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuietModules:
+        return QuietModules()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ()  # a pickled model loads where this package is not installed
+
+
+def restore_quiet(model: nn.Module) -> None:
+    """Give the modules of ``model`` their classes' forward back."""
+    for module in model.modules():
+        if is_patched(module, _MARK):
+            unpatch(module)
+
+
+def _largest_without(upsampling: set[int], module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if id(child) in upsampling or type(child).forward is nn.Module.forward:  # a list, which is not called
+            yield from _largest_without(upsampling, child)
+        elif is_patched(child, _MARK) or (_is_plain(child) and any(True for _ in child.children())):
+            yield child  # a layer alone makes too few calls
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether the forward of the class runs, and Dynamo has not compiled it by itself."""
+    return "forward" not in module.__dict__ and module._compiled_call_impl is None
+
+
+def _without_mode(forward: Forward, bound: bool) -> Forward:
+    @functools.wraps(forward)
+    def quiet_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            mode = _get_current_function_mode()
+            if isinstance(mode, Fuse) and id(self) in mode.quiet and not mode.deferred and not _reached(args, kwargs):
+                with _pop_mode_temporarily():
+                    return forward(self, *args, **kwargs)
+        return forward(self, *args, **kwargs)
+
+    return quiet_forward
+
+
+def _reached(*values: Any) -> bool:
+    """Whether ``values`` have a deferred tensor, or the memory that one is made of."""
+    if not LIVE:
+        return False
+    tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+    return any(isinstance(x, Deferred) for x in tensors) or bool(made_of(tensors))

@@ -1,0 +1,195 @@
+"""Modules that upsample nothing run without the mode, and nothing else differs."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from heads import Plain, data, fused_operators
+from torch import nn
+
+import pspnet_fast
+from pspnet_fast.fusion.mode import Fuse
+
+
+class Block(nn.Module):
+    """A convolution that may write to what it is given, and may upsample."""
+
+    def __init__(self, channels: int, inplace: bool = False) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU()
+        self.inplace, self.scale = inplace, 1
+
+    def forward(self, x):
+        x = self.conv(self.relu(x.mul_(2) if self.inplace else x))
+        return F.interpolate(x, scale_factor=self.scale, mode="bilinear") if self.scale > 1 else x
+
+
+class Network(Plain):
+    """An encoder in a list, whose blocks upsample nothing, and a decoder's block after an upsampling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList([nn.Sequential(Block(3), Block(8)), nn.Sequential(Block(8))])
+        self.decoder = nn.Sequential(Block(8, inplace=True))
+
+    def forward(self, x):
+        y = F.max_pool2d(x, 4)
+        for stage in self.encoder:
+            y = stage(y)
+        up = F.interpolate(y, x.shape[2:], mode="bilinear")  # read after the decoder writes to y
+        return F.interpolate(self.classifier(self.decoder(y)), x.shape[2:], mode="bilinear") + up[:, :5]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The names of the functions that the mode is given."""
+    names: list[str] = []
+    original = Fuse.__torch_function__
+
+    def spy(self, func, *args, **kwargs):
+        names.append(func.__name__)
+        return original(self, func, *args, **kwargs)
+
+    monkeypatch.setattr(Fuse, "__torch_function__", spy)
+    return names
+
+
+def calls(seen, model, *inputs):
+    """The functions that the mode is given in a call, and the result's values."""
+    seen.clear()
+    result = model(*inputs)
+    return list(seen), result + 0
+
+
+def test_the_second_call_hides_the_encoder_from_the_mode(seen):
+    stock, (x, _) = Network().double(), data()
+    model = pspnet_fast.accelerate(copy.deepcopy(stock))
+    first, values = calls(seen, model, x.double())
+    second, again = calls(seen, model, x.double())
+    # The encoder's three blocks; the decoder's is called after an upsampling, and writes to its map.
+    assert first.count("conv2d") == second.count("conv2d") + 3 == 5
+    assert second.count("interpolate") == 2
+    torch.testing.assert_close((values, again), (stock(x.double()),) * 2, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", ["size", "training", "gradients"])
+def test_another_kind_of_call_is_looked_at_anew(seen, change):
+    model, (x, _) = pspnet_fast.accelerate(Network()), data()
+    for _ in range(2):
+        model(x)
+    for block in model.encoder[0]:
+        block.scale = 2
+    entries = len(fused_operators(model))
+    small = x[:, :, :16] if change == "size" else x
+    with torch.set_grad_enabled(change != "gradients"):
+        names, _ = calls(seen, model.train(change != "training"), small)
+    assert names.count("interpolate") == 4
+    assert len(fused_operators(model)) > entries
+
+
+def test_a_module_that_upsamples_where_it_did_not_runs_as_it_is_written():
+    model, (x, _) = Network(), data()
+    other = pspnet_fast.accelerate(copy.deepcopy(model))
+    other(x)
+    for m in (model, other):
+        m.encoder[0][0].scale = 2
+    torch.testing.assert_close(other(x) + 0, model(x))
+
+
+def test_a_write_to_what_an_earlier_output_is_made_of_is_noticed():
+    class Input(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stage = nn.Sequential(Block(3, inplace=True))
+
+        def forward(self, x):
+            self.stage(x)
+            return F.interpolate(x, scale_factor=2, mode="bilinear")
+
+    model, (x, _) = pspnet_fast.accelerate(Input()), data()
+    model(x)
+    out = model(x)
+    expected = F.interpolate(x, scale_factor=2, mode="bilinear")
+    later = model(x)
+    torch.testing.assert_close(out + 0, expected)
+    torch.testing.assert_close(later + 0, 2 * expected)
+
+
+def test_a_module_may_write_to_what_it_is_not_given():
+    class Writer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.held = nn.Identity(), torch.empty(0)
+
+        def forward(self, x):
+            self.held.mul_(3)
+            return self.layer(x)
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.writer = Writer()
+
+        def forward(self, x):
+            self.writer.held = x * 2
+            up = F.interpolate(self.writer.held, scale_factor=2, mode="bilinear")
+            self.writer(x)
+            return up
+
+    model, (x, _) = pspnet_fast.accelerate(Holder()), data()
+    for _ in range(2):
+        torch.testing.assert_close(model(x) + 0, F.interpolate(x * 2, scale_factor=2, mode="bilinear"))
+
+
+def test_a_replica_is_not_looked_at(seen):
+    model, (x, _) = pspnet_fast.accelerate(Network()), data()
+    calls(seen, model._replicate_for_data_parallel(), x)
+    assert calls(seen, model, x)[0].count("conv2d") == 5
+
+
+def test_only_modules_without_a_forward_of_their_own_are_patched():
+    model, (x, _) = Network(), data()
+    stage = model.encoder[1]
+    own = stage.forward = lambda y, forward=stage.forward: forward(y) + 1
+    stock = copy.deepcopy(model)
+    pspnet_fast.accelerate(model)
+    for _ in range(2):
+        torch.testing.assert_close(model(x) + 0, stock(x))
+    assert stage.forward is own
+    assert "forward" in vars(model.encoder[0])
+    pspnet_fast.restore(model)
+    assert stage.forward is own
+    assert [name for name, m in model.named_modules() if "forward" in vars(m)] == ["encoder.1"]
+    assert not any("_replicate_for_data_parallel" in vars(m) for m in model.modules())
+    assert vars(model).keys() == vars(Network()).keys()
+
+
+def test_copies_replicas_and_pickles_of_patched_modules_run_their_own_weights():
+    model, (x, _) = pspnet_fast.accelerate(Network().eval()), data()
+    for _ in range(2):
+        expected = model(x) + 0
+    stage = model.encoder[0]
+    assert stage._replicate_for_data_parallel().forward.__self__ is not stage
+
+    text = pickle.dumps(model)
+    assert b"pspnet_fast" not in text
+    loaded, twin = pickle.loads(text), copy.deepcopy(model)
+    with torch.no_grad():
+        stage[0].conv.weight.zero_()
+    torch.testing.assert_close(loaded(x), expected)
+    for _ in range(2):
+        torch.testing.assert_close(twin(x) + 0, expected)
+    assert twin.encoder[0].forward.__self__ is twin.encoder[0]
+
+
+def test_a_patched_model_compiles():
+    model, (x, _) = pspnet_fast.accelerate(Network()), data()
+    expected = [model(x) + 0 for _ in range(2)][1]
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled(x).sum().backward()
+    torch.testing.assert_close(compiled(x), expected)
+    torch.testing.assert_close(model(x) + 0, expected)
