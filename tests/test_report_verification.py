@@ -88,6 +88,14 @@ def test_report_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert NOT_YET.format("CUDA C++ and Triton") in report_module.report()
 
 
+def test_a_reader_that_has_enough_ends_the_command_quietly() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "pspnet_fast"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as command:
+        command.stdout.close()  # type: ignore[union-attr]
+        assert command.stderr.read() == b""  # type: ignore[union-attr]
+
+
 def test_the_record_was_written_by_the_suite() -> None:
     """Every entry is that of a result file with all tests of its kernels passed: nothing in it was typed in."""
     results = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("gpu_*.json")]
