@@ -1,10 +1,9 @@
-"""A PSPNet for inference alone."""
+"""What a PSPNet for inference alone is made of (:class:`pspnet_fast.nn.pspnet.OptimizedPSPNet`)."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,12 @@ from pspnet_fast.reference import Bin, NormStatistics
 
 from .fused_conv import FusedConv2d, fuse_convolutions
 from .fusibility import log_unfused
-from .heads import unfusable_reason
+from .heads import PSPHead
 from .norm import frozen_norm
-from .pspnet import PSPNet
+from .pyramid import PyramidPooling
 
 
-class _PackedHead(nn.Module):
+class PackedHead(nn.Module):
     """The head's first convolution, normalisation and ReLU on a CPU, with weights over the map in oneDNN's order.
 
     Otherwise these, most of the head's, are copied and reordered in every call. The convolution over the map adds the
@@ -48,70 +47,44 @@ class _PackedHead(nn.Module):
         return self.over_map(x, pyramid_conv(torch.zeros_like(x[:, :2]), levels, self.weight, self.bias, bins=bins))
 
 
-class OptimizedPSPNet(PSPNet):
-    """The same function as ``net`` in evaluation mode, faster; made by :meth:`PSPNet.optimize_for_inference`.
+@torch.no_grad()
+def packed_head(ppm: PyramidPooling, cls: PSPHead) -> PackedHead | None:
+    """Of a pyramid and head that may run fused; None where what follows the convolution cannot be folded into it."""
+    conv, norm, activation, *_ = cls
+    frozen = frozen_norm(norm, activation)
+    if frozen is None:
+        return None
+    assert isinstance(conv, nn.Conv2d)
+    levels = sum(feature[1].out_channels for feature in ppm.features)  # type: ignore[index]
+    return PackedHead(conv, frozen, conv.in_channels - levels)
 
-    Batch normalisation is folded into the convolutions of the backbone, each convolution is one kernel with the sum
-    and ReLU behind it, and on a CPU its weights are kept in oneDNN's order, for every precision that is used. The
-    auxiliary head is left out. It is a copy: later changes of ``net`` do not reach it.
 
-    It has no gradients, cannot be trained, and has no ``state_dict``: save ``net``.
-    """
+def fuse_stages(net: nn.Module, reasons: set[str]) -> None:
+    """Fuse the convolutions of the backbone's stages; ``reasons`` logs each stage that stays as it is once."""
+    for name, stage in list(net.named_children()):
+        if name not in ("layer0", "layer1", "layer2", "layer3", "layer4", "backbone"):
+            continue
+        try:
+            fused = fuse_convolutions(stage)
+        except Exception as error:  # whatever torch.fx cannot trace
+            log_unfused(reasons, f"{name} cannot be traced: {type(error).__name__}: {error}")
+        else:
+            setattr(net, name, fused)
 
-    def __init__(self, net: PSPNet) -> None:
-        torch.nn.Module.__init__(self)
-        own = copy.deepcopy(net).eval()
-        self.__dict__.update(own.__dict__)
-        del self.aux
-        self.requires_grad_(False)
-        for name, stage in list(self.named_children()):
-            if name not in ("layer0", "layer1", "layer2", "layer3", "layer4", "backbone"):
-                continue
-            try:
-                fused = fuse_convolutions(stage)
-            except Exception as error:  # whatever torch.fx cannot trace
-                log_unfused(self._unfused_reasons, f"{name} cannot be traced: {type(error).__name__}: {error}")
-            else:
-                setattr(self, name, fused)
-        self.packed_head = self._pack_head()
 
-    @torch.no_grad()
-    def _pack_head(self) -> _PackedHead | None:
-        if not self.use_ppm or unfusable_reason(self.ppm, self.cls):
-            return None
-        conv, norm, activation, *_ = self.cls
-        frozen = frozen_norm(norm, activation)
-        levels = sum(feature[1].out_channels for feature in self.ppm.features)  # type: ignore[index]
-        if frozen is None:
-            return None
-        return _PackedHead(conv, frozen, conv.in_channels - levels)  # type: ignore[arg-type,operator]
+def arranged(x: Tensor) -> Tensor:
+    """oneDNN's kernels in float32 are faster on NCHW, everything else on channels_last."""
+    plain = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x.dtype == torch.float32
+    return x.contiguous(memory_format=torch.contiguous_format if plain else torch.channels_last)
 
-    def _main_logits(self, stage4: Tensor) -> Tensor:
-        if self.packed_head is None or stage4.device.type != "cpu" or unfusable_reason(self.ppm, self.cls):
-            return super()._main_logits(stage4)
-        x: Tensor = self.packed_head(*self.ppm.forward_levels(stage4), self.ppm.bins)
-        for module in list(self.cls)[3:]:
-            x = module(x)
-        return x
 
-    @torch.no_grad()
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
-        """Logits [N, classes, h, w], as :meth:`PSPNet.forward` in evaluation mode."""
-        return super().forward(x, y)
+class InferenceOnly(nn.Module):
+    """Refuses training and checkpoints."""
 
-    @torch.no_grad()
-    def low_resolution_logits(self, x: Tensor) -> Tensor:
-        return super().low_resolution_logits(self._arranged(x))
-
-    @torch.no_grad()
-    def predict(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        return super().predict(x, size)
-
-    def train(self, mode: bool = True) -> OptimizedPSPNet:
+    def train(self, mode: bool = True) -> Self:
         if mode:
             raise RuntimeError("this PSPNet is optimized for inference; train the one that it was made from")
-        super().train(False)
-        return self
+        return super().train(False)
 
     def state_dict(self, *arguments: Any, **options: Any) -> NoReturn:
         raise RuntimeError("this PSPNet is optimized for inference, and no checkpoint; save the one it was made from")
@@ -119,11 +92,5 @@ class OptimizedPSPNet(PSPNet):
     def load_state_dict(self, *arguments: Any, **options: Any) -> NoReturn:
         raise RuntimeError("this PSPNet is optimized for inference; load the weights into a PSPNet and optimize that")
 
-    def optimize_for_inference(self) -> OptimizedPSPNet:
+    def optimize_for_inference(self) -> Self:
         return self
-
-    @staticmethod
-    def _arranged(x: Tensor) -> Tensor:
-        """oneDNN's kernels in float32 are faster on NCHW, everything else on channels_last."""
-        plain = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x.dtype == torch.float32
-        return x.contiguous(memory_format=torch.contiguous_format if plain else torch.channels_last)

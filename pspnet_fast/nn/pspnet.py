@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ from .fusibility import log_unfused
 from .heads import AuxHead, PSPHead, unfusable_reason
 from .loss import LowResolutionLoss, check_criterion, check_target, fusable_options
 from .norm import Norm
+from .optimized import InferenceOnly, arranged, fuse_stages, packed_head
 from .pyramid import PyramidPooling
 from .recompute import RECOMPUTE, Recompute, run_stage
 from .resnet import resnet_stages
-from .weights import load_imagenet_resnet
+from .weights import initial_weights, load_imagenet_resnet
 
 STAGES = ("layer0", "layer1", "layer2", "layer3", "layer4")
 
@@ -96,7 +98,7 @@ class PSPNet(nn.Module):
         if recompute not in RECOMPUTE:
             raise ValueError(f"recompute must be one of {', '.join(RECOMPUTE)}, not {recompute!r}")
         check_criterion(criterion)
-        weights = _initial_weights(pretrained, layers, backbone)
+        weights = initial_weights(pretrained, layers, backbone)
 
         self.layers = layers
         self.bins = tuple(bins)
@@ -182,8 +184,6 @@ class PSPNet(nn.Module):
 
         It has no gradients, refuses ``train()`` and ``state_dict()``, and does not follow this network when it changes.
         """
-        from .optimized import OptimizedPSPNet  # which is made of this class
-
         return OptimizedPSPNet(self)
 
     def low_resolution_logits(self, x: Tensor) -> Tensor:
@@ -268,15 +268,33 @@ def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=True)
 
 
-def _initial_weights(pretrained: bool | str | Path, layers: int, backbone: str | None) -> Path | None:
-    """The file that ``pretrained`` stands for, checked before anything is built."""
-    if pretrained is False:
-        return None
-    file = f"resnet{layers}_v2.pth" if backbone is None else f"{backbone.rpartition('/')[2]}.pth"
-    path = Path("initmodel") / file if pretrained is True else Path(pretrained)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no ImageNet weights at {path.absolute()}. Put them there, say where they are with pretrained=PATH, or "
-            "start from random weights with pretrained=False."
-        )
-    return path
+class OptimizedPSPNet(InferenceOnly, PSPNet):
+    """The same function as ``net`` in evaluation mode, faster; made by :meth:`PSPNet.optimize_for_inference`.
+
+    Batch normalisation is folded into the convolutions of the backbone, each convolution is one kernel with the sum
+    and ReLU behind it, and on a CPU its weights are kept in oneDNN's order, for every precision that is used. The
+    auxiliary head is left out. It is a copy: later changes of ``net`` do not reach it.
+
+    It has no gradients, cannot be trained, and has no ``state_dict``: save ``net``.
+    """
+
+    def __init__(self, net: PSPNet) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(copy.deepcopy(net).eval().__dict__)
+        del self.aux
+        self.requires_grad_(False)
+        fuse_stages(self, self._unfused_reasons)
+        fusable = self.use_ppm and not unfusable_reason(self.ppm, self.cls)
+        self.packed_head = packed_head(self.ppm, self.cls) if fusable else None
+
+    def _main_logits(self, stage4: Tensor) -> Tensor:
+        if self.packed_head is None or stage4.device.type != "cpu" or unfusable_reason(self.ppm, self.cls):
+            return super()._main_logits(stage4)
+        x: Tensor = self.packed_head(*self.ppm.forward_levels(stage4), self.ppm.bins)
+        for module in list(self.cls)[3:]:
+            x = module(x)
+        return x
+
+    @torch.no_grad()
+    def low_resolution_logits(self, x: Tensor) -> Tensor:
+        return super().low_resolution_logits(arranged(x))

@@ -91,6 +91,20 @@ def load_checkpoint_weights(
     return report
 
 
+def initial_weights(pretrained: bool | str | Path, layers: int, backbone: str | None) -> Path | None:
+    """The file that ``pretrained`` stands for, checked before anything is built."""
+    if pretrained is False:
+        return None
+    file = f"resnet{layers}_v2.pth" if backbone is None else f"{backbone.rpartition('/')[2]}.pth"
+    path = Path("initmodel") / file if pretrained is True else Path(pretrained)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no ImageNet weights at {path.absolute()}. Put them there, say where they are with pretrained=PATH, or "
+            "start from random weights with pretrained=False."
+        )
+    return path
+
+
 def load_imagenet_resnet(model: nn.Module, source: Source) -> LoadReport:
     """Load the weights of a classifier into the backbone of a PSPNet; the classifier's last layer is left out.
 
