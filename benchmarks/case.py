@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.memory import Batches
+from benchmarks.memory import Line
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 Results = tuple[Tensor, ...]
@@ -22,7 +22,6 @@ class Rates:
     """What the machine reaches: gigabytes a second (a copy's read and written bytes both count), GFLOP a second."""
 
     copy: float
-    read: float
     float32: float
     bfloat16: float
 
@@ -98,7 +97,6 @@ class Case:
             largest share of pixels that differ.
         compared: makes what is compared from what a call returns, outside the timing.
         parts: shares of the work, or plain memory traffic, timed in the same rounds for comparison; no peers.
-        gradient_bytes: the size of the gradients that training keeps.
         page_faults: whether a second measurement takes page faults out (see benchmarks/README.md).
         graph: whether, on a GPU, the replay of a CUDA graph is timed too.
         skipped: peers that are not run here, and why.
@@ -106,7 +104,6 @@ class Case:
         threads: how many torch uses, where that is part of the case.
         processor_time: whether, on a CPU, the time is that which the processor spent on this process. For calls of one
             thread that is what they take on a machine to themselves, whoever else uses it.
-        memory: whether, on a CPU, peak memory is measured.
         hoarding: peers that keep a call's memory for the next one, so that it is the first call's that is measured.
         batches: for whole networks, how the memory grows with the batch.
     """
@@ -120,16 +117,14 @@ class Case:
     tolerance: float
     compared: Callable[[Results], Results] = unchanged
     parts: tuple[str, ...] = ()
-    gradient_bytes: int = 0
     page_faults: bool = False
     graph: bool = True
     skipped: Mapping[str, str] = field(default_factory=dict)
     needed_bytes: Mapping[str, int] = field(default_factory=dict)
     threads: int | None = None
     processor_time: bool = False
-    memory: bool = True
     hoarding: Collection[str] = ()
-    batches: Batches[Case] | None = None
+    batches: Batches | None = None
 
     @property
     def name(self) -> str:
@@ -145,9 +140,33 @@ class Case:
         return words
 
 
-def differentiated(function: Callable[[], Tensor], leaves: Sequence[Tensor], upstream: Tensor | None = None) -> Results:
-    """The result of ``function()`` and its gradients."""
-    result = function()
+@dataclass(frozen=True)
+class Batches:
+    """How a whole network's memory is measured over the batch.
+
+    Attributes:
+        at: makes the case at another batch.
+        sizes: the two batches whose peak memory is measured.
+        least: the smallest batch that can be run.
+        weights_bytes: what lies in memory besides a call: parameters, running statistics, in training SGD's momentum.
+        image_bytes: what lies in memory for each image: the image, in training its labels.
+    """
+
+    at: Callable[[int], Case]
+    sizes: tuple[int, int]
+    least: int
+    weights_bytes: int
+    image_bytes: int
+
+    def line(self, peaks: dict[str, int]) -> Line:
+        """All memory over the batch, from a call's peaks at both sizes."""
+        line = Line.through({int(batch): size for batch, size in peaks.items()})
+        return Line(line.fixed + self.weights_bytes, line.each + self.image_bytes)
+
+
+def differentiated(function: Callable[..., Tensor], leaves: Sequence[Tensor], upstream: Tensor) -> Results:
+    """The result of a function of the leaves, and their gradients."""
+    result = function(*leaves)
     return result.detach(), *torch.autograd.grad(result, leaves, upstream)
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import accelerate, losses, network, pyramid, runtimes, scales, upsampled_conv, upsampled_sum
+from benchmarks import accelerate, losses, network, pyramid, runtimes, scales, upsampled
 from benchmarks.case import Case, Place
 from benchmarks.losses import Problem
 from benchmarks.network import Setting
 from benchmarks.peers import EAGER, MMSEG, OURS, SEMSEG, SMP
 
 LAST = "channels_last"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def map_size(*crop: int) -> tuple[int, int]:
@@ -31,6 +30,11 @@ def map_size(*crop: int) -> tuple[int, int]:
 # ---- operators, as this package's network has them -------------------------------------------------------------------
 
 
+def both_ways(case: Callable[..., Case], place: Place, *shapes: pyramid.Shape) -> list[Case]:
+    """Forward, and with backward."""
+    return [case(shape, place, backward=backward) for shape, backward in product(shapes, (False, True))]
+
+
 def operators(device: str, *, quick: bool = False) -> Iterator[Case]:
     """Each operator at typical shapes and in every layout."""
     place, last, half = Place(device), Place(device, layout="channels_last"), Place(device, torch.bfloat16, LAST)
@@ -38,27 +42,27 @@ def operators(device: str, *, quick: bool = False) -> Iterator[Case]:
     if quick:
         small = Problem(1, 19, (16, 16), (121, 121), place)
         yield from (losses.losses(small), losses.losses(replace(small, far_apart=True)), losses.argmax(small))
-        yield from (pyramid.pool((2, 64, 13, 17), place, backward=backward) for backward in (False, True))
-        yield from (pyramid.head((2, 64, 12, 12), last), upsampled_sum.case((2, 16, 16, 24), place))
-        yield from upsampled_conv.cases([(1, 16, 16, 24)], [place])
+        yield from both_ways(pyramid.pool, place, (2, 64, 13, 17))
+        yield from (pyramid.head((2, 64, 12, 12), last), upsampled.sum_case((2, 16, 16, 24), place))
+        yield from both_ways(upsampled.conv_case, place, (1, 16, 16, 24))
     elif device == "cpu":
         many, wide = Problem(2, 150, *crop, place), Problem(1, 19, *city, place)
         yield from (losses.losses(one) for one in (Problem(2, 19, *crop, place), many, replace(many, place=last), wide))
         yield from (losses.losses(replace(many, far_apart=True)), losses.argmax(wide))
         for size, where in product(((60, 60), (64, 128)), (place, last)):
-            yield from (pyramid.pool((2, 2048, *size), where, backward=backward) for backward in (False, True))
+            yield from both_ways(pyramid.pool, where, (2, 2048, *size))
         yield from (pyramid.head((2, 2048, 60, 60), where) for where in (place, last, half))
-        yield from (upsampled_sum.case((2, 256, 128, 128), where) for where in (place, last))
-        yield from upsampled_conv.cases([(1, 512, 128, 128), (1, 256, 128, 256)], [place])
+        yield from (upsampled.sum_case((2, 256, 128, 128), where) for where in (place, last))
+        yield from both_ways(upsampled.conv_case, place, (1, 512, 128, 128), (1, 256, 128, 256))
     else:
         yield from (losses.losses(Problem(16, 150, *crop, where)) for where in (place, half))
         yield losses.losses(Problem(16, 19, *crop, place))
         yield losses.argmax(Problem(8, 19, (128, 256), (1024, 2048), place))
         for where in (half, place):
-            yield from (pyramid.pool((16, 2048, 60, 60), where, backward=backward) for backward in (False, True))
-            yield upsampled_sum.case((8, 256, 128, 128), where)
+            yield from both_ways(pyramid.pool, where, (16, 2048, 60, 60))
+            yield upsampled.sum_case((8, 256, 128, 128), where)
+            yield from both_ways(upsampled.conv_case, where, (8, 512, 128, 128), (8, 256, 128, 256))
         yield pyramid.head((16, 2048, 60, 60), half)
-        yield from upsampled_conv.cases([(8, 512, 128, 128), (8, 256, 128, 256)], (half, place))
 
 
 # ---- operators, as each project arranges them at the shapes of published trainings -----------------------------------
@@ -104,8 +108,8 @@ def recipes(device: str, *, quick: bool) -> list[Recipe]:
 
 def of_distinct_maps(chosen: list[Recipe]) -> list[Recipe]:
     """``chosen`` without those whose map is that of an earlier one: classes change nothing before the logits."""
-    distinct = {(r.map_shape(), r.project): r for r in reversed(chosen)}
-    return [r for r in chosen if r in distinct.values()]
+    first = {(recipe.map_shape(), recipe.project): recipe for recipe in reversed(chosen)}
+    return list(first.values())[::-1]
 
 
 def projects(device: str, *, quick: bool = False) -> Iterator[Case]:
@@ -117,7 +121,9 @@ def projects(device: str, *, quick: bool = False) -> Iterator[Case]:
     for recipe in of_distinct_maps(chosen):
         for place in places:
             yield from map_cases(recipe, place)
-            yield from (head_case(recipe, place, name) for name in heads_at(recipe, quick=quick))
+            # The head of its project, and that of smp, which has no recipes; all if quick.
+            heads = (name for name in pyramid.ARRANGEMENTS if quick or name in (recipe.project, SMP))
+            yield from (head_case(recipe, place, name) for name in heads)
 
 
 def labelled(case: Case, recipe: Recipe, project: str) -> Case:
@@ -139,11 +145,6 @@ def map_cases(recipe: Recipe, place: Place) -> Iterator[Case]:
     yield labelled(pyramid.pool(shape, place), recipe, SEMSEG)
     for operator in ("pyramid_concat", "pyramid_conv"):
         yield labelled(pyramid.merging(operator, shape, place, project), recipe, project)
-
-
-def heads_at(recipe: Recipe, *, quick: bool) -> list[str]:
-    """Whose head is measured at a recipe: its project's, and that of smp, which has no recipes; all if quick."""
-    return [project for project in pyramid.ARRANGEMENTS if quick or project in (recipe.project, SMP)]
 
 
 def head_case(recipe: Recipe, place: Place, project: str) -> Case:
@@ -202,10 +203,10 @@ def end_to_end(device: str, *, quick: bool = False, options: str = "") -> Iterat
     if unknown := set(given) - set(values):
         raise ValueError(f"no option {', '.join(sorted(unknown))} of the network; choose from {', '.join(values)}")
     values |= given
-    batch, size = int(values["batch"]), int(values["size"])
-    place = Place(device, DTYPES[values["dtype"]], values["layout"])
+    batch, size, classes = (int(values[name]) for name in ("batch", "size", "classes"))
+    place = Place(device, getattr(torch, values["dtype"]), values["layout"])
     for layers in values["layers"].split(","):
-        setting = Setting(int(layers), int(values["classes"]), batch, (size, size), place)
+        setting = Setting(int(layers), classes, batch, (size, size), place)
         for mode in network.OPERATORS:
             case = network.end_to_end(setting, mode, SECOND_BATCH[device][mode] * batch)
             yield uncompiled(case) if quick else case
@@ -267,13 +268,13 @@ def scaling(device: str, *, quick: bool = False) -> Iterator[Case]:
 def at_point(operator: str, point: Point) -> Case:
     """The operator's case with eager and this package alone, and about what they need."""
     low = map_size(point.size, point.size)
-    maps = (point.batch, point.channels, *low)
     if operator == "dual_cross_entropy":
-        crop = (point.size, point.size)
-        case = losses.losses(Problem(point.batch, point.classes, low, crop, point.place))
+        case = losses.losses(Problem(point.batch, point.classes, low, (point.size, point.size), point.place))
+        one = point.classes * point.size**2
     else:
-        case = (pyramid.pool if operator == "pyramid_pool" else pyramid.head)(maps, point.place)
-    one = point.classes * point.size**2 if operator == "dual_cross_entropy" else point.channels * low[0] * low[1]
+        shape = point.batch, point.channels, *low
+        case = (pyramid.pool if operator == "pyramid_pool" else pyramid.head)(shape, point.place)
+        one = point.channels * low[0] * low[1]
     needed = {peer: 4 * point.batch * one * tensors for peer, tensors in HOLDS[operator].items()}
     skipped = dict.fromkeys((EAGER, OURS), ONE_IMAGE) if operator == "psp_head" and point.batch == 1 else {}
     return replace(uncompiled(case), parts=(), page_faults=False, graph=False, needed_bytes=needed, skipped=skipped)

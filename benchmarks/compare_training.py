@@ -25,6 +25,7 @@ from pspnet_fast.engine import TrainConfig, load_config
 
 SCENES = {"train": 160, "val": 24, "size": (144, 192)}
 AGREES = 1e-6  # the largest difference of a loss in float64; it is 1e-14 to 1e-11 where nothing is wrong
+VALIDATE_EVERY = 50  # steps; in float64 at the end alone
 SETTINGS = {
     "data.crop": 129,
     "data.workers": 0,
@@ -79,7 +80,7 @@ def compare_all(options: argparse.Namespace, root: Path, folder: Path) -> list[d
     rows = []
     for dtype, steps, every, amp in (
         ("float64", options.steps, options.steps, "none"),
-        ("float32", options.training_steps, options.validate_every, options.amp),
+        ("float32", options.training_steps, VALIDATE_EVERY, options.amp),
     ):
         if steps == 0:
             continue
@@ -107,10 +108,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", help="its format; camvid, or scenes where there is no --root")
     parser.add_argument("--steps", type=int, default=15, help="in float64; 0 leaves it out")
     parser.add_argument("--training-steps", type=int, default=200, help="in the precision of --amp; 0 leaves it out")
-    parser.add_argument(
-        "--amp", choices=("none", "bf16", "fp16"), default="none", help="of the training; none: float32"
-    )
-    parser.add_argument("--validate-every", type=int, default=50, help="steps of it; in float64 at the end alone")
+    parser.add_argument("--amp", choices=("none", "bf16", "fp16"), default="none", help="none: train in float32")
     parser.add_argument("--val-images", type=int, default=25, help="at most, at even distances through the split")
     parser.add_argument("--save", type=Path, nargs="?", const=RESULTS, metavar="FOLDER", help="keep the result")
     options = parser.parse_args(arguments)

@@ -11,8 +11,6 @@ memory, floor) is in ``extra_info``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +28,19 @@ SESSION = pytest.StashKey[Session]()
 LOAD = pytest.StashKey[float]()
 
 
-class ReplayClock:
-    """A timer whose successive readings are the starts and ends of rounds that were timed before."""
-
-    def __init__(self) -> None:
-        self._readings: Iterator[float] = iter(())
-
-    def load(self, seconds: Sequence[float]) -> None:
-        """Replay these durations: a reading of 0 as each round starts, and its duration as it ends."""
-        self._readings = chain.from_iterable((0.0, duration) for duration in seconds)
-
-    def __call__(self) -> float:
-        return next(self._readings)
-
-
-CLOCK = ReplayClock()
+READINGS: list[float] = []  # of the clock, to come: 0 as a round starts, and its duration as it ends
 
 
 def replayed_clock() -> float:
-    """The timer of every benchmark here (a function, as pytest-benchmark shows a timer by its name)."""
-    return CLOCK()
+    """The timer of every benchmark here."""
+    return READINGS.pop(0)
 
 
 def record(benchmark: Any, outcome: Outcome, peer: str) -> None:
     """Enter a peer's rounds, and the row of its case; nothing under ``--benchmark-disable``."""
     milliseconds = outcome.rounds.get(peer, [])
     if milliseconds:
-        CLOCK.load([value / 1e3 for value in milliseconds])
+        READINGS[:] = [reading for value in milliseconds for reading in (0.0, value / 1e3)]
         benchmark.extra_info.update(peer=peer, row=outcome.row)
     benchmark.pedantic(lambda: None, rounds=len(milliseconds) or 1, iterations=1)
 

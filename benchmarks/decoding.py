@@ -1,4 +1,4 @@
-"""How long a picture takes to read: python -m benchmarks.decoding [--rounds 15]
+"""How long a picture takes to read: python -m benchmarks.decoding
 
 A drawn street scene of 2048x1024 pixels and its label, as PNG and JPEG, by Pillow, torchvision.io and OpenCV (if it is
 installed), and by this package with its checks: in turn, in one process, on one thread. Prints a table in Markdown.
@@ -6,7 +6,6 @@ installed), and by this package with its checks: in turn, in one process, on one
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -20,12 +19,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image, read_file
 
+from benchmarks.markdown import table
 from benchmarks.measure import interleaved
 from pspnet_fast.data import read_image, read_label
 from pspnet_fast.data.classes import label_table
 from pspnet_fast.data.scenes import draw_scene
 
-SIZE = (1024, 2048)
+SIZE, ROUNDS = (1024, 2048), 15
 TABLE = label_table({index: index for index in range(255)}, (255,))
 MODES = {"image": ("RGB", ImageReadMode.RGB), "label": ("L", ImageReadMode.GRAY)}
 
@@ -66,22 +66,17 @@ def write_files(folder: Path) -> list[Path]:
     return files
 
 
-def table(files: list[Path], rounds: int) -> str:
+def measured(files: list[Path]) -> str:
     calls = {f"{name}/{file.name}": partial(read, file) for name, read in READERS.items() for file in files}
-    times = {name: statistics.median(values) for name, values in interleaved(calls, rounds).items()}
-    lines = [f"| 2048x1024 | {' | '.join(file.name for file in files)} |", "|:---|" + "---:|" * len(files)]
-    for name in READERS:
-        lines.append(f"| {name} | " + " | ".join(f"{times[f'{name}/{file.name}']:.1f} ms" for file in files) + " |")
-    return "\n".join(lines)
+    times = {name: f"{statistics.median(values):.1f} ms" for name, values in interleaved(calls, ROUNDS).items()}
+    columns = [(file.name, "r", lambda row, file=file: times[f"{row['name']}/{file.name}"]) for file in files]
+    return table([("2048x1024", "l", lambda row: row["name"]), *columns], [{"name": name} for name in READERS])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        print(table(write_files(Path(folder)), rounds))
+        print(measured(write_files(Path(folder))))
 
 
 if __name__ == "__main__":

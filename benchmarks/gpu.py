@@ -104,13 +104,12 @@ def build(options: argparse.Namespace) -> Section:
 
 def tests(options: argparse.Namespace, backend: str) -> Section:
     """Correctness of a back end first: real sizes and all operators. If it cannot run, the section fails."""
-    small = options.quick or options.device == "cpu"
-    paths = ["tests/gpu", *(["tests/ops/test_upsample_argmax.py"] if small else ["tests/ops", "tests/nn"])]
+    operators = ["tests/ops/test_upsample_argmax.py"] if options.device == "cpu" else ["tests/ops", "tests/nn"]
     report = options.out / f"tests_{backend}.xml"
     parallel = ["-n", str(workers()), "--dist=worksteal"]
     # Inductor would start as many processes again, in each of these.
     environment = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PSPNET_FAST_EXPECT_BACKENDS": backend}
-    command = pytest(report, *parallel, f"--ignore={LARGE}", *paths, "-k", backend)
+    command = pytest(report, *parallel, f"--ignore={LARGE}", "tests/gpu", *operators, "-k", backend)
     return Section([command], all_pass(report), environment)
 
 
@@ -146,9 +145,8 @@ def sanitizer(options: argparse.Namespace) -> Section:
 
 def bench(options: argparse.Namespace) -> Section:
     """Operators and network, compared with stock eager and torch.compile."""
-    small = options.quick or options.device == "cpu"
     selected = f"(operators or network) and ({options.cases})" if options.cases else "operators or network"
-    kept = ["--quick", "--benchmark-max-time=0"] if small else [f"--save={options.out}"]
+    kept = ["--quick", "--benchmark-max-time=0"] if options.device == "cpu" else [f"--save={options.out}"]
     report = options.out / "bench.xml"
 
     def read(_: str) -> Findings:
@@ -161,13 +159,11 @@ def bench(options: argparse.Namespace) -> Section:
 
 def train(options: argparse.Namespace) -> Section:
     """Twenty steps in float64, in which fused and plain losses must agree; then a training of both with mIoU."""
-    small = options.quick or options.device == "cpu"
-    data = ["--root", str(options.camvid.resolve())] if options.camvid else []
     words = ["--steps=2", "--training-steps=4", "--val-images=2", "data.crop=65", "optim.batch_size=2"]
-    if not small:
+    if options.device == "cuda":
         words = ["--steps=20", "--training-steps=400", "--amp=bf16", "model.layers=50", "data.crop=257"]
         words += ["optim.batch_size=16", "data.workers=2", "optim.lr=0.02"]
-    command = [sys.executable, "-m", "benchmarks.compare_training", *data, f"--save={options.out}", *words]
+    command = [sys.executable, "-m", "benchmarks.compare_training", f"--save={options.out}", *words]
     return Section([[*command, f"run.device={options.device}"]])
 
 
@@ -241,14 +237,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for logs and results")
     parser.add_argument("--only", type=names, default=list(SECTIONS), help=f"of {','.join(SECTIONS)}; or none")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run")
-    parser.add_argument("--camvid", type=Path, help="a CamVid folder to train on, instead of drawn scenes")
     parser.add_argument("--cases", default="", help="of the bench section, as pytest's -k; other rows are kept")
-    parser.add_argument("--quick", action="store_true", help="small shapes and few tests")
     parser.add_argument("--limit", type=float, default=540.0, help="seconds for each section (default %(default)g)")
     parser.add_argument("--save", action="store_true", help="copy the result to benchmarks/results and record it")
     options = parser.parse_args(arguments)
-    if options.save and (options.device == "cpu" or options.quick):
-        parser.error("--save keeps whole results of a GPU; --device cpu and --quick are dry runs")
+    if options.save and options.device == "cpu":
+        parser.error("--save keeps results of a GPU; --device cpu is a dry run")
     of_the_other = NEED_GPU if options.device == "cpu" else ("cpu",)
     options.only = [name for name in options.only if name not in of_the_other]
     options.out = options.out.resolve()

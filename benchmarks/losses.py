@@ -28,6 +28,7 @@ from benchmarks.peers import (
     is_ours,
     our_peers,
     package_peers,
+    peer_call,
     transformers_loss,
 )
 
@@ -156,7 +157,6 @@ def losses(problem: Problem, arrangement: str | None = None) -> Case:
     """The losses as a project arranges them; without a name, as this package's network does."""
     kind = NETWORK if arrangement is None else ARRANGEMENTS[arrangement]
     packages, skipped = package_peers(arrangement or "")
-    gradient_bytes = 2 * problem.nodes * problem.place.dtype.itemsize
     return Case(
         operator="dual_cross_entropy",
         labels={**problem.place.labels(problem.shape), **({"logits": "far apart"} if problem.far_apart else {})},
@@ -164,30 +164,24 @@ def losses(problem: Problem, arrangement: str | None = None) -> Case:
         peers=(EAGER, COMPILE, *packages, *our_peers(["dual_cross_entropy"], problem.place.device)),
         build=functools.partial(build_losses, problem, kind),
         floor=Floor(
-            bytes=2 * gradient_bytes + (16 if kind.labels else 8) * problem.pixels,
+            bytes=2 * 2 * problem.nodes * problem.place.dtype.itemsize + (16 if kind.labels else 8) * problem.pixels,
             flops=(2 * 8 + (4 if kind.labels else 0)) * problem.pixels * problem.classes,
         ),
         tolerance=TOLERANCE[problem.place.dtype],
-        gradient_bytes=gradient_bytes,
         page_faults=problem.place.device == "cpu",
         skipped=skipped,
     )
 
 
-def stock_argmax(size: Size, logits: Tensor) -> Tensor:
+def stock_argmax(logits: Tensor, size: Size) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=True).argmax(dim=1)
 
 
 def build_argmax(problem: Problem, peer: str) -> Call:
     """The most likely class of every pixel."""
     logits = problem.place.normal(problem.batch, problem.classes, *problem.low)
-    stock = compiled(functools.partial(stock_argmax, problem.high), peer)
-
-    def labels() -> Results:
-        with backend_of(peer):
-            return (pspnet_fast.upsample_argmax(logits, problem.high) if is_ours(peer) else stock(logits),)
-
-    return labels
+    stock, fused = (functools.partial(f, size=problem.high) for f in (stock_argmax, pspnet_fast.upsample_argmax))
+    return peer_call(peer, stock, fused, [logits])
 
 
 def argmax(problem: Problem) -> Case:

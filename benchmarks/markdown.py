@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks import losses, pyramid
 from benchmarks.peers import COMPILE, EAGER, OPTIMIZED, OPTIMIZED_COMPILED, OURS, OURS_COMPILED, is_ours
 
 Row = Mapping[str, Any]
 File = Mapping[str, Any]  # a result file, and its "name" without suffix
 # A column: title, alignment ("l" or "r"), and the cell of a row.
 Column = tuple[str, str, Callable[[Row], str]]
+Render = Callable[[Sequence[File]], str]
 
 TITLES = {
     EAGER: "stock PyTorch, eager",
@@ -39,6 +39,26 @@ def _line(cells: Sequence[str]) -> str:
 def region(*parts: str) -> str:
     """Tables and paragraphs, one below the other."""
     return "\n\n".join(part for part in parts if part)
+
+
+def each_file(render: Callable[[File], str]) -> Render:
+    """Renders every file by itself, one below the other."""
+    return lambda files: region(*map(render, files))
+
+
+def section(
+    file: File,
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    text: str,
+    *,
+    lines: Sequence[Row],
+    notes: Sequence[str] = (),
+) -> str:
+    """A table of ``lines``, which of the ``rows`` failed, and what was measured where; "{rounds}" in the text is filled
+    in."""
+    note = f"{text.format(rounds=rounds(rows))}\n{machine_lines(file, rows)}"
+    return region(table(columns, lines), *notes, *failures(rows), note)
 
 
 def machine_lines(file: File, rows: Iterable[Row]) -> str:
@@ -97,10 +117,6 @@ def shape(row: Row) -> str:
     return ", ".join(words if row.get("dtype", "float32") == "float32" else [*words, row["dtype"]])
 
 
-def operator(row: Row) -> str:
-    return f"`{row['operator']}`"
-
-
 def medians(row: Row) -> dict[str, float]:
     """Milliseconds of everything that was timed; this package's fastest back end as "pspnet_fast"."""
     found = {name: timing["median"] for name, timing in row.get("milliseconds", {}).items()}
@@ -142,9 +158,14 @@ def failures(rows: Iterable[Row]) -> list[str]:
     ]
 
 
+def timed(rows: Iterable[Row]) -> list[Row]:
+    """The rows of which anything was timed."""
+    return [row for row in rows if row.get("milliseconds")]
+
+
 def by_peer(rows: Iterable[Row]) -> list[Row]:
     """A row for each peer that was timed."""
-    return [{**row, "peer": peer, "time": time} for row in rows for peer, time in row["milliseconds"].items()]
+    return [{**row, "peer": peer, "time": time} for row in timed(rows) for peer, time in row["milliseconds"].items()]
 
 
 # ---- columns ---------------------------------------------------------------------------------------------------------
@@ -152,6 +173,22 @@ def by_peer(rows: Iterable[Row]) -> list[Row]:
 
 def median_of(peer: str) -> Callable[[Row], str]:
     return lambda row: milliseconds(medians(row).get(peer))
+
+
+def of_peer(text: Callable[[Any], str], *entry: str) -> Callable[[Row], str]:
+    """A cell with the value of a peer's row in an entry, or in an entry of an entry."""
+
+    def cell(row: Row) -> str:
+        values: Any = row
+        for key in entry:
+            values = values.get(key, {})
+        return NOTHING if values.get(row["peer"]) is None else text(values[row["peer"]])
+
+    return cell
+
+
+def median_time(time: Mapping[str, float]) -> str:
+    return milliseconds(time["median"])
 
 
 def spread(row: Row) -> str:
@@ -181,8 +218,8 @@ def extra_memory(row: Row) -> str:
     return f"{short(memory[EAGER] / 1e6)} : {megabytes(memory[OURS])}" if both else NOTHING
 
 
-OPERATOR: Column = ("operator", "l", operator)
-OPERATOR_AND_DIRECTION: Column = ("operator", "l", lambda row: f"{operator(row)}, {row['direction']}")
+OPERATOR: Column = ("operator", "l", lambda row: f"`{row['operator']}`")
+OPERATOR_AND_DIRECTION: Column = ("operator", "l", lambda row: f"`{row['operator']}`, {row['direction']}")
 SHAPE: Column = ("of", "l", shape)
 TIMES: tuple[Column, ...] = (
     ("eager", "r", median_of(EAGER)),
@@ -202,7 +239,10 @@ REACHED: Column = (
 # ---- the end of a run ------------------------------------------------------------------------------------------------
 
 IDLE = 0.25  # of the cores: a load up to this was the shell, and an editor
-LABELS = ("axis", "value", "model", "configuration", "shape", "dtype", "layout", "direction", "logits", "compiled")
+LABELS = (
+    "axis", "value", "model", "configuration", "shape", "dtype", "layout", "direction", "logits", "compiled",
+    "arrangement",
+)  # fmt: skip
 LEGEND = (
     "eager: stock operators as the project named in the heading arranges them; compile: torch.compile of the same; "
     "a project's own name: its installed package.",
@@ -214,48 +254,31 @@ LEGEND = (
 )
 
 
-def _of_peer(entry: str, text: Callable[[Any], str]) -> Callable[[Row], str]:
-    """A cell with the peer's value of a row's entry ("a.b": entry b of entry a), empty where it has none."""
-    outer, _, inner = entry.partition(".")
-
-    def cell(row: Row) -> str:
-        values = row.get(outer, {}).get(inner, {}) if inner else row.get(outer, {})
-        return "" if values.get(row["peer"]) is None else text(values[row["peer"]])
-
-    return cell
-
-
-def _median(time: Mapping[str, float]) -> str:
-    return milliseconds(time["median"])
-
-
 PEER_COLUMNS: tuple[Column, ...] = (
     ("", "l", lambda row: row["peer"]),
-    ("median", "r", _of_peer("milliseconds", _median)),
+    ("median", "r", of_peer(median_time, "milliseconds")),
     ("p20 to p80", "r", spread),
-    ("x ours", "r", _of_peer("ratio", "{:.2f}".format)),
-    ("images/s", "r", _of_peer("images_per_second", str)),
-    ("peak", "r", _of_peer("peak_bytes", megabytes)),
-    ("of floor", "r", _of_peer("floor_reached", lambda share: percent(share, 1))),
-    ("graph", "r", _of_peer("graph_milliseconds", _median)),
-    ("no page faults", "r", _of_peer("without_page_faults.milliseconds", _median)),
-    ("x ours ", "r", _of_peer("without_page_faults.times_ours", "{:.2f}".format)),
+    ("x ours", "r", of_peer("{:.2f}".format, "ratio")),
+    ("images/s", "r", of_peer(str, "images_per_second")),
+    ("peak", "r", of_peer(megabytes, "peak_bytes")),
+    ("of floor", "r", of_peer(lambda share: percent(share, 1), "floor_reached")),
+    ("graph", "r", of_peer(median_time, "graph_milliseconds")),
+    ("no page faults", "r", of_peer(median_time, "without_page_faults", "milliseconds")),
+    ("x ours ", "r", of_peer("{:.2f}".format, "without_page_faults", "times_ours")),
 )
 
 
 def case_table(row: Row) -> Iterator[str]:
     """Heading, floor, and a line for each peer: those that were timed, then those that were not and why."""
     yield ", ".join([row["operator"], *(str(row[name]) for name in LABELS if name in row)])
-    every = {"dual_cross_entropy": losses.ARRANGEMENTS}.get(row["operator"], pyramid.ARRANGEMENTS)
-    if (project := row.get("arrangement")) in every and row["operator"] not in ("pyramid_pool", "upsample_argmax"):
-        yield f"as {project}: {', '.join(f'{name}={value}' for name, value in vars(every[project]).items())}"
     if (floor := row.get("floor")) and floor["flops"]:
         yield (
             f"floor: {floor['memory_milliseconds']:.4g} ms for {floor['bytes'] / 1e6:.4g} MB, "
             f"{floor['arithmetic_milliseconds']:.4g} ms for {floor['flops'] / 1e9:.4g} GFLOP in {floor['rate']}"
         )
-    if timed := by_peer([row] if row.get("milliseconds") else []):
-        yield from table([c for c in PEER_COLUMNS if any(c[2](peer) for peer in timed)], timed).splitlines()
+    if peers := by_peer([row]):
+        columns = [column for column in PEER_COLUMNS if any(column[2](peer) != NOTHING for peer in peers)]
+        yield from table(columns, peers).splitlines()
     yield from (f"{peer}: {reason}" for peer, reason in row.get("skipped", {}).items())
     yield from (f"{peer} FAILED: {reason}" for peer, reason in row["failures"].items())
     for memory, found in row.get("largest_batch", {}).items():
@@ -264,14 +287,14 @@ def case_table(row: Row) -> Iterator[str]:
 
 def summary(rows: Iterable[Row], machine: Mapping[str, Any], load: float, cores: int) -> Iterator[str]:
     """The tables of the rows, what they were measured with, and what the columns mean."""
-    timed = [row for row in rows if row.get("milliseconds") or row["failures"]]
-    if not timed:
+    rows = [row for row in rows if row.get("milliseconds") or row["failures"]]
+    if not rows:
         return
     yield f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}"
     if load > IDLE * cores:
         yield f"Do not quote these numbers: other work was running (a load of {load:.2f} on {cores} cores)."
-    yield from [rates_text(row["rates"]) for row in timed if "rates" in row][-1:]  # the best of the run
-    for row in timed:
+    yield from [rates_text(row["rates"]) for row in rows if "rates" in row][-1:]  # the best of the run
+    for row in rows:
         yield ""
         yield from case_table(row)
     yield ""

@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
-CaseT = TypeVar("CaseT")
-
-
-@dataclass(frozen=True)
-class Batches(Generic[CaseT]):
-    """How a whole network's memory is measured over the batch.
-
-    Attributes:
-        at: makes the case at another batch.
-        sizes: the two batches whose peak memory is measured.
-        least: the smallest batch that can be run.
-        weights_bytes: what lies in memory besides a call: parameters, running statistics, in training SGD's momentum.
-        image_bytes: what lies in memory for each image: the image, in training its labels.
-    """
-
-    at: Callable[[int], CaseT]
-    sizes: tuple[int, int]
-    least: int
-    weights_bytes: int
-    image_bytes: int
-
-    def line(self, peaks: dict[str, int]) -> Line:
-        """All memory over the batch, from a call's peaks at both sizes."""
-        line = Line.through({int(batch): size for batch, size in peaks.items()})
-        return Line(line.fixed + self.weights_bytes, line.each + self.image_bytes)
 
 
 @dataclass(frozen=True)

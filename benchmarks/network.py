@@ -12,9 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import pspnet_fast
-from benchmarks.case import LAYOUTS, Call, Case, Floor, Place, Results, blocky_labels, dimensions
+from benchmarks.case import LAYOUTS, Batches, Call, Case, Floor, Place, Results, blocky_labels, dimensions
 from benchmarks.losses import AUX_WEIGHT
-from benchmarks.memory import Batches
 from benchmarks.peers import COMPILE, EAGER, MAX_AUTOTUNE, OPTIMIZED, OURS, OURS_COMPILED, compiled, is_ours
 from benchmarks.pyramid import BINS, CELLS
 from tests.plain_pspnet import PlainPSPNet

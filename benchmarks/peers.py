@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.case import Call, Results, differentiated
 from pspnet_fast.backend import kernels, unavailable, use_backend
 
 EAGER, COMPILE, MAX_AUTOTUNE, OURS = "eager", "compile", "compile max-autotune", "pspnet_fast"
@@ -52,6 +53,23 @@ def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
     if peer == MAX_AUTOTUNE:
         return torch.compile(function, dynamic=False, mode="max-autotune")
     return function
+
+
+def peer_call(
+    peer: str,
+    stock: Callable[..., Tensor],
+    fused: Callable[..., Tensor],
+    leaves: Sequence[Tensor],
+    upstream: Tensor | None = None,
+) -> Call:
+    """A peer's function of the leaves; with ``upstream``, and their gradients."""
+    function = fused if is_ours(peer) else compiled(stock, peer)
+
+    def call() -> Results:
+        with backend_of(peer):
+            return (function(*leaves),) if upstream is None else differentiated(function, leaves, upstream)
+
+    return call
 
 
 def package_peers(project: str) -> tuple[tuple[str, ...], Mapping[str, str]]:

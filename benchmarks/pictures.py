@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.markdown import File, Row, peaks
-from benchmarks.peers import EAGER, OURS
+from benchmarks.markdown import File, Row, by_peer, peaks
+from benchmarks.peers import EAGER, OURS, is_ours
 from benchmarks.render import MEANING, rows_of_axis
-from benchmarks.render_runtimes import figure as runtimes
+from benchmarks.render_networks import setting, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,6 +175,28 @@ def _band(axes: Axes, curves: Sequence[Sequence[Sequence[float]]], style: Mappin
     axes.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
     means = [sum(column) / len(column) for column in zip(*values, strict=True)]
     axes.plot(steps, means, linewidth=1.4, **style)
+
+
+# ---- inference -------------------------------------------------------------------------------------------------------
+
+
+def runtimes(file: File) -> Figure:
+    """A bar for each peer, a column for each size and precision."""
+    from matplotlib import pyplot
+
+    rows = file["rows"]
+    figure, axes = pyplot.subplots(
+        1, len(rows), figsize=(2.6 * len(rows) + 2.4, 3.4), layout="constrained", squeeze=False, sharey=True
+    )
+    peers = list(dict.fromkeys(line["peer"] for line in by_peer(rows)))[::-1]
+    for part, row in zip(axes[0], rows, strict=True):
+        for line in by_peer([row]):
+            ours = is_ours(line["peer"]) or "reduced" in line["peer"]
+            part.barh(peers.index(line["peer"]), line["time"]["median"], color=COLORS[OURS if ours else EAGER])
+        part.set_title(setting(row))
+        part.set_xlabel("ms")
+        part.set_yticks(range(len(peers)), [title(peer).replace("*", "").replace("`", "") for peer in peers])
+    return figure
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from benchmarks.peers import (
     is_ours,
     our_peers,
     package_peers,
+    peer_call,
 )
 from pspnet_fast import reference
 
@@ -78,14 +79,10 @@ ARRANGEMENTS = {
 def build_pool(shape: Shape, place: Place, backward: bool, peer: str) -> Call:
     """Every level of the map, and with ``backward`` the gradient of the map."""
     x = place.normal(*shape).requires_grad_(backward)
-    upstream = place.normal(*shape[:2], CELLS, seed=1)
-    function = pspnet_fast.pyramid_pool if is_ours(peer) else compiled(reference.pyramid_pool, peer)
-
-    def pooled() -> Results:
-        with backend_of(peer):
-            return differentiated(lambda: function(x, BINS), [x], upstream) if backward else (function(x, BINS),)
-
-    return (lambda: (x.sum(),)) if peer == PLAIN_READ else pooled
+    if peer == PLAIN_READ:
+        return lambda: (x.sum(),)
+    upstream = place.normal(*shape[:2], CELLS, seed=1) if backward else None
+    return peer_call(peer, reference.pyramid_pool, pspnet_fast.pyramid_pool, [x], upstream)
 
 
 def pool(shape: Shape, place: Place, *, backward: bool = True) -> Case:
@@ -121,14 +118,10 @@ def build_merging(operator: str, shape: Shape, place: Place, arrangement: HeadAr
         leaves.append(weight.contiguous(memory_format=LAYOUTS[place.layout]))
     leaves = [leaf.requires_grad_() for leaf in leaves]
     upstream = place.normal(batch, out, *size, seed=3)
-    function = getattr(pspnet_fast if is_ours(peer) else reference, operator)
-    call = compiled(functools.partial(function, **arrangement.options), peer)
-
-    def step() -> Results:
-        with backend_of(peer):
-            return differentiated(lambda: call(*leaves), leaves, upstream)
-
-    return step
+    stock, fused = (
+        functools.partial(getattr(where, operator), **arrangement.options) for where in (reference, pspnet_fast)
+    )
+    return peer_call(peer, stock, fused, leaves, upstream)
 
 
 def merging(operator: str, shape: Shape, place: Place, project: str) -> Case:
@@ -219,7 +212,7 @@ def build_head(shape: Shape, out_channels: int, place: Place, project: str, peer
 
     def step() -> Results:
         with place.autocast(), backend_of(peer):
-            return differentiated(lambda: call(x), leaves, upstream)
+            return differentiated(lambda x, *_: call(x), leaves, upstream)
 
     return step
 

@@ -1,7 +1,7 @@
 """What recomputation in backward saves and costs, with each `model.checkpoint` and in the stock network.
 
-    python -m benchmarks.recompute                    count tensors, measure memory and time, print the table
-    python -m benchmarks.recompute --rounds 0 --save  count tensors alone, which takes a minute; keep the result
+    python -m benchmarks.recompute          count tensors, measure memory and time, print the table
+    python -m benchmarks.recompute --save   and keep the result
 
 A training step of PSPNet50 (2 x 3 x 473 x 473, 150 classes) in float32: its time, the variants in turn in one process,
 and its peak memory, each in a process of its own. The largest batches are those of bfloat16 autocast, as GPUs are
@@ -11,7 +11,6 @@ trained: they follow from the bytes of a step's tensors, which are counted witho
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,6 +28,7 @@ SETTING = Setting(layers=50, classes=150, batch=2, size=(473, 473), place=Place(
 HALF = replace(SETTING, place=Place("cpu", torch.bfloat16, "channels_last"))
 COUNTED = (2, 16)  # images, for the line of the largest batches
 MEMORIES = (8, 24, 80)  # GB
+ROUNDS = 3
 VARIANTS = (EAGER, *RECOMPUTE)
 
 
@@ -63,24 +63,21 @@ def counted(setting: Setting, half: Setting) -> dict[str, Any]:
     }
 
 
-def measured(setting: Setting, rounds: int) -> dict[str, Any]:
+def measured(setting: Setting) -> dict[str, Any]:
     """Peak memory and times."""
     peaks = {name: in_new_process(peak, setting, name) for name in VARIANTS}
-    calls: dict[str, Callable[[], object]] = {name: build(setting, name) for name in VARIANTS}
-    times = interleaved(calls, rounds)
+    times = interleaved({name: build(setting, name) for name in VARIANTS}, ROUNDS)
     return {"peak_bytes": peaks, "milliseconds": {name: timing(values) for name, values in times.items()}}
 
 
 def main() -> None:
-    from benchmarks.render_memory import recompute
+    from benchmarks.render_networks import recompute
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--rounds", type=int, default=3, help="0: measure nothing")
     parser.add_argument("--save", action="store_true", help="keep the row in benchmarks/results")
     options = parser.parse_args()
-    row = {"case": f"recompute/{SETTING.shape}", "shape": SETTING.shape, "failures": {}, **counted(SETTING, HALF)}
-    if options.rounds:
-        row |= measured(SETTING, options.rounds)
+    row = {"case": f"recompute/{SETTING.shape}", "shape": SETTING.shape, "failures": {}}
+    row |= {**counted(SETTING, HALF), **measured(SETTING)}
     file = ResultFile(RESULTS / "recompute_cpu.json")
     print(recompute([{"name": "recompute_cpu", "rows": [{**row, "machine": 0}], "machines": [file.now]}]))
     if options.save:

@@ -1,12 +1,11 @@
-"""The tables of the pages: floors, other projects, networks, curves, trainings, GPUs.
+"""The tables of operators and of this package's network: times, floors, other projects' arrangements, curves.
 
-Each function makes Markdown of the result files that a table of report.py is filled from. Those of operators alone are
-in render_operators.py.
+A renderer makes Markdown of the result files that a table of report.py is filled from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from benchmarks.cases import AXES
 from benchmarks.markdown import (
@@ -21,29 +20,34 @@ from benchmarks.markdown import (
     TITLES,
     Column,
     File,
+    Render,
     Row,
     by_peer,
-    failures,
+    each_file,
+    extra_memory,
     machine_line,
-    machine_lines,
     median_of,
     medians,
     megabytes,
     milliseconds,
+    of_peer,
     peaks,
+    percent,
     rates_text,
     region,
-    rounds,
+    section,
     shape,
     short,
     table,
+    timed,
     times,
 )
 from benchmarks.peers import COMPILE, EAGER, OURS, OURS_COMPILED, PACKAGES
+from benchmarks.pyramid import PLAIN_READ, X_ALONE
 
-Render = Callable[[Sequence[File]], str]
 KEEPS = "Without page faults: the better / ours in a process that keeps its memory."
 SPREAD = "time, median (20th to 80th percentile)"
+DIRECTION: Column = ("direction", "l", lambda row: row["direction"])
 MEANING = {
     "classes": "classes of the two losses",
     "batch": "images",
@@ -52,34 +56,62 @@ MEANING = {
 }
 
 
-def timed(operators: Sequence[str], columns: Sequence[Column], text: str) -> Render:
-    """Renders the timed rows of some operators, what failed, and what was measured where."""
-    return lambda files: region(*(timed_table(file, measured(file, *operators), columns, text) for file in files))
+def of_operators(operators: Sequence[str], columns: Sequence[Column], text: str) -> Render:
+    """Renders the rows of some operators, in their order."""
+
+    def render(file: File) -> str:
+        rows = [row for operator in operators for row in file["rows"] if row["operator"] == operator]
+        return section(file, rows, columns, text, lines=timed(rows))
+
+    return each_file(render)
 
 
-def timed_table(file: File, rows: Sequence[Row], columns: Sequence[Column], text: str) -> str:
-    note = f"{text.format(rounds=rounds(rows))}\n{machine_lines(file, rows)}"
-    return region(table(columns, [row for row in rows if row.get("milliseconds")]), *failures(rows), note)
+# ---- operators alone -------------------------------------------------------------------------------------------------
 
 
-def measured(file: File, *operators: str) -> list[Row]:
-    """The rows of these operators, in their order; all where there are none of them."""
-    return [row for operator in operators for row in file["rows"] if row["operator"] == operator] or file["rows"]
+def upsampled(name: str, title: str) -> Render:
+    columns = ((title, "l", shape), *TIMES, KEPT, ("extra memory, eager : ours", "r", extra_memory))
+    return of_operators(
+        [name],
+        columns,
+        "Batch×classes×height×width → height×width, float32; medians of {rounds} rounds, the variants in turn. Eager "
+        f"spends much of its time on memory that the C library returns and maps again, page by page. {KEEPS}",
+    )
 
 
-network = timed(
-    ["training_step", "inference"],
-    (
-        ("", "l", lambda row: row["operator"].replace("_", " ")),
-        ("network", "l", shape),
-        *TIMES,
-        ("**ours**, compiled", "r", median_of(OURS_COMPILED)),
-        REACHED,
-        MEMORY,
-    ),
-    "Training: forward, both losses, backward. Inference: labels at full size. Medians of {rounds} rounds, the "
-    "variants in turn. Compiled: `torch.compile` of this package's network. The floor is the arithmetic of the "
-    "convolutions alone.",
+def alone(row: Row) -> str:
+    """The share of the convolution of x alone in this package's time."""
+    found = medians(row)
+    return f"{percent(found[X_ALONE] / found[OURS] if {X_ALONE, OURS} <= set(found) else None)} of ours"
+
+
+cross_entropy = upsampled("dual_cross_entropy", "both losses, forward and backward")
+upsample_argmax = upsampled("upsample_argmax", "labels from low-resolution logits")
+pyramid_pool = of_operators(
+    ["pyramid_pool"],
+    (("pooling of", "l", shape), DIRECTION, *TIMES, KEPT, (f"`{PLAIN_READ}`", "r", median_of(PLAIN_READ))),
+    "To 1×1, 2×2, 3×3 and 6×6 bins; medians of {rounds} rounds, the variants in turn. `x.sum()` is one read of the "
+    f"same tensor with nothing else. {KEEPS}",
+)
+psp_head = of_operators(
+    ["psp_head"],
+    (("head over", "l", shape), *TIMES, KEPT, (X_ALONE, "r", alone), MEMORY),
+    "Pyramid pooling, its levels, 3×3 convolution, batch normalisation and ReLU: results, gradients of the input "
+    "and of every parameter; medians of {rounds} rounds, the variants in turn. `convolution of x alone` is the "
+    f"same step without any pyramid. {KEEPS}",
+)
+upsample_add = of_operators(
+    ["upsample_add"],
+    (("levels → sum", "l", shape), *TIMES, MEMORY),
+    "A map and its levels, upsampled by 2, 4 and 8 and added: results and all gradients, float32; medians of {rounds} "
+    "rounds, the variants in turn.",
+)
+pyramid_conv = of_operators(
+    ["pyramid_conv"],
+    (("levels → result", "l", shape), DIRECTION, *TIMES, MEMORY),
+    "3×3 convolution of a map and of levels that are upsampled by 2, 4 and 8 beside it: results, and with backward the "
+    "gradients of the weight and of all maps, float32; medians of {rounds} rounds of the processor time of one thread, "
+    "the variants in turn.",
 )
 
 
@@ -119,7 +151,8 @@ def floors(files: Sequence[File]) -> str:
     return region(table(columns, rows), text, "\n".join(machines))
 
 
-def projects(files: Sequence[File]) -> str:
+@each_file
+def projects(file: File) -> str:
     """Every operator in each project's arrangement."""
 
     def package(row: Row) -> str:
@@ -131,18 +164,6 @@ def projects(files: Sequence[File]) -> str:
     def arrangement(row: Row) -> str:
         return str(row["arrangement"]) + ("" if row.get("dtype", "float32") == "float32" else f", {row['dtype']}")
 
-    def of_file(file: File) -> str:
-        versions = {name: version for row in file["rows"] for name, version in row.get("versions", {}).items()}
-        skipped = dict.fromkeys(name for row in file["rows"] for name in row.get("skipped", {}))
-        text = (
-            "Forward and backward, `upsample_argmax` forward alone; medians of {rounds} rounds, the variants in turn. "
-            f"Eager is the project's arrangement in stock operators. {KEEPS} Its package: the time of the project's "
-            "own code, and how many times ours it is."
-        )
-        text += f" Measured: {', '.join(f'{n} {version}' for n, version in versions.items())}." if versions else ""
-        text += f" Not installed: {', '.join(skipped)}." if skipped else ""
-        return timed_table(file, file["rows"], columns, text)
-
     columns: tuple[Column, ...] = (
         OPERATOR,
         ("at", "l", lambda row: f"{row['configuration']}, {row['shape'].replace('->', '→')}"),
@@ -153,13 +174,39 @@ def projects(files: Sequence[File]) -> str:
         MEMORY,
         REACHED,
     )
-    return region(*map(of_file, files))
+    rows = file["rows"]
+    versions = {name: version for row in rows for name, version in row.get("versions", {}).items()}
+    skipped = dict.fromkeys(name for row in rows for name in row.get("skipped", {}))
+    text = (
+        "Forward and backward, `upsample_argmax` forward alone; medians of {rounds} rounds, the variants in turn. "
+        f"Eager is the project's arrangement in stock operators. {KEEPS} Its package: the time of the project's "
+        "own code, and how many times ours it is."
+    )
+    text += f" Measured: {', '.join(f'{n} {version}' for n, version in versions.items())}." if versions else ""
+    text += f" Not installed: {', '.join(skipped)}." if skipped else ""
+    return section(file, rows, columns, text, lines=timed(rows))
 
 
-# ---- the network -----------------------------------------------------------------------------------------------------
+# ---- the network, and curves -----------------------------------------------------------------------------------------
+
+network = of_operators(
+    ["training_step", "inference"],
+    (
+        ("", "l", lambda row: row["operator"].replace("_", " ")),
+        ("network", "l", shape),
+        *TIMES,
+        ("**ours**, compiled", "r", median_of(OURS_COMPILED)),
+        REACHED,
+        MEMORY,
+    ),
+    "Training: forward, both losses, backward. Inference: labels at full size. Medians of {rounds} rounds, the "
+    "variants in turn. Compiled: `torch.compile` of this package's network. The floor is the arithmetic of the "
+    "convolutions alone.",
+)
 
 
-def training_step(files: Sequence[File]) -> str:
+@each_file
+def training_step(file: File) -> str:
     """A line for each number of classes and variant."""
 
     def time(row: Row) -> str:
@@ -168,37 +215,37 @@ def training_step(files: Sequence[File]) -> str:
         )
         return f"{median} s ({low} to {high})"
 
-    file, rows = files[0], measured(files[0], "training_step")
+    rows = [row for row in file["rows"] if row["operator"] == "training_step"]
     columns: tuple[Column, ...] = (
         ("", "l", lambda row: row["shape"].rsplit(", ", 1)[1]),
         ("one training step with", "l", lambda row: TITLES[row["peer"]]),
         (SPREAD, "r", time),
-        ("time / ours", "r", lambda row: f"{row['ratio'][row['peer']]:.2f}"),
-        ("peak memory", "r", lambda row: megabytes(row["peak_bytes"].get(row["peer"]))),
+        ("time / ours", "r", of_peer("{:.2f}".format, "ratio")),
+        ("peak memory", "r", of_peer(megabytes, "peak_bytes")),
     )
     text = (
         f"{rows[0]['shape'].rsplit(', ', 1)[0]}, {rows[0]['layout']}, {rows[0]['dtype']}: forward, both losses, "
-        f"backward; {rounds(rows)} rounds, the variants in turn. Peak memory is what a step takes on top of network, "
-        "images and labels, in a process of its own.\n"
+        "backward; {rounds} rounds, the variants in turn. Peak memory is what a step takes on top of network, "
+        "images and labels, in a process of its own."
     )
-    return region(table(columns, by_peer(rows)), *failures(rows), text + machine_lines(file, rows))
+    return section(file, rows, columns, text, lines=by_peer(rows))
 
 
-def scaling(files: Sequence[File]) -> str:
+@each_file
+def scaling(file: File) -> str:
     """A picture and a table for each axis."""
-    return region(*(_axis(file, axis) for file in files for axis in AXES if rows_of_axis(file, axis)))
+    return region(*(_axis(file, axis, rows) for axis in AXES if (rows := rows_of_axis(file, axis))))
 
 
 def rows_of_axis(file: File, axis: str) -> list[Row]:
     return [row for row in file["rows"] if row["axis"] == axis]
 
 
-def _axis(file: File, axis: str) -> str:
+def _axis(file: File, axis: str, rows: Sequence[Row]) -> str:
     def ratio(row: Row) -> str:
         found = medians(row)
         return times(found[EAGER] / found[OURS] if {EAGER, OURS} <= set(found) else None)
 
-    rows = rows_of_axis(file, axis)
     columns: tuple[Column, ...] = (
         OPERATOR,
         (axis, "r", lambda row: str(row["value"])),
@@ -215,8 +262,8 @@ def _axis(file: File, axis: str) -> str:
         for peer, reason in row.get("skipped", {}).items()
     ]
     text = (
-        f"Along the axis: {MEANING[axis]}. Forward and backward, default allocator; medians of {rounds(rows)} rounds, "
-        "eager and this package in turn; memory is what a call takes on top of its inputs and weights.\n"
+        f"Along the axis: {MEANING[axis]}. Forward and backward, default allocator; medians of {{rounds}} rounds, "
+        "eager and this package in turn; memory is what a call takes on top of its inputs and weights."
     )
     picture = f"![Time and memory over {axis}]({file['name']}_{axis}.png)"
-    return region(picture, table(columns, rows), *skipped, *failures(rows), text + machine_lines(file, rows))
+    return region(picture, section(file, rows, columns, text, lines=rows, notes=skipped))

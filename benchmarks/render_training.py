@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from benchmarks.markdown import (
     MEMORY,
@@ -14,6 +14,7 @@ from benchmarks.markdown import (
     Column,
     File,
     Row,
+    each_file,
     failures,
     machine_line,
     machine_lines,
@@ -22,21 +23,20 @@ from benchmarks.markdown import (
     milliseconds,
     peaks,
     region,
+    section,
     short,
     table,
+    timed,
     times,
 )
 from benchmarks.peers import COMPILE, EAGER, OURS, OURS_COMPILED
-from benchmarks.render import timed_table
 from pspnet_fast.verification import KERNELS
 
 
-def training(files: Sequence[File]) -> str:
-    """A picture for each data set, and for each dtype how far fused and control end from plain."""
-    return region(*map(_training, files))
+@each_file
+def training(file: File) -> str:
+    """A picture, and for each dtype how far fused and control end from plain."""
 
-
-def _training(file: File) -> str:
     def gap(name: str) -> Column:
         return f"loss: {name}", "r", lambda row: f"{row['largest_difference'][name]:.2g}"
 
@@ -61,7 +61,8 @@ def _training(file: File) -> str:
     return region(picture, table(columns, rows), text + machine_lines(file, rows))
 
 
-def aux_weight(files: Sequence[File]) -> str:
+@each_file
+def aux_weight(results: File) -> str:
     """What the weight of the auxiliary loss does to mIoU and main loss, over seeds."""
 
     def spread(key: str, scale: float, form: str) -> Callable[[Row], str]:
@@ -71,7 +72,6 @@ def aux_weight(files: Sequence[File]) -> str:
 
         return cell
 
-    (results,) = files
     columns: tuple[Column, ...] = (
         ("λ", "r", lambda row: f"{row['weight']:g}"),
         ("val mIoU, %", "r", spread("final_miou", 100, ".2f")),
@@ -91,7 +91,8 @@ def aux_weight(files: Sequence[File]) -> str:
     return region(picture, table(columns, results["summary"]["weights"]), text + machine_line(results["machine"]))
 
 
-def accelerate(files: Sequence[File]) -> str:
+@each_file
+def accelerate(file: File) -> str:
     """A training step of other libraries' models, as they are and accelerated; those of most classes first."""
 
     def classes(row: Row) -> int:
@@ -116,26 +117,22 @@ def accelerate(files: Sequence[File]) -> str:
         ("eager / ours ", "r", over_ours(peaks, EAGER)),
     )
 
-    def text(row: Row) -> str:
-        batch, _, *size = row["shape"].split(", ")[0].split("x")
-        autocast = "" if row["dtype"] == "float32" else f" under autocast in {row['dtype']}"
-        return (
-            f"Forward, loss at full resolution and backward of {batch} images of {'×'.join(size)}{autocast}, random "
-            "weights; medians of {rounds} rounds, the variants in turn. Ours: the same model after "
-            "`pspnet_fast.accelerate(model)`; compiled: `torch.compile` of the step inside `pspnet_fast.fuse()`. "
-            "– : not measured."
-        )
-
-    ordered = ((file, sorted(file["rows"], key=classes, reverse=True)) for file in files)
-    return region(*(timed_table(file, rows, columns, text(rows[0])) for file, rows in ordered))
+    rows = sorted(file["rows"], key=classes, reverse=True)
+    batch, _, *size = rows[0]["shape"].split(", ")[0].split("x")
+    autocast = "" if rows[0]["dtype"] == "float32" else f" under autocast in {rows[0]['dtype']}"
+    text = (
+        f"Forward, loss at full resolution and backward of {batch} images of {'×'.join(size)}{autocast}, random "
+        "weights; medians of {rounds} rounds, the variants in turn. Ours: the same model after "
+        "`pspnet_fast.accelerate(model)`; compiled: `torch.compile` of the step inside `pspnet_fast.fuse()`. "
+        "– : not measured."
+    )
+    return section(file, rows, columns, text, lines=timed(rows))
 
 
-def gpu(files: Sequence[File]) -> str:
-    """Of every GPU: what was tested, the operators' rows, and the training of fused and plain operators."""
-    return region(*(part for file in files for part in _gpu_parts(file)))
+@each_file
+def gpu(file: File) -> str:
+    """What was tested, the operators' rows, and the training of fused and plain operators."""
 
-
-def _gpu_parts(file: File) -> list[str]:
     def graph(row: Row) -> str:
         return milliseconds(row.get("graph_milliseconds", {}).get(row.get("ours"), {}).get("median"))
 
@@ -143,14 +140,22 @@ def _gpu_parts(file: File) -> list[str]:
     rows, machine = file["rows"], file["machine"]
     tests = "; ".join(f"{name} {_gpu_tests(file, name)}" for name in KERNELS)
     trained = "; ".join(map(_gpu_training, file.get("training", [])))
-    return [
+    return region(
         f"### {machine['device']}",
         table(columns, rows) if rows else "",
         *failures(rows),
         f"Tests by back end: {tests}.",
         f"Training: {trained}." if trained else "",
         _gpu_line(machine),
-    ]
+    )
+
+
+@each_file
+def gpu_network(file: File) -> str:
+    """A training step and inference of the whole network."""
+    columns = (OPERATOR_AND_DIRECTION, SHAPE, *TIMES, ("**ours**, compiled", "r", median_of(OURS_COMPILED)), MEMORY)
+    rows = [row for row in file["rows"] if row["operator"] in ("training_step", "inference")]
+    return region(table(columns, rows), _gpu_line(file["machine"])) if rows else ""
 
 
 def _gpu_tests(file: File, kernels: str) -> str:
@@ -159,19 +164,6 @@ def _gpu_tests(file: File, kernels: str) -> str:
     if not any(counts.values()):  # of a run that was stopped there are none
         return str(section["status"])
     return f"{counts['passed']} passed, {counts['failed']} failed (commit {section['machine']['commit']})"
-
-
-def gpu_network(files: Sequence[File]) -> str:
-    """Of every GPU: a training step and inference of the whole network."""
-    columns = (OPERATOR_AND_DIRECTION, SHAPE, *TIMES, ("**ours**, compiled", "r", median_of(OURS_COMPILED)), MEMORY)
-    return region(
-        *(
-            part
-            for file in files
-            if (rows := [row for row in file["rows"] if row["operator"] in ("training_step", "inference")])
-            for part in (table(columns, rows), _gpu_line(file["machine"]))
-        )
-    )
 
 
 def _gpu_line(machine: Row) -> str:

@@ -16,14 +16,14 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks import pictures, render, render_memory, render_operators, render_runtimes, render_training
-from benchmarks.markdown import File, region
+from benchmarks import pictures, render, render_networks, render_training
+from benchmarks.markdown import File, Render, region
 from benchmarks.results import RESULTS, ROOT
 
 README, BENCHMARKS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
@@ -42,7 +42,7 @@ class Table:
 
     files: tuple[str, ...]
     command: str
-    render: Callable[[Sequence[File]], str]
+    render: Render
 
 
 def measured_by(table: str, selection: str = "") -> str:
@@ -56,20 +56,20 @@ GPU = "python -m benchmarks.gpu --out runs/gpu --save"
 LOSSES = "dual_cross_entropy or upsample_argmax"
 TABLES: dict[str, Table] = {
     "training_step": Table(NETWORK, measured_by("network"), render.training_step),
-    "cross_entropy": Table(OPERATORS, measured_by("operators", LOSSES), render_operators.cross_entropy),
-    "upsample_argmax": Table(OPERATORS, measured_by("operators", LOSSES), render_operators.upsample_argmax),
-    "pyramid_pool": Table(OPERATORS, measured_by("operators", "pyramid_pool"), render_operators.pyramid_pool),
-    "psp_head": Table(OPERATORS, measured_by("operators", "psp_head"), render_operators.psp_head),
-    "upsample_add": Table(OPERATORS, measured_by("operators", "upsample_add"), render_operators.upsample_add),
-    "pyramid_conv": Table(OPERATORS, measured_by("operators", "pyramid_conv"), render_operators.pyramid_conv),
+    "cross_entropy": Table(OPERATORS, measured_by("operators", LOSSES), render.cross_entropy),
+    "upsample_argmax": Table(OPERATORS, measured_by("operators", LOSSES), render.upsample_argmax),
+    "pyramid_pool": Table(OPERATORS, measured_by("operators", "pyramid_pool"), render.pyramid_pool),
+    "psp_head": Table(OPERATORS, measured_by("operators", "psp_head"), render.psp_head),
+    "upsample_add": Table(OPERATORS, measured_by("operators", "upsample_add"), render.upsample_add),
+    "pyramid_conv": Table(OPERATORS, measured_by("operators", "pyramid_conv"), render.pyramid_conv),
     "network": Table(NETWORK, measured_by("network"), render.network),
     "projects": Table(("projects_cpu", "projects_gpu"), measured_by("projects"), render.projects),
     "floors": Table((*OPERATORS, *NETWORK), measured_by("operators or network"), render.floors),
-    "end_to_end": Table(("end_to_end_cpu", "end_to_end_gpu"), measured_by("end_to_end"), render_memory.end_to_end),
-    "recompute": Table(("recompute_cpu", "gpu_*"), "python -m benchmarks.recompute --save", render_memory.recompute),
+    "end_to_end": Table(("end_to_end_cpu", "end_to_end_gpu"), measured_by("end_to_end"), render_networks.end_to_end),
+    "recompute": Table(("recompute_cpu", "gpu_*"), "python -m benchmarks.recompute --save", render_networks.recompute),
     "scaling": Table(("scaling_*",), measured_by("scaling"), render.scaling),
-    "runtimes": Table(("runtimes_cpu",), measured_by("runtimes"), render_runtimes.runtimes),
-    "scales": Table(("scales_cpu", "scales_gpu"), measured_by("scales"), render_runtimes.scales),
+    "runtimes": Table(("runtimes_cpu",), measured_by("runtimes"), render_networks.runtimes),
+    "scales": Table(("scales_cpu", "scales_gpu"), measured_by("scales"), render_networks.scales),
     "training": Table(
         ("training_camvid",),
         "python -m benchmarks.compare_training --root data/camvid --save",

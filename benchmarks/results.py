@@ -86,32 +86,27 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
 class ResultFile:
     """Rows in a file, written anew with each row that is added; a row replaces an earlier one of the same case.
 
-    ``machines`` holds each machine once, and a row's "machine" is its index there.
+    The file holds each machine once, and a row's "machine" is its index there.
     """
 
     def __init__(self, path: Path, device: str | None = None) -> None:
         self.path, self.now = path, machine(device)
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"machines": [], "rows": []}
-        self.machines: list[dict[str, Any]] = content["machines"]
-        self.rows: dict[str, Row] = {row["case"]: row for row in content["rows"]}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
+        self.rows: dict[str, Row] = {
+            row["case"]: {**row, "machine": content["machines"][row["machine"]]} for row in content["rows"]
+        }
 
     def has(self, case_id: str) -> bool:
         """Whether the case was measured on this machine, with these sources and versions."""
         row = self.rows.get(case_id)
-        return row is not None and not row["failures"] and same_sources(self.machines[row["machine"]], self.now)
+        return row is not None and not row["failures"] and same_sources(row["machine"], self.now)
 
     def add(self, row: Row) -> None:
         """Keep a row; it is on disk when this returns."""
-        self.rows[row["case"]] = {**row, "machine": self._index()}
-        used = sorted({row["machine"] for row in self.rows.values()})
-        self.machines = [self.machines[index] for index in used]
+        self.rows[row["case"]] = {**row, "machine": self.now}
+        machines: list[Row] = []
         for kept in self.rows.values():
-            kept["machine"] = used.index(kept["machine"])
-        write_json(self.path, {"machines": self.machines, "rows": list(self.rows.values())})
-
-    def _index(self) -> int:
-        for index, known in enumerate(self.machines):
-            if known == self.now:
-                return index
-        self.machines.append(self.now)
-        return len(self.machines) - 1
+            if kept["machine"] not in machines:
+                machines.append(kept["machine"])
+        rows = [{**kept, "machine": machines.index(kept["machine"])} for kept in self.rows.values()]
+        write_json(self.path, {"machines": machines, "rows": rows})

@@ -137,7 +137,7 @@ class Session:
             calls[part] = case.build(part)
         outcome.rounds = interleaved(calls, plan.rounds, case.device, plan.seconds, clock_of(case))
         times = {name: timing(values) for name, values in outcome.rounds.items()}
-        row |= {"milliseconds": times, "rates": asdict(rates), "gradient_bytes": case.gradient_bytes}
+        row |= {"milliseconds": times, "rates": asdict(rates)}
         row["floor"] = {**asdict(case.floor), **case.floor.milliseconds(rates)}
         row |= {"threads": torch.get_num_threads(), "versions": package_versions(times)}
         summarise(row)
@@ -149,7 +149,7 @@ class Session:
                 row["graph_milliseconds"] = {name: timing(values) for name, values in graphs.items()}
             calls.clear()
         else:
-            row["peak_bytes"] = self._peaks(row, case, peers if case.memory else ())
+            row["peak_bytes"] = self._peaks(row, case, peers)
             if case.page_faults and peers:
                 kept = in_new_process(timed_alone, case, peers, plan.rounds, plan.seconds, environment=NO_PAGE_FAULTS)
                 row["without_page_faults"] = kept
@@ -277,5 +277,5 @@ def timed_alone(case: Case, peers: Sequence[str], rounds: int, seconds: float) -
     """Times, and the ratios to the fastest of ours."""
     calls = {peer: case.build(peer) for peer in peers}
     times = {name: timing(values) for name, values in interleaved(calls, rounds, case.device, seconds).items()}
-    row = {"milliseconds": times, "floor": case.floor.milliseconds(Rates(1.0, 1.0, 1.0, 1.0))}
+    row = {"milliseconds": times, "floor": case.floor.milliseconds(Rates(1.0, 1.0, 1.0))}
     return {"milliseconds": times, "times_ours": summarise(row)["ratio"]}

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from benchmarks import memory, results
-from benchmarks.case import difference
+from benchmarks.case import Batches, difference
 from benchmarks.measure import in_new_process, interleaved, measure_rates, on_threads, peak_bytes, tensor_bytes, timing
-from benchmarks.memory import Batches, Line
+from benchmarks.memory import Line
 from benchmarks.results import ResultFile
 
 
@@ -138,10 +138,11 @@ def test_rows_are_on_disk_at_once_with_their_machines(tmp_path: Path, monkeypatc
         return ResultFile(path)
 
     file = opened("a")
-    for case in ("one", "two"):
-        file.add({"case": case, "value": 5, "failures": {}})
-    file.add({"case": "three", "failures": {"eager": "wrong"}})
-    assert json.loads(path.read_text()) == {"machines": [file.now], "rows": list(file.rows.values())}
+    rows = [{"case": "one", "value": 5, "failures": {}}, {"case": "two", "value": 5, "failures": {}}]
+    rows.append({"case": "three", "failures": {"eager": "wrong"}})
+    for row in rows:
+        file.add(row)
+    assert json.loads(path.read_text()) == {"machines": [file.now], "rows": [{**row, "machine": 0} for row in rows]}
 
     again = opened("a", "tomorrow")
     assert [again.has(case) for case in ("one", "three", "four")] == [True, False, False]
@@ -149,9 +150,9 @@ def test_rows_are_on_disk_at_once_with_their_machines(tmp_path: Path, monkeypatc
     assert not other.has("one")
     other.add({"case": "one", "value": 6, "failures": {}})
     stored = json.loads(path.read_text())
-    assert [machine["commit"] for machine in stored["machines"]] == ["a", "b"]
+    assert [machine["commit"] for machine in stored["machines"]] == ["b", "a"]
     assert [(row["case"], row.get("value"), row["machine"]) for row in stored["rows"]] == [
-        ("one", 6, 1), ("two", 5, 0), ("three", None, 0),
+        ("one", 6, 0), ("two", 5, 1), ("three", None, 1),
     ]  # fmt: skip
     for case in ("two", "three"):
         other.add({"case": case, "failures": {}})

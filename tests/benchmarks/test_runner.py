@@ -16,11 +16,9 @@ from torch import Tensor
 
 from benchmarks import conftest as benchmarks_conftest
 from benchmarks import session as session_module
-from benchmarks.case import Case, Rates
+from benchmarks.case import Batches, Case, Rates
 from benchmarks.cases import cases_of
-from benchmarks.conftest import ReplayClock
 from benchmarks.markdown import case_table, short
-from benchmarks.memory import Batches
 from benchmarks.session import Outcome, Plan, Session, summarise
 
 pytest_plugins = ["pytester"]
@@ -55,8 +53,7 @@ def test_peers_that_agree_pass_and_are_shown(run: Run) -> None:
             "*benchmark 'pyramid_concat, VOC 473, 3x4, float32, NCHW, forward, semseg': 3 tests*",
             "*pspnet_fast compared with its peers*",
             "copy 100 GB/s*",
-            "pyramid_concat, VOC 473, 3x4, float32, NCHW, forward",
-            "as semseg: align_corners=True, x_first=True, kernel=3, narrowed=1, normalised_1x1=True",
+            "pyramid_concat, VOC 473, 3x4, float32, NCHW, forward, semseg",
             "floor: 0.01 ms for 1 MB, 0.001 ms for 0.001 GFLOP in float32",
             "| * | median | p20 to p80 | x ours | peak | of floor |",
             "| eager | * ms | * to * | * | 3 MB | * % |",
@@ -223,7 +220,7 @@ def test_largest_batches_follow_from_two_peaks(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_floors_are_of_the_best_rates_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = iter([Rates(40.0, 30.0, 100.0, 400.0), Rates(20.0, 50.0, 200.0, 300.0), Rates(1.0, 2.0, 3.0, 4.0)])
+    found = iter([Rates(40.0, 100.0, 400.0), Rates(20.0, 200.0, 300.0), Rates(1.0, 3.0, 4.0)])
     clocks: list[object] = []
 
     def measure_rates(device: str, *, clock: object, **_: object) -> Rates:
@@ -236,9 +233,9 @@ def test_floors_are_of_the_best_rates_of_the_run(monkeypatch: pytest.MonkeyPatch
     cases[2] = replace(cases[2], processor_time=True)
     session = Session(Plan("cpu", 1, 0.0), {case.id: ["eager"] for case in cases})
     first, second, by_processor = (session.outcome(case, "operators", timed=True).row["rates"] for case in cases)
-    assert first == {"copy": 40.0, "read": 30.0, "float32": 100.0, "bfloat16": 400.0}
-    assert second == {"copy": 40.0, "read": 50.0, "float32": 200.0, "bfloat16": 400.0}
-    assert by_processor == {"copy": 1.0, "read": 2.0, "float32": 3.0, "bfloat16": 4.0}
+    assert first == {"copy": 40.0, "float32": 100.0, "bfloat16": 400.0}
+    assert second == {"copy": 40.0, "float32": 200.0, "bfloat16": 400.0}
+    assert by_processor == {"copy": 1.0, "float32": 3.0, "bfloat16": 4.0}
     assert clocks == [time.perf_counter, time.perf_counter, time.process_time]
 
 
@@ -252,15 +249,6 @@ def test_ratios_and_floor() -> None:
     )
     assert (row["ours"], row["floor_reached"]["pspnet_fast cuda"]) == ("pspnet_fast cuda", 0.5)
     assert row["ratio"] == {name: value / 2 for name, value in times.items()}
-
-
-def test_replayed_rounds_are_what_was_timed() -> None:
-    clock = ReplayClock()
-    clock.load([0.5, 0.1 + 0.2])
-    readings = [clock() for _ in range(4)]
-    assert [end - start for start, end in zip(readings[::2], readings[1::2], strict=True)] == [0.5, 0.1 + 0.2]
-    with pytest.raises(StopIteration):
-        clock()
 
 
 def test_table_has_the_columns_that_were_measured() -> None:
