@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -17,15 +17,23 @@ from pspnet_fast.files import output_errors
 from .errors import ConfigError
 
 
-class Logger(Protocol):
-    """What a run tells a logger. The step never decreases, but for a run that resumes from an earlier checkpoint."""
+class Logger:
+    """What a run tells a logger; this one leaves it at the tables.
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None: ...
+    The step never decreases, but for a run that resumes from an earlier checkpoint.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
+        """See :func:`open_logger`."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers by their names."""
 
     def picture(self, tag: str, picture: Tensor, step: int) -> None:
         """``picture`` is uint8 [H, W, 3]."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """The run has ended."""
 
 
 def open_logger(name: str, folder: Path, config: Mapping[str, Any], step: int) -> Logger:
@@ -39,22 +47,11 @@ def open_logger(name: str, folder: Path, config: Mapping[str, Any], step: int) -
     Raises:
         ConfigError: its library is not installed.
     """
-    return {"none": NoLogger, "tensorboard": TensorBoard, "wandb": Wandb, "mlflow": Mlflow}[name](folder, config, step)
+    kinds = {"none": Logger, "tensorboard": TensorBoard, "wandb": Wandb, "mlflow": Mlflow}
+    return kinds[name](folder, config, step)
 
 
-class NoLogger:
-    """The tables alone."""
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None: ...
-
-    def picture(self, tag: str, picture: Tensor, step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TensorBoard:
+class TensorBoard(Logger):
     """In the folder ``tensorboard`` of the run."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
@@ -88,7 +85,7 @@ class TensorBoard:
             self.thread_hook(error)
 
 
-class Wandb:
+class Wandb(Logger):
     """A run of Weights & Biases; a resumed one continues it. The project is WANDB_PROJECT, or pspnet_fast."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
@@ -114,7 +111,7 @@ class Wandb:
         self.run.finish()
 
 
-class Mlflow:
+class Mlflow(Logger):
     """A run of MLflow at MLFLOW_TRACKING_URI; a resumed one continues it."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:

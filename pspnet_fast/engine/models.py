@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from pspnet_fast.data import DatasetInfo, eval_transform
@@ -21,6 +22,8 @@ from .config_io import config_from_dict
 from .errors import CheckpointError, ConfigError, InferenceError
 from .inference import autocast, label_strips, predict_probabilities
 from .losses import build_loss
+
+DATASET = TypeAdapter(DatasetInfo)  # between a data set's description and the plain values that a checkpoint holds
 
 
 def build_model(
@@ -70,16 +73,6 @@ def build_model(
             if report is not None:
                 report(line)
     return model
-
-
-def dataset_record(info: DatasetInfo) -> dict[str, Any]:
-    """A data set's description as plain values, for a checkpoint."""
-    return {
-        "name": info.name,
-        "classes": list(info.classes),
-        "palette": [list(color) for color in info.palette],
-        "ignore_index": info.ignore_index,
-    }
 
 
 @dataclass(frozen=True)
@@ -157,7 +150,7 @@ def load_trained(
     if "config" in state and "dataset" in state:
         with checkpoint.interpreting(path):
             config = config_from_dict(state["config"], source=str(path))
-            info = read_dataset_record(state["dataset"])
+            info = DATASET.validate_python(state["dataset"])
     elif config is None or info is None:
         raise CheckpointError(
             f"{path}: does not say which network it holds; name its configuration (--config) and data set (--data)"
@@ -213,16 +206,6 @@ def _load_checkpoint(model: PSPNet, file: str) -> str:
         return str(load_checkpoint_weights(model, state))
     done = load_checkpoint_weights(model, state, skip=CLASS_LAYERS)
     return f"{done}; it has {theirs} classes and this network {model.classes}: the class layers start anew"
-
-
-def read_dataset_record(record: Mapping[str, Any]) -> DatasetInfo:
-    """The inverse of :func:`dataset_record`."""
-    return DatasetInfo(
-        name=record["name"],
-        classes=tuple(record["classes"]),
-        palette=tuple((int(r), int(g), int(b)) for r, g, b in record["palette"]),
-        ignore_index=record["ignore_index"],
-    )
 
 
 def _describe(options: ModelConfig) -> str:

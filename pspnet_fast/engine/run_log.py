@@ -25,12 +25,12 @@ from pspnet_fast.machine import describe_machine, git_commit
 
 from .config import TrainConfig
 from .loggers import open_logger
+from .watch import LINE_SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = Mapping[str, Any]
-LINE_SECONDS = 30.0  # at most between two lines where there is no terminal for a bar
 
 
 class CsvTable:

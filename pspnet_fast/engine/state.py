@@ -21,7 +21,7 @@ from .config_io import changed_keys
 from .distributed import World
 from .errors import CheckpointError, ConfigError
 from .losses import build_loss
-from .models import build_model, check_classes, dataset_record, read_dataset_record
+from .models import DATASET, build_model, check_classes
 from .optim import Schedule, averaged_updates, averaged_weights, build_optimizer
 from .sampling import mix
 
@@ -159,7 +159,7 @@ class TrainingState:
         if "model" in state and "optimizer" not in state:
             raise CheckpointError(f"{path}: holds weights only; to start from them use model.weights={path}")
         with checkpoint.interpreting(path):
-            check_classes(path, read_dataset_record(state["dataset"]), self.info)
+            check_classes(path, DATASET.validate_python(state["dataset"]), self.info)
             self._restore_model(self.model, state["model"], path)
             self._restore_optimizer(state["optimizer"], state["config"]["optim"].get("name", "sgd"), path)
             if state["scaler"] and self.scaler.is_enabled():
@@ -211,7 +211,7 @@ class TrainingState:
             "format": checkpoint.FORMAT,
             "step": self.step,
             "config": self.config.to_dict(),
-            "dataset": dataset_record(self.info),
+            "dataset": DATASET.dump_python(self.info, mode="json"),
         }
 
 

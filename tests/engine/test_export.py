@@ -13,7 +13,7 @@ from test_commands import call
 from pspnet_fast.data import DATASETS
 from pspnet_fast.deploy.runtimes import onnxruntime_run, openvino_run
 from pspnet_fast.engine import build_model, config_from_dict
-from pspnet_fast.engine.models import dataset_record
+from pspnet_fast.engine.models import DATASET
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
 pytest.importorskip("onnxruntime", reason="needs the extra [export]")
@@ -28,7 +28,7 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = config_from_dict({"model": {"layers": 18}, "run": {"max_steps": 1}})
     model = build_model(config.model, INFO.num_classes)
     file = tmp_path_factory.mktemp("run") / "best.pt"
-    torch.save({"model": model.state_dict(), "config": config.to_dict(), "dataset": dataset_record(INFO)}, file)
+    torch.save({"model": model.state_dict(), "config": config.to_dict(), "dataset": DATASET.dump_python(INFO)}, file)
     return file
 
 
