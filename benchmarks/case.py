@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.memory import Line
 
+MEMORIES = (8, 24, 80)  # in GB, of GPUs
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 Results = tuple[Tensor, ...]
 Call = Callable[[], Results]
@@ -158,10 +159,18 @@ class Batches:
     weights_bytes: int
     image_bytes: int
 
-    def line(self, peaks: dict[str, int]) -> Line:
+    def line(self, peaks: Mapping[str, float]) -> Line:
         """All memory over the batch, from a call's peaks at both sizes."""
-        line = Line.through({int(batch): size for batch, size in peaks.items()})
+        line = Line.through(peaks)
         return Line(line.fixed + self.weights_bytes, line.each + self.image_bytes)
+
+    def largest(self, peaks: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, int | None]]:
+        """The largest batch in each of :data:`MEMORIES`, from every peer's peaks at both sizes."""
+        lines = {peer: self.line(at) for peer, at in peaks.items()}
+        return {
+            str(memory): {peer: line.largest(memory * 1e9, self.least) for peer, line in lines.items()}
+            for memory in MEMORIES
+        }
 
 
 def differentiated(function: Callable[..., Tensor], leaves: Sequence[Tensor], upstream: Tensor) -> Results:

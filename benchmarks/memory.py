@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +19,15 @@ class Line:
     each: float
 
     @classmethod
-    def through(cls, measured: dict[int, int]) -> Line:
-        """The line through the bytes at two batch sizes.
+    def through(cls, measured: Mapping[str, float]) -> Line:
+        """The line through the bytes at two batch sizes, which are the keys (as JSON has them).
 
         Raises:
             ValueError: there are not two.
         """
         if len(measured) != 2:
             raise ValueError(f"a line needs the memory at two batch sizes, not at {sorted(measured)}")
-        (small, least), (large, most) = sorted(measured.items())
+        (small, least), (large, most) = sorted((int(batch), size) for batch, size in measured.items())
         each = (most - least) / (large - small)
         return cls(least - small * each, each)
 

@@ -38,9 +38,14 @@ class Setting:
         return f"PSPNet{self.layers}, {dimensions(self.batch, 3, *self.size)}, {self.classes} classes"
 
 
-def network(peer: str, setting: Setting) -> nn.Module:
-    """The stock network or this package's, with the same weights."""
-    return _network(peer, setting, stock_network(setting))
+def network(peer: str, setting: Setting, stock: nn.Module | None = None) -> nn.Module:
+    """The stock network or this package's, with the weights of ``stock``; by default with random ones."""
+    net = stock_network(setting) if stock is None else stock
+    if is_ours(peer):
+        weights = net.state_dict()
+        net = pspnet_fast.PSPNet(layers=setting.layers, classes=setting.classes, pretrained=False)
+        net.load_state_dict(weights)
+    return net.to(setting.place.device, memory_format=LAYOUTS[setting.place.layout])  # type: ignore[call-overload]
 
 
 def evaluated_network(peer: str, setting: Setting) -> nn.Module:
@@ -60,21 +65,13 @@ def evaluated_network(peer: str, setting: Setting) -> nn.Module:
         classifier = cast(nn.Conv2d, stock.cls[4])
         classifier.weight.div_(deviation.view(-1, 1, 1, 1))
         cast(torch.Tensor, classifier.bias).sub_(mean).div_(deviation)
-    return _network(peer, setting, stock).eval()
+    return network(peer, setting, stock).eval()
 
 
 def stock_network(setting: Setting) -> PlainPSPNet:
     """The stock network with random weights."""
     torch.manual_seed(0)
     return PlainPSPNet(layers=setting.layers, classes=setting.classes)
-
-
-def _network(peer: str, setting: Setting, net: nn.Module) -> nn.Module:
-    if is_ours(peer):
-        weights = net.state_dict()
-        net = pspnet_fast.PSPNet(layers=setting.layers, classes=setting.classes, pretrained=False)
-        net.load_state_dict(weights)
-    return net.to(setting.place.device, memory_format=LAYOUTS[setting.place.layout])  # type: ignore[call-overload]
 
 
 def build_training(setting: Setting, peer: str, net: nn.Module | None = None) -> Call:

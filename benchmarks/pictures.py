@@ -208,12 +208,9 @@ def figures_of(file: File) -> Iterator[tuple[str, Callable[[File], Figure]]]:
         for axis in MEANING:
             if rows_of_axis(file, axis):
                 yield f"{file['name']}_{axis}", partial(scaling, axis)
-    elif file["name"].startswith("training"):
-        yield file["name"], training
-    elif file["name"].startswith("aux_weight"):
-        yield file["name"], aux_weight
-    elif file["name"].startswith("runtimes"):
-        yield file["name"], runtimes
+    for table in (training, aux_weight, runtimes):
+        if file["name"].startswith(table.__name__):
+            yield file["name"], table
 
 
 def digest(file: File) -> str:

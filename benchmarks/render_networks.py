@@ -124,7 +124,7 @@ def _on_gpus(row: Row, gpus: Sequence[File]) -> Iterator[str]:
             continue
         parts = []
         for peer, at in row["tensor_bytes_at"].items():
-            line = Line.through({int(batch): size for batch, size in at.items()})
+            line = Line.through(at)
             if (measured := there["peak_bytes"].get(PEERS.get(peer, peer))) is not None:
                 parts.append(f"{NAMES[peer]} {gigabytes(measured)}, tensors {gigabytes(line.at(int(other[1])))}")
         device, batch = gpu["machine"]["device"], other[1]

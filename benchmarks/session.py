@@ -35,14 +35,12 @@ class Plan:
         device: "cpu" or "cuda".
         rounds, seconds: at least so many rounds, and more until a peer has had so many seconds on average.
         quick: whether the machine's rates are measured quickly.
-        memories: in GB, for which the largest batch of a network is computed.
     """
 
     device: str
     rounds: int
     seconds: float
     quick: bool = False
-    memories: tuple[float, ...] = (8.0, 24.0, 80.0)
 
 
 @dataclass
@@ -185,12 +183,7 @@ class Session:
         row["memory_batches"] = [small, large]
         both = {peer: {str(small): row["peak_bytes"][peer], str(large): second[peer]} for peer in second}
         row |= {"peak_bytes_at": both, "weights_bytes": batches.weights_bytes, "image_bytes": batches.image_bytes}
-        row["largest_batch"] = {
-            f"{memory:g}": {
-                peer: batches.line(peaks).largest(memory * 1e9, batches.least) for peer, peaks in both.items()
-            }
-            for memory in self.plan.memories
-        }
+        row["largest_batch"] = batches.largest(both)
 
 
 # ---- parts of it, some of which run in processes of their own --------------------------------------------------------

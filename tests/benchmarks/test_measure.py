@@ -102,14 +102,14 @@ def test_tensors_are_counted_without_computing() -> None:
 
 
 def test_line_through_two_batches() -> None:
-    line = Line.through({4: 1100, 2: 600})
+    line = Line.through({"4": 1100, "2": 600})
     assert (line.fixed, line.each) == (100, 250)
     assert [line.largest(limit) for limit in (1100, 1099, 10)] == [4, 3, 0]
     assert (line.largest(600, least=2), line.largest(599, least=2)) == (2, 0)
-    assert Line.through({1: 500, 2: 500}).largest(10**9) is None
+    assert Line.through({"1": 500, "2": 500}).largest(10**9) is None
     assert [line.at(batch) for batch in (0, 4)] == [100, 1100]
-    with pytest.raises(ValueError, match=r"two batch sizes, not at \[2\]"):
-        Line.through({2: 600})
+    with pytest.raises(ValueError, match=r"two batch sizes, not at \['2'\]"):
+        Line.through({"2": 600})
     batches = Batches(at=str, sizes=(2, 4), least=2, weights_bytes=1000, image_bytes=50)
     assert batches.line({"2": 600, "4": 1100}) == Line(1100, 300)
 

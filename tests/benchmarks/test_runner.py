@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import conftest as benchmarks_conftest
 from benchmarks import session as session_module
-from benchmarks.case import Batches, Case, Rates
+from benchmarks.case import MEMORIES, Batches, Case, Rates
 from benchmarks.cases import cases_of
 from benchmarks.markdown import case_table, short
 from benchmarks.session import Outcome, Plan, Session, summarise
@@ -169,8 +168,8 @@ def test_pytest_alone_collects_the_tests_alone(pytestconfig: pytest.Config) -> N
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def measured(case: Case, peers: list[str], **plan: Any) -> Outcome:
-    session = Session(Plan("cpu", rounds=1, seconds=0.0, quick=True, **plan), {case.id: peers})
+def measured(case: Case, peers: list[str]) -> Outcome:
+    session = Session(Plan("cpu", rounds=1, seconds=0.0, quick=True), {case.id: peers})
     return session.outcome(case, "operators", timed=True)
 
 
@@ -209,10 +208,9 @@ def test_largest_batches_follow_from_two_peaks(monkeypatch: pytest.MonkeyPatch) 
     )
     at = [fake_case(RIGHT, labels={"shape": "", "batch": batch}) for batch in range(17)]
     batches = Batches(at.__getitem__, (2, 16), least=2, weights_bytes=10**8, image_bytes=10**6)
-    row = measured(replace(at[2], batches=batches), list(RIGHT), memories=(1.0, 0.1)).row
+    row = measured(replace(at[2], batches=batches), list(RIGHT)).row
     assert row["largest_batch"] == {
-        "1": {"eager": 800 // 21, "compile": 800 // 21, "pspnet_fast cpu": 800 // 11},
-        "0.1": dict.fromkeys(RIGHT, 0),
+        str(memory): {peer: (1000 * memory - 200) // (size + 1) for peer, size in sizes.items()} for memory in MEMORIES
     }
     assert row["peak_bytes_at"]["eager"] == {"2": 140_000_000, "16": 420_000_000}
     for peer, rate in row["images_per_second"].items():
