@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pspnet_fast.data.classes import DatasetError
 from pspnet_fast.data.dataset import SegmentationDataset
@@ -147,28 +147,13 @@ def _label_counts(dataset: Any, index: int) -> Tensor:
     return _count(dataset.read_label(index))
 
 
-def mapped(function: Callable[[int], Any], indices: Sequence[int], workers: int) -> Iterable[Any]:
+def mapped(function: Callable[[Any], Any], indices: Sequence[int], workers: int) -> Iterable[Any]:
     """The function's results, in order, from loader processes (0: from this one)."""
     return DataLoader(
-        _Mapped(function, indices),
+        indices,  # type: ignore[arg-type]
         batch_size=None,
         num_workers=workers,
-        collate_fn=_unchanged,
+        collate_fn=function,  # the samples are the indices, one by one
         worker_init_fn=start_loader_process,
         generator=torch.Generator(),  # starting the loader leaves alone the stream that dropout draws from
     )
-
-
-class _Mapped(Dataset[Any]):
-    def __init__(self, function: Callable[[int], Any], indices: Sequence[int]) -> None:
-        self.function, self.indices = function, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Any:
-        return self.function(self.indices[position])
-
-
-def _unchanged(sample: Any) -> Any:
-    return sample

@@ -12,6 +12,7 @@ from matplotlib import pyplot
 from matplotlib.patches import Patch
 
 from pspnet_fast.data import SegmentationDataset, read_image
+from pspnet_fast.data.labels import color_text
 from pspnet_fast.demo.compare_training import Run, plot_losses
 from pspnet_fast.engine.pictures import colorize
 from pspnet_fast.engine.predict import Written
@@ -41,7 +42,7 @@ def contact_sheet(dataset: SegmentationDataset, written: Sequence[Written], pict
     for axis, title in zip(axes[0], ("image", "label", "prediction"), strict=True):
         axis.set_title(title, fontsize=11)
     patches = [
-        Patch(color="#{:02x}{:02x}{:02x}".format(*color), label=name)
+        Patch(color=color_text(color), label=name)
         for name, color in zip(dataset.info.classes, dataset.info.palette, strict=True)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=9)

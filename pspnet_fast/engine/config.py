@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
-from pspnet_fast.data import IMAGE_SUFFIXES, OwnLabels
+from pspnet_fast.data import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD, OwnLabels
 from pspnet_fast.data.own import parse_color
 from pspnet_fast.reference import DEFAULT_AUX_WEIGHT
 
@@ -93,8 +93,8 @@ class DataConfig(Section):
     cat_max_ratio: Annotated[Real, Field(gt=0, le=1)] = 1.0
     jitter: Fraction = 0.0  # of brightness, contrast and saturation, and a quarter of it of the hue
     transform: str | None = None  # package.module:function of (image, label), called before the crop
-    mean: Triple[NonNegative] = (0.485, 0.456, 0.406)  # of pixel values from 0 to 1
-    std: Triple[Positive] = (0.229, 0.224, 0.225)
+    mean: Triple[NonNegative] = IMAGENET_MEAN  # of pixel values from 0 to 1
+    std: Triple[Positive] = IMAGENET_STD
     value_range: Pair[Real] | None = None  # (black, white) of images with more than 8 bits a sample
     max_pixels: Count | None = None  # of a picture file; none = Pillow's limit
     workers: CountOrZero = 4  # loader processes for each training process

@@ -17,6 +17,7 @@ from rich.text import Text
 from pspnet_fast.data.classes import DatasetError
 from pspnet_fast.data.files import expand
 from pspnet_fast.data.guess import ClassGuess, find_classes
+from pspnet_fast.data.labels import color_text
 from pspnet_fast.data.own import IGNORED
 from pspnet_fast.data.pairing import Pairing, find_pairs
 from pspnet_fast.data.reading import read_header
@@ -160,9 +161,7 @@ def _table(found: ClassGuess, title: str) -> Table:
         names.setdefault(IGNORED, []).append(str(found.ignore_value))
     for index, name in enumerate([*found.classes, IGNORED]):
         color = found.classes.get(name)
-        own = (
-            [] if color is None else ["#{:02x}{:02x}{:02x}".format(*color) if found.coding == "colors" else str(index)]
-        )
+        own = [] if color is None else [color_text(color) if found.coding == "colors" else str(index)]
         pixels = found.pixels[name]
         table.add_row(
             Text(name if name != IGNORED else "(does not count)"),
