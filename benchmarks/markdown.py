@@ -202,20 +202,19 @@ def without_page_faults(row: Row) -> str:
     return times(advantage(medians({"milliseconds": kept, "ours": row["ours"]}))) if kept else NOTHING
 
 
+def _both(stock: float | None, ours: float | None) -> str:
+    return NOTHING if stock is None or ours is None else f"{short(stock / 1e6)} : {megabytes(ours)}"
+
+
 def memory_cell(row: Row) -> str:
     """Peak memory of the better stock variant and of this package, and their ratio."""
-    memory = peaks(row)
-    stock, ratio = better(memory), advantage(memory)
-    if stock is None or ratio is None:
-        return NOTHING
-    return f"{short(stock / 1e6)} : {megabytes(memory[OURS])} ({times(ratio)})"
+    memory, ratio = peaks(row), advantage(peaks(row))
+    return _both(better(memory), memory.get(OURS)) + ("" if ratio is None else f" ({times(ratio)})")
 
 
 def extra_memory(row: Row) -> str:
     """Peak memory of eager and of this package."""
-    memory = peaks(row)
-    both = {EAGER, OURS} <= set(memory)
-    return f"{short(memory[EAGER] / 1e6)} : {megabytes(memory[OURS])}" if both else NOTHING
+    return _both(peaks(row).get(EAGER), peaks(row).get(OURS))
 
 
 OPERATOR: Column = ("operator", "l", lambda row: f"`{row['operator']}`")
