@@ -15,7 +15,7 @@ pytest.importorskip("typer", reason="the engine needs the extra [train]")
 pytest.importorskip("pydantic", reason="the engine needs the extra [train]")
 pytest.importorskip("torchmetrics", reason="the engine needs the extra [train]")
 
-from run_files import SHORT, call
+from run_files import SHORT, TINY, call
 
 from pspnet_fast.data import DATASETS, write_scenes
 from pspnet_fast.engine import TrainConfig, config_from_dict
@@ -59,12 +59,11 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_config(scenes: Path, tmp_path: Path) -> MakeConfig:
-    """A run of 6 steps of 2 crops of 65 pixels; changes are overrides like ``run.max_steps=3``."""
+    """A run of 6 steps of 2 crops, of the smallest network; changes are overrides like ``run.max_steps=3``."""
 
     def make(*changes: str, folder: str = "run") -> TrainConfig:
         tree = {
-            "data": {"name": "scenes", "root": str(scenes), "crop": 65, "workers": 0},
-            "model": {"layers": 18},
+            "data": {"name": "scenes", "root": str(scenes), "workers": 0},
             "optim": {"lr": 0.01, "batch_size": 2},
             "run": {
                 "folder": str(tmp_path / folder),
@@ -75,6 +74,6 @@ def make_config(scenes: Path, tmp_path: Path) -> MakeConfig:
                 "pictures": 0,
             },
         }
-        return config_from_dict(tree, changes)
+        return config_from_dict(tree, (*TINY, *changes))
 
     return make

@@ -15,6 +15,7 @@ from pspnet_fast.engine import TrainConfig, checkpoint
 from pspnet_fast.engine.commands import app
 
 TINY = ("model.backbone=timm/test_resnet", "data.crop=33")  # 0.6 million parameters
+BUILT_IN = ("model.backbone=null", "model.layers=18", "data.crop=65")
 SHORT = (
     "data.crop=65",
     "data.workers=0",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from run_files import saved_step
+from run_files import BUILT_IN, saved_step
 
 from pspnet_fast.engine import ConfigError, checkpoint, dump_config, train
 from pspnet_fast.engine.distributed import World, pick_device
@@ -40,7 +40,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_equal_one_and_go_on_until_a_signal(make_config: MakeConfig, tmp_path: Path) -> None:
     # Crops inside the picture, so that both ranks have as many labelled pixels; no statistics or masks of their own.
-    options = ("model.norm=group", "model.dropout=0", "optim.batch_size=4", "run.max_steps=2", "data.crop=65")
+    options = (*BUILT_IN, "model.norm=group", "model.dropout=0", "optim.batch_size=4", "run.max_steps=2")
     options += ("data.scale=[2, 2]", "data.rotate=0", "optim.accumulate=2", "run.save_every_steps=1")
     dump_config(make_config(*options, folder="two"), tmp_path / "two.yaml")
     result = torchrun("train", str(tmp_path / "two.yaml"))

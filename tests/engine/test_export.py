@@ -25,7 +25,7 @@ INFO = DATASETS["scenes"].info
 def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run leaves."""
     torch.manual_seed(0)
-    config = config_from_dict({"model": {"layers": 18}, "run": {"max_steps": 1}})
+    config = config_from_dict({"model": {"backbone": "timm/test_resnet"}, "run": {"max_steps": 1}})
     model = build_model(config.model, INFO.num_classes)
     file = tmp_path_factory.mktemp("run") / "best.pt"
     torch.save({"model": model.state_dict(), "config": config.to_dict(), "dataset": DATASET.dump_python(INFO)}, file)

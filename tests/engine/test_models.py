@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from run_files import TINY, rows, weights
+from run_files import BUILT_IN, rows, weights
 
 from pspnet_fast.engine import (
     ConfigError,
@@ -124,13 +124,13 @@ def test_weights_of_other_classes_start_the_class_layers_anew(tmp_path: Path) ->
     ],
 )
 def test_losses_of_a_configuration_train(make_config: MakeConfig, change: str) -> None:
-    config = make_config(change, *TINY, "run.max_steps=4", "optim.class_weights=frequency", "optim.aux_weight=0.3")
+    config = make_config(change, "run.max_steps=4", "optim.class_weights=frequency", "optim.aux_weight=0.3")
     result = train(config)
     found = [float(row["loss"]) for row in rows(result.folder / "losses.csv")]
-    plain = train(make_config(*TINY, "run.max_steps=1", "optim.class_weights=frequency", folder="plain"))
+    plain = train(make_config("run.max_steps=1", "optim.class_weights=frequency", folder="plain"))
     assert found[0] != float(rows(plain.folder / "losses.csv")[0]["loss"])
     assert all(map(math.isfinite, found))
-    train(make_config(change, *TINY, "run.max_steps=5", "optim.class_weights=frequency"), resume=True)
+    train(make_config(change, "run.max_steps=5", "optim.class_weights=frequency"), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,8 @@ def test_losses_that_there_are_not(make_config: MakeConfig, change: str, message
 
 
 def test_frozen_backbone_and_recomputation_train(make_config: MakeConfig) -> None:
-    folder = train(make_config("model.freeze=[backbone]", "model.checkpoint=selective", "run.max_steps=2")).folder
+    options = ("model.freeze=[backbone]", "model.checkpoint=selective", "run.max_steps=2")
+    folder = train(make_config(*BUILT_IN, *options)).folder
     torch.manual_seed(0)
     start = build_model(ModelConfig(layers=18), 11)
     state = weights(folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import yaml
-from run_files import TINY, rows, weights
+from run_files import rows, weights
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,7 +29,7 @@ COLORS = dict(zip(CAMVID.classes, map(list, CAMVID.palette), strict=True))
 
 def own(make_config: MakeConfig, root: Path, **data: Any) -> TrainConfig:
     options = {"name": "folder", "root": str(root), "image_folder": "photos", "label_folder": "masks"} | data
-    return make_config(*TINY, "run.max_steps=2", *(f"data.{key}={json.dumps(value)}" for key, value in options.items()))
+    return make_config("run.max_steps=2", *(f"data.{key}={json.dumps(value)}" for key, value in options.items()))
 
 
 @pytest.mark.parametrize("kind", ["colors", "offset"])
@@ -82,7 +82,7 @@ def test_without_validation(make_config: MakeConfig, own_pictures: Path) -> None
     assert not (result.folder / "best.pt").exists()
     assert rows(result.folder / "metrics.csv") == []
     assert load_trained(result.folder / "last.pt").step == 2
-    public = make_config(*TINY, "run.max_steps=1", "data.val_split=null", folder="public")
+    public = make_config("run.max_steps=1", "data.val_split=null", folder="public")
     assert train(public).metrics is None
 
 
@@ -132,7 +132,7 @@ class Squares(Dataset[tuple[Tensor, Tensor]]):
 @pytest.mark.parametrize("weighted", ["none", "frequency"])
 def test_any_torch_data_set(make_config: MakeConfig, dtype: torch.dtype, weighted: str) -> None:
     """Bytes are augmented and normalised as the configuration says, floats are taken as they are."""
-    options = (*TINY, f"optim.class_weights={weighted}", "run.max_steps=3")
+    options = (f"optim.class_weights={weighted}", "run.max_steps=3")
     data = {"dataset": Squares(dtype), "val_dataset": Squares(dtype)}
     straight = train(make_config(*options, folder="straight"), **data)
     assert straight.metrics is not None
@@ -160,9 +160,9 @@ def test_any_torch_data_set(make_config: MakeConfig, dtype: torch.dtype, weighte
 )
 def test_samples_that_are_none(make_config: MakeConfig, sample: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train(make_config(*TINY), dataset=[sample] * 4, info=Squares.info)  # type: ignore[arg-type]
+        train(make_config(), dataset=[sample] * 4, info=Squares.info)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"give info=DatasetInfo\(\.\.\.\), or set data\.classes"):
-        train(make_config(*TINY, folder="other"), dataset=[sample] * 4)  # type: ignore[arg-type]
+        train(make_config(folder="other"), dataset=[sample] * 4)  # type: ignore[arg-type]
 
 
 BYTES = (torch.zeros(3, 40, 40, dtype=torch.uint8), torch.zeros(40, 40).long())
@@ -181,7 +181,7 @@ BYTES = (torch.zeros(3, 40, 40, dtype=torch.uint8), torch.zeros(40, 40).long())
 )
 def test_data_sets_that_are_none(make_config: MakeConfig, dataset: Any, val_dataset: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train(make_config(*TINY, "run.max_steps=1"), dataset=dataset, val_dataset=val_dataset, info=Squares.info)
+        train(make_config("run.max_steps=1"), dataset=dataset, val_dataset=val_dataset, info=Squares.info)
 
 
 def inverted(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,12 +197,12 @@ def alone(image: Tensor, _: Tensor) -> Tensor:
 
 
 def test_a_named_transform(make_config: MakeConfig) -> None:
-    config = make_config(*TINY, f"data.transform={__name__}:inverted", "data.jitter=0.2", "run.max_steps=1")
+    config = make_config(f"data.transform={__name__}:inverted", "data.jitter=0.2", "run.max_steps=1")
     assert train(config).step == 1
-    for name in ("no_such_module:f", f"{__name__}:none", "nothing", f"{__name__}:TINY"):
+    for name in ("no_such_module:f", f"{__name__}:none", "nothing", f"{__name__}:pytest"):
         with pytest.raises(ConfigError, match=rf"data\.transform = {name}"):
-            train(make_config(*TINY, f"data.transform={name}", folder="other"))
+            train(make_config(f"data.transform={name}", folder="other"))
     returned = {"cut": r"uint8 \[3, 63, 96\], uint8 \[64, 96\]", "alone": r"float32 \[3, 64, 96\]"}
     for name, message in returned.items():
         with pytest.raises(ConfigError, match=rf"data\.transform = \S+:{name} returns {message}; it must return"):
-            train(make_config(*TINY, f"data.transform={__name__}:{name}", folder=name))
+            train(make_config(f"data.transform={__name__}:{name}", folder=name))

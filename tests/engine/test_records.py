@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from run_files import TINY, rows
+from run_files import rows
 
 from pspnet_fast.engine import ConfigError, checkpoint, train
 from pspnet_fast.engine.loggers import open_logger
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
 
 
 def test_the_last_checkpoints_stay(make_config: MakeConfig) -> None:
-    options = (*TINY, "run.save_every_steps=1", "run.keep_last=2")
+    options = ("run.save_every_steps=1", "run.keep_last=2")
     folder = train(make_config(*options, "run.max_steps=4")).folder
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-3.pt", "step-4.pt"]
     assert [checkpoint.load(folder / f"step-{step}.pt")["step"] for step in (3, 4)] == [3, 4]
@@ -39,7 +39,7 @@ def test_best_by_another_metric(make_config: MakeConfig, monkeypatch: pytest.Mon
     scripted(
         monkeypatch, [{"miou": 0.5, "accuracy": 0.1}, {"miou": 0.3, "accuracy": 0.6}, {"miou": 0.9, "accuracy": 0.6}]
     )
-    options = (*TINY, "run.validate_every=1", "optim.batch_size=4", "run.best=accuracy")
+    options = ("run.validate_every=1", "optim.batch_size=4", "run.best=accuracy")
     result = train(make_config(*options, "run.max_steps=6"))
     best = checkpoint.load(result.folder / "best.pt")
     assert (best["step"], best["metrics"]["accuracy"], result.best_miou) == (4, 0.6, 0.3)
@@ -47,14 +47,14 @@ def test_best_by_another_metric(make_config: MakeConfig, monkeypatch: pytest.Mon
 
 
 def test_best_by_the_lowest_loss_and_by_a_name_that_is_none(make_config: MakeConfig) -> None:
-    result = train(make_config(*TINY, "run.validate_every=1", "run.best=train_loss", "run.max_steps=8"))
+    result = train(make_config("run.validate_every=1", "run.best=train_loss", "run.max_steps=8"))
     table = rows(result.folder / "metrics.csv")
     lowest = min(table, key=lambda row: float(row["train_loss"]))
     assert checkpoint.load(result.folder / "best.pt")["step"] == int(lowest["step"])
     with pytest.raises(
         ConfigError, match=r"run\.best = 'mIoU' is no metric.*miou, macc, accuracy, train_loss, iou_sky"
     ):
-        train(make_config(*TINY, "run.best=mIoU", "run.max_steps=1", folder="other"))
+        train(make_config("run.best=mIoU", "run.max_steps=1", folder="other"))
     assert not (result.folder.parent / "other").exists()  # nothing was trained before
 
 
@@ -62,7 +62,7 @@ def test_early_stopping(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scripted(monkeypatch, [{"miou": miou} for miou in (0.2, 0.4, 0.3, math.nan, 0.4, 0.4, 0.4)])
-    options = (*TINY, "run.validate_every=1", "optim.batch_size=8", "run.patience=2")
+    options = ("run.validate_every=1", "optim.batch_size=8", "run.patience=2")
     result = train(make_config(*options, "run.max_steps=20"))
     assert result.step == 4  # the second is the best, the third and the fourth are not
     assert "without a better miou: the run ends (run.patience)" in capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_loggers_of_other_libraries(
 ) -> None:
     library = Recorder()
     monkeypatch.setitem(sys.modules, name, library)  # type: ignore[arg-type]
-    folder = train(make_config(*TINY, f"run.logger={name}", "run.max_steps=2", "run.pictures=1")).folder
+    folder = train(make_config(f"run.logger={name}", "run.max_steps=2", "run.pictures=1")).folder
     assert not (folder / "tensorboard").exists()
     logged = [(arguments[0], options["step"]) for call, arguments, options in library.calls if call == scalars]
     losses = [(values["train/loss"], step) for values, step in logged if "train/loss" in values]
@@ -101,7 +101,7 @@ def test_loggers_of_other_libraries(
     assert losses == [(pytest.approx(loss, rel=1e-6), step) for loss, step in expected]
     assert any("val/miou" in values for values, _ in logged)
     assert library.calls[-1][0] == end
-    train(make_config(*TINY, f"run.logger={name}", "run.max_steps=3"), resume=True)
+    train(make_config(f"run.logger={name}", "run.max_steps=3"), resume=True)
     begun = [options for call, _, options in library.calls if call in ("init", "start_run")]
     assert [options.get("id", options.get("run_id")) for options in begun] == [None, "abc"]
     assert sum(call == "log_params" for call, _, _ in library.calls) == (name == "mlflow")
@@ -116,8 +116,8 @@ def test_names_that_mlflow_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_logger_that_is_not_installed(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    config = make_config(*TINY, "run.logger=wandb")
+    config = make_config("run.logger=wandb")
     with pytest.raises(ConfigError, match=r"run\.logger = wandb needs the library: pip install wandb"):
         train(config)
-    folder = train(make_config(*TINY, "run.logger=none", "run.max_steps=1", folder="none")).folder
+    folder = train(make_config("run.logger=none", "run.max_steps=1", folder="none")).folder
     assert not (Path(folder) / "tensorboard").exists()

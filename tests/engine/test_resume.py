@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from run_files import TINY, last_checkpoint, measured, rows, weights
+from run_files import BUILT_IN, last_checkpoint, measured, rows, weights
 
 from pspnet_fast.data import DatasetError
 from pspnet_fast.engine import (
@@ -44,10 +44,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 @pytest.mark.parametrize(
     "extra",
     [
-        (),
-        ("run.amp=bf16", "optim.ema=0.9", "optim.accumulate=2", "optim.batch_size=4", *TINY),
-        ("optim.name=adam", "optim.schedule=cosine", *TINY),
-        ("optim.name=adamw", "optim.schedule=onecycle", "optim.warmup_steps=2", "optim.clip_norm=0.1", *TINY),
+        BUILT_IN,
+        ("run.amp=bf16", "optim.ema=0.9", "optim.accumulate=2", "optim.batch_size=4"),
+        ("optim.name=adam", "optim.schedule=cosine"),
+        ("optim.name=adamw", "optim.schedule=onecycle", "optim.warmup_steps=2", "optim.clip_norm=0.1"),
     ],
 )
 def test_resumed_run_equals_uninterrupted(
@@ -90,18 +90,18 @@ def test_resume_takes_changed_options(make_config: MakeConfig) -> None:
 
 
 def test_resume_refuses_another_network(make_config: MakeConfig) -> None:
-    folder = train(make_config("run.max_steps=1")).folder
+    folder = train(make_config("run.max_steps=1", *BUILT_IN)).folder
     with pytest.raises(CheckpointError, match=r"last\.pt: is of another network"):
-        train(make_config("model.layers=34"), resume=True)
+        train(make_config(*BUILT_IN, "model.layers=34"), resume=True)
     with pytest.raises(CheckpointError, match=r"last\.pt: holds the state of optim\.name=sgd.*model\.weights"):
-        train(make_config("optim.name=adam"), resume=True)
+        train(make_config(*BUILT_IN, "optim.name=adam"), resume=True)
     (folder / "best.pt").replace(folder / "last.pt")
     with pytest.raises(CheckpointError, match=r"weights only.*model\.weights"):
-        train(make_config(), resume=True)
+        train(make_config(*BUILT_IN), resume=True)
 
 
 def test_a_resume_that_is_killed_keeps_the_history(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = train(make_config("run.max_steps=3", *TINY)).folder
+    folder = train(make_config("run.max_steps=3")).folder
     before = (folder / "losses.csv").read_bytes()
 
     def killed(*_: Any) -> None:
@@ -110,9 +110,9 @@ def test_a_resume_that_is_killed_keeps_the_history(make_config: MakeConfig, monk
     with monkeypatch.context() as patch:
         patch.setattr(csv.DictWriter, "writerows", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(make_config("run.max_steps=5", *TINY), resume=True)
+            train(make_config("run.max_steps=5"), resume=True)
     assert (folder / "losses.csv").read_bytes() == before
-    train(make_config("run.max_steps=5", *TINY), resume=True)
+    train(make_config("run.max_steps=5"), resume=True)
     assert (folder / "losses.csv").read_bytes().startswith(before)
     assert [int(row["step"]) for row in rows(folder / "losses.csv")] == [1, 2, 3, 4, 5]
 
@@ -129,11 +129,11 @@ def test_a_signal_saves_the_step_and_stops(
         original(self, *args)
 
     before = signal.getsignal(number)  # a shell's background jobs are started with SIGINT ignored
-    straight = train(make_config(*TINY, folder="straight")).folder
+    straight = train(make_config(folder="straight")).folder
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", step)
         with pytest.raises(SystemExit) as caught:
-            train(make_config(*TINY))
+            train(make_config())
     assert caught.value.code == 128 + number
     said = capfd.readouterr().err
     assert f"{number.name}: stopping after this step and its checkpoint" in said
@@ -141,7 +141,7 @@ def test_a_signal_saves_the_step_and_stops(
     assert "--resume" in said
     assert signal.getsignal(number) == before
 
-    resumed = train(make_config(*TINY), resume=True).folder
+    resumed = train(make_config(), resume=True).folder
     torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=0)
     assert rows(resumed / "losses.csv") == rows(straight / "losses.csv")
 
@@ -154,14 +154,14 @@ def test_a_second_signal_stops_at_once(make_config: MakeConfig, monkeypatch: pyt
 
     monkeypatch.setattr(Trainer, "_train_step", step)
     with pytest.raises(SystemExit):
-        train(make_config(*TINY))
+        train(make_config())
 
 
 @pytest.mark.parametrize("failure", ["signal", "image"])
 def test_a_validation_that_ends_early_costs_no_step(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
-    options = ("run.validate_every=1", "run.max_steps=6", *TINY)
+    options = ("run.validate_every=1", "run.max_steps=6")
     straight = train(make_config(*options, folder="straight")).folder
 
     def evaluate(*_: Any, **__: Any) -> None:
@@ -185,10 +185,10 @@ def test_a_validation_that_ends_early_costs_no_step(
 def test_a_finished_run_is_not_validated_again(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = train(make_config("run.max_steps=2", *TINY))
+    first = train(make_config("run.max_steps=2"))
     before = {name: (first.folder / name).read_bytes() for name in ("metrics.csv", "losses.csv", "best.pt")}
     monkeypatch.setattr(train_module, "evaluate_loader", None)
-    again = train(make_config("run.max_steps=2", *TINY), resume=True)
+    again = train(make_config("run.max_steps=2"), resume=True)
     assert again.metrics is None
     assert again.best_miou == first.best_miou
     assert {name: (first.folder / name).read_bytes() for name in before} == before
@@ -196,25 +196,25 @@ def test_a_finished_run_is_not_validated_again(
 
 
 def test_a_checkpoint_of_an_earlier_version_resumes(make_config: MakeConfig) -> None:
-    folder = train(make_config("run.max_steps=2", *TINY)).folder
+    folder = train(make_config("run.max_steps=2")).folder
     state = checkpoint.load(folder / "last.pt")
     del state["validated"], state["recent_losses"], state["config"]["model"]["pretrained_partial"]
     del state["config"]["optim"]["name"], state["config"]["optim"]["schedule"]  # stochastic gradient descent, and poly
     checkpoint.save({**state, "best": -1.0}, folder / "last.pt")
-    resumed = train(make_config("run.max_steps=4", *TINY), resume=True)
+    resumed = train(make_config("run.max_steps=4"), resume=True)
     assert resumed.step == 4
     assert [int(row["step"]) for row in rows(folder / "metrics.csv")] == [2, 4]
 
 
 def test_checkpoints_without_an_entry_are_named(make_config: MakeConfig) -> None:
-    folder = train(make_config("run.max_steps=1", *TINY)).folder
+    folder = train(make_config("run.max_steps=1")).folder
     state = checkpoint.load(folder / "last.pt")
     optional = {"format", "epoch", "validated", "recent_losses", "best_miou", "since_best"}
     for key in state.keys() - optional:
         checkpoint.save({name: value for name, value in state.items() if name != key}, folder / "last.pt")
         message = "weights only" if key == "optimizer" else f"no entry '{key}'"
         with pytest.raises(CheckpointError, match=rf"last\.pt: .*{message}"):
-            train(make_config("run.max_steps=2", *TINY), resume=True)
+            train(make_config("run.max_steps=2"), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_checkpoints_without_an_entry_are_named(make_config: MakeConfig) -> None
     ],
 )
 def test_another_network_is_described_in_short(make_config: MakeConfig, change: str, message: str) -> None:
-    train(make_config("run.max_steps=1"))
+    train(make_config(*BUILT_IN, "run.max_steps=1"))
     with pytest.raises(CheckpointError, match=message) as caught:
-        train(make_config("run.max_steps=1", change), resume=True)
+        train(make_config(*BUILT_IN, "run.max_steps=1", change), resume=True)
     assert len(str(caught.value)) < 1000

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import yaml
-from run_files import TINY, file_size_limit, last_checkpoint, rows, saved_step, weights
+from run_files import BUILT_IN, file_size_limit, last_checkpoint, rows, saved_step, weights
 from torch import Tensor
 
 from pspnet_fast import use_backend
@@ -99,7 +99,8 @@ def test_environment_chooses_the_backend(make_config: MakeConfig) -> None:
 
 def test_accumulation_equals_a_larger_batch(make_config: MakeConfig) -> None:
     # Group normalisation, as batch statistics would differ; no dropout, as the masks would. Crops of unequal padding.
-    options = ("model.norm=group", "model.dropout=0", "optim.batch_size=4", "run.max_steps=2", "data.crop=97")
+    options = (*BUILT_IN, "model.norm=group", "model.dropout=0", "data.crop=97")
+    options += ("optim.batch_size=4", "run.max_steps=2")
     whole = train(make_config(*options, folder="whole")).folder
     parts = train(make_config(*options, "optim.accumulate=4", folder="parts")).folder
     for a, b in zip(rows(whole / "losses.csv"), rows(parts / "losses.csv"), strict=True):
@@ -148,7 +149,7 @@ def test_divergence_names_step_and_remedy(make_config: MakeConfig) -> None:
 def test_schedule_by_time_ends_on_time(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count()
     monkeypatch.setattr(Progress, "elapsed", lambda _: float(next(seconds)))
-    changes = ("optim.schedule_by=time", "run.max_steps=null", "run.max_minutes=0.25", "run.log_every=1", *TINY)
+    changes = ("optim.schedule_by=time", "run.max_steps=null", "run.max_minutes=0.25", "run.log_every=1")
     result = train(make_config(*changes))
     rates = [float(row["lr"]) for row in rows(result.folder / "losses.csv")]
     assert 10 < result.step == len(rates) <= 15
@@ -182,7 +183,7 @@ def test_group_weights_and_fine_tuning(make_config: MakeConfig) -> None:
 )
 def test_mistakes_are_named(make_config: MakeConfig, change: str, message: str) -> None:
     with pytest.raises(Exception, match=message) as caught:
-        train(make_config(change))
+        train(make_config(*BUILT_IN, change))
     assert type(caught.value).__name__ in ("ConfigError", "DatasetError")
 
 
@@ -209,11 +210,11 @@ def test_config_is_checked_first() -> None:
 
 def test_a_step_that_spoils_the_weights_is_not_saved(make_config: MakeConfig) -> None:
     # The loss of a step is computed before its update, so the checkpoint comes before a loss that is not finite.
-    config = make_config("optim.lr=1e39", "run.log_every=1", "run.save_every_steps=1", *TINY)
+    config = make_config("optim.lr=1e39", "run.log_every=1", "run.save_every_steps=1")
     with pytest.raises(DivergedError, match=r"is not finite after step 1.*last\.pt is not overwritten"):
         train(config)
     assert checkpoint.load(last_checkpoint(config))["step"] == 0
-    assert train(make_config("run.max_steps=3", *TINY), resume=True).step == 3
+    assert train(make_config("run.max_steps=3"), resume=True).step == 3
 
 
 def test_the_folder_is_named_first_and_progress_goes_on(
@@ -231,9 +232,9 @@ def test_the_folder_is_named_first_and_progress_goes_on(
         return original(*args, **options)
 
     monkeypatch.setattr(train_module, "evaluate_loader", evaluate)
-    folder = make_config(*TINY).run.folder
+    folder = make_config().run.folder
     monkeypatch.setattr(Trainer, "__init__", announced(capsys, f"run folder: {folder}\n", Trainer.__init__))
-    train(make_config("run.max_steps=2", *TINY))
+    train(make_config("run.max_steps=2"))
 
 
 def announced(capsys: pytest.CaptureFixture[str], text: str, original: Any) -> Any:
@@ -283,7 +284,7 @@ def test_tensorboard_on_a_full_disk(make_config: MakeConfig, tmp_path: Path) -> 
 
 def test_a_full_disk_is_found_before_the_first_step(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "_train_step", None)
-    config = make_config(*TINY)
+    config = make_config()
     with file_size_limit(100_000), pytest.raises(CheckpointError, match=r"last\.pt: cannot be written"):
         train(config)
     assert not list(Path(str(config.run.folder)).glob("*.part"))
