@@ -1,100 +1,115 @@
-"""A pass of Inductor for the losses that Dynamo hides from the mode.
+"""A pass of Inductor for what Dynamo hides from the mode.
 
 A criterion that is made inside a forward (``CrossEntropyLoss(ignore_index=255)(logits, labels)``, as in transformers)
-is put into the graph without a call that a mode could see.
+is put into the graph without a call that a mode could see. Behind a graph break, as transformers' encoders have one,
+the mode is not traced any more.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from pspnet_fast.fusion.segments import pair
+from pspnet_fast.fusion import conv_plans, graph_nodes, segments, traced_heads, writes
+from pspnet_fast.fusion.conv_plans import conv_plan, refusal
+from pspnet_fast.fusion.graph_nodes import bound, enlargement, is_written, value
+from pspnet_fast.fusion.segments import Geometry, Segment
 from pspnet_fast.fusion.traced_heads import fused_loss, takes
-from pspnet_fast.fusion.writes import writes
 
-_LOSS, _UPSAMPLE = inspect.signature(F.cross_entropy), inspect.signature(F.interpolate)
+_LOSS = inspect.signature(F.cross_entropy)
+# Of functions that are written in C++.
+_CONV = inspect.signature(lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None)
+_CAT = inspect.signature(lambda tensors, dim=0: None)
 
 
-class FuseLosses(CustomGraphPass):
-    """``F.cross_entropy`` of a bilinear ``F.interpolate`` becomes ``upsample_cross_entropy``."""
+class FuseUpsampled(CustomGraphPass):
+    """What reads a bilinear ``F.interpolate`` reads the low-resolution map instead.
+
+    ``F.cross_entropy`` of it becomes ``upsample_cross_entropy``; ``conv2d`` of it, or of a concatenation with it, the
+    form that ``conv_plan`` gives.
+    """
+
+    def __init__(self, loss: bool = True, conv: bool = True) -> None:
+        self.rules = [(F.cross_entropy, fused_loss, _loss)] * loss + [(torch.conv2d, fused_conv, _conv)] * conv
 
     def __call__(self, graph: fx.Graph) -> None:
-        for node in graph.find_nodes(op="call_function", target=F.cross_entropy):
-            replacement = _arguments(node)
-            if replacement is not None:
-                with graph.inserting_before(node):
-                    loss = graph.call_function(fused_loss, replacement)
-                loss.meta.update(node.meta)
-                node.replace_all_uses_with(loss)
-                graph.erase_node(node)  # the map is dropped later; FX's own removal of dead code drops in-place methods
+        for target, fused, arguments in self.rules:
+            for node in graph.find_nodes(op="call_function", target=target):
+                replacement = arguments(node)
+                if replacement is not None:
+                    with graph.inserting_before(node):
+                        result = graph.call_function(fused, replacement)
+                    result.meta.update(node.meta)
+                    node.replace_all_uses_with(result)
+                    # Maps are dropped later; FX's own removal of dead code drops in-place methods.
+                    graph.erase_node(node)
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__, inspect.getfile(fused_loss), inspect.getfile(writes)))
+        sources = [str(module.__file__) for module in (conv_plans, graph_nodes, segments, traced_heads, writes)]
+        return get_hash_for_files((__file__, *sources), str([target.__name__ for target, *_ in self.rules]))
 
 
-def _arguments(node: fx.Node) -> tuple[Any, ...] | None:
-    """Of :func:`fused_loss` for a call of ``F.cross_entropy``, or None where it does not apply."""
-    call = _bound(_LOSS, node)
-    full, target, weight = call["input"], call["target"], call["weight"]
-    if call["size_average"] is not None or call["reduce"] is not None or not takes(_value(target), _value(weight)):
+def _loss(node: fx.Node) -> tuple[Any, ...] | None:
+    """The arguments of :func:`fused_loss` for a call of ``F.cross_entropy``, or None where it does not apply."""
+    call = bound(_LOSS, node)
+    if call is None or call["size_average"] is not None or call["reduce"] is not None:
         return None
-    if not isinstance(full, fx.Node) or full.target is not F.interpolate:
+    found = enlargement(call["input"], node)
+    if found is None or not takes(value(call["target"]), value(call["weight"])):
         return None
-    upsampling = _bound(_UPSAMPLE, full)
-    low = upsampling["input"]
-    if not _is_enlargement(upsampling, _value(low), _value(full)) or _is_written(full, node, (low, full)):
+    options = call["target"], call["weight"], call["ignore_index"], call["reduction"], call["label_smoothing"]
+    return *found, *options, value(call["input"]).dtype
+
+
+def fused_conv(tensors: Sequence[Tensor], geometries: Sequence[Any], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution of maps, of which those with a geometry are upsampled."""
+    pairs = zip(tensors, geometries, strict=True)
+    segments = [Segment(t, None if g is None else Geometry(*g), True) for t, g in pairs]
+    plan = conv_plan(segments, weight, lazy=False)
+    assert plan is not None  # as for the graph
+    return plan.fused(list(tensors), [weight, bias])
+
+
+def _conv(node: fx.Node) -> tuple[Any, ...] | None:
+    """The arguments of :func:`fused_conv` for a call of ``conv2d``, or None where it does not apply."""
+    call = bound(_CONV, node)
+    weight = None if call is None else value(call["weight"])
+    if call is None or not isinstance(weight, Tensor):
         return None
-    options = target, weight, call["ignore_index"], call["reduction"], call["label_smoothing"]
-    return low, bool(upsampling["align_corners"]), *options, _value(full).dtype
+    if refusal(weight, *(call[name] for name in ("stride", "padding", "dilation", "groups"))) is not None:
+        return None
+    parts = [_part(x, node) for x in _maps(call["input"], node)]
+    values = [value(x) for x, _ in parts]
+    if not all(isinstance(x, Tensor) and x.dim() == 4 and all(type(n) is int for n in x.shape) for x in values):
+        return None
+    segments = [Segment(x, geometry, True) for x, (_, geometry) in zip(values, parts, strict=True)]
+    if sum(s.channels for s in segments) != weight.shape[1] or len({x.dtype for x in values}) != 1:
+        return None
+    if conv_plan(segments, weight, lazy=False) is None:
+        return None
+    return [x for x, _ in parts], [g if g is None else tuple(g) for _, g in parts], call["weight"], call["bias"]
 
 
-def _bound(signature: inspect.Signature, node: fx.Node) -> dict[str, Any]:
-    bound = signature.bind(*node.args, **node.kwargs)
-    bound.apply_defaults()
-    return bound.arguments
+def _maps(x: Any, reader: fx.Node) -> list[Any]:
+    """The maps whose concatenation ``x`` is when ``reader`` reads it, or ``x`` alone."""
+    joined = bound(_CAT, x) if isinstance(x, fx.Node) and x.target in (torch.cat, torch.concat) else None
+    if joined is None or joined["dim"] not in (1, -3):
+        return [x]
+    maps = [*joined["tensors"]]
+    return [x] if is_written(x, reader, [x, *maps]) else maps
 
 
-def _value(argument: Any) -> Any:
-    """The tensor without data that Dynamo computed for a node."""
-    return argument.meta.get("example_value") if isinstance(argument, fx.Node) else argument
-
-
-def _is_enlargement(upsampling: dict[str, Any], low: Any, full: Any) -> bool:
-    if not isinstance(low, Tensor) or upsampling["mode"] != "bilinear" or upsampling["antialias"]:
-        return False
-    sizes = list(zip(low.shape[2:], full.shape[2:], strict=True))
-    factors = pair(upsampling["scale_factor"])
-    if factors is not None and not upsampling["align_corners"]:
-        # PyTorch uses the factor itself then: the same where it gives whole sizes.
-        exact = [statically_known_true(n * f == m) for (n, m), f in zip(sizes, factors, strict=True)]
-        if upsampling["recompute_scale_factor"] or not all(exact):
-            return False
-    return all(statically_known_true(n <= m) for n, m in sizes)
-
-
-def _is_written(start: fx.Node, end: fx.Node, maps: tuple[fx.Node, ...]) -> bool:
-    """Whether anything between the nodes writes to the memory of ``maps``, or hooks into their gradient."""
-    memory = {_value(x).untyped_storage()._cdata for x in maps}
-    for node in _between(start, end):
-        function: Any = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
-        first = _value(node.args[0]) if node.args else None
-        hooks = function is Tensor.register_hook or function is Tensor.retain_grad
-        if isinstance(first, Tensor) and (hooks or writes(function, node.args, node.kwargs)):
-            written = [first, _value(node.kwargs.get("out", first))]
-            if any(x.untyped_storage()._cdata in memory for x in written):
-                return True
-    return False
-
-
-def _between(start: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
-    node = start.next
-    while node is not end:
-        yield node
-        node = node.next
+def _part(x: Any, reader: fx.Node) -> tuple[Any, Geometry | None]:
+    """The low-resolution map and its upsampling if ``x`` is one when ``reader`` reads it, else ``x`` itself."""
+    found = enlargement(x, reader)
+    if found is None:
+        return x, None
+    low, align_corners = found
+    before, after = tuple(value(low).shape[2:]), tuple(value(x).shape[2:])
+    return low, None if before == after else Geometry(before, after, align_corners)  # one to the same size copies

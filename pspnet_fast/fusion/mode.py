@@ -40,15 +40,23 @@ def fuse(*, loss: bool = True, conv: bool = True, argmax: bool = True) -> Fuse |
     return Fuse(loss=loss, conv=conv, argmax=argmax)
 
 
-def compile_options() -> dict[str, Any]:
-    """Options with which ``torch.compile`` fuses losses that are made inside a forward, as in transformers.
+def compile_options(*, loss: bool = True, conv: bool = True) -> dict[str, Any]:
+    """Options with which ``torch.compile`` fuses what it shows to no mode, as in models of transformers.
 
-    ``torch.compile(pspnet_fast.accelerate(model), options=pspnet_fast.compile_options())``. Dynamo shows
-    ``nn.CrossEntropyLoss(...)(logits, labels)`` to no mode; everything else is fused without these options as well.
+    ``torch.compile(pspnet_fast.accelerate(model), options=pspnet_fast.compile_options())``. Dynamo hides a criterion
+    that is made inside a forward, and all that stands behind a graph break. Everything else is fused without these
+    options as well.
+
+    Args:
+        loss: fuse cross-entropies.
+        conv: fuse convolutions over (concatenations of) upsampled maps, of shapes that the compiler knows.
+
+    Returns:
+        a new dictionary, to be added to other options.
     """
-    from pspnet_fast.fusion.inductor import FuseLosses
+    from pspnet_fast.fusion.inductor import FuseUpsampled
 
-    return {"pre_grad_custom_pass": FuseLosses()}
+    return {"pre_grad_custom_pass": FuseUpsampled(loss, conv)}
 
 
 class Fuse(TorchFunctionMode):

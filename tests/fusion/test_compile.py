@@ -205,6 +205,70 @@ def test_compile_options_fuse_a_criterion_made_in_forward(change, fused, dynamic
     assert backend.has("pspnet_fast.upsample_cross_entropy") == fused
 
 
+class Joined(Plain):
+    """A convolution over a map and two that are upsampled to its size, or copied."""
+
+    change = staticmethod(lambda full, up, low: None)
+
+    def __init__(self, kernel: int = 1) -> None:
+        super().__init__()
+        self.fuse = nn.Conv2d(24, 8, kernel, padding=kernel // 2)
+
+    def forward(self, x):
+        high = self.backbone(x)
+        low = F.avg_pool2d(high, 2)
+        ups = [F.interpolate(m, high.shape[2:], mode="bilinear", align_corners=False) for m in (high, low)]
+        full = torch.cat([high, *ups], dim=1)
+        self.change(full, ups[1], low)
+        return self.classifier(self.fuse(full))
+
+
+JOINED = {
+    "nothing": (lambda full, up, low: None, True),
+    "a write elsewhere": (lambda full, up, low: (low + 1).mul_(2), True),
+    "a write to the concatenation": (lambda full, up, low: full.mul_(2), False),
+    "a write to the upsampled map": (lambda full, up, low: up.mul_(2), False),
+    "a write to the source": (lambda full, up, low: low.mul_(2), False),
+}
+
+
+@pytest.mark.parametrize(("change", "fused"), JOINED.values(), ids=JOINED)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_compile_options_fuse_a_convolution_that_no_mode_sees(change, fused, kernel):
+    model, (x, _) = Joined(kernel), data()
+    model.change = change
+    expected = training_step(model, lambda x, _: model(x).square().sum(), x, None)
+    for options, wanted in ({}, fused), ({"conv": False}, False):
+        torch._dynamo.reset()
+        backend = Recorder(pspnet_fast.compile_options(**options))
+        compiled = torch.compile(lambda x, _: model(x).square().sum(), backend=backend, fullgraph=True)
+        torch.testing.assert_close(training_step(model, compiled, x, None), expected)
+        assert backend.has("pspnet_fast.pyramid_conv") == wanted
+
+
+def test_compile_options_fuse_a_convolution_behind_a_graph_break():
+    model, (x, target) = Mixed(), data()
+    expected = training_step(model, lambda x, t: F.cross_entropy(model(x), t, ignore_index=255), x, target)
+    model.backbone.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    backend = Recorder(pspnet_fast.compile_options())
+    compiled = torch.compile(with_loss(pspnet_fast.accelerate(model)), backend=backend)
+    torch.testing.assert_close(training_step(model, compiled, x, target), expected)
+    assert backend.has("pspnet_fast.pyramid_conv")
+
+
+@pytest.mark.parametrize("call", ["axis", "symbols"])
+def test_compile_options_leave_what_they_do_not_know(call):
+    def step(low, weight):
+        full = F.interpolate(low, scale_factor=2, mode="bilinear")
+        return F.conv2d(torch.cat([full, full], axis=1) if call == "axis" else torch.cat([full, full], 1), weight)
+
+    backend = Recorder(pspnet_fast.compile_options())
+    low, weight = torch.randn(2, 4, 8, 8), torch.randn(3, 8, 1, 1)
+    compiled = torch.compile(step, backend=backend, fullgraph=True, dynamic=call == "symbols")
+    torch.testing.assert_close(compiled(low, weight), step(low, weight))
+    assert backend.upsamples()
+
+
 def test_behind_a_graph_break_the_block_computes_nothing_twice():
     """Python goes on with the mode that was traced: only the compiler drops what nobody reads."""
     low, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 8, 8))
