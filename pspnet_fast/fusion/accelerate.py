@@ -16,7 +16,7 @@ from pspnet_fast.fusion.report import FusionReport
 from pspnet_fast.ops.operator import exporting
 
 Model = TypeVar("Model", bound=nn.Module)
-_MARK = "_fuses"
+_MARK = "fused"
 
 
 def _fused_forward(forward: Forward, bound: bool) -> Forward:
@@ -91,9 +91,10 @@ def explain(model: nn.Module, *inputs: Any, **keywords: Any) -> FusionReport:
             return report
         own: FusionReport = model.fusion_report  # type: ignore[assignment]
         report.options = own.options
-        model.__dict__["fusion_report"] = report
+        quiet = model.__dict__["_quiet_modules"]
+        model.__dict__.update(fusion_report=report, _quiet_modules=QuietModules())  # every module is looked at
         try:
             model(*inputs, **keywords)
         finally:
-            model.__dict__["fusion_report"] = own
+            model.__dict__.update(fusion_report=own, _quiet_modules=quiet)
     return report

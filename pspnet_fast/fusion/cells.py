@@ -127,15 +127,22 @@ class Cell:
                 cell.materialise()
 
 
-def made_of(tensors: Sequence[Tensor]) -> list[Cell]:
-    """The cells that are made of the memory of ``tensors``."""
-    storages = {t.untyped_storage()._cdata for t in tensors if type(t) in (Tensor, torch.nn.Parameter)}
-    cells = list(LIVE.values()) if storages else []
-    return [cell for cell in cells if any(s.tensor.untyped_storage()._cdata in storages for s in cell.segments)]
-
-
 def before_write(tensors: Sequence[Tensor]) -> None:
     """``tensors`` are about to be written to: build every cell that is made of their memory."""
-    for cell in made_of(tensors):
-        cell.materialise()
-        cell.segments = []
+    if not tensors:
+        return
+    storages = {t.untyped_storage()._cdata for t in tensors if type(t) in (Tensor, torch.nn.Parameter)}
+    for cell in list(LIVE.values()):
+        if any(s.tensor.untyped_storage()._cdata in storages for s in cell.segments):
+            cell.materialise()
+            cell.segments = []
+
+
+def may_be_written() -> bool:
+    """Whether a deferred tensor is made of memory that another tensor has as well."""
+    # Two owners are the segment's tensor and the Python object of its storage, which this call makes.
+    return any(
+        torch._C._storage_Use_Count(s.tensor.untyped_storage()._cdata) > 2
+        for cell in list(LIVE.values())
+        for s in cell.segments
+    )

@@ -14,7 +14,8 @@ Forward = Callable[..., Any]
 
 def is_patched(module: nn.Module, mark: str) -> bool:
     """Whether the module has a forward that :func:`patch` marked so."""
-    return hasattr(getattr(module.__dict__.get("forward"), "__func__", None), mark)
+    function = getattr(module.__dict__.get("forward"), "__func__", None)
+    return getattr(function, "_patch", None) == mark
 
 
 def patch(module: nn.Module, mark: str, make: Callable[[Forward, bool], Forward]) -> None:
@@ -22,7 +23,7 @@ def patch(module: nn.Module, mark: str, make: Callable[[Forward, bool], Forward]
     own = module.__dict__.get("forward")
     bound = own is None or getattr(own, "__self__", None) is module
     function = make(getattr(module.forward, "__func__", module.forward), bound)
-    function.__dict__.update({mark: True, "_original": own})
+    function.__dict__.update(_patch=mark, _original=own)
     module.__dict__["forward"] = types.MethodType(function, module)
     module.__dict__["_replicate_for_data_parallel"] = types.MethodType(_replicate, module)
 
@@ -40,5 +41,7 @@ def _replicate(self: nn.Module) -> nn.Module:
     """``torch.nn.DataParallel`` copies attributes: the copy's forward must be bound to the copy."""
     replica: nn.Module = type(self)._replicate_for_data_parallel(self)
     for name in ("forward", "_replicate_for_data_parallel"):
-        replica.__dict__[name] = types.MethodType(self.__dict__[name].__func__, replica)
+        own = self.__dict__.get(name)
+        if isinstance(own, types.MethodType) and own.__self__ is self:
+            replica.__dict__[name] = types.MethodType(own.__func__, replica)
     return replica

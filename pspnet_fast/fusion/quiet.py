@@ -6,12 +6,13 @@ call of a model notes which modules call ``F.interpolate``. In later calls of th
 not run with the mode suspended. A module that upsamples then all the same runs as it is written.
 
 The mode also builds deferred tensors before what they are made of is written to. So it is not suspended once a call has
-deferred a tensor, nor for a module whose arguments lie in the memory of a deferred one.
+deferred a tensor, nor while one of an earlier call may be written to.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,12 +21,11 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode, _pop_mode_temporarily
 from torch.utils._pytree import tree_leaves
 
-from pspnet_fast.fusion.cells import LIVE, made_of
-from pspnet_fast.fusion.deferred import Deferred
+from pspnet_fast.fusion.cells import may_be_written
 from pspnet_fast.fusion.mode import Fuse
 from pspnet_fast.fusion.patches import Forward, is_patched, patch, unpatch
 
-_MARK = "_quiet"
+_MARK = "quiet"
 _MOST_KINDS = 256  # of calls, which random sizes of images make endless
 
 
@@ -37,7 +37,8 @@ class QuietModules:
 
     def run(self, mode: Fuse, model: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """``call(*args, **kwargs)``, which is the forward of ``model``, inside ``mode``."""
-        shapes = tuple(x.shape for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        tensors = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        shapes = tuple(None if x.is_nested else x.shape for x in tensors)
         kind = model.training, torch.is_grad_enabled(), shapes
         known = self._ids.get(kind)
         if known is not None or getattr(model, "_is_replica", False):  # a replica lives for one call
@@ -45,9 +46,10 @@ class QuietModules:
             return call(*args, **kwargs)
         mode.upsampling = set()
         result = call(*args, **kwargs)
-        found = list(_largest_without(mode.upsampling, model))
+        found = list(_largest_without(mode.upsampling, model, {id(model)}))
         for module in found:
-            patch(module, _MARK, _without_mode)
+            if not is_patched(module, _MARK):
+                patch(module, _MARK, _without_mode)
         if len(self._ids) >= _MOST_KINDS:
             self._ids.clear()
         self._ids[kind] = frozenset(map(id, found))
@@ -67,17 +69,21 @@ def restore_quiet(model: nn.Module) -> None:
             unpatch(module)
 
 
-def _largest_without(upsampling: set[int], module: nn.Module) -> Iterator[nn.Module]:
+def _largest_without(upsampling: set[int], module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
     for child in module.children():
-        if id(child) in upsampling or type(child).forward is nn.Module.forward:  # a list, which is not called
-            yield from _largest_without(upsampling, child)
-        elif is_patched(child, _MARK) or (_is_plain(child) and any(True for _ in child.children())):
+        forward = inspect.getattr_static(type(child), "forward", None)
+        if id(child) in seen:
+            continue
+        seen.add(id(child))
+        if id(child) in upsampling or forward is nn.Module.__dict__["forward"]:  # a list, which is not called
+            yield from _largest_without(upsampling, child, seen)
+        elif is_patched(child, _MARK) or (_is_plain(child, forward) and any(True for _ in child.children())):
             yield child  # a layer alone makes too few calls
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether the forward of the class runs, and Dynamo has not compiled it by itself."""
-    return "forward" not in module.__dict__ and module._compiled_call_impl is None
+def _is_plain(module: nn.Module, forward: Any) -> bool:
+    """Whether a function of the class runs as the module's forward, and Dynamo has not compiled it by itself."""
+    return inspect.isfunction(forward) and "forward" not in module.__dict__ and module._compiled_call_impl is None
 
 
 def _without_mode(forward: Forward, bound: bool) -> Forward:
@@ -85,17 +91,9 @@ def _without_mode(forward: Forward, bound: bool) -> Forward:
     def quiet_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             mode = _get_current_function_mode()
-            if isinstance(mode, Fuse) and id(self) in mode.quiet and not mode.deferred and not _reached(args, kwargs):
+            if isinstance(mode, Fuse) and id(self) in mode.quiet and not mode.deferred and not may_be_written():
                 with _pop_mode_temporarily():
                     return forward(self, *args, **kwargs)
         return forward(self, *args, **kwargs)
 
     return quiet_forward
-
-
-def _reached(*values: Any) -> bool:
-    """Whether ``values`` have a deferred tensor, or the memory that one is made of."""
-    if not LIVE:
-        return False
-    tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor)]
-    return any(isinstance(x, Deferred) for x in tensors) or bool(made_of(tensors))

@@ -66,7 +66,7 @@ def resolve(
     """``(None, geometry)`` if ``F.interpolate`` is bilinear and makes nothing smaller, else the reason why not."""
     if mode != "bilinear" or antialias:
         return f"mode={mode!r}, antialias={bool(antialias)}: only bilinear upsampling is fused", None
-    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or x.numel() == 0:
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point() or x.numel() == 0 or x.is_meta:
         return None, None
     if isinstance(x, Deferred) and x.cell.exposed:
         return "the map was changed, or is viewed", None

@@ -12,6 +12,7 @@ from heads import Plain, data, fused_operators
 from torch import nn
 
 import pspnet_fast
+from pspnet_fast.fusion import is_accelerated
 from pspnet_fast.fusion.mode import Fuse
 
 
@@ -149,6 +150,111 @@ def test_a_replica_is_not_looked_at(seen):
     model, (x, _) = pspnet_fast.accelerate(Network()), data()
     calls(seen, model._replicate_for_data_parallel(), x)
     assert calls(seen, model, x)[0].count("conv2d") == 5
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_module_may_write_to_what_an_earlier_call_upsampled(mode):
+    """A memory that is updated and upsampled in every call, while the results of earlier calls are not read yet."""
+
+    class Memory(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Identity()
+            self.register_buffer("held", torch.ones(1, 2, 4, 4))
+
+        def forward(self, x):
+            self.held.add_(1)
+            return self.layer(x)
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.memory = nn.Sequential(Memory())
+
+        def forward(self, x):
+            self.memory(x)
+            return F.interpolate(self.memory[0].held, scale_factor=2, mode="bilinear")
+
+    model, (x, _) = pspnet_fast.accelerate(Holder()), data()
+    with mode():
+        results = [model(x) for _ in range(4)]
+        assert [float(r.mean()) for r in results] == [2, 3, 4, 5]
+
+
+def test_the_last_result_does_not_bring_the_mode_back(seen):
+    model, (x, target) = pspnet_fast.accelerate(Network()), data()
+    for _ in range(3):
+        seen.clear()
+        out = model(x)  # the last one lives on while this is computed
+        F.cross_entropy(out, target, ignore_index=255).backward()
+    assert seen.count("conv2d") == 2
+
+
+def test_many_kinds_of_call_patch_a_module_once():
+    model, (x, _) = pspnet_fast.accelerate(Network()), data()
+    for size in (16, 24, 32):
+        model(x[..., :size])
+    stage = model.encoder[0]
+    assert stage.forward.__func__.__wrapped__ is type(stage).forward
+    pspnet_fast.restore(model)
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+class Static(nn.Module):
+    """A forward that is no function of the class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Identity()
+
+    @staticmethod
+    def forward(x):
+        return x + 1
+
+
+@pytest.mark.parametrize("child", [Static(), torch.jit.script(nn.Sequential(nn.ReLU()))], ids=["static", "script"])
+def test_other_kinds_of_forward_are_left(child):
+    model, (x, _) = Network(), data()
+    model.encoder.append(child)
+    expected = model(x)
+    pspnet_fast.accelerate(model)
+    for _ in range(2):
+        torch.testing.assert_close(model(x) + 0, expected)
+
+
+def test_a_part_that_is_accelerated_later_stays_so():
+    model, (x, _) = pspnet_fast.accelerate(Network()), data()
+    model(x)
+    stage = pspnet_fast.accelerate(model.encoder[0])
+    model(x)
+    pspnet_fast.restore(model)
+    assert is_accelerated(stage)
+    pspnet_fast.restore(stage)
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_modules_in_a_cycle():
+    model, (x, _) = Network(), data()
+    expected = model(x)
+    model.parent = model
+    pspnet_fast.accelerate(model)
+    for _ in range(2):
+        torch.testing.assert_close(model(x) + 0, expected)
+
+
+def test_a_replica_of_a_module_whose_forward_the_user_replaced():
+    model, (x, _) = pspnet_fast.accelerate(Network()), data()
+    model(x)
+    model.encoder[0].forward = lambda y: y
+    assert model.encoder[0]._replicate_for_data_parallel().forward(3) == 3
+
+
+def test_explain_looks_at_every_module():
+    model, (x, _) = pspnet_fast.accelerate(Network()), data()
+    with torch.no_grad():
+        model(x)
+    model.encoder[0][0].scale = 2
+    assert "encoder.0.0" in {e.module for e in pspnet_fast.explain(model, x)}
 
 
 def test_only_modules_without_a_forward_of_their_own_are_patched():
