@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -34,15 +35,20 @@ def value(argument: Any) -> Any:
 def enlargement(full: Any, reader: fx.Node) -> tuple[fx.Node, bool] | None:
     """The low-resolution map, and whether corners are aligned, if ``full`` is its bilinear upsampling.
 
-    None as well where something writes to either before ``reader`` reads it.
+    None as well where something may write to either, reads the gradient of ``full``, or changes between it and
+    ``reader`` how operators are recorded.
     """
     if not isinstance(full, fx.Node) or full.target is not F.interpolate:
         return None
     upsampling = bound(_UPSAMPLE, full)
     if upsampling is None or not _is_enlargement(upsampling, value(upsampling["input"]), value(full)):
         return None
+    if any(getattr(user.target, "__name__", user.target) in ("register_hook", "retain_grad") for user in full.users):
+        return None
     low = upsampling["input"]
-    return None if is_written(full, reader, (low, full)) else (low, bool(upsampling["align_corners"]))
+    if any(map(_changes_state, _between(full, reader))) or is_written(full, (low, full)):
+        return None
+    return low, bool(upsampling["align_corners"])
 
 
 def _is_enlargement(upsampling: dict[str, Any], low: Any, full: Any) -> bool:
@@ -58,18 +64,35 @@ def _is_enlargement(upsampling: dict[str, Any], low: Any, full: Any) -> bool:
     return all(statically_known_true(n <= m) for n, m in sizes)
 
 
-def is_written(start: fx.Node, end: fx.Node, maps: Sequence[fx.Node]) -> bool:
-    """Whether anything between the nodes writes to the memory of ``maps``, or hooks into their gradient."""
+def is_written(start: fx.Node, maps: Sequence[fx.Node]) -> bool:
+    """Whether anything behind ``start`` may write to the memory of ``maps``, which backward reads as well."""
     memory = {value(x).untyped_storage()._cdata for x in maps}
-    for node in _between(start, end):
-        function: Any = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
-        first = value(node.args[0]) if node.args else None
-        hooks = function is Tensor.register_hook or function is Tensor.retain_grad
-        if isinstance(first, Tensor) and (hooks or writes(function, node.args, node.kwargs)):
-            written = [first, value(node.kwargs.get("out", first))]
-            if any(x.untyped_storage()._cdata in memory for x in written):
-                return True
-    return False
+    return any(_may_write(node) and memory & _memory_of(node) for node in _between(start, start.graph._root))
+
+
+def _memory_of(node: fx.Node) -> set[int]:
+    tensors = (value(x) for x in node.all_input_nodes)
+    return {x.untyped_storage()._cdata for x in tensors if isinstance(x, Tensor) and x.layout == torch.strided}
+
+
+def _may_write(node: fx.Node) -> bool:
+    """Whether the call writes to one of its arguments, or is of a kind that is not known."""
+    function: Any = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
+    if node.op not in ("call_method", "call_function"):
+        return node.op == "call_module"
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        return any(getattr(function, name)._schema.is_mutable for name in function.overloads())
+    if isinstance(function, torch._ops.OpOverload):
+        return bool(function._schema.is_mutable)
+    name, module = getattr(function, "__name__", "_"), getattr(function, "__module__", None) or "torch"
+    unknown = module.split(".")[0] not in ("_operator", "builtins", "torch", "pspnet_fast") or "_dynamo" in module
+    return unknown or name[-1] == "_" != name[-2:-1] or writes(function, node.args, node.kwargs)
+
+
+def _changes_state(node: fx.Node) -> bool:
+    """Whether what follows is recorded or cast in another way: the ends of ``no_grad`` and ``autocast`` blocks."""
+    name = getattr(node.target, "__name__", "")
+    return "grad_enabled" in name or "autocast" in name or "inference_mode" in name
 
 
 def _between(start: fx.Node, end: fx.Node) -> Iterator[fx.Node]:

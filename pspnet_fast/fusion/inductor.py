@@ -21,6 +21,7 @@ from pspnet_fast.fusion.conv_plans import conv_plan, refusal
 from pspnet_fast.fusion.graph_nodes import bound, enlargement, is_written, value
 from pspnet_fast.fusion.segments import Geometry, Segment
 from pspnet_fast.fusion.traced_heads import fused_loss, takes
+from pspnet_fast.layout import format_of, suggests_channels_last
 
 _LOSS = inspect.signature(F.cross_entropy)
 # Of functions that are written in C++.
@@ -67,13 +68,15 @@ def _loss(node: fx.Node) -> tuple[Any, ...] | None:
     return *found, *options, value(call["input"]).dtype
 
 
-def fused_conv(tensors: Sequence[Tensor], geometries: Sequence[Any], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution of maps, of which those with a geometry are upsampled."""
+def fused_conv(
+    tensors: Sequence[Tensor], geometries: Sequence[Any], weight: Tensor, bias: Tensor | None, channels_last: bool
+) -> Tensor:
+    """The convolution of maps, of which those with a geometry are upsampled; in the layout of the stock result."""
     pairs = zip(tensors, geometries, strict=True)
     segments = [Segment(t, None if g is None else Geometry(*g), True) for t, g in pairs]
     plan = conv_plan(segments, weight, lazy=False)
     assert plan is not None  # as for the graph
-    return plan.fused(list(tensors), [weight, bias])
+    return plan.fused(list(tensors), [weight, bias]).contiguous(memory_format=format_of(channels_last))
 
 
 def _conv(node: fx.Node) -> tuple[Any, ...] | None:
@@ -84,7 +87,7 @@ def _conv(node: fx.Node) -> tuple[Any, ...] | None:
         return None
     if refusal(weight, *(call[name] for name in ("stride", "padding", "dilation", "groups"))) is not None:
         return None
-    parts = [_part(x, node) for x in _maps(call["input"], node)]
+    parts = [_part(x, node) for x in _maps(call["input"])]
     values = [value(x) for x, _ in parts]
     if not all(isinstance(x, Tensor) and x.dim() == 4 and all(type(n) is int for n in x.shape) for x in values):
         return None
@@ -93,16 +96,19 @@ def _conv(node: fx.Node) -> tuple[Any, ...] | None:
         return None
     if conv_plan(segments, weight, lazy=False) is None:
         return None
-    return [x for x, _ in parts], [g if g is None else tuple(g) for _, g in parts], call["weight"], call["bias"]
+    channels_last = suggests_channels_last(value(node))
+    geometries = [g if g is None else tuple(g) for _, g in parts]
+    return [x for x, _ in parts], geometries, call["weight"], call["bias"], channels_last
 
 
-def _maps(x: Any, reader: fx.Node) -> list[Any]:
-    """The maps whose concatenation ``x`` is when ``reader`` reads it, or ``x`` alone."""
+def _maps(x: Any) -> list[Any]:
+    """The maps whose concatenation ``x`` is and stays, or ``x`` alone."""
     joined = bound(_CAT, x) if isinstance(x, fx.Node) and x.target in (torch.cat, torch.concat) else None
     if joined is None or joined["dim"] not in (1, -3):
         return [x]
     maps = [*joined["tensors"]]
-    return [x] if is_written(x, reader, [x, *maps]) else maps
+    tensors = all(isinstance(value(m), Tensor) for m in maps)
+    return [x] if not tensors or is_written(x, [x, *maps]) else maps
 
 
 def _part(x: Any, reader: fx.Node) -> tuple[Any, Geometry | None]:

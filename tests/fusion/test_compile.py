@@ -229,6 +229,9 @@ JOINED = {
     "a write to the concatenation": (lambda full, up, low: full.mul_(2), False),
     "a write to the upsampled map": (lambda full, up, low: up.mul_(2), False),
     "a write to the source": (lambda full, up, low: low.mul_(2), False),
+    "a write by its keyword": (lambda full, up, low: F.relu(input=low, inplace=True), False),
+    "a write to many": (lambda full, up, low: torch._foreach_mul_([up, low], 2), False),
+    "a hook": (lambda full, up, low: up.register_hook(lambda grad: grad * 2), False),
 }
 
 
@@ -254,6 +257,39 @@ def test_compile_options_fuse_a_convolution_behind_a_graph_break():
     compiled = torch.compile(with_loss(pspnet_fast.accelerate(model)), backend=backend)
     torch.testing.assert_close(training_step(model, compiled, x, target), expected)
     assert backend.has("pspnet_fast.pyramid_conv")
+
+
+def test_compile_options_leave_an_upsampling_without_gradients():
+    def step(x, weight, written):
+        low = F.avg_pool2d(x, 2)
+        with torch.no_grad():
+            up = F.interpolate(low, scale_factor=2, mode="bilinear")
+        y = F.conv2d(up, weight).square().sum()
+        return y, written.mul_(2)
+
+    x, weight = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(1, 4, 1, 1, requires_grad=True)
+    backend = Recorder(pspnet_fast.compile_options())
+    loss, _ = torch.compile(step, backend=backend, fullgraph=True)(x, weight, torch.ones(1))
+    loss.backward()
+    assert x.grad is None
+    assert weight.grad is not None
+
+
+def test_compile_options_keep_the_layout_and_what_backward_reads():
+    """The next operator views the result, and the source is written to when it has been read."""
+
+    def step(high, low, weight):
+        low = low * 2
+        full = torch.cat([high, F.interpolate(low, scale_factor=2, mode="bilinear")], 1)
+        y = F.conv2d(full, weight, padding=1)
+        low.mul_(3)
+        return y.view(2, -1).square().sum() + low.sum()
+
+    inputs = [torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last)]
+    inputs = [t.double().requires_grad_() for t in (*inputs, torch.randn(3, 8, 3, 3))]
+    expected = torch.autograd.grad(step(*inputs), inputs)
+    compiled = torch.compile(step, backend=Recorder(pspnet_fast.compile_options()), fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad(compiled(*inputs), inputs), expected)
 
 
 @pytest.mark.parametrize("call", ["axis", "symbols"])
