@@ -19,6 +19,7 @@ from pspnet_fast.fusion.segments import Segment, same_layout, stock_operators, v
 
 # Cells of maps, so that a write to what they are made of can be noticed in time.
 LIVE: weakref.WeakValueDictionary[int, Cell] = weakref.WeakValueDictionary()
+_MOST_LOOKED_AT = 16  # cells; more would take longer than what knowing about them saves
 
 
 class Cell:
@@ -140,9 +141,9 @@ def before_write(tensors: Sequence[Tensor]) -> None:
 
 def may_be_written() -> bool:
     """Whether a deferred tensor is made of memory that another tensor has as well."""
-    # Two owners are the segment's tensor and the Python object of its storage, which this call makes.
-    return any(
-        torch._C._storage_Use_Count(s.tensor.untyped_storage()._cdata) > 2
-        for cell in list(LIVE.values())
-        for s in cell.segments
-    )
+    if len(LIVE) > _MOST_LOOKED_AT:
+        return True
+    segments = [s for cell in list(LIVE.values()) for s in cell.segments]
+    with torch._C.DisableTorchFunction():
+        # Two owners are the segment's tensor and the Python object of its storage, which this call makes.
+        return any(torch._C._storage_Use_Count(s.tensor.untyped_storage()._cdata) > 2 for s in segments)
