@@ -89,6 +89,7 @@ def _is_plain(module: nn.Module, forward: Any) -> bool:
 def _without_mode(forward: Forward, bound: bool) -> Forward:
     @functools.wraps(forward)
     def quiet_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        forward = type(self).forward  # of now: the class, or its forward, may have been replaced
         if not torch.compiler.is_compiling():
             mode = _get_current_function_mode()
             if isinstance(mode, Fuse) and id(self) in mode.quiet and not mode.deferred and not may_be_written():

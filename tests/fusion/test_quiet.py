@@ -240,6 +240,29 @@ def test_a_part_that_is_accelerated_later_stays_so():
     assert not any("forward" in vars(m) for m in model.modules())
 
 
+@pytest.mark.parametrize("what", ["function", "class"])
+def test_a_forward_that_is_replaced_later_runs(what, monkeypatch):
+    class Stage(nn.Sequential):
+        def forward(self, y):
+            return super().forward(y) + 1
+
+    class Other(Stage):
+        def forward(self, y):
+            return super().forward(y) * 3
+
+    model, (x, _) = Network(), data()
+    model.encoder[0] = Stage(*model.encoder[0])
+    other = pspnet_fast.accelerate(copy.deepcopy(model))
+    for _ in range(2):
+        other(x)
+    if what == "function":
+        monkeypatch.setattr(Stage, "forward", lambda self, y: nn.Sequential.forward(self, y) - 2)
+    else:
+        model.encoder[0].__class__ = other.encoder[0].__class__ = Other
+    for _ in range(2):
+        torch.testing.assert_close(other(x) + 0, model(x))
+
+
 def test_modules_in_a_cycle():
     model, (x, _) = Network(), data()
     expected = model(x)
