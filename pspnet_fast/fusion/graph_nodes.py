@@ -43,10 +43,8 @@ def enlargement(full: Any, reader: fx.Node) -> tuple[fx.Node, bool] | None:
     upsampling = bound(_UPSAMPLE, full)
     if upsampling is None or not _is_enlargement(upsampling, value(upsampling["input"]), value(full)):
         return None
-    if any(getattr(user.target, "__name__", user.target) in ("register_hook", "retain_grad") for user in full.users):
-        return None
     low = upsampling["input"]
-    if any(map(_changes_state, _between(full, reader))) or is_written(full, (low, full)):
+    if is_hooked(full) or any(map(_changes_state, _between(full, reader))) or is_written(full, (low, full)):
         return None
     return low, bool(upsampling["align_corners"])
 
@@ -62,6 +60,11 @@ def _is_enlargement(upsampling: dict[str, Any], low: Any, full: Any) -> bool:
         if upsampling["recompute_scale_factor"] or not all(exact):
             return False
     return all(statically_known_true(n <= m) for n, m in sizes)
+
+
+def is_hooked(x: fx.Node) -> bool:
+    """Whether code reads the gradient of ``x``, or replaces it."""
+    return any(getattr(user.target, "__name__", user.target) in ("register_hook", "retain_grad") for user in x.users)
 
 
 def is_written(start: fx.Node, maps: Sequence[fx.Node]) -> bool:
@@ -80,13 +83,11 @@ def _may_write(node: fx.Node) -> bool:
     function: Any = getattr(Tensor, str(node.target), None) if node.op == "call_method" else node.target
     if node.op not in ("call_method", "call_function"):
         return node.op == "call_module"
-    if isinstance(function, torch._ops.OpOverloadPacket):
-        return any(getattr(function, name)._schema.is_mutable for name in function.overloads())
-    if isinstance(function, torch._ops.OpOverload):
-        return bool(function._schema.is_mutable)
-    name, module = getattr(function, "__name__", "_"), getattr(function, "__module__", None) or "torch"
-    unknown = module.split(".")[0] not in ("_operator", "builtins", "torch", "pspnet_fast") or "_dynamo" in module
-    return unknown or name[-1] == "_" != name[-2:-1] or writes(function, node.args, node.kwargs)
+    module = getattr(function, "__module__", None) or "torch"
+    if isinstance(function, torch._ops.HigherOrderOperator):  # runs code of its own
+        return True
+    known = module.split(".")[0] in ("_operator", "builtins", "torch", "pspnet_fast") and "_dynamo" not in module
+    return not known or writes(function, node.args, node.kwargs)
 
 
 def _changes_state(node: fx.Node) -> bool:

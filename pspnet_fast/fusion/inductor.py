@@ -18,7 +18,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 
 from pspnet_fast.fusion import conv_plans, graph_nodes, segments, traced_heads, writes
 from pspnet_fast.fusion.conv_plans import conv_plan, refusal
-from pspnet_fast.fusion.graph_nodes import bound, enlargement, is_written, value
+from pspnet_fast.fusion.graph_nodes import bound, enlargement, is_hooked, is_written, value
 from pspnet_fast.fusion.segments import Geometry, Segment
 from pspnet_fast.fusion.traced_heads import fused_loss, takes
 from pspnet_fast.layout import format_of, suggests_channels_last
@@ -108,7 +108,7 @@ def _maps(x: Any) -> list[Any]:
         return [x]
     maps = [*joined["tensors"]]
     tensors = all(isinstance(value(m), Tensor) for m in maps)
-    return [x] if not tensors or is_written(x, [x, *maps]) else maps
+    return [x] if not tensors or is_hooked(x) or is_written(x, [x, *maps]) else maps
 
 
 def _part(x: Any, reader: fx.Node) -> tuple[Any, Geometry | None]:

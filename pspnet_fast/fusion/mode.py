@@ -15,7 +15,7 @@ from pspnet_fast.fusion.fused import supported
 from pspnet_fast.fusion.report import FusionReport, Session, calling_modules
 from pspnet_fast.fusion.traced import TracedFuse
 from pspnet_fast.fusion.upsampling import interpolate
-from pspnet_fast.fusion.writes import INPLACE, WRITING, writes
+from pspnet_fast.fusion.writes import INPLACE, OPERATORS, WRITING, writes
 from pspnet_fast.ops.operator import exporting
 
 _is_compiling = torch.compiler.is_dynamo_compiling
@@ -95,7 +95,7 @@ class Fuse(TorchFunctionMode):
             result = self._interpolate(args, kwargs or {})
             if result is not NotImplemented:
                 return result
-        elif _alive and (func in _WRITING or (kwargs and "out" in kwargs)) and writes(func, args, kwargs or {}):
+        elif _alive and _may_write(func, kwargs) and writes(func, args, kwargs or {}):
             before_write([t for t in _flat((args, tuple((kwargs or {}).values()))) if isinstance(t, Tensor)])
         return func(*args, **kwargs) if kwargs else func(*args)
 
@@ -111,6 +111,11 @@ class Fuse(TorchFunctionMode):
         result = interpolate(self.session, *args, **kwargs)
         self.deferred |= result is not NotImplemented
         return result
+
+
+def _may_write(func: Callable[..., Any], kwargs: dict[str, Any] | None) -> bool:
+    """What :func:`writes` need not be asked of is most calls."""
+    return func in _WRITING or isinstance(func, OPERATORS) or bool(kwargs and "out" in kwargs)
 
 
 def _flat(value: Any) -> list[Any]:

@@ -83,18 +83,20 @@ def _largest_without(upsampling: set[int], module: nn.Module, seen: set[int]) ->
 
 def _is_plain(module: nn.Module, forward: Any) -> bool:
     """Whether a function of the class runs as the module's forward, and Dynamo has not compiled it by itself."""
-    return inspect.isfunction(forward) and "forward" not in module.__dict__ and module._compiled_call_impl is None
+    own = module.__dict__.get("forward")  # a module that was patched when it was pickled has its class's there
+    same = own is None or getattr(own, "__func__", None) is forward
+    return inspect.isfunction(forward) and same and module._compiled_call_impl is None
 
 
 def _without_mode(forward: Forward, bound: bool) -> Forward:
     @functools.wraps(forward)
     def quiet_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        forward = type(self).forward  # of now: the class, or its forward, may have been replaced
+        current = type(self).forward  # the class, or its forward, may have been replaced since
         if not torch.compiler.is_compiling():
             mode = _get_current_function_mode()
             if isinstance(mode, Fuse) and id(self) in mode.quiet and not mode.deferred and not may_be_written():
                 with _pop_mode_temporarily():
-                    return forward(self, *args, **kwargs)
-        return forward(self, *args, **kwargs)
+                    return current(self, *args, **kwargs)
+        return current(self, *args, **kwargs)
 
     return quiet_forward

@@ -38,7 +38,7 @@ class TracedFuse(TracedHeads, TorchFunctionMode):
         if not torch.compiler.is_dynamo_compiling() or self.trace != _trace():
             # Behind a graph break: what was remembered would have to be computed, although nobody reads it.
             return func(*args, **kwargs)
-        rule = _rule(func)
+        rule = "" if "out" in kwargs else _rule(func)
         before, self.fresh = self.fresh, None
         if rule == "fresh":
             self.fresh = func(*args, **kwargs)

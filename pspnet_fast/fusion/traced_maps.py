@@ -13,11 +13,15 @@ from pspnet_fast.fusion.segments import Geometry, Segment, pair
 
 
 class Record(NamedTuple):
-    """A map, what it consists of, and "map", or "softmax" and "log_softmax" of the map that the segments describe."""
+    """A map, what it consists of, and "map", or "softmax" and "log_softmax" of the map that the segments describe.
+
+    ``recording``: whether gradients were recorded when it was made.
+    """
 
     tensor: Tensor
     segments: list[Segment]
     kind: str
+    recording: bool
 
 
 class TracedMaps:
@@ -28,10 +32,14 @@ class TracedMaps:
     fresh: Any  # the result of the last call, where it is new memory without another reference
 
     def find(self, x: Any) -> Record | None:
+        """What is known of ``x``; nothing where its gradients are recorded otherwise than those of its reader."""
         for record in self.records:
             if record.tensor is x:
-                return record
+                return record if record.recording == torch.is_grad_enabled() else None
         return None
+
+    def remember(self, tensor: Tensor, segments: list[Segment], kind: str) -> None:
+        self.records.append(Record(tensor, segments, kind, torch.is_grad_enabled()))
 
     def single(self, x: Any, *kinds: str) -> tuple[Tensor, Geometry] | None:
         """The low-resolution map, and its geometry, if ``x`` is one of these ``kinds`` of its upsampling."""
@@ -66,7 +74,7 @@ class TracedMaps:
             if known is None:
                 return y
             segments, kind = known.segments, known.kind
-        self.records.append(Record(y, segments, kind))
+        self.remember(y, segments, kind)
         return y
 
     def cat(self, func: Callable[..., Any], tensors: Any, dim: int = 0, **keywords: Any) -> Tensor:
@@ -78,7 +86,7 @@ class TracedMaps:
                 known = record is not None and record.kind == "map"
                 segments += record.segments if record is not None and known else [Segment(x, None, True)]
             if any(s.geometry is not None for s in segments):
-                self.records.append(Record(y, segments, "map"))
+                self.remember(y, segments, "map")
         return y
 
     def conv2d(
@@ -116,7 +124,7 @@ class TracedMaps:
             if s.geometry is None or s.geometry != t.geometry or s.channels != t.channels:
                 return y
             segments.append(Segment(s.tensor + t.tensor, s.geometry, True))
-        self.records.append(Record(y, segments, "map"))
+        self.remember(y, segments, "map")
         return y
 
     def cast(self, func: Callable[..., Any], input: Tensor, *args: Any, **keywords: Any) -> Any:
@@ -126,7 +134,7 @@ class TracedMaps:
             return y
         if y is not input and all(s.geometry is not None for s in record.segments):
             segments = [Segment(s.tensor.to(y.dtype), s.geometry, True) for s in record.segments]
-            self.records.append(Record(y, segments, "map"))
+            self.remember(y, segments, "map")
         return y
 
 

@@ -19,7 +19,7 @@ _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
 def _writing() -> frozenset[Callable[..., Any]]:
     named = [
         getattr(owner, name)
-        for owner in (Tensor, torch, F)
+        for owner in (Tensor, torch, F, torch._C._nn)
         for name in dir(owner)
         if name.endswith("_") and not name.endswith("__")
     ]
@@ -38,6 +38,7 @@ def _optional() -> dict[Callable[..., Any], int]:
 
 
 WRITING = _writing()
+OPERATORS = torch._ops.OpOverload, torch._ops.OpOverloadPacket  # of torch.ops; their schemas tell
 # The position of the argument ``inplace`` of those that have one.
 INPLACE = _optional()
 
@@ -47,6 +48,11 @@ _NEVER, _ALWAYS = -1, -2
 
 @constant_in_graphs
 def _kind(func: Callable[..., Any]) -> int:
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        overloads = [getattr(func, name) for name in func.overloads()]
+        return _ALWAYS if any(overload._schema.is_mutable for overload in overloads) else _NEVER
+    if isinstance(func, torch._ops.OpOverload):
+        return _ALWAYS if func._schema.is_mutable else _NEVER
     return _ALWAYS if func in WRITING else INPLACE.get(func, _NEVER)
 
 

@@ -232,6 +232,8 @@ JOINED = {
     "a write by its keyword": (lambda full, up, low: F.relu(input=low, inplace=True), False),
     "a write to many": (lambda full, up, low: torch._foreach_mul_([up, low], 2), False),
     "a hook": (lambda full, up, low: up.register_hook(lambda grad: grad * 2), False),
+    "a hook on the concatenation": (lambda full, up, low: full.register_hook(lambda grad: grad * 2), False),
+    "a write by an operator": (lambda full, up, low: torch.ops.aten.mul_.Tensor(low, 2.0), False),
 }
 
 
@@ -259,20 +261,39 @@ def test_compile_options_fuse_a_convolution_behind_a_graph_break():
     assert backend.has("pspnet_fast.pyramid_conv")
 
 
-def test_compile_options_leave_an_upsampling_without_gradients():
-    def step(x, weight, written):
+@pytest.mark.parametrize("seen", ["by the mode", "by the pass"])
+def test_an_upsampling_without_gradients_has_none(seen):
+    def step(x, weight):
         low = F.avg_pool2d(x, 2)
         with torch.no_grad():
             up = F.interpolate(low, scale_factor=2, mode="bilinear")
-        y = F.conv2d(up, weight).square().sum()
-        return y, written.mul_(2)
+        return F.conv2d(up, weight).square().sum()
+
+    def fused(x, weight):
+        with pspnet_fast.fuse():
+            return step(x, weight)
 
     x, weight = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(1, 4, 1, 1, requires_grad=True)
     backend = Recorder(pspnet_fast.compile_options())
-    loss, _ = torch.compile(step, backend=backend, fullgraph=True)(x, weight, torch.ones(1))
-    loss.backward()
+    compiled = torch.compile(fused if seen == "by the mode" else step, backend=backend, fullgraph=True)
+    compiled(x, weight).backward()
     assert x.grad is None
     assert weight.grad is not None
+
+
+def test_a_write_through_out_under_the_mode():
+    def step(low, weight):
+        up = F.interpolate(low, scale_factor=2, mode="bilinear")
+        torch.cat([low[:, :2] * 2, low[:, 2:] * 3], 1, out=low)
+        return F.conv2d(up, weight)
+
+    def fused(low, weight):
+        with pspnet_fast.fuse():
+            return step(low, weight)
+
+    low, weight = torch.randn(2, 4, 8, 8), torch.randn(3, 4, 1, 1)
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(low.clone(), weight), step(low.clone(), weight))
 
 
 def test_compile_options_keep_the_layout_and_what_backward_reads():

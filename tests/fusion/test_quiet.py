@@ -207,6 +207,14 @@ def test_many_kinds_of_call_patch_a_module_once():
     assert not any("forward" in vars(m) for m in model.modules())
 
 
+def assert_stays_the_same(model):
+    x, _ = data()
+    expected = model(x)
+    pspnet_fast.accelerate(model)
+    for _ in range(2):
+        torch.testing.assert_close(model(x) + 0, expected)
+
+
 class Static(nn.Module):
     """A forward that is no function of the class."""
 
@@ -221,12 +229,9 @@ class Static(nn.Module):
 
 @pytest.mark.parametrize("child", [Static(), torch.jit.script(nn.Sequential(nn.ReLU()))], ids=["static", "script"])
 def test_other_kinds_of_forward_are_left(child):
-    model, (x, _) = Network(), data()
+    model = Network()
     model.encoder.append(child)
-    expected = model(x)
-    pspnet_fast.accelerate(model)
-    for _ in range(2):
-        torch.testing.assert_close(model(x) + 0, expected)
+    assert_stays_the_same(model)
 
 
 def test_a_part_that_is_accelerated_later_stays_so():
@@ -264,12 +269,9 @@ def test_a_forward_that_is_replaced_later_runs(what, monkeypatch):
 
 
 def test_modules_in_a_cycle():
-    model, (x, _) = Network(), data()
-    expected = model(x)
+    model = Network()
     model.parent = model
-    pspnet_fast.accelerate(model)
-    for _ in range(2):
-        torch.testing.assert_close(model(x) + 0, expected)
+    assert_stays_the_same(model)
 
 
 def test_a_replica_of_a_module_whose_forward_the_user_replaced():
@@ -317,9 +319,12 @@ def test_copies_replicas_and_pickles_of_patched_modules_run_their_own_weights():
     with torch.no_grad():
         stage[0].conv.weight.zero_()
     torch.testing.assert_close(loaded(x), expected)
-    for _ in range(2):
-        torch.testing.assert_close(twin(x) + 0, expected)
-    assert twin.encoder[0].forward.__self__ is twin.encoder[0]
+    for copied in (twin, pspnet_fast.accelerate(loaded)):
+        for _ in range(2):
+            torch.testing.assert_close(copied(x) + 0, expected)
+        stage = copied.encoder[0]
+        assert stage.forward.__self__ is stage
+        assert stage._replicate_for_data_parallel().forward.__self__ is not stage
 
 
 def test_a_patched_model_compiles():

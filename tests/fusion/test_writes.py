@@ -24,6 +24,8 @@ WRITES = {
     "out": lambda x, low: torch.mul(x.detach(), 3, out=x.detach()),
     "foreach": lambda x, low: torch._foreach_mul_([x.detach()], 2.0),
     "source": lambda x, low: low.mul_(2),
+    "source operator": lambda x, low: torch.ops.aten.mul_.Tensor(low, 2.0),
+    "source packet": lambda x, low: torch.ops.aten.mul_(low, 2.0),
     "source view": lambda x, low: low[:, 0].zero_(),
     "source relu": lambda x, low: F.relu(low, inplace=True),
     "source out": lambda x, low: torch.add(low.detach(), 1, out=low.detach()),
