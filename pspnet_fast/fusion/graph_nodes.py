@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def enlargement(full: Any, reader: fx.Node) -> tuple[fx.Node, bool] | None:
     if upsampling is None or not _is_enlargement(upsampling, value(upsampling["input"]), value(full)):
         return None
     low = upsampling["input"]
-    if is_hooked(full) or any(map(_changes_state, _between(full, reader))) or is_written(full, (low, full)):
+    if is_hooked(full) or any(map(_changes_state, between(full, reader))) or is_written(full, (low, full)):
         return None
     return low, bool(upsampling["align_corners"])
 
@@ -69,12 +69,17 @@ def is_hooked(x: fx.Node) -> bool:
 
 def is_written(start: fx.Node, maps: Sequence[fx.Node]) -> bool:
     """Whether anything behind ``start`` may write to the memory of ``maps``, which backward reads as well."""
-    memory = {value(x).untyped_storage()._cdata for x in maps}
-    return any(_may_write(node) and memory & _memory_of(node) for node in _between(start, start.graph._root))
+    return any_writes(between(start, start.graph._root), memory_of(maps))
 
 
-def _memory_of(node: fx.Node) -> set[int]:
-    tensors = (value(x) for x in node.all_input_nodes)
+def any_writes(nodes: Iterable[fx.Node], memory: set[int]) -> bool:
+    """Whether any of ``nodes`` may write to ``memory``, a set of :func:`memory_of`."""
+    return any(_may_write(node) and memory & memory_of(node.all_input_nodes) for node in nodes)
+
+
+def memory_of(nodes: Iterable[fx.Node]) -> set[int]:
+    """The storages of the tensors that ``nodes`` give."""
+    tensors = map(value, nodes)
     return {x.untyped_storage()._cdata for x in tensors if isinstance(x, Tensor) and x.layout == torch.strided}
 
 
@@ -96,7 +101,8 @@ def _changes_state(node: fx.Node) -> bool:
     return "grad_enabled" in name or "autocast" in name or "inference_mode" in name
 
 
-def _between(start: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
+def between(start: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
+    """The nodes behind ``start`` and before ``end``; up to the end of the graph if that is its root."""
     node = start.next
     while node is not end:
         yield node

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet_fast import ops
+from pspnet_fast.fusion.traced_calls import last_call
 from pspnet_fast.fusion.traced_maps import TracedMaps
 
 
@@ -58,7 +59,7 @@ class TracedHeads(TracedMaps):
         dim = keywords.get("dim", args[0] if args else None)
         record = self.find(input)
         if record is not None and record.kind == "map" and dim in (1, -3) and y.dtype == input.dtype:
-            self.remember(y, record.segments, kind)
+            self.remember(y, record.segments, kind, last_call(), *record.calls)
         return y
 
     def softmax(self, func: Callable[..., Any], input: Tensor, *args: Any, **keywords: Any) -> Tensor:

@@ -10,18 +10,21 @@ from torch import Tensor
 
 from pspnet_fast.fusion.conv_plans import conv_plan, refusal
 from pspnet_fast.fusion.segments import Geometry, Segment, pair
+from pspnet_fast.fusion.traced_calls import last_call, stand
+from pspnet_fast.layout import format_of, suggests_channels_last
 
 
 class Record(NamedTuple):
     """A map, what it consists of, and "map", or "softmax" and "log_softmax" of the map that the segments describe.
 
-    ``recording``: whether gradients were recorded when it was made.
+    ``recording``: whether gradients were recorded when it was made. ``calls``: the numbers of the calls that made it.
     """
 
     tensor: Tensor
     segments: list[Segment]
     kind: str
     recording: bool
+    calls: tuple[int, ...]
 
 
 class TracedMaps:
@@ -29,17 +32,16 @@ class TracedMaps:
 
     conv: bool
     records: list[Record]
-    fresh: Any  # the result of the last call, where it is new memory without another reference
 
     def find(self, x: Any) -> Record | None:
-        """What is known of ``x``; nothing where its gradients are recorded otherwise than those of its reader."""
+        """What is known of ``x``; nothing where something wrote to it, or its reader is recorded otherwise than it."""
         for record in self.records:
             if record.tensor is x:
-                return record if record.recording == torch.is_grad_enabled() else None
+                return record if record.recording == torch.is_grad_enabled() and stand(*record.calls) else None
         return None
 
-    def remember(self, tensor: Tensor, segments: list[Segment], kind: str) -> None:
-        self.records.append(Record(tensor, segments, kind, torch.is_grad_enabled()))
+    def remember(self, tensor: Tensor, segments: list[Segment], kind: str, *calls: int) -> None:
+        self.records.append(Record(tensor, segments, kind, torch.is_grad_enabled(), calls))
 
     def single(self, x: Any, *kinds: str) -> tuple[Tensor, Geometry] | None:
         """The low-resolution map, and its geometry, if ``x`` is one of these ``kinds`` of its upsampling."""
@@ -66,27 +68,29 @@ class TracedMaps:
         geometry = traced_geometry(input.shape, y.shape, scale_factor, align_corners, recompute_scale_factor)
         if geometry is None:
             return y
-        segments, kind = [Segment(input, geometry, True)], "map"
+        segments, kind, calls = [Segment(input, geometry, True)], "map", [last_call()]
         if geometry.low == geometry.full:
             if y.dtype == input.dtype:
                 y = input.clone()  # Inductor would interpolate, and add up the gradient element by element
             known = self.find(input)
             if known is None:
                 return y
-            segments, kind = known.segments, known.kind
-        self.remember(y, segments, kind)
+            segments, kind, calls = known.segments, known.kind, [*known.calls, last_call()]
+        self.remember(y, segments, kind, *calls)
         return y
 
     def cat(self, func: Callable[..., Any], tensors: Any, dim: int = 0, **keywords: Any) -> Tensor:
         y: Tensor = func(tensors, dim, **keywords)
         if dim in (1, -3) and y.dim() == 4 and self.conv and not keywords:
             segments: list[Segment] = []
+            calls = [last_call()]
             for x in tensors:
                 record = self.find(x)
                 known = record is not None and record.kind == "map"
                 segments += record.segments if record is not None and known else [Segment(x, None, True)]
+                calls += record.calls if record is not None and known else ()
             if any(s.geometry is not None for s in segments):
-                self.remember(y, segments, "map")
+                self.remember(y, segments, "map", *calls)
         return y
 
     def conv2d(
@@ -107,13 +111,15 @@ class TracedMaps:
             if refusal(weight, stride, padding, dilation, groups) is None:
                 plan = conv_plan(record.segments, weight, lazy=False)
             if plan is not None:
-                y = self.fresh = plan.fused([s.tensor for s in record.segments], [weight, bias])
-                return y
-        y = self.fresh = func(input, weight, bias, stride, padding, dilation, groups)
+                channels_last = suggests_channels_last(input) or suggests_channels_last(weight)  # as conv2d answers
+                y = plan.fused([s.tensor for s in record.segments], [weight, bias])
+                return y.contiguous(memory_format=format_of(channels_last))
+        y = func(input, weight, bias, stride, padding, dilation, groups)
         return y
 
     def add(self, func: Callable[..., Any], input: Any, other: Any, *args: Any, **keywords: Any) -> Any:
         y = func(input, other, *args, **keywords)
+        call = last_call()
         first, second = self.find(input), self.find(other)
         if first is None or second is None or args or keywords or input.dtype != other.dtype:
             return y
@@ -124,17 +130,18 @@ class TracedMaps:
             if s.geometry is None or s.geometry != t.geometry or s.channels != t.channels:
                 return y
             segments.append(Segment(s.tensor + t.tensor, s.geometry, True))
-        self.remember(y, segments, "map")
+        self.remember(y, segments, "map", call, *first.calls, *second.calls)
         return y
 
     def cast(self, func: Callable[..., Any], input: Tensor, *args: Any, **keywords: Any) -> Any:
         y = func(input, *args, **keywords)
+        call = last_call()
         record = self.find(input)
         if record is None or record.kind != "map" or not y.is_floating_point() or y.device != input.device:
             return y
         if y is not input and all(s.geometry is not None for s in record.segments):
             segments = [Segment(s.tensor.to(y.dtype), s.geometry, True) for s in record.segments]
-            self.remember(y, segments, "map")
+            self.remember(y, segments, "map", call, *record.calls)
         return y
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from heads import HEADS, Mixed, Plain, Pyramid, data
 from pairs import Recorder
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import pspnet_fast
 from pspnet_fast.backend import kernels
@@ -233,8 +234,25 @@ JOINED = {
     "a write to many": (lambda full, up, low: torch._foreach_mul_([up, low], 2), False),
     "a hook": (lambda full, up, low: up.register_hook(lambda grad: grad * 2), False),
     "a hook on the concatenation": (lambda full, up, low: full.register_hook(lambda grad: grad * 2), False),
+    "a write to a view": (lambda full, up, low: torch.relu_(full[:, 2:]), False),
+    "a write to data": (lambda full, up, low: up.data.mul_(2), False),
+    "a write inside a function": (
+        lambda full, up, low: checkpoint(lambda low: low.mul_(2), low, use_reentrant=False),
+        False,
+    ),
     "a write by an operator": (lambda full, up, low: torch.ops.aten.mul_.Tensor(low, 2.0), False),
 }
+
+
+@pytest.mark.parametrize(("change", "fused"), JOINED.values(), ids=JOINED)
+def test_the_mode_fuses_a_convolution_whose_maps_stand(change, fused):
+    model, (x, _) = Joined(), data()
+    model.change = change
+    expected = training_step(model, lambda x, _: model(x).square().sum(), x, None)
+    accelerated, backend = pspnet_fast.accelerate(copy.deepcopy(model)), Recorder()
+    compiled = torch.compile(lambda x, _: accelerated(x).square().sum(), backend=backend, fullgraph=True)
+    torch.testing.assert_close(training_step(accelerated, compiled, x, None), expected)
+    assert backend.has("pspnet_fast.pyramid_conv") == fused
 
 
 @pytest.mark.parametrize(("change", "fused"), JOINED.values(), ids=JOINED)
@@ -296,21 +314,27 @@ def test_a_write_through_out_under_the_mode():
     torch.testing.assert_close(compiled(low.clone(), weight), step(low.clone(), weight))
 
 
-def test_compile_options_keep_the_layout_and_what_backward_reads():
+@pytest.mark.parametrize("seen", ["by the mode", "by the pass"])
+@pytest.mark.parametrize("written", [False, True])
+def test_layouts_are_kept_and_what_backward_reads(seen, written):
     """The next operator views the result, and the source is written to when it has been read."""
 
     def step(high, low, weight):
         low = low * 2
-        full = torch.cat([high, F.interpolate(low, scale_factor=2, mode="bilinear")], 1)
-        y = F.conv2d(full, weight, padding=1)
-        low.mul_(3)
+        with pspnet_fast.fuse(conv=seen == "by the mode"):
+            full = torch.cat([high, F.interpolate(low, scale_factor=2, mode="bilinear")], 1)
+            y = F.conv2d(full, weight, padding=1)
+        if written:
+            low.mul_(3)
         return y.view(2, -1).square().sum() + low.sum()
 
     inputs = [torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last)]
     inputs = [t.double().requires_grad_() for t in (*inputs, torch.randn(3, 8, 3, 3))]
     expected = torch.autograd.grad(step(*inputs), inputs)
-    compiled = torch.compile(step, backend=Recorder(pspnet_fast.compile_options()), fullgraph=True)
+    backend = Recorder({} if seen == "by the mode" else pspnet_fast.compile_options())
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
     torch.testing.assert_close(torch.autograd.grad(compiled(*inputs), inputs), expected)
+    assert backend.upsamples() == (written and seen == "by the pass")  # which sees what is behind
 
 
 @pytest.mark.parametrize("call", ["axis", "symbols"])
