@@ -39,7 +39,7 @@ def _cast(func: Any, x: Deferred, **keywords: Any) -> Any:
         return NotImplemented
     if not x.cell.adjoint and any(s.geometry is None for s in x.cell.segments):
         return NotImplemented
-    segments = [Segment(s.tensor.to(dtype), s.geometry, s.requires_grad) for s in x.cell.segments]
+    segments = [s.to(dtype) for s in x.cell.segments]
     return derive(func, (x,), segments, [x], keywords={"dtype": dtype})
 
 

@@ -134,7 +134,7 @@ def before_write(tensors: Sequence[Tensor]) -> None:
         return
     storages = {t.untyped_storage()._cdata for t in tensors if type(t) in (Tensor, torch.nn.Parameter)}
     for cell in list(LIVE.values()):
-        if any(s.tensor.untyped_storage()._cdata in storages for s in cell.segments):
+        if any(t.untyped_storage()._cdata in storages for s in cell.segments for t in s.memory):
             cell.materialise()
             cell.segments = []
 

@@ -79,8 +79,10 @@ def _cat(func: Any, tensors: Sequence[Tensor], dim: int = 0) -> Any:
     segments: list[Segment] = []
     for x in tensors:
         if isinstance(x, Deferred) and is_map(x):
-            segments += [Segment(s.tensor.to(dtype), s.geometry, s.requires_grad) for s in x.cell.segments]
+            segments += [s.to(dtype) for s in x.cell.segments]
         else:
             dense = x.cell.materialise() if isinstance(x, Deferred) else x
-            segments.append(Segment(dense.to(dtype), None, x.requires_grad or not torch.is_grad_enabled()))
+            projection = maps[0].cell.session.projections.of(dense)
+            needed = x.requires_grad or not torch.is_grad_enabled()
+            segments.append(Segment(dense, None, needed, projection).to(dtype))
     return derive(func, (list(tensors), 1), segments, [x for x in tensors if isinstance(x, Deferred)])

@@ -2,7 +2,8 @@
 
 Upsampling and convolution are linear. A 1x1 convolution commutes with the upsampling, bias included, because the
 weights of an interpolation sum to one; so it runs at low resolution, and its result is upsampled and added: all levels
-in one call of ``upsample_add`` where that has a kernel. A 3x3 convolution over a map and levels is one call of
+in one call of ``upsample_add`` where that has a kernel. Of a map that a linear layer gave, it takes what the layer was
+given (projection.py). A 3x3 convolution over a map and levels is one call of
 ``pyramid_conv``.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pspnet_fast import ops
-from pspnet_fast.fusion.cost import conv_flop, pointwise_pays, pyramid_pays
+from pspnet_fast.fusion.cost import conv_flop, pointwise_pays, projection_pays, pyramid_pays
 from pspnet_fast.fusion.pointwise import pointwise
 from pspnet_fast.fusion.segments import Geometry, Segment
 
@@ -33,21 +34,26 @@ class ConvPlan:
         fused: ``(tensors of the segments, [weight, bias]) -> result``.
         geometry: where given, the result is at low resolution, and this upsampling of it is meant.
         used: the geometries of the segments that stay at low resolution.
+        projects: whether maps that a linear layer gave are computed from what it was given.
     """
 
     name: str
     fused: Callable[[list[Tensor], list[Any]], Tensor]
     geometry: Geometry | None
     used: Sequence[Geometry]
+    projects: bool = False
 
     def flop_saved(self, segments: Sequence[Segment], weight: Tensor, batch: int) -> int:
         out_channels, kernel = weight.shape[0], weight.shape[2]
-        return sum(
-            conv_flop(batch, out_channels, s.channels, kernel, s.geometry.full)
-            - conv_flop(batch, out_channels, s.channels, kernel, s.geometry.low)
-            for s in segments
-            if s.geometry is not None and s.geometry in self.used
-        )
+        saved = 0
+        for s in segments:
+            low, channels = s.tensor.shape[2:], s.channels
+            full = low if s.geometry is None or s.geometry not in self.used else s.geometry.full
+            if self.projects and s.projection is not None and projection_pays(s, out_channels):
+                channels = s.projection.weight.shape[1]
+            saved += conv_flop(batch, out_channels, s.channels, kernel, full)
+            saved -= conv_flop(batch, out_channels, channels, kernel, low)
+        return saved
 
 
 def refusal(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> str | None:
@@ -81,7 +87,7 @@ def conv_plan(segments: Sequence[Segment], weight: Tensor, lazy: bool = True) ->
         return None
     single = lazy and len(used) == len(segments) and all(g == used[0] for g in used)
     fused = pointwise(segments, out_channels, not single)
-    return ConvPlan("1x1 at low resolution", fused, used[0] if single else None, used)
+    return ConvPlan("1x1 at low resolution", fused, used[0] if single else None, used, True)
 
 
 def _as_pyramid(segments: Sequence[Segment], weight: Tensor) -> tuple[list[tuple[int, int]], bool] | None:

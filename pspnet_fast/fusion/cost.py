@@ -39,6 +39,16 @@ def pointwise_pays(segment: Segment, out_channels: int) -> bool:
     return (stock - _MARGIN * fused) * segment.tensor.shape[0] * pixels(geometry.full) > _NODE
 
 
+def projection_pays(segment: Segment, out_channels: int) -> bool:
+    """Whether a 1x1 convolution of a linear layer's result is faster on what the layer was given."""
+    projection = segment.projection
+    if projection is None or not projection.intact:
+        return False
+    between, before = projection.weight.shape
+    saved = segment.tensor.shape[0] * pixels(segment.tensor.shape[2:]) * out_channels * (between - before)
+    return saved - _MARGIN * out_channels * between * before > _NODE
+
+
 def pyramid_pays(levels: Sequence[Segment], out_channels: int, kernel: int) -> bool:
     """Whether ``pyramid_conv`` beats the convolution of the upsampled levels: those of at most half its area do."""
     gain = 0

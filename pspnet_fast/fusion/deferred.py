@@ -23,7 +23,7 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
 STRUCTURE: dict[Any, Callable[..., Any]] = {}
 
 # Functions that read a tensor's memory without calling an operator.
-_MEMORY = frozenset(
+MEMORY = frozenset(
     (
         *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.data_ptr, Tensor.__dlpack__),
         *(Tensor.untyped_storage, Tensor.storage, Tensor._typed_storage, Tensor.share_memory_, Tensor.is_shared),
@@ -58,7 +58,7 @@ class Deferred(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _MEMORY or any(not issubclass(t, (cls, torch.nn.Parameter)) and t is not Tensor for t in types):
+        if func in MEMORY or any(not issubclass(t, (cls, torch.nn.Parameter)) and t is not Tensor for t in types):
             return func(*tree_map_only(cls, look, args), **tree_map_only(cls, look, kwargs))
         rule = RULES.get(func)
         with torch._C.DisableTorchFunctionSubclass():

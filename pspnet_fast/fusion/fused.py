@@ -77,7 +77,7 @@ class _Fused(torch.autograd.Function):
             return inner.detach()
         low = inner.detach()
         build = upsampling(low, plan.geometry)
-        return upsampled(low, plan.geometry, cell.session, build, recording)
+        return upsampled(Segment(low, plan.geometry, recording), cell.session, build)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

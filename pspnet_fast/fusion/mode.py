@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pspnet_fast.fusion.cells import LIVE, before_write
+from pspnet_fast.fusion.deferred import MEMORY
 from pspnet_fast.fusion.fused import supported
 from pspnet_fast.fusion.report import FusionReport, Session, calling_modules
 from pspnet_fast.fusion.traced import TracedFuse
@@ -86,6 +87,10 @@ class Fuse(TorchFunctionMode):
         super().__enter__()
         return self
 
+    def __exit__(self, *error: Any) -> None:
+        self.session.projections.clear()
+        super().__exit__(*error)
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -95,6 +100,13 @@ class Fuse(TorchFunctionMode):
             result = self._interpolate(args, kwargs or {})
             if result is not NotImplemented:
                 return result
+        elif func is F.linear:
+            result = func(*args, **kwargs) if kwargs else func(*args)
+            if not kwargs:
+                self.session.projections.note(result, *args)
+            return result
+        elif self.session.projections.calls and func in _UNSEEN_WRITES:
+            self.session.projections.clear()
         elif _alive and _may_write(func, kwargs) and writes(func, args, kwargs or {}):
             before_write([t for t in _flat((args, tuple((kwargs or {}).values()))) if isinstance(t, Tensor)])
         return func(*args, **kwargs) if kwargs else func(*args)
@@ -124,5 +136,7 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
+# What gives access to a tensor's memory without its version.
+_UNSEEN_WRITES = MEMORY | {Tensor.data.__get__}  # type: ignore[attr-defined]
 _WRITING = WRITING | INPLACE.keys()
 _alive = LIVE.data  # type: ignore[attr-defined]  # the dictionary inside, whose truth costs no call

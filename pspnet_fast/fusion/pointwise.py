@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet_fast import backend, ops
-from pspnet_fast.fusion.cost import pointwise_pays
+from pspnet_fast.fusion.cost import pointwise_pays, projection_pays
+from pspnet_fast.fusion.projection import Projection, projected_conv2d
 from pspnet_fast.fusion.segments import Geometry, Segment, assemble
 from pspnet_fast.layout import is_channels_last
 
@@ -24,21 +26,34 @@ def pointwise(
 
     def fused(leaves: list[Tensor], others: list[Any]) -> Tensor:
         weight, bias = others
-        groups: dict[Geometry | None, tuple[list[Tensor], list[Tensor]]] = {}
+        autocast = torch.is_autocast_enabled(weight.device.type)
+        groups: dict[Geometry | None, list[tuple[Tensor, Tensor, Projection | None]]] = {}
         for leaf, s, part in zip(leaves, segments, weight.split([s.channels for s in segments], dim=1), strict=True):
-            low = pointwise_pays(s, out_channels)
-            tensors, parts = groups.setdefault(s.geometry if low else None, ([], []))
-            tensors.append(leaf if low else assemble([Segment(leaf, s.geometry, False)], "map"))
-            parts.append(part)
+            geometry = s.geometry if pointwise_pays(s, out_channels) else None
+            if geometry != s.geometry:
+                leaf = assemble([Segment(leaf, s.geometry, False)], "map")
+            projected = geometry == s.geometry and projection_pays(s, out_channels) and not autocast
+            groups.setdefault(geometry, []).append((leaf, part, s.projection if projected else None))
 
         terms: list[tuple[Tensor, Geometry | None]] = []
         for geometry in sorted(groups, key=lambda g: g is not None):  # the dense part first
-            tensors, parts = groups[geometry]
-            x, w = (t[0] if len(t) == 1 else torch.cat(t, dim=1) for t in (tensors, parts))
-            terms.append((F.conv2d(x, w, None if terms else bias), geometry))
+            terms.append((_products(groups[geometry], None if terms else bias), geometry))
         return _sum(terms) if upsample else terms[0][0]
 
     return fused
+
+
+def _products(maps: Sequence[tuple[Tensor, Tensor, Projection | None]], bias: Tensor | None) -> Tensor:
+    """The sum of the convolutions of maps of one size by their weights; one of all that are not projected."""
+    results = []
+    plain = [(x, weight) for x, weight, projection in maps if projection is None]
+    if plain:
+        x, weight = (t[0] if len(plain) == 1 else torch.cat(t, dim=1) for t in zip(*plain, strict=True))
+        results.append(F.conv2d(x, weight, bias))
+    for x, weight, projection in maps:
+        if projection is not None:
+            results.append(projected_conv2d(x, weight, None if results else bias, projection))
+    return functools.reduce(Tensor.add_, results)
 
 
 def _sum(terms: Sequence[tuple[Tensor, Geometry | None]]) -> Tensor:

@@ -5,6 +5,8 @@ In a backbone of thousands of calls this is milliseconds, and a small network on
 call of a model notes which modules call ``F.interpolate``. In later calls of the same kind, the largest modules that do
 not run with the mode suspended. A module that upsamples then all the same runs as it is written.
 
+Linear layers whose results are upsampled (projection.py) run in the mode as well.
+
 The mode also builds deferred tensors before what they are made of is written to. So it is not suspended once a call has
 deferred a tensor, nor while one of an earlier call may be written to.
 """
@@ -46,6 +48,7 @@ class QuietModules:
             return call(*args, **kwargs)
         mode.upsampling = set()
         result = call(*args, **kwargs)
+        mode.upsampling |= _containing(mode.session.projections.upsampled, model)
         found = list(_largest_without(mode.upsampling, model, {id(model)}))
         for module in found:
             if not is_patched(module, _MARK):
@@ -67,6 +70,17 @@ def restore_quiet(model: nn.Module) -> None:
     for module in model.modules():
         if is_patched(module, _MARK):
             unpatch(module)
+
+
+def _containing(weights: set[int], module: nn.Module) -> set[int]:
+    """The ids of the modules below that have one of these parameters, or a module in which one has."""
+    modules = list(module.modules())
+    found = {id(m) for m in modules if any(id(p) in weights for p in m.parameters(recurse=False))}
+    level = found
+    while level:
+        level = {id(m) for m in modules if id(m) not in found and any(id(c) in level for c in m.children())}
+        found |= level
+    return found
 
 
 def _largest_without(upsampling: set[int], module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:

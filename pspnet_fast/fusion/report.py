@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from pspnet_fast.fusion.projection import Projections
+
 _OWN = str(Path(__file__).parent)
 
 
@@ -115,6 +117,7 @@ class Session:
     argmax: bool = True
     report: FusionReport = field(default_factory=FusionReport)
     root: nn.Module | None = None
+    projections: Projections = field(default_factory=Projections)
 
     def fused(self, operator: str, reason: str, bytes_saved: int = 0, flop: int = 0) -> None:
         self.report.add(self.site(), operator, True, reason, bytes_saved, flop)

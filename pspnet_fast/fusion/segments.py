@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pspnet_fast.fusion.projection import Projection
+
 
 class Geometry(NamedTuple):
     """A bilinear upsampling: sizes ``(h, w)`` before and after it, and where its corners are."""
@@ -24,16 +26,28 @@ class Geometry(NamedTuple):
 class Segment:
     """Some channels of a map: ``tensor [B, c, *geometry.low]``, or the map itself where geometry is None.
 
-    In a gradient, ``tensor`` is the gradient of the low-resolution map.
+    In a gradient, ``tensor`` is the gradient of the low-resolution map. ``projection``: what ``tensor`` was computed
+    from, if that is known.
     """
 
     tensor: Tensor
     geometry: Geometry | None
     requires_grad: bool
+    projection: Projection | None = None
 
     @property
     def channels(self) -> int:
         return self.tensor.shape[1]
+
+    @property
+    def memory(self) -> Sequence[Tensor]:
+        """The tensors that fused operators read."""
+        return (self.tensor,) if self.projection is None else (self.tensor, self.projection.x)
+
+    def to(self, dtype: torch.dtype) -> Segment:
+        if self.tensor.dtype == dtype:
+            return self
+        return Segment(self.tensor.to(dtype), self.geometry, self.requires_grad)
 
     def narrow(self, start: int, stop: int) -> Segment:
         if (start, stop) == (0, self.channels):

@@ -14,6 +14,7 @@ from torch import Tensor
 from pspnet_fast.fusion.cells import Cell
 from pspnet_fast.fusion.deferred import Deferred, form_of, look, wrap
 from pspnet_fast.fusion.gradients import pull
+from pspnet_fast.fusion.projection import Projection
 from pspnet_fast.fusion.report import Session
 from pspnet_fast.fusion.segments import Geometry, Segment, pair
 from pspnet_fast.layout import format_of, suggests_channels_last
@@ -33,6 +34,13 @@ def interpolate(session: Session, *args: Any, **kwargs: Any) -> Any:
         if isinstance(x, Deferred) and x.cell.fusable:
             return torch.clone(x)  # an interpolation to the same size copies
         reason, geometry = f"{geometry.low} to {geometry.full} is no enlargement", None
+        projection = session.projections.of(x)
+        if projection is not None:
+            session.refused("interpolate", reason)
+            with torch._C.DisableTorchFunction():
+                y = F.interpolate(x, **call)
+            session.projections.note_copy(y, projection)
+            return y
     if geometry is None:
         if reason:
             session.refused("interpolate", reason)
@@ -50,7 +58,7 @@ def upsample(x: Tensor, call: dict[str, Any], geometry: Geometry, session: Sessi
     with torch._C.DisableTorchFunction():
         # What is made without gradients may be adopted by a graph, as the outputs of a checkpointed function are.
         wanted = x.requires_grad or not torch.is_grad_enabled()
-        result: Deferred = _Upsample.apply(x, call, geometry, session, wanted)
+        result: Deferred = _Upsample.apply(x, call, geometry, session, wanted, session.projections.of(x))
     return result
 
 
@@ -104,23 +112,30 @@ def autocast_dtype(device: torch.device, dtype: torch.dtype, _: torch.dtype) -> 
 class _Upsample(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, call: dict[str, Any], geometry: Geometry, session: Session, wanted: bool
+        ctx: Any,
+        x: Tensor,
+        call: dict[str, Any],
+        geometry: Geometry,
+        session: Session,
+        wanted: bool,
+        projection: Projection | None,
     ) -> Deferred:
         low = x.detach()
         ctx.shape, ctx.dtype, ctx.device = low.shape, low.dtype, low.device
         ctx.geometry, ctx.call = geometry, call
-        return upsampled(low, geometry, session, functools.partial(F.interpolate, low, **call), wanted)
+        build = functools.partial(F.interpolate, low, **call)
+        return upsampled(Segment(low, geometry, wanted, projection), session, build)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return pull(grad, ctx.geometry, ctx.shape, ctx.dtype, ctx.device, ctx.call), None, None, None, None
+        return pull(grad, ctx.geometry, ctx.shape, ctx.dtype, ctx.device, ctx.call), None, None, None, None, None
 
 
-def upsampled(
-    low: Tensor, geometry: Geometry, session: Session, build: Callable[[], Tensor], requires_grad: bool
-) -> Deferred:
+def upsampled(segment: Segment, session: Session, build: Callable[[], Tensor]) -> Deferred:
     """The deferred map of one low-resolution map."""
-    cell = Cell(build, [Segment(low, geometry, requires_grad)], session, site=session.site())
+    low, geometry = segment.tensor, segment.geometry
+    assert geometry is not None
+    cell = Cell(build, [segment], session, site=session.site())
     layout = format_of(suggests_channels_last(low))  # which F.interpolate gives its result
     full = torch.empty((*low.shape[:2], *geometry.full), dtype=low.dtype, device="meta", memory_format=layout)
     return wrap(cell, form_of(full), low.device)

@@ -23,17 +23,22 @@ class Plain(nn.Module):
 
 
 class Mixed(Plain):
-    """Maps of three sizes, concatenated and fused by a 1x1 convolution (SegFormer's head)."""
+    """Maps of three sizes, projected, concatenated and fused by a 1x1 convolution (SegFormer's head)."""
 
     def __init__(self, classes: int = 5) -> None:
         super().__init__(classes)
-        self.fuse = nn.Conv2d(24, 8, 1, bias=False)
+        self.projections = nn.ModuleList(nn.Linear(8, 10) for _ in range(3))
+        self.fuse = nn.Conv2d(30, 8, 1, bias=False)
         self.norm = nn.BatchNorm2d(8)
 
     def forward(self, x: Tensor) -> Tensor:
         high = self.backbone(x).relu()
         maps = [high, *(F.avg_pool2d(high, k) for k in (2, 4))]
-        ups = [F.interpolate(m, high.shape[2:], mode="bilinear", align_corners=False) for m in maps[::-1]]
+        ups = []
+        for x_low, project in zip(maps[::-1], self.projections, strict=True):
+            tokens = project(x_low.flatten(2).transpose(1, 2))
+            low = tokens.permute(0, 2, 1).reshape(len(x), -1, *x_low.shape[2:])
+            ups.append(F.interpolate(low, high.shape[2:], mode="bilinear", align_corners=False))
         fused = self.norm(self.fuse(torch.cat(ups, dim=1))).relu()
         return F.interpolate(self.classifier(fused), x.shape[2:], mode="bilinear", align_corners=False)
 

@@ -157,8 +157,8 @@ def test_the_report_says_where_and_why():
     pixels = 2 * 8 * 12
     assert conv.calls == 1
     # Two of three maps are multiplied at 1/4 and 1/16 of the pixels.
-    assert conv.flop_saved == 2 * 8 * 8 * pixels * (3 / 4 + 15 / 16)
-    assert conv.bytes_saved == 4 * pixels * (24 + 16)
+    assert conv.flop_saved == 2 * 8 * 10 * pixels * (3 / 4 + 15 / 16)
+    assert conv.bytes_saved == 4 * pixels * (30 + 20)
     here = next(e for key, e in entries.items() if key[1:] == ("cross_entropy", True))
     assert here.module.startswith("test_accelerate.py:")
     assert here.bytes_saved == 2 * 4 * 2 * 5 * 32 * 48  # the map and its log-softmax

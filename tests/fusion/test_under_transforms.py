@@ -60,11 +60,10 @@ def test_tracing_and_export():
 
 
 def test_quantised_modules():
-    model = Mixed().eval()
-    other = copy.deepcopy(model)
-    quantised = torch.ao.quantization.quantize_dynamic(other, {nn.Conv2d, nn.Linear})
+    quantised = torch.ao.quantization.quantize_dynamic(Mixed().eval(), {nn.Linear})
     x, _ = data()
-    torch.testing.assert_close(pspnet_fast.accelerate(quantised)(x) + 0, model(x))
+    expected = quantised(x)
+    torch.testing.assert_close(pspnet_fast.accelerate(quantised)(x) + 0, expected)
 
 
 def test_a_quantised_map_is_upsampled_by_the_stock_operator():

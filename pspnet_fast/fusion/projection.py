@@ -1,0 +1,125 @@
+"""A convolution of a map that is a linear layer's result, computed from what the layer was given.
+
+The heads of SegFormer project each map to many channels by ``F.linear`` and multiply these by a 1x1 convolution. The
+product of both weights is small, so that the convolution, and its weight's gradient, take as many channels as the map
+had before. The linear layer stays in the graph and gets its gradient from the convolution, as in the stock model.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pspnet_fast.layout import memory_format
+
+_REMEMBERED = 4  # calls; a model upsamples what it has just projected
+
+
+class Projection(NamedTuple):
+    """A map is ``F.conv2d(x, weight[..., None, None], bias)`` of ``x [B, c, h, w]``, while ``x`` has this version."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    version: int
+
+    @property
+    def intact(self) -> bool:
+        return self.x._version == self.version
+
+
+class Projections:
+    """The linear layers that were called last inside a ``fuse()``.
+
+    ``upsampled`` has the ids of the weights of those whose results were upsampled.
+    """
+
+    def __init__(self) -> None:
+        self.calls: deque[tuple[Tensor, int, Tensor, int, Tensor, Tensor | None]] = deque(maxlen=_REMEMBERED)
+        self._copies: deque[tuple[Tensor, int, Projection]] = deque(maxlen=_REMEMBERED)
+        self.upsampled: set[int] = set()
+
+    def clear(self) -> None:
+        self.calls.clear()
+        self._copies.clear()
+
+    def note(self, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        """``y = F.linear(x, weight, bias)`` was called."""
+        tensors = [t for t in (y, x, weight, bias) if t is not None]
+        if not all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == y.dtype for t in tensors) or y.dim() != 3:
+            return
+        if y.dtype in (torch.float32, torch.float64) and not y.is_inference() and not x.is_inference():
+            self.calls.append((y, y._version, x, x._version, weight, bias))
+
+    def note_copy(self, y: Tensor, projection: Projection) -> None:
+        """The map ``y`` is a copy of the one that ``projection`` gives."""
+        self._copies.append((y, y._version, projection))
+
+    def of(self, s: Any) -> Projection | None:
+        """What the map ``s [B, C, h, w]`` is a projection of, if it is a view of a linear layer's result, or a copy.
+
+        Once: what is not read again is not kept.
+        """
+        if type(s) is not Tensor or s.dim() != 4:
+            return None
+        for i, (y, version, projection) in enumerate(self._copies):
+            if y.shape == s.shape and _same_memory(s, y, y.stride()):
+                del self._copies[i]
+                return projection if y._version == version and projection.intact else None
+        for i, (y, version, x, x_version, weight, bias) in enumerate(self.calls):
+            strides = (y.stride(0), y.stride(2), s.shape[3] * y.stride(1), y.stride(1))
+            if y.shape != (s.shape[0], s.shape[2] * s.shape[3], s.shape[1]) or not _same_memory(s, y, strides):
+                continue
+            del self.calls[i]
+            if (y._version, x._version) != (version, x_version) or weight.untyped_storage().nbytes() == 0:
+                return None  # written to since; or the weight of a sharded module, which is gone by now
+            self.upsampled.add(id(weight))
+            low = x.detach().unflatten(1, s.shape[2:]).permute(0, 3, 1, 2)
+            copy = None if bias is None else bias.detach().clone()
+            return Projection(low, weight.detach().clone(), copy, x_version)
+        return None
+
+
+def _same_memory(s: Tensor, y: Tensor, strides: tuple[int, ...]) -> bool:
+    """Whether ``s`` starts where ``y`` does and has these strides, in dimensions of more than one element."""
+    if s.data_ptr() != y.data_ptr():
+        return False
+    return all(n == 1 or a == b for n, a, b in zip(s.shape, s.stride(), strides, strict=True))
+
+
+def projected_conv2d(s: Tensor, weight: Tensor, bias: Tensor | None, projection: Projection) -> Tensor:
+    """``F.conv2d(s, weight, bias)`` by a 1x1 ``weight``, for the map ``s`` that ``projection`` gives."""
+    result: Tensor = _ProjectedConv2d.apply(s, weight, bias, projection)
+    return result
+
+
+class _ProjectedConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, weight: Tensor, bias: Tensor | None, projection: Projection) -> Tensor:
+        outer = weight.flatten(1)
+        offset = bias
+        if projection.bias is not None:
+            offset = outer @ projection.bias if bias is None else torch.addmv(bias, outer, projection.bias)
+        x = projection.x.contiguous(memory_format=memory_format(s))
+        joined = (outer @ projection.weight)[..., None, None]
+        ctx.save_for_backward(weight, x, joined, projection.weight, projection.bias)
+        return F.conv2d(x, joined, offset)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, x, joined, inner, inner_bias = ctx.saved_tensors
+        grad_s = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_s = F.conv2d(grad, weight.transpose(0, 1))
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            options = [joined.shape[0]], (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, True)
+            _, grad_joined, grad_bias = torch.ops.aten.convolution_backward(grad, x, joined, *options)
+            grad_weight = grad_joined.flatten(1) @ inner.T
+            if inner_bias is not None:
+                grad_weight = torch.addr(grad_weight, grad_bias, inner_bias)
+            grad_weight = grad_weight[..., None, None]
+        return grad_s, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None
