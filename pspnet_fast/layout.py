@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,11 @@ def suggests_channels_last(x: Tensor) -> bool:
 def is_dense(x: Tensor) -> bool:
     """Whether ``x [B, C, H, W]`` fills its memory without gaps, in NCHW or channels_last order."""
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+
+
+def same_layout(tensor: Tensor, strides: Sequence[int]) -> bool:
+    """Whether the strides agree in every dimension that has more than one element."""
+    return all(n == 1 or s == t for n, s, t in zip(tensor.shape, tensor.stride(), strides, strict=True))
 
 
 def format_of(channels_last: bool) -> torch.memory_format:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pspnet_fast.fusion.segments import Segment, same_layout, stock_operators, version
+from pspnet_fast.fusion.segments import Segment, stock_operators, version
+from pspnet_fast.layout import same_layout
 
 # Cells of maps, so that a write to what they are made of can be noticed in time.
 LIVE: weakref.WeakValueDictionary[int, Cell] = weakref.WeakValueDictionary()

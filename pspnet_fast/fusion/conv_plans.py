@@ -83,9 +83,9 @@ def conv_plan(segments: Sequence[Segment], weight: Tensor, lazy: bool = True) ->
         bins, x_first = pyramid
         return ConvPlan("pyramid_conv", _pyramid(segments, bins, x_first), None, geometries)
     used = [s.geometry for s in segments if s.geometry is not None and pointwise_pays(s, out_channels)]
-    if kernel != 1 or not used:
+    if kernel != 1 or not (used or any(projection_pays(s, out_channels) for s in segments)):
         return None
-    single = lazy and len(used) == len(segments) and all(g == used[0] for g in used)
+    single = lazy and bool(used) and len(used) == len(segments) and all(g == used[0] for g in used)
     fused = pointwise(segments, out_channels, not single)
     return ConvPlan("1x1 at low resolution", fused, used[0] if single else None, used, True)
 

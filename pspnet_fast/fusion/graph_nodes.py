@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from pspnet_fast.fusion.projection import is_map_of
 from pspnet_fast.fusion.segments import pair
 from pspnet_fast.fusion.writes import writes
 
 _UPSAMPLE = inspect.signature(F.interpolate)
+_LINEAR = inspect.signature(lambda input, weight, bias=None: None)  # of a function that is written in C++
 
 
 def bound(signature: inspect.Signature, node: fx.Node) -> dict[str, Any] | None:
@@ -60,6 +62,36 @@ def _is_enlargement(upsampling: dict[str, Any], low: Any, full: Any) -> bool:
         if upsampling["recompute_scale_factor"] or not all(exact):
             return False
     return all(statically_known_true(n <= m) for n, m in sizes)
+
+
+def linear_below(x: Any, reader: fx.Node) -> tuple[Any, Any, Any] | None:
+    """What ``F.linear`` was given if the map ``x`` is a view of its result, or a copy of one; None otherwise.
+
+    None as well where something may write to any of it, reads a gradient in between, or changes how operators are
+    recorded.
+    """
+    if isinstance(x, fx.Node) and x.target == "clone":
+        x = x.args[0]
+    views = [x]
+    while isinstance(views[-1], fx.Node) and views[-1].op == "call_method" and len(views) <= 4:
+        views.append(views[-1].args[0])
+    layer = views[-1]
+    call = bound(_LINEAR, layer) if isinstance(layer, fx.Node) and layer.target is F.linear else None
+    if call is None or len(views) == 1 or not _is_projection(value(x), value(layer), [*map(value, call.values())]):
+        return None
+    nodes = [node for node in (layer, *call.values()) if node is not None]
+    if any(map(is_hooked, views)) or any(map(_changes_state, between(layer, reader))) or is_written(layer, nodes):
+        return None
+    return call["input"], call["weight"], call["bias"]
+
+
+def _is_projection(s: Any, y: Tensor, given: Sequence[Any]) -> bool:
+    if not isinstance(s, Tensor) or s.dim() != 4 or y.dim() != 3 or y.dtype not in (torch.float32, torch.float64):
+        return False
+    if any(type(n) is not int for n in s.shape) or any(t is not None and t.dtype != y.dtype for t in given):
+        return False
+    same_start = s.untyped_storage()._cdata == y.untyped_storage()._cdata and s.storage_offset() == y.storage_offset()
+    return bool(same_start) and is_map_of(s, y)
 
 
 def is_hooked(x: fx.Node) -> bool:

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from pspnet_fast.fusion import conv_plans, graph_nodes, segments, traced_heads, writes
+from pspnet_fast.fusion import conv_plans, graph_nodes, pointwise, projection, segments, traced_heads, writes
 from pspnet_fast.fusion.conv_plans import conv_plan, refusal
-from pspnet_fast.fusion.graph_nodes import bound, enlargement, is_hooked, is_written, value
+from pspnet_fast.fusion.graph_nodes import bound, enlargement, is_hooked, is_written, linear_below, value
+from pspnet_fast.fusion.projection import as_projection
 from pspnet_fast.fusion.segments import Geometry, Segment
 from pspnet_fast.fusion.traced_heads import fused_loss, takes
 from pspnet_fast.layout import format_of, suggests_channels_last
@@ -33,7 +34,7 @@ class FuseUpsampled(CustomGraphPass):
     """What reads a bilinear ``F.interpolate`` reads the low-resolution map instead.
 
     ``F.cross_entropy`` of it becomes ``upsample_cross_entropy``; ``conv2d`` of it, or of a concatenation with it, the
-    form that ``conv_plan`` gives.
+    form that ``conv_plan`` gives. ``conv2d`` of a linear layer's result reads what the layer was given.
     """
 
     def __init__(self, loss: bool = True, conv: bool = True) -> None:
@@ -52,7 +53,8 @@ class FuseUpsampled(CustomGraphPass):
                     graph.erase_node(node)
 
     def uuid(self) -> Any:
-        sources = [str(module.__file__) for module in (conv_plans, graph_nodes, segments, traced_heads, writes)]
+        modules = conv_plans, graph_nodes, pointwise, projection, segments, traced_heads, writes
+        sources = [str(module.__file__) for module in modules]
         return get_hash_for_files((__file__, *sources), str([target.__name__ for target, *_ in self.rules]))
 
 
@@ -69,14 +71,28 @@ def _loss(node: fx.Node) -> tuple[Any, ...] | None:
 
 
 def fused_conv(
-    tensors: Sequence[Tensor], geometries: Sequence[Any], weight: Tensor, bias: Tensor | None, channels_last: bool
+    tensors: Sequence[Tensor],
+    geometries: Sequence[Any],
+    layers: Sequence[Any],
+    weight: Tensor,
+    bias: Tensor | None,
+    channels_last: bool,
 ) -> Tensor:
-    """The convolution of maps, of which those with a geometry are upsampled; in the layout of the stock result."""
-    pairs = zip(tensors, geometries, strict=True)
-    segments = [Segment(t, None if g is None else Geometry(*g), True) for t, g in pairs]
+    """The convolution of maps, of which those with a geometry are upsampled; in the layout of the stock result.
+
+    ``layers``: for each map what ``F.linear`` was given, if it is made of its result, else None.
+    """
+    segments = _segments(tensors, geometries, layers)
     plan = conv_plan(segments, weight, lazy=False)
     assert plan is not None  # as for the graph
     return plan.fused(list(tensors), [weight, bias]).contiguous(memory_format=format_of(channels_last))
+
+
+def _segments(tensors: Sequence[Tensor], geometries: Sequence[Any], layers: Sequence[Any]) -> list[Segment]:
+    return [
+        Segment(t, None if g is None else Geometry(*g), True, None if layer is None else as_projection(t, *layer))
+        for t, g, layer in zip(tensors, geometries, layers, strict=True)
+    ]
 
 
 def _conv(node: fx.Node) -> tuple[Any, ...] | None:
@@ -91,14 +107,15 @@ def _conv(node: fx.Node) -> tuple[Any, ...] | None:
     values = [value(x) for x, _ in parts]
     if not all(isinstance(x, Tensor) and x.dim() == 4 and all(type(n) is int for n in x.shape) for x in values):
         return None
-    segments = [Segment(x, geometry, True) for x, (_, geometry) in zip(values, parts, strict=True)]
+    layers = [linear_below(x, node) for x, _ in parts]
+    segments = _segments(values, [g for _, g in parts], [layer and [*map(value, layer)] for layer in layers])
     if sum(s.channels for s in segments) != weight.shape[1] or len({x.dtype for x in values}) != 1:
         return None
     if conv_plan(segments, weight, lazy=False) is None:
         return None
     channels_last = suggests_channels_last(value(node))
-    geometries = [g if g is None else tuple(g) for _, g in parts]
-    return [x for x, _ in parts], geometries, call["weight"], call["bias"], channels_last
+    maps, geometries = [x for x, _ in parts], [g if g is None else tuple(g) for _, g in parts]
+    return maps, geometries, layers, call["weight"], call["bias"], channels_last
 
 
 def _maps(x: Any) -> list[Any]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pspnet_fast.layout import memory_format
+from pspnet_fast.layout import memory_format, same_layout
 
 _REMEMBERED = 4  # calls; a model upsamples what it has just projected
 
@@ -39,7 +39,7 @@ class Projections:
     """
 
     def __init__(self) -> None:
-        self.calls: deque[tuple[Tensor, int, Tensor, int, Tensor, Tensor | None]] = deque(maxlen=_REMEMBERED)
+        self.calls: deque[tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], list[int]]] = deque(maxlen=_REMEMBERED)
         self._copies: deque[tuple[Tensor, int, Projection]] = deque(maxlen=_REMEMBERED)
         self.upsampled: set[int] = set()
 
@@ -52,8 +52,8 @@ class Projections:
         tensors = [t for t in (y, x, weight, bias) if t is not None]
         if not all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == y.dtype for t in tensors) or y.dim() != 3:
             return
-        if y.dtype in (torch.float32, torch.float64) and not y.is_inference() and not x.is_inference():
-            self.calls.append((y, y._version, x, x._version, weight, bias))
+        if y.dtype in (torch.float32, torch.float64) and not any(t.is_inference() for t in tensors):
+            self.calls.append(((y, x, weight, bias), [t._version for t in tensors]))
 
     def note_copy(self, y: Tensor, projection: Projection) -> None:
         """The map ``y`` is a copy of the one that ``projection`` gives."""
@@ -67,28 +67,33 @@ class Projections:
         if type(s) is not Tensor or s.dim() != 4:
             return None
         for i, (y, version, projection) in enumerate(self._copies):
-            if y.shape == s.shape and _same_memory(s, y, y.stride()):
+            if y.shape == s.shape and y.data_ptr() == s.data_ptr() and same_layout(s, y.stride()):
                 del self._copies[i]
                 return projection if y._version == version and projection.intact else None
-        for i, (y, version, x, x_version, weight, bias) in enumerate(self.calls):
-            strides = (y.stride(0), y.stride(2), s.shape[3] * y.stride(1), y.stride(1))
-            if y.shape != (s.shape[0], s.shape[2] * s.shape[3], s.shape[1]) or not _same_memory(s, y, strides):
+        for i, ((y, x, weight, bias), versions) in enumerate(self.calls):
+            if not is_map_of(s, y) or s.data_ptr() != y.data_ptr():
                 continue
             del self.calls[i]
-            if (y._version, x._version) != (version, x_version) or weight.untyped_storage().nbytes() == 0:
-                return None  # written to since; or the weight of a sharded module, which is gone by now
+            if [t._version for t in (y, x, weight, bias) if t is not None] != versions:
+                return None
+            if weight.untyped_storage().nbytes() == 0:  # of a sharded module, which has run
+                return None
             self.upsampled.add(id(weight))
-            low = x.detach().unflatten(1, s.shape[2:]).permute(0, 3, 1, 2)
             copy = None if bias is None else bias.detach().clone()
-            return Projection(low, weight.detach().clone(), copy, x_version)
+            return as_projection(s, x.detach(), weight.detach().clone(), copy)
         return None
 
 
-def _same_memory(s: Tensor, y: Tensor, strides: tuple[int, ...]) -> bool:
-    """Whether ``s`` starts where ``y`` does and has these strides, in dimensions of more than one element."""
-    if s.data_ptr() != y.data_ptr():
+def as_projection(s: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Projection:
+    """Of the map ``s`` that is made of ``F.linear(x, weight, bias)``."""
+    return Projection(x.unflatten(1, s.shape[2:]).permute(0, 3, 1, 2), weight, bias, x._version)
+
+
+def is_map_of(s: Tensor, y: Tensor) -> bool:
+    """Whether a view of ``y [B, h * w, C]`` from its start on is the map ``[B, C, h, w]`` if it looks like ``s``."""
+    if y.shape != (s.shape[0], s.shape[2] * s.shape[3], s.shape[1]):
         return False
-    return all(n == 1 or a == b for n, a, b in zip(s.shape, s.stride(), strides, strict=True))
+    return same_layout(s, (y.stride(0), y.stride(2), s.shape[3] * y.stride(1), y.stride(1)))
 
 
 def projected_conv2d(s: Tensor, weight: Tensor, bias: Tensor | None, projection: Projection) -> Tensor:

@@ -55,11 +55,6 @@ class Segment:
         return Segment(self.tensor[:, start:stop], self.geometry, self.requires_grad)
 
 
-def same_layout(tensor: Tensor, strides: Sequence[int]) -> bool:
-    """Whether the strides agree in every dimension that has more than one element."""
-    return all(n == 1 or s == t for n, s, t in zip(tensor.shape, tensor.stride(), strides, strict=True))
-
-
 def version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import pspnet_fast
 from pspnet_fast.fusion import cost
-from pspnet_fast.fusion.segments import same_layout
+from pspnet_fast.layout import same_layout
 
 SIZES = [(3, 4), (4, 4), (6, 8), (8, 8), (12, 16), (12, 11)]
 

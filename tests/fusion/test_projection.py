@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from heads import Mixed, data
+from pairs import Recorder
 from torch import nn
 
 import pspnet_fast
@@ -120,7 +121,7 @@ def _hook(x, y, layer):
     y.register_hook(lambda grad: grad * 2)
 
 
-def _two_more(x, y, layer):
+def _four_more(x, y, layer):
     for _ in range(4):
         F.linear(x, layer.weight)
 
@@ -129,8 +130,16 @@ CHANGES = {
     "a write to the result": (_write, False),
     "a write to what was projected": (_write_before, False),
     "a write that no version shows": (_write_unseen, False),
-    "other layers": (_two_more, False),
+    "a write to the weight": (_write_to_the_weight, False),
+    "other layers": (_four_more, False),
     "a hook": (_hook, True),
+}
+# The pass sees all layers, and leaves what is hooked.
+COMPILED = {
+    **CHANGES,
+    "nothing": (lambda x, y, layer: None, True),
+    "other layers": (_four_more, True),
+    "a hook": (_hook, False),
 }
 
 
@@ -139,15 +148,36 @@ def test_what_happens_in_between(change, used, projected):
     model, given = Tokens().double(), inputs()
     model.change = change
     stock = copy.deepcopy(model)
-    if change is _write_before:  # what the layer saved for its gradient
-        model.project.weight.requires_grad_(False)
-        stock.project.weight.requires_grad_(False)
-    results = []
-    for m in (stock, pspnet_fast.accelerate(model)):
-        y = m(*(t * 1 for t in given))
-        leaves = [*given, *(p for p in m.parameters() if p.requires_grad)]
-        results.append((y.detach(), torch.autograd.grad(y.square().sum(), leaves)))
+    results = [outcome_of_change(m, m, given) for m in (stock, pspnet_fast.accelerate(model))]
     torch.testing.assert_close(*results)
+    assert bool(projected) == used
+
+
+def outcome_of_change(model, call, given):
+    """What the change writes to is not saved for a gradient."""
+    x, other = given
+    model.project.requires_grad_(model.change not in (_write_before, _write_to_the_weight))
+    leaves = [other, *(p for p in model.parameters() if p.requires_grad)]
+    if model.change is _write_to_the_weight:
+        x = x.detach()
+    else:
+        leaves.append(x)
+    y = call(x * 1, other * 1)
+    return y.detach(), torch.autograd.grad(y.square().sum(), leaves)
+
+
+@pytest.mark.parametrize(("change", "used"), COMPILED.values(), ids=COMPILED)
+@pytest.mark.parametrize("seen", ["by the pass", "by the mode"])
+def test_under_compile_options(seen, change, used, projected):
+    torch._dynamo.reset()
+    model, given = Tokens().double(), inputs()
+    model.change = change
+    stock = copy.deepcopy(model)
+    expected = outcome_of_change(stock, stock, given)
+    if seen == "by the mode":
+        pspnet_fast.accelerate(model)
+    compiled = torch.compile(model, backend=Recorder(pspnet_fast.compile_options()), fullgraph=True)
+    torch.testing.assert_close(outcome_of_change(model, compiled, given), expected)
     assert bool(projected) == used
 
 
