@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pspnet_fast.fusion.segments import Segment, stock_operators, version
+from pspnet_fast.fusion.segments import Segment, stock_operators, storage_of, version
 from pspnet_fast.layout import same_layout
 
 # Cells of maps, so that a write to what they are made of can be noticed in time.
@@ -133,9 +133,9 @@ def before_write(tensors: Sequence[Tensor]) -> None:
     """``tensors`` are about to be written to: build every cell that is made of their memory."""
     if not tensors:
         return
-    storages = {t.untyped_storage()._cdata for t in tensors if type(t) in (Tensor, torch.nn.Parameter)}
+    storages = {storage_of(t) for t in tensors if type(t) in (Tensor, torch.nn.Parameter)}
     for cell in list(LIVE.values()):
-        if any(t.untyped_storage()._cdata in storages for s in cell.segments for t in s.memory):
+        if any(storage_of(t) in storages for s in cell.segments for t in s.memory):
             cell.materialise()
             cell.segments = []
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from pspnet_fast.fusion.projection import is_map_of
-from pspnet_fast.fusion.segments import pair
+from pspnet_fast.fusion.projection import is_map_of, saves_input
+from pspnet_fast.fusion.segments import pair, storage_of
 from pspnet_fast.fusion.writes import writes
 
 _UPSAMPLE = inspect.signature(F.interpolate)
@@ -77,7 +77,9 @@ def linear_below(x: Any, reader: fx.Node) -> tuple[Any, Any, Any] | None:
         views.append(views[-1].args[0])
     layer = views[-1]
     call = bound(_LINEAR, layer) if isinstance(layer, fx.Node) and layer.target is F.linear else None
-    if call is None or len(views) == 1 or not _is_projection(value(x), value(layer), [*map(value, call.values())]):
+    if call is None or len(views) == 1 or not _is_map(value(x), value(layer)):
+        return None
+    if not saves_input(*map(value, (layer, *call.values()))):
         return None
     nodes = [node for node in (layer, *call.values()) if node is not None]
     if any(map(is_hooked, views)) or any(map(_changes_state, between(layer, reader))) or is_written(layer, nodes):
@@ -85,10 +87,9 @@ def linear_below(x: Any, reader: fx.Node) -> tuple[Any, Any, Any] | None:
     return call["input"], call["weight"], call["bias"]
 
 
-def _is_projection(s: Any, y: Tensor, given: Sequence[Any]) -> bool:
-    if not isinstance(s, Tensor) or s.dim() != 4 or y.dim() != 3 or y.dtype not in (torch.float32, torch.float64):
-        return False
-    if any(type(n) is not int for n in s.shape) or any(t is not None and t.dtype != y.dtype for t in given):
+def _is_map(s: Any, y: Tensor) -> bool:
+    """Whether ``s [B, C, h, w]`` is a view of ``y [B, h * w, C]``."""
+    if not isinstance(s, Tensor) or s.dim() != 4 or y.dim() != 3 or any(type(n) is not int for n in s.shape):
         return False
     same_start = s.untyped_storage()._cdata == y.untyped_storage()._cdata and s.storage_offset() == y.storage_offset()
     return bool(same_start) and is_map_of(s, y)
@@ -112,7 +113,7 @@ def any_writes(nodes: Iterable[fx.Node], memory: set[int]) -> bool:
 def memory_of(nodes: Iterable[fx.Node]) -> set[int]:
     """The storages of the tensors that ``nodes`` give."""
     tensors = map(value, nodes)
-    return {x.untyped_storage()._cdata for x in tensors if isinstance(x, Tensor) and x.layout == torch.strided}
+    return {storage_of(x) for x in tensors if isinstance(x, Tensor) and x.layout == torch.strided}
 
 
 def _may_write(node: fx.Node) -> bool:

@@ -105,7 +105,7 @@ class Fuse(TorchFunctionMode):
             if not kwargs:
                 self.session.projections.note(result, *args)
             return result
-        elif self.session.projections.calls and func in _UNSEEN_WRITES:
+        elif self.session.projections.pending and func in _UNSEEN_WRITES:
             self.session.projections.clear()
         elif _alive and _may_write(func, kwargs) and writes(func, args, kwargs or {}):
             before_write([t for t in _flat((args, tuple((kwargs or {}).values()))) if isinstance(t, Tensor)])
@@ -137,6 +137,6 @@ def _flat(value: Any) -> list[Any]:
 
 
 # What gives access to a tensor's memory without its version.
-_UNSEEN_WRITES = MEMORY | {Tensor.data.__get__}  # type: ignore[attr-defined]
+_UNSEEN_WRITES = MEMORY | {Tensor.data.__get__, Tensor.data.__set__}  # type: ignore[attr-defined]
 _WRITING = WRITING | INPLACE.keys()
 _alive = LIVE.data  # type: ignore[attr-defined]  # the dictionary inside, whose truth costs no call

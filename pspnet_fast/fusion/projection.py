@@ -33,55 +33,85 @@ class Projection(NamedTuple):
 
 
 class Projections:
-    """The linear layers that were called last inside a ``fuse()``.
+    """The linear layers that were called last inside the forward of an accelerated model.
 
-    ``upsampled`` has the ids of the weights of those whose results were upsampled.
+    Attributes:
+        all: whether every layer is noted, as in the first call of a model; else those of ``weights``.
+        weights: ids of the weights of layers whose results were upsampled and convolved in the first call.
+        used: the ids of the weights of layers whose results were upsampled in this call.
     """
 
     def __init__(self) -> None:
-        self.calls: deque[tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], list[int]]] = deque(maxlen=_REMEMBERED)
-        self._copies: deque[tuple[Tensor, int, Projection]] = deque(maxlen=_REMEMBERED)
-        self.upsampled: set[int] = set()
+        self.all, self.weights, self.used = False, frozenset[int](), set[int]()
+        self._calls: deque[tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], Any]] = deque(maxlen=_REMEMBERED)
+        self._copies: deque[tuple[Tensor, Any, Projection]] = deque(maxlen=_REMEMBERED)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a result may still be upsampled or convolved: until then nothing may write to it unseen."""
+        return bool(self._calls or self._copies)
 
     def clear(self) -> None:
-        self.calls.clear()
+        self._calls.clear()
         self._copies.clear()
 
     def note(self, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         """``y = F.linear(x, weight, bias)`` was called."""
-        tensors = [t for t in (y, x, weight, bias) if t is not None]
-        if not all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == y.dtype for t in tensors) or y.dim() != 3:
+        if not (self.all or id(weight) in self.weights) or torch._C._functorch.peek_interpreter_stack() is not None:
             return
-        if y.dtype in (torch.float32, torch.float64) and not any(t.is_inference() for t in tensors):
-            self.calls.append(((y, x, weight, bias), [t._version for t in tensors]))
+        plain = type(y) is type(x) is Tensor and type(weight) is torch.nn.Parameter
+        if plain and type(bias) in (torch.nn.Parameter, type(None)) and saves_input(y, x, weight, bias):
+            self._calls.append(((y, x, weight, bias), _state(y, x, weight, bias)))
 
     def note_copy(self, y: Tensor, projection: Projection) -> None:
         """The map ``y`` is a copy of the one that ``projection`` gives."""
-        self._copies.append((y, y._version, projection))
+        self._copies.append((y, _state(y), projection))
 
     def of(self, s: Any) -> Projection | None:
         """What the map ``s [B, C, h, w]`` is a projection of, if it is a view of a linear layer's result, or a copy.
 
         Once: what is not read again is not kept.
         """
-        if type(s) is not Tensor or s.dim() != 4:
+        if not self.pending or type(s) is not Tensor or s.dim() != 4 or s.is_neg():
             return None
-        for i, (y, version, projection) in enumerate(self._copies):
+        for i, (y, state, projection) in enumerate(self._copies):
             if y.shape == s.shape and y.data_ptr() == s.data_ptr() and same_layout(s, y.stride()):
                 del self._copies[i]
-                return projection if y._version == version and projection.intact else None
-        for i, ((y, x, weight, bias), versions) in enumerate(self.calls):
-            if not is_map_of(s, y) or s.data_ptr() != y.data_ptr():
-                continue
-            del self.calls[i]
-            if [t._version for t in (y, x, weight, bias) if t is not None] != versions:
-                return None
-            if weight.untyped_storage().nbytes() == 0:  # of a sharded module, which has run
-                return None
-            self.upsampled.add(id(weight))
-            copy = None if bias is None else bias.detach().clone()
-            return as_projection(s, x.detach(), weight.detach().clone(), copy)
+                return projection if _state(y) == state and projection.intact else None
+        for i, (tensors, state) in enumerate(self._calls):
+            y, x, weight, bias = tensors
+            if is_map_of(s, y) and s.data_ptr() == y.data_ptr():
+                del self._calls[i]
+                if _state(*tensors) != state:  # written to, or gone, as a sharded weight is by now
+                    return None
+                self.used.add(id(weight))
+                copy = None if bias is None else bias.detach().clone()
+                return as_projection(s, x.detach(), weight.detach().clone(), copy)
         return None
+
+
+def _state(*tensors: Tensor | None) -> list[tuple[int, int]]:
+    """What changes where a tensor is written to, or gets other memory."""
+    return [(t._version, t.data_ptr()) for t in tensors if t is not None]
+
+
+def saves_input(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether ``y = F.linear(x, weight, bias)`` is a layer over tokens ``[B, N, c]`` for which autograd keeps ``x``.
+
+    Only then nothing writes to ``x`` before backward, for which the convolution reads it as well.
+    """
+    given = [t for t in (x, weight, bias) if t is not None]
+    return (
+        y.layout == torch.strided
+        and not y.is_nested
+        and y.dim() == 3
+        and y.dtype in (torch.float32, torch.float64)
+        and all(t.dtype == y.dtype for t in given)
+        and (bias is None or bias.shape == weight.shape[:1])
+        and y.requires_grad
+        and x.requires_grad
+        and weight.requires_grad
+    )
 
 
 def as_projection(s: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Projection:

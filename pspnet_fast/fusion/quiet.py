@@ -32,30 +32,35 @@ _MOST_KINDS = 256  # of calls, which random sizes of images make endless
 
 
 class QuietModules:
-    """Of one accelerated model: the ids of the largest modules that upsample nothing, for each kind of call."""
+    """Of one accelerated model, for each kind of call: the ids of the largest modules that upsample nothing.
+
+    And the ids of the weights of linear layers whose results are upsampled.
+    """
 
     def __init__(self) -> None:
-        self._ids: dict[Any, frozenset[int]] = {}
+        self._kinds: dict[Any, tuple[frozenset[int], frozenset[int]]] = {}
 
     def run(self, mode: Fuse, model: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """``call(*args, **kwargs)``, which is the forward of ``model``, inside ``mode``."""
+        projections = mode.session.projections
         tensors = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-        shapes = tuple(None if x.is_nested else x.shape for x in tensors)
-        kind = model.training, torch.is_grad_enabled(), shapes
-        known = self._ids.get(kind)
+        forms = tuple((None if x.is_nested else x.shape, x.dtype) for x in tensors)
+        autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+        kind = model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast, forms
+        known = self._kinds.get(kind)
         if known is not None or getattr(model, "_is_replica", False):  # a replica lives for one call
-            mode.quiet = known or frozenset()
+            mode.quiet, projections.weights = known or (frozenset(), frozenset())
             return call(*args, **kwargs)
-        mode.upsampling = set()
+        mode.upsampling, projections.all = set(), True
         result = call(*args, **kwargs)
-        mode.upsampling |= _containing(mode.session.projections.upsampled, model)
+        mode.upsampling |= _containing(projections.used, model)
         found = list(_largest_without(mode.upsampling, model, {id(model)}))
         for module in found:
             if not is_patched(module, _MARK):
                 patch(module, _MARK, _without_mode)
-        if len(self._ids) >= _MOST_KINDS:
-            self._ids.clear()
-        self._ids[kind] = frozenset(map(id, found))
+        if len(self._kinds) >= _MOST_KINDS:
+            self._kinds.clear()
+        self._kinds[kind] = frozenset(map(id, found)), frozenset(projections.used)
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuietModules:
@@ -108,7 +113,8 @@ def _without_mode(forward: Forward, bound: bool) -> Forward:
         current = type(self).forward  # the class, or its forward, may have been replaced since
         if not torch.compiler.is_compiling():
             mode = _get_current_function_mode()
-            if isinstance(mode, Fuse) and id(self) in mode.quiet and not mode.deferred and not may_be_written():
+            quiet = isinstance(mode, Fuse) and id(self) in mode.quiet and not mode.deferred
+            if quiet and not mode.session.projections.pending and not may_be_written():
                 with _pop_mode_temporarily():
                     return current(self, *args, **kwargs)
         return current(self, *args, **kwargs)

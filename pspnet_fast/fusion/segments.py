@@ -59,13 +59,22 @@ def version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def storage_of(tensor: Tensor) -> int:
+    """Which memory ``tensor`` has, or the one that transforms of ``torch.func`` have wrapped."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    number: int = tensor.untyped_storage()._cdata
+    return number
+
+
 @contextlib.contextmanager
 def stock_operators() -> Iterator[None]:
-    """Nothing is deferred, recorded or cast in here, and the results serve any mode."""
+    """Nothing is deferred, recorded, transformed or cast in here, and the results serve any mode."""
     with contextlib.ExitStack() as stack:
         for device_type in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(torch._C._DisableFuncTorch())
         stack.enter_context(torch._C.DisableTorchFunction())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())

@@ -34,7 +34,7 @@ class TracedFuse(TracedHeads, TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         # Behind a graph break what was remembered would have to be computed, although nobody reads it.
-        traced = torch.compiler.is_dynamo_compiling() and self.trace == trace()
+        traced = torch.compiler.is_dynamo_compiling() and -1 != self.trace == trace()
         rule = _rule(func) if traced and "out" not in kwargs else ""
         return getattr(self, rule)(func, *args, **kwargs) if rule else func(*args, **kwargs)
 

@@ -22,9 +22,10 @@ _TRACES = itertools.count()
 
 @constant_in_graphs
 def trace() -> int:
-    """A number of the code that is being traced as one; -1 outside of it."""
+    """A number of the code that is being traced as one; -1 outside of it, and inside transforms of ``torch.func``."""
     context = torch._guards.TracingContext.try_get()
-    number: int = -1 if context is None else context.__dict__.setdefault("pspnet_fast_trace", next(_TRACES))
+    outside = context is None or torch._C._functorch.peek_interpreter_stack() is not None
+    number: int = -1 if outside else context.__dict__.setdefault("pspnet_fast_trace", next(_TRACES))
     return number
 
 

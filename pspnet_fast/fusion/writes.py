@@ -21,7 +21,7 @@ def _writing() -> frozenset[Callable[..., Any]]:
         getattr(owner, name)
         for owner in (Tensor, torch, F, torch._C._nn)
         for name in dir(owner)
-        if name.endswith("_") and not name.endswith("__")
+        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
     ]
     # Under torch.compile `x += y` is a call of operator.iadd.
     operators = [getattr(Tensor, f"__i{name}__", None) for name in _OPERATORS]

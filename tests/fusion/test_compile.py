@@ -350,6 +350,26 @@ def test_compile_options_leave_what_they_do_not_know(call):
     assert backend.upsamples()
 
 
+TRANSFORMED = {
+    "the gradient of a loss": lambda low, target: torch.func.grad(
+        lambda q: F.cross_entropy(F.interpolate(q, (8, 8), mode="bilinear"), target)
+    )(low),
+    "a write under vmap": lambda low, target: torch.vmap(lambda q: q.mul_(2))(low * 1),
+}
+
+
+@pytest.mark.parametrize("transformed", TRANSFORMED.values(), ids=TRANSFORMED)
+def test_transforms_inside_a_compiled_function(transformed):
+    def step(low, target):
+        with pspnet_fast.fuse():
+            up = F.interpolate(low, (8, 8), mode="bilinear")
+            return transformed(low, target), F.cross_entropy(up, target)
+
+    low, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 8, 8))
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(low, target), step(low, target))
+
+
 def test_behind_a_graph_break_the_block_computes_nothing_twice():
     """Python goes on with the mode that was traced: only the compiler drops what nobody reads."""
     low, target = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 8, 8))
