@@ -153,7 +153,8 @@ def load_trained(
             info = DATASET.validate_python(state["dataset"])
     elif config is None or info is None:
         raise CheckpointError(
-            f"{path}: does not say which network it holds; name its configuration (--config) and data set (--data)"
+            f"{path}: does not say which network it holds; name its configuration (--config) and data set (--data; of "
+            "your own, data.classes too)"
         )
     with checkpoint.interpreting(path):
         weights = state["ema"]["model"] if "ema" in state else state.get("model", state)

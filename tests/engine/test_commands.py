@@ -14,7 +14,7 @@ from PIL import Image
 from run_files import SHORT, call, refused
 
 from pspnet_fast.data import DATASETS
-from pspnet_fast.engine import checkpoint, console, load_trained, watch
+from pspnet_fast.engine import checkpoint, load_trained, network_commands, watch
 
 EVALUATE = ("evaluate", "{run}/best.pt")
 
@@ -50,13 +50,13 @@ def test_evaluate_options(run: Path, tmp_path: Path) -> None:
 
 def test_bfloat16_on_a_cpu_without_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requested, it is an error; taken from the training, a warning."""
-    monkeypatch.setattr(console, "cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(network_commands, "cpu_multiplies_bfloat16", lambda: False)
     words = "neither AMX nor AVX512-BF16"
     assert words in refused("evaluate", run / "best.pt", "--device", "cpu", "--amp", "bf16")
     assert words not in call("evaluate", run / "best.pt", "--device", "cpu", "--amp", "none")
     shown: list[str] = []
-    monkeypatch.setattr(console, "warn", shown.append)
-    _, options = console.load_for_inference(run / "best.pt", None, ["run.device=cpu"])
+    monkeypatch.setattr(network_commands, "warn", shown.append)
+    _, options = network_commands.load_for_inference(run / "best.pt", None, ["run.device=cpu"])
     assert options.run.amp == "bf16"
     assert len(shown) == 1
     assert words in shown[0]
