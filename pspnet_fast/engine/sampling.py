@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pspnet_fast.data.processes import start_loader_process
+from pspnet_fast.data.processes import process_loader
 
 from .errors import ConfigError, LoaderError
 
@@ -87,14 +87,12 @@ class SeededDataset(Dataset[tuple[Tensor, Tensor]]):
 
 def train_loader(dataset: Dataset[Any], sampler: StepSampler, *, workers: int, pin: bool) -> DataLoader[Any]:
     """Batches (float32 [N, 3, h, w], uint8 [N, h, w]) of the sampler's steps."""
-    return DataLoader(
+    return process_loader(
         SeededDataset(dataset, sampler.seed),
+        workers,
         batch_sampler=sampler,
-        num_workers=workers,
         pin_memory=pin,
         persistent_workers=workers > 0,
-        worker_init_fn=start_loader_process,
-        # Its own generator: otherwise starting the loader would draw from the stream that dropout uses.
         generator=torch.Generator().manual_seed(mix(sampler.seed)),
     )
 
