@@ -30,7 +30,7 @@ from .config_io import config_from_dict, load_config
 from .console import Data, Overrides, Root, as_overrides, data_changes, say, warn
 from .datasets import open_split
 from .errors import ConfigError
-from .watch import watched
+from .progress import watched
 
 # Of init: how few pictures it takes, how many it holds out for validation, and the length of the run that it writes.
 _FEWEST = 2

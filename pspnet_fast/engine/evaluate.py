@@ -18,7 +18,7 @@ from .config import Amp, EvalConfig
 from .distributed import World
 from .inference import autocast, predict_labels
 from .metrics import ConfusionMatrix, Metrics
-from .watch import watched
+from .progress import watched
 
 Pair = tuple[Tensor, Tensor]
 

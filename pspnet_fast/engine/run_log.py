@@ -25,7 +25,7 @@ from pspnet_fast.machine import describe_machine, git_commit
 
 from .config import TrainConfig
 from .loggers import open_logger
-from .watch import LINE_SECONDS
+from .progress import LINE_SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,8 +20,7 @@ from .config import TrainConfig
 from .config_io import changed_keys
 from .distributed import World
 from .errors import CheckpointError, ConfigError
-from .losses import build_loss
-from .models import DATASET, build_model, check_classes
+from .models import DATASET, build_loss, build_model, check_classes
 from .optim import Schedule, averaged_updates, averaged_weights, build_optimizer
 from .sampling import mix
 

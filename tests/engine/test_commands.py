@@ -14,7 +14,7 @@ from PIL import Image
 from run_files import SHORT, call, refused
 
 from pspnet_fast.data import DATASETS
-from pspnet_fast.engine import checkpoint, load_trained, network_commands, watch
+from pspnet_fast.engine import checkpoint, load_trained, network_commands, progress
 
 EVALUATE = ("evaluate", "{run}/best.pt")
 
@@ -205,7 +205,7 @@ def test_evaluate_warns_of_other_class_names(run: Path, scenes: Path, tmp_path: 
 
 
 def test_evaluate_shows_progress_in_a_log(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     output = call("evaluate", run / "best.pt")
     assert "evaluate: 3 images\n" in output
     for done in (1, 2, 3):
