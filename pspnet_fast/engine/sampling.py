@@ -52,8 +52,6 @@ class StepSampler(Sampler[list[SampleKey]]):
     ) -> None:
         if length < batch_size:
             raise ConfigError(f"optim.batch_size = {batch_size} exceeds the {length} training images: lower it")
-        if batch_size % world_size:
-            raise ConfigError(f"optim.batch_size = {batch_size} must be a multiple of the {world_size} processes")
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size, self.start, self.stop = rank, world_size, start, stop
         self.steps_per_epoch = length // batch_size

@@ -163,13 +163,3 @@ def test_the_old_format_of_torch_loads(tmp_path: Path) -> None:
     torch.save({"state_dict": {"weight": weight}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     loaded = checkpoint.load(tmp_path / "old.pth")["state_dict"]["weight"]
     torch.testing.assert_close(loaded, weight, rtol=0, atol=0)
-
-
-def test_rng_state() -> None:
-    device = torch.device("cpu")
-    torch.manual_seed(3)
-    state = checkpoint.rng_state(device)
-    expected = torch.rand(4)
-    torch.rand(9)
-    checkpoint.restore_rng(state, device)
-    torch.testing.assert_close(torch.rand(4), expected, rtol=0, atol=0)

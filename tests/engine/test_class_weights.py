@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
+from run_files import call, refused
 
 from pspnet_fast.data import DATASETS, open_dataset
 from pspnet_fast.engine import ConfigError, OptimConfig, TrainConfig, train
 from pspnet_fast.engine.class_weights import PixelCounts, median_frequency_weights, training_class_weights
-from pspnet_fast.engine.commands import app
 from pspnet_fast.engine.distributed import World
 
 INFO = DATASETS["scenes"].info
@@ -43,8 +42,6 @@ def test_class_weights_options() -> None:
     assert training_class_weights(OptimConfig(), INFO, SOME) is None
     given = training_class_weights(OptimConfig(class_weights=tuple(range(1, 12))), INFO, SOME)
     torch.testing.assert_close(given, torch.arange(1.0, 12.0))
-    with pytest.raises(ConfigError, match=r"has 2 entries, scenes has 11 classes"):
-        training_class_weights(OptimConfig(class_weights=(1.0, 2.0)), INFO, SOME)
 
 
 def test_class_weights_that_leave_no_pixel_a_weight() -> None:
@@ -107,7 +104,7 @@ def test_labels_that_cannot_train(masks: Masks, training: list[int], validation:
 def test_absent_classes_that_are_allowed(masks: Masks, capsys: pytest.CaptureFixture[str]) -> None:
     config = masks([0], [0, 1])
     config.data.allow_absent_classes = True
-    with pytest.raises(ConfigError, match="'class 1'"):  # one class alone teaches nothing
+    with pytest.raises(ConfigError, match="'class 1'"):  # with one class alone there is nothing to learn
         train(config)
     config = masks([0, 2], [0, 2])
     config.data.classes = 3
@@ -138,15 +135,11 @@ def test_evaluating_without_labels(masks: Masks, tmp_path: Path) -> None:
     train(config)
     (tmp_path / "bare.txt").write_text("images/val0.png labels/bare.png")
     Image.fromarray(np.full((65, 65), 255, dtype=np.uint8)).save(tmp_path / "labels" / "bare.png")
-    arguments = ["evaluate", f"{config.run.folder}/best.pt", "--json", str(tmp_path / "metrics.json")]
-    result = CliRunner().invoke(app, [*arguments, f"data.val_list={tmp_path}/bare.txt"], env={"COLUMNS": "300"})
-    assert result.exit_code == 2
-    assert "list, split 'val': none of the 1 images has a labelled pixel" in result.output
-    assert not (tmp_path / "metrics.json").exists()
+    record = tmp_path / "metrics.json"
+    arguments = ("evaluate", f"{config.run.folder}/best.pt", "--json", record, f"data.val_list={tmp_path}/bare.txt")
+    assert "list, split 'val': none of the 1 images has a labelled pixel" in refused(*arguments)
+    assert not record.exists()
 
     Image.fromarray(np.zeros((65, 65), dtype=np.uint8)).save(tmp_path / "labels" / "bare.png")  # class 1 is absent
-    result = CliRunner().invoke(app, [*arguments, f"data.val_list={tmp_path}/bare.txt"])
-    assert result.exit_code == 0
-    assert "-100" not in result.output
-    record = json.loads((tmp_path / "metrics.json").read_text())
-    assert record["classes"]["class 1"]["accuracy"] is None
+    assert "-100" not in call(*arguments)
+    assert json.loads(record.read_text())["classes"]["class 1"]["accuracy"] is None

@@ -223,15 +223,3 @@ def test_paths_that_resemble_markup(run: Path, scenes: Path, tmp_path: Path) -> 
     call("predict", root / "images" / "val", "-c", folder / "best.pt", "-o", tmp_path / "[/]out")
     assert (tmp_path / "[/]out" / "labels" / "00000.png").is_file()
     assert "[/]missing" in refused("evaluate", tmp_path / "[/]missing")
-
-
-@pytest.mark.parametrize("option", ["train_list", "val_list"])
-def test_messages_name_the_option_of_a_list(option: str, scenes: Path, tmp_path: Path) -> None:
-    (tmp_path / "pairs.txt").write_text(f"{scenes}/images/val/00000.jpg {scenes}/labels/val/00000.png\n" * 2)
-    other = {"train_list": "val_list", "val_list": "train_list"}[option]
-    arguments = ("train", "camvid_r18", *SHORT, "--root", scenes, f"data.{other}={tmp_path}/pairs.txt")
-    output = refused(*arguments, "data.name=list", "data.classes=11")
-    assert f"data.{option} is not set" in output
-    assert "list_file" not in output
-    output = refused(*arguments, "--data", "scenes")
-    assert f"data.{other} = {tmp_path}/pairs.txt is for data.name=list, not for scenes" in output

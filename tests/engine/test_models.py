@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from run_files import BUILT_IN, rows, weights
+from run_files import BUILT_IN, MakeConfig, rows, weights
 
 from pspnet_fast.engine import (
     ConfigError,
@@ -18,9 +17,6 @@ from pspnet_fast.engine import (
     train,
 )
 from pspnet_fast.nn import PSPNet
-
-if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
-    from conftest import MakeConfig
 
 
 @pytest.mark.parametrize("source", ["another depth", "another stem", "a whole network"])

@@ -6,17 +6,14 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from run_files import rows
+from run_files import MakeConfig, rows
 
 from pspnet_fast.engine import ConfigError, checkpoint, train
 from pspnet_fast.engine.loggers import open_logger
 from pspnet_fast.engine.metrics import Metrics
-
-if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
-    from conftest import MakeConfig
 
 
 def test_the_last_checkpoints_stay(make_config: MakeConfig) -> None:

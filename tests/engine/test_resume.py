@@ -5,32 +5,24 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
-from run_files import BUILT_IN, last_checkpoint, measured, rows, weights
+from run_files import BUILT_IN, MakeConfig, last_checkpoint, measured, rows, train_module, weights
 
 from pspnet_fast.data import DatasetError
 from pspnet_fast.engine import (
     CheckpointError,
-    ConfigError,
     checkpoint,
     train,
 )
 from pspnet_fast.engine.train import Trainer
 
-if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
-    from conftest import MakeConfig
-
-
-train_module = sys.modules[Trainer.__module__]  # pspnet_fast.engine.train is the function
-
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Make the process die in the middle of a later step."""
+    """Stop the process in the middle of a later step."""
     original = Trainer._train_step
 
     def step(self: Trainer, *args: Any) -> None:
@@ -77,12 +69,6 @@ def test_resume_before_the_first_checkpoint_starts_anew(make_config: MakeConfig)
     assert train(make_config("run.max_steps=1"), resume=True).step == 1
 
 
-def test_a_folder_is_not_overwritten(make_config: MakeConfig) -> None:
-    train(make_config("run.max_steps=1"))
-    with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
-        train(make_config("run.max_steps=1"))
-
-
 def test_resume_takes_changed_options(make_config: MakeConfig) -> None:
     train(make_config("run.max_steps=2"))
     folder = train(make_config("optim.lr=0.5", "optim.power=0", "run.max_steps=3"), resume=True).folder
@@ -91,10 +77,14 @@ def test_resume_takes_changed_options(make_config: MakeConfig) -> None:
 
 def test_resume_refuses_another_network(make_config: MakeConfig) -> None:
     folder = train(make_config("run.max_steps=1", *BUILT_IN)).folder
-    with pytest.raises(CheckpointError, match=r"last\.pt: is of another network"):
-        train(make_config(*BUILT_IN, "model.layers=34"), resume=True)
-    with pytest.raises(CheckpointError, match=r"last\.pt: holds the state of optim\.name=sgd.*model\.weights"):
-        train(make_config(*BUILT_IN, "optim.name=adam"), resume=True)
+    for change, message in (
+        ("model.layers=34", "is of another network.*layer3 has 2 blocks and the model's 6"),
+        ("model.norm=group", "is of another network.*batch normalisation and the model group"),
+        ("optim.name=adam", r"holds the state of optim\.name=sgd.*model\.weights"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"last\.pt: {message}") as caught:
+            train(make_config(*BUILT_IN, change), resume=True)
+        assert len(str(caught.value)) < 1000
     (folder / "best.pt").replace(folder / "last.pt")
     with pytest.raises(CheckpointError, match=r"weights only.*model\.weights"):
         train(make_config(*BUILT_IN), resume=True)
@@ -215,17 +205,3 @@ def test_checkpoints_without_an_entry_are_named(make_config: MakeConfig) -> None
         message = "weights only" if key == "optimizer" else f"no entry '{key}'"
         with pytest.raises(CheckpointError, match=rf"last\.pt: .*{message}"):
             train(make_config("run.max_steps=2"), resume=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("model.layers=34", "layer3 has 2 blocks and the model's 6"),
-        ("model.norm=group", "batch normalisation and the model group"),
-    ],
-)
-def test_another_network_is_described_in_short(make_config: MakeConfig, change: str, message: str) -> None:
-    train(make_config(*BUILT_IN, "run.max_steps=1"))
-    with pytest.raises(CheckpointError, match=message) as caught:
-        train(make_config(*BUILT_IN, "run.max_steps=1", change), resume=True)
-    assert len(str(caught.value)) < 1000

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 
 from pspnet_fast.data import open_dataset, train_transform
 from pspnet_fast.data.processes import STOPPING, process_loader
-from pspnet_fast.engine import ConfigError
 from pspnet_fast.engine.errors import LoaderError
 from pspnet_fast.engine.sampling import SeededDataset, StepSampler, loader_errors, mix, train_loader
 
@@ -41,13 +40,6 @@ def test_ranks_share_the_same_global_batch() -> None:
     whole = list(StepSampler(10, 4, seed=1, stop=5))
     shares = [list(StepSampler(10, 4, seed=1, rank=rank, world_size=2, stop=5)) for rank in range(2)]
     assert [a + b for a, b in zip(*shares, strict=True)] == whole
-
-
-def test_batch_must_fit() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size = 8 exceeds the 5 training images"):
-        StepSampler(5, 8, seed=0)
-    with pytest.raises(ConfigError, match=r"batch_size = 3 must be a multiple of the 2 processes"):
-        StepSampler(5, 3, seed=0, world_size=2)
 
 
 def test_samples_do_not_depend_on_the_loader_processes(scenes: Path) -> None:
