@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import save
 from PIL import Image
 
 from pspnet_fast.data import DatasetError, SegmentationDataset, check_headers, count_pixels, open_dataset
@@ -19,13 +20,11 @@ COUNT = 14
 def root(tmp_path: Path) -> Path:
     """CamVid's layout: pictures of 6x8 pixels, of which number i has i pixels of class 1 and one that is left out."""
     for index in range(COUNT):
-        for kind, pixels in (("images", np.zeros((6, 8, 3), np.uint8)), ("labels", np.zeros((6, 8), np.uint8))):
-            if kind == "labels":
-                pixels.flat[:index] = 1
-                pixels[-1, -1] = 11
-            path = tmp_path / kind / "train" / f"{index:02d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
+        label = np.zeros((6, 8), np.uint8)
+        label.flat[:index] = 1
+        label[-1, -1] = 11
+        save(tmp_path / f"images/train/{index:02d}.png", np.zeros((6, 8, 3), np.uint8))
+        save(tmp_path / f"labels/train/{index:02d}.png", label)
     return tmp_path
 
 
@@ -78,7 +77,7 @@ def test_headers_alone_are_read(root: Path) -> None:
     """Half a picture has its header: the full check finds it, with `images` those of images too."""
     for name in ("images/train/01.png", "labels/train/09.png"):
         pixels = np.random.default_rng(0).integers(0, 11, (6, 8, 3) if "images" in name else (6, 8), np.uint8)
-        Image.fromarray(pixels).save(root / name)
+        save(root / name, pixels)
         content = (root / name).read_bytes()
         (root / name).write_bytes(content[: content.index(b"IDAT") + 12])
     check_headers(camvid(root))
@@ -108,7 +107,7 @@ def test_pixels_of_each_class(root: Path, workers: int) -> None:
 
 
 def test_labels_that_cannot_be_read_end_the_count(root: Path) -> None:
-    Image.fromarray(np.full((6, 8), 99, np.uint8)).save(root / "labels/train/03.png")
+    save(root / "labels/train/03.png", np.full((6, 8), 99, np.uint8))
     with pytest.raises(DatasetError, match=r"03.png: label value 99 is outside.*allowed are 0\.\.11, 255"):
         count_pixels(camvid(root))
 

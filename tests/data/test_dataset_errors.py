@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import save
 from PIL import Image
 
 from pspnet_fast.data import DatasetError, open_dataset
@@ -15,11 +16,9 @@ from pspnet_fast.data import DatasetError, open_dataset
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """CamVid's layout: two pictures in train."""
-    for kind in ("images", "labels"):
-        (tmp_path / kind / "train").mkdir(parents=True)
     for name in ("a", "b"):
-        Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / f"images/train/{name}.png")
-        Image.fromarray(np.zeros((6, 8), np.uint8)).save(tmp_path / f"labels/train/{name}.png")
+        save(tmp_path / f"images/train/{name}.png", np.zeros((6, 8, 3), np.uint8))
+        save(tmp_path / f"labels/train/{name}.png", np.zeros((6, 8), np.uint8))
     return tmp_path
 
 
@@ -70,8 +69,7 @@ def test_truncated_file(root: Path, kind: str, suffix: str) -> None:
     path = root / f"{kind}/train/b.png"
     pixels = np.random.default_rng(0).integers(0, 11, (60, 80, 3) if kind == "images" else (60, 80), np.uint8)
     path.unlink()
-    path = path.with_suffix(suffix)
-    Image.fromarray(pixels).save(path)
+    path = save(path.with_suffix(suffix), pixels)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
     dataset = open_dataset("camvid", root, "train")
