@@ -87,12 +87,16 @@ def untrained(name: str, **data: object) -> TrainedModel:
     return TrainedModel(model.eval(), config, info, None)
 
 
-def save_picture(path: Path, size: tuple[int, int] = (9, 13), seed: int = 0, **options: Any) -> Path:
-    """A picture of random colours in a file, whose folder is made."""
+def save_pixels(path: Path, pixels: np.ndarray, **options: Any) -> Path:
+    """A picture in a file, whose folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(pixels).save(path, **options)
     return path
+
+
+def save_picture(path: Path, size: tuple[int, int] = (9, 13), seed: int = 0, **options: Any) -> Path:
+    """A picture of random colours in a file."""
+    return save_pixels(path, np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8), **options)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_files import save_picture, untrained
+from run_files import save_picture, save_pixels, untrained
 
 from pspnet_fast.data import ReadOptions
 from pspnet_fast.engine import EvalConfig, InferenceError, TrainedModel, predict_paths
@@ -40,7 +40,7 @@ def dataset(tmp_path: Path) -> Path:
     """CamVid's layout: two pictures and their label maps."""
     for name in ("a", "b"):
         save_picture(tmp_path / f"set/images/val/{name}.png")
-        Image.fromarray(np.zeros((9, 13), np.uint8)).save(_made(tmp_path / f"set/labels/val/{name}.png"))
+        save_pixels(tmp_path / f"set/labels/val/{name}.png", np.zeros((9, 13), np.uint8))
     return tmp_path / "set"
 
 
