@@ -38,7 +38,7 @@ class ClassGuess:
 
     @property
     def strays(self) -> list[str]:
-        """Classes with so few pixels that they may be slips of the brush, or of a resized mask."""
+        """Classes with so few pixels that they may be mistakes in the drawing or the resizing of a mask."""
         fewest = _STRAY_SHARE * sum(self.pixels.values())
         return [name for name in self.classes if 0 < self.pixels[name] < fewest]
 

@@ -9,6 +9,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -180,7 +181,7 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
         if _writes(node) or node in written:
             continue
         if node.op == "get_attr":
-            values[node] = _attribute(graph_module, str(node.target))
+            values[node] = attrgetter(str(node.target))(graph_module)
         elif node.op == "call_function" and all(parent in values for parent in node.all_input_nodes):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
@@ -204,9 +205,3 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
 def _writes(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
     return schema is not None and schema.is_mutable
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module

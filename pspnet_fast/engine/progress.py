@@ -98,6 +98,11 @@ class Progress:
         return 0.0 if self.total_steps is None else min(1.0, step / self.total_steps)
 
 
+def remaining(seconds: float | None) -> str:
+    """As in 1:02:03, or a question mark."""
+    return "?" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
+
+
 def watched(
     batches: Iterable[T], name: str, total: int, *, count: Callable[[T], int] = lambda batch: 1, enabled: bool = True
 ) -> Iterator[T]:
@@ -122,7 +127,7 @@ def watched(
             now = time.monotonic()
             if not terminal and now - shown >= LINE_SECONDS:
                 shown, rate = now, done / max(now - started, 1e-9)
-                left = datetime.timedelta(seconds=round(max(0, total - done) / rate))
+                left = remaining(max(0, total - done) / rate)
                 _line(f"{name}: {min(done, total)} of {total} images, {rate:.1f} images/s, {left} left")
 
 

@@ -30,10 +30,10 @@ from .evaluate import eval_loader, evaluate_loader
 from .inference import autocast
 from .metrics import Metrics
 from .pictures import validation_panels
-from .progress import Progress
+from .progress import Progress, remaining
 from .run_data import RunData
 from .run_folder import claimed, run_folder
-from .run_log import RunLog, draw_losses, remaining
+from .run_log import RunLog, draw_losses
 from .sampling import StepSampler, train_loader
 from .signals import StopRequest
 from .state import TrainingState
