@@ -67,12 +67,8 @@ def measured(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in machine} for row in rows(folder / "metrics.csv")]
 
 
-def last_checkpoint(config: TrainConfig) -> Path:
-    return Path(str(config.run.folder)) / "last.pt"
-
-
-def saved_step(folder: Path) -> int:
-    path = folder / "last.pt"
+def saved_step(folder: str | Path) -> int:
+    path = Path(folder) / "last.pt"
     step: int = checkpoint.load(path)["step"] if path.exists() else 0
     return step
 

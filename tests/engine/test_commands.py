@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_files import SHORT, call, refused
+from run_files import SHORT, call, refused, saved_step
 
 from pspnet_fast.data import DATASETS
 from pspnet_fast.engine import checkpoint, load_trained, network_commands, progress
@@ -29,7 +29,7 @@ def test_resume_needs_the_folder_alone(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(run, folder)
     call("train", "--resume", "--folder", folder, "run.max_steps=3")
-    assert checkpoint.load(folder / "last.pt")["step"] == 3
+    assert saved_step(folder) == 3
 
 
 def test_evaluate(run: Path, tmp_path: Path) -> None:
