@@ -37,7 +37,6 @@ from .run_log import RunLog, draw_losses
 from .sampling import StepSampler, train_loader
 from .signals import StopRequest
 from .state import TrainingState
-from .step import add_gradients
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ class Trainer:
         """One optimizer step on this process's share of the batch."""
         state = self.state
         lr = state.schedule.apply(state.optimizer, state.step, progress)
-        sums = add_gradients(state, images, labels)
+        sums = state.add_gradients(images, labels)
         state.update()
         self.pending.append((state.step, lr, sums))
 
