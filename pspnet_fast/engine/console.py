@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -63,6 +63,12 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     Console(stderr=True).print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+
+def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first of the items, and how many there are besides."""
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
 
 
 def _explain(error: Exception) -> str:

@@ -27,7 +27,7 @@ from pspnet_fast.data.pairing import Pairing, find_pairs
 from pspnet_fast.files import replacing
 
 from .config_io import config_from_dict, load_config
-from .console import Data, Overrides, Root, as_overrides, data_changes, say, warn
+from .console import Data, Overrides, Root, as_overrides, data_changes, listed, say, warn
 from .datasets import open_split
 from .errors import ConfigError
 from .progress import watched
@@ -67,13 +67,10 @@ def check(
         Console().print(_class_table(f"{dataset.info.name} {name}, {len(dataset)} images", rows))
         sizes = Counter({f"{width}x{height}": n for (width, height), n in report.sizes.items()})
         for what, counts in (("sizes", sizes), ("files", report.modes)):
-            found = [f"{key} ({n})" for key, n in counts.most_common()]
-            more = f", and {len(found) - 8} more" if len(found) > 8 else ""
-            say(f"{what}: {', '.join(found[:8])}{more}")
+            say(f"{what}: {listed([f'{key} ({n})' for key, n in counts.most_common()], 8)}")
         if report.unknown:
-            listed = ", ".join(f"{value} ({pixels} pixels)" for value, pixels in report.unknown.most_common(20))
-            more = f", and {len(report.unknown) - 20} more" if len(report.unknown) > 20 else ""
-            say(f"values that are no class: {listed}{more}")
+            found = [f"{value} ({pixels} pixels)" for value, pixels in report.unknown.most_common()]
+            say(f"values that are no class: {listed(found, 20)}")
         problems += report.problems
         count += len(dataset)
     if problems:

@@ -12,14 +12,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from pspnet_fast.data import DatasetInfo, eval_transform
-from pspnet_fast.nn import (
-    DualCrossEntropyLoss,
-    FocalLoss,
-    LowResolutionLoss,
-    OhemCrossEntropyLoss,
-    PSPNet,
-    WithDice,
-)
+from pspnet_fast.nn import DualCrossEntropyLoss, FocalLoss, LowResolutionLoss, OhemCrossEntropyLoss, PSPNet, WithDice
 from pspnet_fast.nn.published import IMAGENET, published_weights
 from pspnet_fast.nn.weights import CLASS_LAYERS, load_checkpoint_weights, load_imagenet_resnet, read_state_dict
 
@@ -198,8 +191,9 @@ def load_trained(
     try:
         load_checkpoint_weights(model, weights)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        backbone = f"backbone {options.backbone}" if options.backbone else f"{options.layers} layers"
         raise CheckpointError(
-            f"{path}: does not fit {_describe(options)} with {info.num_classes} classes ({info.name}): {error}"
+            f"{path}: does not fit a PSPNet with {backbone} with {info.num_classes} classes ({info.name}): {error}"
         ) from error
     return TrainedModel(model.eval(), config, info, state.get("step"))
 
@@ -242,9 +236,3 @@ def _load_checkpoint(model: PSPNet, file: str) -> str:
         return str(load_checkpoint_weights(model, state))
     done = load_checkpoint_weights(model, state, skip=CLASS_LAYERS)
     return f"{done}; it has {theirs} classes and this network {model.classes}: the class layers start anew"
-
-
-def _describe(options: ModelConfig) -> str:
-    return (
-        f"a PSPNet with backbone {options.backbone}" if options.backbone else f"a PSPNet with {options.layers} layers"
-    )

@@ -19,7 +19,7 @@ from pspnet_fast.files import check_writable, replacing
 from .class_weights import require_labels
 from .config import TrainConfig
 from .config_io import config_from_dict, load_config, parse_override
-from .console import Amp, Backend, Data, Device, Overrides, Root, as_overrides, data_changes, say, warn
+from .console import Amp, Backend, Data, Device, Overrides, Root, as_overrides, data_changes, listed, say, warn
 from .datasets import dataset_info, open_split, read_options, read_split
 from .distributed import join_world, pick_device
 from .errors import ConfigError, InferenceError
@@ -244,8 +244,7 @@ def _warn_of_other_classes(checkpoint: Path, trained: DatasetInfo, data: Dataset
     pairs = zip(trained.classes, data.classes, strict=True)
     others = [f"{i} is {old!r} there, {new!r} here" for i, (old, new) in enumerate(pairs) if old != new]
     if others:
-        more = f", and {len(others) - 3} more" if len(others) > 3 else ""
-        warn(f"the classes of {checkpoint} ({trained.name}) have other names: {'; '.join(others[:3])}{more}")
+        warn(f"the classes of {checkpoint} ({trained.name}) have other names: {listed(others, 3, '; ')}")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
