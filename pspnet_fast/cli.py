@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 
-def main() -> None:
-    """Run the command line; without the packages of the extra ``[train]``, say how to get them."""
+def main(module: str = "pspnet_fast.engine.commands", name: str = "pspnet-fast") -> None:
+    """Run a module's command line; without the packages of the extra ``[train]``, say how to get them."""
     try:
-        from pspnet_fast.engine.commands import app
+        app = importlib.import_module(module).app
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("pspnet_fast"):
             raise
-        sys.exit(f"pspnet-fast needs the package {error.name!r}: pip install 'pspnet-fast[train]'")
+        sys.exit(f"{name} needs the package {error.name!r}: pip install 'pspnet-fast[train]'")
     app()
 
 

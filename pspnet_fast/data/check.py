@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from pspnet_fast.data.classes import DatasetError
 from pspnet_fast.data.dataset import SegmentationDataset
 from pspnet_fast.data.labels import ColorTable, UnknownLabelError
-from pspnet_fast.data.processes import start_loader_process
+from pspnet_fast.data.processes import mapped
 from pspnet_fast.data.reading import Header, read_header
 
 Watch = Callable[[Iterable[Any]], Iterable[Any]]
@@ -145,15 +144,3 @@ def _count(label: Tensor | None) -> Tensor:
 
 def _label_counts(dataset: Any, index: int) -> Tensor:
     return _count(dataset.read_label(index))
-
-
-def mapped(function: Callable[[Any], Any], indices: Sequence[int], workers: int) -> Iterable[Any]:
-    """The function's results, in order, from loader processes (0: from this one)."""
-    return DataLoader(
-        indices,  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=function,  # the samples are the indices, one by one
-        worker_init_fn=start_loader_process,
-        generator=torch.Generator(),  # starting the loader leaves alone the stream that dropout draws from
-    )

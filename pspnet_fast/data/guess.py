@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pspnet_fast.data.check import Watch, mapped
+from pspnet_fast.data.check import Watch
 from pspnet_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, VOC, Color, DatasetError, voc_colormap
 from pspnet_fast.data.decoding import DEFAULT_READING, opened
 from pspnet_fast.data.files import read_lines
-from pspnet_fast.data.labels import code_color, color_code, color_text, read_values
+from pspnet_fast.data.labels import code_color, color_code, color_text, read_values, value_text
 from pspnet_fast.data.own import IGNORED
+from pspnet_fast.data.processes import mapped
 
 _VOID_WORDS = ("void", "unlabeled", "unlabelled", "unlabel", "ignore", "ignored", "unknown", "none")
 _MOST_VALUES = 254  # more are no classes
@@ -37,7 +38,7 @@ class ClassGuess:
 
     @property
     def strays(self) -> list[str]:
-        """Classes with so few pixels that they may be slips of the brush, or of a resized mask."""
+        """Classes with so few pixels that they may be mistakes in the drawing or the resizing of a mask."""
         fewest = _STRAY_SHARE * sum(self.pixels.values())
         return [name for name in self.classes if 0 < self.pixels[name] < fewest]
 
@@ -70,18 +71,17 @@ def find_classes(
         kind, remedy = ("colours", "a name and its R, G, B") if colored else ("values", "a name for each value")
         raise DatasetError(
             f"{names_file}: its {len(named)} names do not fit the {len(pixels)} {kind} in the labels, from "
-            f"{_shown(min(pixels), colored)} to {_shown(max(pixels), colored)}; write {remedy}, one a line"
+            f"{value_text(min(pixels), colors=colored)} to {value_text(max(pixels), colors=colored)}; write {remedy}, "
+            "one a line"
         )
+    found = {name: [value for value in pixels if names[value] == name] for name in [*classes, IGNORED]}
     return ClassGuess(
         "colors" if colored else "indices",
         classes,
         values,
         ignore_value,
-        {name: sum(pixels[value] for value in pixels if names[value] == name) for name in [*classes, IGNORED]},
-        {
-            name: max((files[value] for value in pixels if names[value] == name), default=0)
-            for name in [*classes, IGNORED]
-        },
+        {name: sum(pixels[value] for value in own) for name, own in found.items()},
+        {name: max((files[value] for value in own), default=0) for name, own in found.items()},
     )
 
 
@@ -107,10 +107,6 @@ def _check_values(values: Iterable[int], what: str, *, colored: bool) -> None:
     if len(set(values) - set(() if colored else _IGNORED_VALUES)) > _MOST_VALUES:
         kind = "colours; masks have hard edges" if colored else "values"
         raise DatasetError(f"{what} more than {_MOST_VALUES} {kind}: no classes")
-
-
-def _shown(value: int, colored: bool) -> str:
-    return color_text(code_color(value)) if colored else str(value)
 
 
 def _counted(labels: Sequence[Path], colored: bool, index: int) -> dict[int, int]:

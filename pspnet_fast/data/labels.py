@@ -78,6 +78,11 @@ def color_text(color: Color) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
 
 
+def value_text(value: int, *, colors: bool) -> str:
+    """What a label file holds, in a message: the index, or the colour of a code."""
+    return color_text(code_color(value)) if colors else str(value)
+
+
 def read_label(path: Path, table: LabelTable, options: ReadOptions = DEFAULT_READING) -> Tensor:
     """A label file as uint8 [H, W] of train ids, by the indices or the colours that `table` holds.
 
@@ -137,9 +142,7 @@ def check_label(path: Path, picture: Any, *, colors: bool = False) -> None:
 
 
 def _unknown(path: Path, table: LabelTable, values: np.ndarray, pixels: np.ndarray) -> UnknownLabelError:
-    names = [
-        color_text(code_color(value)) if isinstance(table, ColorTable) else str(value) for value in values.tolist()
-    ]
+    names = [value_text(value, colors=isinstance(table, ColorTable)) for value in values.tolist()]
     counts = dict(sorted(zip(names, pixels.tolist(), strict=True), key=lambda item: -item[1]))
     if isinstance(table, ColorTable):
         listed = ", ".join(f"{name} ({count} pixels)" for name, count in [*counts.items()][:5])

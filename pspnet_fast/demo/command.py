@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import matplotlib
 import torch
 import typer
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.patches import Patch
 from rich.console import Console
 from rich.table import Table
 
 import pspnet_fast
-from pspnet_fast.data import eval_transform, open_dataset, write_scenes
-from pspnet_fast.demo.compare_training import CONTROL, FUSED, PLAIN, WARM_UP, Run, compare
-from pspnet_fast.demo.pictures import contact_sheet, loss_curves
+from pspnet_fast.data import SegmentationDataset, eval_transform, open_dataset, read_image, write_scenes
+from pspnet_fast.data.labels import color_text
+from pspnet_fast.demo.compare_training import CONTROL, FUSED, PLAIN, WARM_UP, Run, compare, plot_losses
 from pspnet_fast.engine import (
     ConfigError,
     TrainConfig,
     TrainResult,
+    colorize,
     config_from_dict,
     evaluate,
     load_trained,
@@ -28,6 +34,8 @@ from pspnet_fast.engine import (
     train,
 )
 from pspnet_fast.engine.console import framed
+from pspnet_fast.engine.predict import Written
+from pspnet_fast.engine.run_log import plot_table
 from pspnet_fast.machine import describe_machine
 
 MARKER = ".pspnet_fast_demo"
@@ -176,3 +184,45 @@ def evaluate_and_picture(
         ("checkpoint", result.folder / "best.pt"),
     ):
         console.print(f"{title:<15} {path}", soft_wrap=True)
+
+
+def contact_sheet(dataset: SegmentationDataset, written: Sequence[Written], picture: Path) -> None:
+    """Image, label and prediction of scenes, a row each, over a legend of the classes.
+
+    Args:
+        dataset: without transform; its first samples are those predicted.
+        written: the predictions.
+    """
+    height, width = dataset[0][1].shape
+    rows = len(written)
+    panel = 3.2  # inches
+    figure, axes = pyplot.subplots(
+        rows, 3, figsize=(3 * panel, rows * panel * height / width + 1.0), layout="constrained", squeeze=False
+    )
+    for index, (row, files) in enumerate(zip(axes, written, strict=True)):
+        image, label = dataset[index]
+        prediction = read_image(files.labels)[0]
+        panels = (image.permute(1, 2, 0), colorize(label, dataset.info), colorize(prediction, dataset.info))
+        for axis, content in zip(row, panels, strict=True):
+            axis.imshow(content.numpy(), interpolation="nearest")
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], ("image", "label", "prediction"), strict=True):
+        axis.set_title(title, fontsize=11)
+    patches = [
+        Patch(color=color_text(color), label=name)
+        for name, color in zip(dataset.info.classes, dataset.info.palette, strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)
+
+
+def loss_curves(table: Path, runs: Mapping[str, Run], picture: Path) -> None:
+    """The run's losses by step (``losses.csv``), and those of the first steps on stock and fused operators."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(3, 2))
+    plot_table(left, table)
+    left.set_title("training on fused operators")
+    plot_losses(right, {name: run.losses for name, run in runs.items()})
+    right.set_title("the first steps on stock and fused operators")
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)

@@ -15,8 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from pspnet_fast.ops.operator import standard_operators
 
-from .constants import fold_constants
-from .reduce import Reduce
+from .reduce import Reduce, fold_constants
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -65,6 +64,11 @@ class Options:
         if self.normalize:
             return torch.randint(256, (batch, *size, 3), generator=generator, dtype=torch.uint8)
         return torch.randn(batch, 3, *size, generator=generator)
+
+    def fitting(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The one size that the program takes, or ``size`` raised to multiples."""
+        height, width = (-(-n // self.multiple) * self.multiple for n in size)
+        return self.size or (height, width)
 
     def prepare(self, images: Tensor) -> Tensor:
         """The model's input: float32 [N, 3, H, W], normalised."""
@@ -150,7 +154,7 @@ def reduced_program(model: nn.Module, options: Options) -> ExportedProgram:
     Raises:
         ExportError: ``torch.export`` cannot record the model, at any size or at this one.
     """
-    size = options.size or [options.multiple * -(-n // options.multiple) for n in (97, 129)]
+    size = options.fitting((97, 129))
     images = options.images(options.batch or 2, size)
     shapes = options.dynamic_shapes(options.dimension)
     try:

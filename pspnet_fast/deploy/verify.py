@@ -49,11 +49,7 @@ def compare(runs: Sequence[Run], model: nn.Module, options: Options, what: str, 
     Raises:
         ExportError: they differ by more than ``tolerance``.
     """
-    sizes = (
-        [options.size]
-        if options.size is not None
-        else [(_up(height, options.multiple), _up(width, options.multiple)) for height, width in SIZES]
-    )
+    sizes = [options.fitting(size) for size in (SIZES if options.size is None else SIZES[:1])]
     found = []
     for seed, size in enumerate(sizes):
         batch = options.batch or 1 + seed % 2
@@ -84,10 +80,6 @@ def _explained(what: str, batch: int, size: tuple[int, int]) -> Iterator[None]:
             f"{what} cannot run {batch} x {size[0]}x{size[1]} ({first_line(error)}). Give size=(height, width), or "
             "multiple=32 where the model takes multiples only. Nothing was written"
         ) from error
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
 
 
 def _differences(actual: torch.Tensor, expected: torch.Tensor, what: str, are_labels: bool) -> tuple[float, float]:

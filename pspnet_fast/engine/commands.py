@@ -1,4 +1,4 @@
-"""The commands of ``pspnet-fast``, on typer: train, evaluate and info here, the others imported."""
+"""The commands of ``pspnet-fast``, on typer: train and info here, the others imported."""
 
 from __future__ import annotations
 
@@ -12,43 +12,26 @@ import typer
 from rich.console import Console
 
 from pspnet_fast import __version__
-from pspnet_fast.data import DatasetInfo
-from pspnet_fast.files import check_writable, replacing
 
-from . import data_commands, init_command
-from .class_weights import require_labels
+from . import data_commands, network_commands
 from .config import TrainConfig
 from .config_io import load_config, ready_configs
 from .console import (
     DEBUG,
     Amp,
     Backend,
-    Checkpoint,
-    Crop,
     Data,
     Device,
-    Flip,
-    Foreign,
     Overrides,
     Root,
-    Scales,
     as_overrides,
     data_changes,
     framed,
-    inference_changes,
     is_file_of_data,
-    load_for_inference,
     say,
-    warn,
 )
-from .datasets import open_split, read_split
-from .distributed import join_world
 from .errors import ConfigError
-from .evaluate import evaluate as evaluate_model
-from .export import export
-from .models import check_classes, load_trained
 from .run_folder import no_run_named
-from .train import chosen_backend
 from .train import train as train_model
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -123,57 +106,15 @@ def train(
         say(f"last.pt is in {result.folder}")
 
 
-@app.command()
-@framed
-def evaluate(
-    checkpoint: Checkpoint,
-    overrides: Overrides = None,
-    root: Root = None,
-    data: Data = None,
-    split: Annotated[str | None, typer.Option(help="Images to evaluate; the validation split by default.")] = None,
-    scales: Scales = None,
-    flip: Flip = None,
-    crop: Crop = None,
-    config: Foreign = None,
-    device: Device = None,
-    backend: Backend = None,
-    amp: Amp = None,
-    save: Annotated[Path | None, typer.Option("--json", help="Write metrics and confusion matrix here.")] = None,
-) -> None:
-    """Print mIoU, mAcc, pixel accuracy and the table of classes."""
-    changes = list(overrides or []) + data_changes(data) + as_overrides({"data.root": root, "data.val_split": split})
-    changes += inference_changes(scales, flip, crop, device, backend, amp)
-    if save is not None:
-        check_writable(save)
-    trained, options = load_for_inference(checkpoint, config, changes)
-    if split is not None and options.data.name == "list" and not options.data.val_fraction:
-        raise ConfigError("--split has no effect with data.name=list: name the list file, with data.val_list=FILE")
-    with join_world(options.run.device) as world, chosen_backend(options.run.backend):
-        dataset = open_split(options.data, options.data.val_split, held_out=read_split(checkpoint.parent))
-        if trained is None:
-            trained = load_trained(checkpoint, config=options, info=dataset.info)
-        check_classes(checkpoint, trained.info, dataset.info)
-        if world.is_main:
-            _warn_of_other_classes(checkpoint, trained.info, dataset.info)
-        split = str(options.data.val_split)
-        require_labels(dataset.info, split, len(dataset), sum(sample.label is not None for sample in dataset.samples))
-        model = trained.model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        metrics = evaluate_model(
-            model, dataset, options.eval, amp=options.run.amp, workers=options.data.workers, world=world
-        )
-        require_labels(dataset.info, split, len(dataset), int(metrics.confusion.sum()))
-        if world.is_main:
-            Console().print(metrics.table(f"{dataset.info.name} {split}, {len(dataset)} images"))
-            if save is not None:
-                with replacing(save) as file:
-                    file.write(json.dumps(metrics.to_dict(), indent=1) + "\n")
-
-
-app.command()(framed(init_command.init))
-app.command()(framed(data_commands.predict))
-app.command()(framed(export))
-app.command()(framed(data_commands.check))
-app.command()(framed(data_commands.scenes))
+for _command in (
+    network_commands.evaluate,
+    data_commands.init,
+    network_commands.predict,
+    network_commands.export,
+    data_commands.check,
+    data_commands.scenes,
+):
+    app.command()(framed(_command))
 
 
 @app.command()
@@ -202,14 +143,6 @@ def _config_source(config: str | None, data: str | None, folder: Path | None, re
         f"name a configuration ({', '.join(ready_configs())}, or a YAML file), "
         f"or one of --data {', '.join(DEFAULT_CONFIGS)}" + (f"; --data {data} alone stands for none" if data else "")
     )
-
-
-def _warn_of_other_classes(checkpoint: Path, trained: DatasetInfo, data: DatasetInfo) -> None:
-    pairs = zip(trained.classes, data.classes, strict=True)
-    others = [f"{i} is {old!r} there, {new!r} here" for i, (old, new) in enumerate(pairs) if old != new]
-    if others:
-        more = f", and {len(others) - 3} more" if len(others) > 3 else ""
-        warn(f"the classes of {checkpoint} ({trained.name}) have other names: {'; '.join(others[:3])}{more}")
 
 
 def _is_main() -> bool:

@@ -1,108 +1,41 @@
-"""The commands that read pictures or write data sets; :mod:`pspnet_fast.engine.commands` registers them."""
+"""The commands that read or write data sets: check, scenes and init."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pspnet_fast.data import DatasetError, SegmentationDataset, write_scenes
-from pspnet_fast.data.check import Report, check_dataset, list_problems
+from pspnet_fast.data import DatasetError, read_header, write_scenes
+from pspnet_fast.data.check import check_dataset, list_problems
 from pspnet_fast.data.classes import IGNORE
+from pspnet_fast.data.files import expand
+from pspnet_fast.data.guess import ClassGuess, find_classes
+from pspnet_fast.data.labels import color_text
+from pspnet_fast.data.own import IGNORED
+from pspnet_fast.data.pairing import Pairing, find_pairs
+from pspnet_fast.files import replacing
 
 from .config_io import config_from_dict, load_config
-from .console import (
-    Amp,
-    Backend,
-    Crop,
-    Data,
-    Device,
-    Flip,
-    Foreign,
-    Overrides,
-    Root,
-    Scales,
-    as_overrides,
-    data_changes,
-    inference_changes,
-    load_for_inference,
-    say,
-)
-from .datasets import dataset_info, open_split, read_options
-from .distributed import join_world
+from .console import Data, Overrides, Root, as_overrides, data_changes, listed, say, warn
+from .datasets import open_split
 from .errors import ConfigError
-from .models import load_trained
-from .predict import IncompleteError, predict_paths
-from .train import chosen_backend
-from .watch import watched
+from .progress import watched
 
-
-def predict(
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", show_default=False)],
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="A run's best.pt.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Gets labels/, colors/ and overlay/.")] = Path("predictions"),
-    scales: Scales = None,
-    flip: Flip = None,
-    crop: Crop = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files in --out that predict did not write; never an input.")
-    ] = False,
-    with_legend: Annotated[
-        bool, typer.Option("--legend", help="Append a strip to each overlay that names the classes in it.")
-    ] = False,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also write probabilities/NAME.npz: float16 [classes, H, W].")
-    ] = False,
-    ids: Annotated[
-        bool, typer.Option("--ids", help="Also write ids/NAME.png: the data set's own label values, for its server.")
-    ] = False,
-    value_range: Annotated[
-        str | None, typer.Option(help="Black and white of pictures with more than 8 bits a sample, as in 0,1.")
-    ] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Largest picture to read.", min=1)] = None,
-    config: Foreign = None,
-    device: Device = None,
-    backend: Backend = None,
-    amp: Amp = None,
-) -> None:
-    """Write a label map, a colour map and an overlay of each picture."""
-    changes = inference_changes(scales, flip, crop, device, backend, amp)
-    changes += [] if value_range is None else [f"data.value_range=[{value_range}]"]
-    changes += [] if max_pixels is None else [f"data.max_pixels={max_pixels}"]
-    trained, options = load_for_inference(checkpoint, config, changes)
-    if trained is None:
-        trained = load_trained(checkpoint, config=options, info=dataset_info(options.data))
-    with join_world(options.run.device) as world, chosen_backend(options.run.backend):
-        trained.model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        try:
-            written = predict_paths(
-                trained,
-                images,
-                out,
-                options.eval,
-                amp=options.run.amp,
-                progress=True,
-                overwrite=overwrite,
-                reading=read_options(options.data),
-                with_legend=with_legend,
-                probabilities=probabilities,
-                ids=ids,
-                world=world,
-            )
-        except IncompleteError:
-            if world.is_main:
-                raise
-            raise typer.Exit(2) from None  # the main process reports for all
-    if world.is_main:
-        say(f"{len(written)} pictures: {out}/labels, {out}/colors, {out}/overlay")
+# Of init: how few pictures it takes, how many it holds out for validation, and the length of the run that it writes.
+_FEWEST = 2
+_VAL_FRACTION, _FEWEST_SPLIT = 0.2, 3  # of fewer pictures none is held out
+_STEPS = 4000
 
 
 def check(
@@ -129,35 +62,36 @@ def check(
             workers=min(options.workers, os.cpu_count() or 1),
             watch=partial(watched, name=f"check {name}", total=len(dataset)),
         )
-        Console().print(_class_table(dataset, report, f"{dataset.info.name} {name}, {len(dataset)} images"))
+        names = [*enumerate(dataset.info.classes), (IGNORE, "left out (255)")]
+        rows = [(label, int(report.pixels[index]), int(report.labels[index])) for index, label in names]
+        Console().print(_class_table(f"{dataset.info.name} {name}, {len(dataset)} images", rows))
         sizes = Counter({f"{width}x{height}": n for (width, height), n in report.sizes.items()})
         for what, counts in (("sizes", sizes), ("files", report.modes)):
-            found = [
-                f"{key if isinstance(key, str) else '{}x{}'.format(*key)} ({n})" for key, n in counts.most_common()
-            ]
-            more = f", and {len(found) - 8} more" if len(found) > 8 else ""
-            say(f"{what}: {', '.join(found[:8])}{more}")
+            say(f"{what}: {listed([f'{key} ({n})' for key, n in counts.most_common()], 8)}")
         if report.unknown:
-            listed = ", ".join(f"{value} ({pixels} pixels)" for value, pixels in report.unknown.most_common(20))
-            more = f", and {len(report.unknown) - 20} more" if len(report.unknown) > 20 else ""
-            say(f"values that are no class: {listed}{more}")
+            found = [f"{value} ({pixels} pixels)" for value, pixels in report.unknown.most_common()]
+            say(f"values that are no class: {listed(found, 20)}")
         problems += report.problems
         count += len(dataset)
     if problems:
         raise DatasetError(list_problems(problems, f"of {count} samples cannot be used", limit=50))
 
 
-def _class_table(dataset: SegmentationDataset, report: Report, title: str) -> Table:
+def _class_table(title: str, rows: Sequence[tuple[str, int, int]], values: Sequence[str] = ()) -> Table:
+    """A row a class: its name, pixels, and labels that have it; the last row is what does not count.
+
+    Args:
+        values: what stands for each row in the files, for a column of its own.
+    """
     table = Table(title=Text(title))
-    for column in ("class", "pixels", "share", "labels"):
+    for column in ("class", *(("in the files",) if values else ()), "pixels", "share", "labels"):
         table.add_column(column, justify="left" if column == "class" else "right")
-    total = max(1, int(report.pixels.sum()))
-    names = [*enumerate(dataset.info.classes), (IGNORE, "left out (255)")]
-    for index, name in names:
-        pixels = int(report.pixels[index])
-        style = "yellow" if pixels == 0 and index != IGNORE else None
+    total = max(1, sum(pixels for _, pixels, _ in rows))
+    for index, (name, pixels, labels) in enumerate(rows):
+        share = f"{100 * pixels / total:.2f} %"
+        absent = pixels == 0 and index < len(rows) - 1
         table.add_row(
-            Text(name), f"{pixels}", f"{100 * pixels / total:.2f} %", f"{int(report.labels[index])}", style=style
+            Text(name), *values[index : index + 1], f"{pixels}", share, f"{labels}", style="yellow" if absent else None
         )
     return table
 
@@ -178,3 +112,135 @@ def scenes(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     say(f"{train} + {val} scenes in {root}; now: pspnet-fast train --data scenes --root {root}")
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder with pictures and their label maps.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="File to write; FOLDER/data.yaml by default.")] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="Text file with the classes in order, one a line; one in FOLDER by default.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes that read labels; one a core by default.")] = None,
+) -> None:
+    """Look at a folder of pictures and label maps, and write a configuration that trains on it."""
+    folder = Path(os.path.abspath(expand(folder)))
+    out = folder / "data.yaml" if out is None else out
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: {'is a file; name the folder' if folder.exists() else 'no such folder'}")
+    if out.exists() and not overwrite:
+        raise ConfigError(
+            f"{out} exists: it may hold your changes; choose another --out, or replace it with --overwrite"
+        )
+    pairing = find_pairs(folder)
+    labels = [label for _, label in pairing.pairs]
+    if len(labels) < _FEWEST:
+        raise DatasetError(
+            f"{folder}: {len(labels)} picture with a label; training takes {_FEWEST} at least, as it normalises over "
+            "a batch"
+        )
+    classes = find_classes(
+        folder,
+        labels,
+        names_file=names,
+        workers=min(os.cpu_count() or 1, 8) if workers is None else workers,
+        watch=partial(watched, name="labels", total=len(labels)),
+    )
+    if len(classes.classes) < 2:
+        found = ", ".join(classes.classes) or "none"
+        raise DatasetError(
+            f"{folder}: the labels hold fewer than two classes ({found}); add pictures that show another"
+        )
+    text = _text(folder, pairing, classes)
+    with replacing(out) as file:
+        file.write(text)
+    load_config(out)  # what is written can be read
+    Console().print(_guess_table(classes, f"{folder}: {len(pairing.pairs)} pictures"))
+    if pairing.unpaired:
+        first = ", ".join(str(path.relative_to(folder)) for path in pairing.unpaired[:3])
+        more = " …" if len(pairing.unpaired) > 3 else ""
+        warn(f"{len(pairing.unpaired)} files have no partner ({first}{more}): add it, or move them elsewhere")
+    if strays := classes.strays:
+        warn(
+            f"hardly any pixels are of {', '.join(strays[:8])}{' …' if len(strays) > 8 else ''}: if these are slips, "
+            f"call them {IGNORED} in the values of {out.name}, and take them off its classes"
+        )
+    say(f"{out}: see whether names, and what is ignored, are right. Then:")
+    say(f"  pspnet-fast check --data {out}")
+    say(f"  pspnet-fast train {out}")
+
+
+def _text(root: Path, pairing: Pairing, found: ClassGuess) -> str:
+    """The configuration in YAML, with comments."""
+    pairs, splits = pairing.pairs, pairing.splits
+    count = len(pairs) if len(splits) != 2 else sum(splits[0] in path.parts for path, _ in pairs)
+    held_out = 0.0 if len(splits) == 2 or count < _FEWEST_SPLIT else _VAL_FRACTION
+    image_folder, label_folder = pairing.image_folder, pairing.label_folder
+    if len(splits) == 1:  # a training split alone: its folder is the whole
+        image_folder, label_folder = (text.replace("{split}", splits[0]) for text in (image_folder, label_folder))
+    count = max(1, count - round(held_out * count))
+    batch = max(2, min(8, count // 2))
+    side = min(min(read_header(image).size) for image, _ in pairs[:: max(1, len(pairs) // 50)])
+    crop = 8 * ((min(max(side, 33), 473) - 1) // 8) + 1
+    every = max(1, math.ceil(_STEPS / 20 / max(1, count // batch)))
+    train, val = splits if len(splits) == 2 else ("train", "val" if held_out else None)
+    lines = [
+        f"# {len(pairs)} pictures in {root}; written by: pspnet-fast init",
+        "# Every option: pspnet-fast train --help, and docs/own_data.md of pspnet_fast.",
+        "data:",
+        "  name: folder",
+        f"  root: {_json(str(root))}",
+        f"  image_folder: {_json(image_folder)}    # below the root; {{split}} stands for the two names",
+        f"  label_folder: {_json(label_folder)}",
+        f"  image_suffixes: {_json(list(pairing.image_suffixes))}    # what an image has where its label has the next",
+        f"  label_suffix: {_json(pairing.label_suffix)}",
+        f"  train_split: {_json(train)}",
+        f"  val_split: {_json(val)}    # null: no validation",
+        f"  val_fraction: {held_out}    # held out for validation where the folders have no splits",
+        "  split_seed: 0",
+        f"  labels: {found.coding}    # indices: a value a pixel; colors: the colour of the class",
+        "  classes:    # in the order of their indices in predictions; colours as R, G, B",
+        *(f"    {_json(name)}: {_json(list(color))}" for name, color in found.classes.items()),
+    ]
+    if found.values:
+        lines.append("  values:    # what label files hold: the class, or ignore for pixels that do not count")
+        lines += [f"    {_json(value)}: {_json(name)}" for value, name in found.values.items()]
+    lines += [
+        f"  ignore_value: {_json(found.ignore_value)}    # does not count either (indices)",
+        "  reduce_zero_label: false    # true: 0 does not count, and i is class i - 1",
+        "  unknown_labels: error    # or ignore: values that are named nowhere do not count",
+        "  allow_absent_classes: true    # a class that only held-out pictures have is a warning",
+        f"  crop: {crop}    # pixels of a training sample",
+        f"  workers: {min(4, os.cpu_count() or 1)}    # processes that read samples",
+        "model:",
+        "  layers: 50    # 18 trains on a CPU",
+        "  # backbone: resnet50    # together with",
+        "  # pretrained: imagenet    # torchvision's weights: reaches a given accuracy in far fewer steps",
+        "optim:",
+        f"  batch_size: {batch}",
+        "run:",
+        f"  max_steps: {_STEPS}",
+        f"  validate_every: {every}    # epochs",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _json(value: object) -> str:
+    """JSON, which is YAML on one line."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _guess_table(found: ClassGuess, title: str) -> Table:
+    given: dict[str, list[str]] = {}
+    for value, name in found.values.items():
+        given.setdefault(name, []).append(str(value))
+    if found.ignore_value is not None and found.coding == "indices":
+        given.setdefault(IGNORED, []).append(str(found.ignore_value))
+    values = []
+    for index, name in enumerate([*found.classes, IGNORED]):
+        color = found.classes.get(name)
+        own = [] if color is None else [color_text(color) if found.coding == "colors" else str(index)]
+        values.append(", ".join(given.get(name, [] if found.values and found.coding == "indices" else own)))
+    rows = [(name, found.pixels[name], found.files[name]) for name in found.classes]
+    rows.append(("(does not count)", found.pixels[IGNORED], found.files[IGNORED]))
+    return _class_table(title, rows, values)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
+import pkgutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,8 @@ class _OwnTransform:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        module, _, attribute = name.partition(":")
         try:
-            self.function: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+            self.function: Any = pkgutil.resolve_name(name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(
                 f"data.transform = {name}: write package.module:function, of a module on PYTHONPATH ({error})"

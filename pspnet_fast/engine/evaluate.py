@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from pspnet_fast.data import DatasetInfo
-from pspnet_fast.data.processes import start_loader_process
+from pspnet_fast.data.processes import process_loader
 from pspnet_fast.nn import PSPNet
 
 from .config import Amp, EvalConfig
 from .distributed import World
 from .inference import autocast, predict_labels
 from .metrics import ConfusionMatrix, Metrics
-from .watch import watched
+from .progress import watched
 
 Pair = tuple[Tensor, Tensor]
 
@@ -51,15 +51,13 @@ def evaluate(
 def eval_loader(dataset: Dataset[Any], options: EvalConfig, *, workers: int, world: World) -> DataLoader[Any]:
     """This process's share of the data set, as lists of (image, label); images need not be of one size."""
     share = Subset(dataset, range(world.rank, len(dataset), world.size))  # type: ignore[arg-type]
-    return DataLoader(
+    return process_loader(
         share,
+        workers,
         batch_size=options.batch_size,
-        num_workers=workers,
         collate_fn=list,
         pin_memory=world.device.type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=start_loader_process,
-        generator=torch.Generator(),  # leaves alone the stream that dropout draws from
     )
 
 

@@ -45,7 +45,7 @@ def autocast(device: torch.device, amp: Amp) -> AbstractContextManager[object]:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products in bfloat16; other architectures than x86 count as having none."""
+    """Whether this CPU has instructions for products in bfloat16; other architectures than x86 count as having them."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from pspnet_fast.data import DatasetInfo, eval_transform
-from pspnet_fast.nn import PSPNet
+from pspnet_fast.nn import DualCrossEntropyLoss, FocalLoss, LowResolutionLoss, OhemCrossEntropyLoss, PSPNet, WithDice
 from pspnet_fast.nn.published import IMAGENET, published_weights
 from pspnet_fast.nn.weights import CLASS_LAYERS, load_checkpoint_weights, load_imagenet_resnet, read_state_dict
 
@@ -21,9 +21,37 @@ from .config import Amp, EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from .config_io import config_from_dict
 from .errors import CheckpointError, ConfigError, InferenceError
 from .inference import autocast, label_strips, predict_probabilities
-from .losses import build_loss
 
 DATASET = TypeAdapter(DatasetInfo)  # between a data set's description and the plain values that a checkpoint holds
+
+
+def build_loss(options: OptimConfig, ignore_index: int, class_weights: Tensor | None) -> nn.Module:
+    """The criterion for :class:`pspnet_fast.PSPNet`: ``optim.loss`` and ``optim.dice``, all of low-resolution logits.
+
+    Class weights are no entry of its ``state_dict``: they belong to the data, not to the network.
+    """
+    kind, smoothing = options.loss, options.label_smoothing
+    criterion: nn.Module
+    if kind.name == "ohem":
+        criterion = OhemCrossEntropyLoss(
+            threshold=kind.threshold,
+            min_kept=kind.min_kept,
+            share=kind.share,
+            ignore_index=ignore_index,
+            label_smoothing=smoothing,
+        )
+    elif kind.name == "focal":
+        criterion = FocalLoss(gamma=kind.gamma, ignore_index=ignore_index)
+    elif options.dice:
+        criterion = DualCrossEntropyLoss(ignore_index=ignore_index, label_smoothing=smoothing)
+    else:
+        criterion = nn.CrossEntropyLoss(ignore_index=ignore_index, label_smoothing=smoothing)
+    if class_weights is not None:
+        criterion.register_buffer("weight", class_weights.float(), persistent=False)
+    if not options.dice:
+        return criterion
+    assert isinstance(criterion, LowResolutionLoss)
+    return WithDice(criterion, options.dice, ignore_index=ignore_index)
 
 
 def build_model(
@@ -40,7 +68,7 @@ def build_model(
     """The network of a configuration, on the CPU, with its loss.
 
     Args:
-        criterion: the loss (:func:`~pspnet_fast.engine.losses.build_loss`); by default the cross-entropy that
+        criterion: the loss (:func:`build_loss`); by default the cross-entropy that
             ``class_weights`` and ``label_smoothing`` say.
         load_weights: read the files ``pretrained`` and ``weights`` of ``options``.
         report: called with a line on each file of weights: what was loaded, what is missing, what was not used.
@@ -153,7 +181,8 @@ def load_trained(
             info = DATASET.validate_python(state["dataset"])
     elif config is None or info is None:
         raise CheckpointError(
-            f"{path}: does not say which network it holds; name its configuration (--config) and data set (--data)"
+            f"{path}: does not say which network it holds; name its configuration (--config) and data set (--data; of "
+            "your own, data.classes too)"
         )
     with checkpoint.interpreting(path):
         weights = state["ema"]["model"] if "ema" in state else state.get("model", state)
@@ -162,8 +191,9 @@ def load_trained(
     try:
         load_checkpoint_weights(model, weights)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        backbone = f"backbone {options.backbone}" if options.backbone else f"{options.layers} layers"
         raise CheckpointError(
-            f"{path}: does not fit {_describe(options)} with {info.num_classes} classes ({info.name}): {error}"
+            f"{path}: does not fit a PSPNet with {backbone} with {info.num_classes} classes ({info.name}): {error}"
         ) from error
     return TrainedModel(model.eval(), config, info, state.get("step"))
 
@@ -206,9 +236,3 @@ def _load_checkpoint(model: PSPNet, file: str) -> str:
         return str(load_checkpoint_weights(model, state))
     done = load_checkpoint_weights(model, state, skip=CLASS_LAYERS)
     return f"{done}; it has {theirs} classes and this network {model.classes}: the class layers start anew"
-
-
-def _describe(options: ModelConfig) -> str:
-    return (
-        f"a PSPNet with backbone {options.backbone}" if options.backbone else f"a PSPNet with {options.layers} layers"
-    )

@@ -23,7 +23,7 @@ from .errors import InferenceError, is_out_of_memory
 from .models import TrainedModel
 from .outputs import OutputFolder, read_manifest
 from .pictures import colorize, legend, overlay
-from .watch import watched
+from .progress import watched
 
 
 @dataclass(frozen=True)

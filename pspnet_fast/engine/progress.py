@@ -1,13 +1,21 @@
-"""How far a run is and how fast it goes: by steps, by time, over restarts."""
+"""How far a run is and how fast it goes, by steps, by time, over restarts; the same of any iteration over images."""
 
 from __future__ import annotations
 
+import datetime
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
 
 from .config import TrainConfig
 from .distributed import World
+
+T = TypeVar("T")
+LINE_SECONDS = 30.0  # between two lines where standard error is no terminal
 
 
 class Progress:
@@ -88,3 +96,40 @@ class Progress:
 
     def _step_share(self, step: int) -> float:
         return 0.0 if self.total_steps is None else min(1.0, step / self.total_steps)
+
+
+def remaining(seconds: float | None) -> str:
+    """As in 1:02:03, or a question mark."""
+    return "?" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
+
+
+def watched(
+    batches: Iterable[T], name: str, total: int, *, count: Callable[[T], int] = lambda batch: 1, enabled: bool = True
+) -> Iterator[T]:
+    """The ``batches``; a bar shows how many of the ``total`` images are done, or a line now and then in a log.
+
+    Args:
+        count: images of a batch.
+        enabled: whether anything is shown; off on all ranks but one.
+    """
+    if not enabled:
+        yield from batches
+        return
+    done, started = 0, time.monotonic()
+    shown, terminal = started, sys.stderr.isatty()
+    if not terminal:
+        _line(f"{name}: {total} images")
+    with tqdm(total=total, desc=name, unit="image", leave=False, disable=not terminal) as bar:
+        for batch in batches:
+            yield batch
+            done += count(batch)
+            bar.update(count(batch))
+            now = time.monotonic()
+            if not terminal and now - shown >= LINE_SECONDS:
+                shown, rate = now, done / max(now - started, 1e-9)
+                left = remaining(max(0, total - done) / rate)
+                _line(f"{name}: {min(done, total)} of {total} images, {rate:.1f} images/s, {left} left")
+
+
+def _line(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)

@@ -25,7 +25,7 @@ from pspnet_fast.machine import describe_machine, git_commit
 
 from .config import TrainConfig
 from .loggers import open_logger
-from .watch import LINE_SECONDS
+from .progress import LINE_SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,7 +135,7 @@ class RunLog:
                 self.say(f"the last points are missing ({error})")
 
     def _repeat_status(self) -> None:
-        """A thread's work: long steps, validations and waiting for the first batch must not look like a hang."""
+        """A thread's work: it shows in long steps and validations, and before the first batch, that the run goes on."""
         while not self.closing.wait(0.5):
             if time.monotonic() - self.line_time >= LINE_SECONDS:
                 self.say(self.status)
@@ -156,11 +156,6 @@ def versions(device: torch.device, step: int) -> dict[str, Any]:
         **describe_machine(device),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
-
-
-def remaining(seconds: float | None) -> str:
-    """As in 1:02:03, or a question mark."""
-    return "?" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
 
 def draw_losses(table: Path, picture: Path) -> None:

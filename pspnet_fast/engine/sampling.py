@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pspnet_fast.data.processes import start_loader_process
+from pspnet_fast.data.processes import process_loader
 
 from .errors import ConfigError, LoaderError
 
@@ -52,8 +52,6 @@ class StepSampler(Sampler[list[SampleKey]]):
     ) -> None:
         if length < batch_size:
             raise ConfigError(f"optim.batch_size = {batch_size} exceeds the {length} training images: lower it")
-        if batch_size % world_size:
-            raise ConfigError(f"optim.batch_size = {batch_size} must be a multiple of the {world_size} processes")
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size, self.start, self.stop = rank, world_size, start, stop
         self.steps_per_epoch = length // batch_size
@@ -87,14 +85,12 @@ class SeededDataset(Dataset[tuple[Tensor, Tensor]]):
 
 def train_loader(dataset: Dataset[Any], sampler: StepSampler, *, workers: int, pin: bool) -> DataLoader[Any]:
     """Batches (float32 [N, 3, h, w], uint8 [N, h, w]) of the sampler's steps."""
-    return DataLoader(
+    return process_loader(
         SeededDataset(dataset, sampler.seed),
+        workers,
         batch_sampler=sampler,
-        num_workers=workers,
         pin_memory=pin,
         persistent_workers=workers > 0,
-        worker_init_fn=start_loader_process,
-        # Its own generator: otherwise starting the loader would draw from the stream that dropout uses.
         generator=torch.Generator().manual_seed(mix(sampler.seed)),
     )
 

@@ -1,10 +1,11 @@
-"""What a run carries from step to step, and into its checkpoints."""
+"""What a run carries from step to step, and into its checkpoints; and a step of it."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from .config import TrainConfig
 from .config_io import changed_keys
 from .distributed import World
 from .errors import CheckpointError, ConfigError
-from .losses import build_loss
-from .models import DATASET, build_model, check_classes
+from .inference import autocast
+from .models import DATASET, build_loss, build_model, check_classes
 from .optim import Schedule, averaged_updates, averaged_weights, build_optimizer
 from .sampling import mix
 
@@ -98,6 +99,48 @@ class TrainingState:
     def evaluated(self) -> nn.Module:
         """The network that is validated and kept as best: with averaged weights, where those are on."""
         return self.model if self.average is None else self.average.module
+
+    def add_gradients(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Forward and backward of this process's share of a batch, in ``optim.accumulate`` parts.
+
+        Returns:
+            float64 [5] on the device: the weighted total, main and auxiliary loss, right and labelled pixels.
+        """
+        accumulate = self.config.optim.accumulate
+        parts = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
+        labelled = [int((y != self.info.ignore_index).sum()) for _, y in parts]  # on the CPU, before the copy
+        sums = torch.zeros(5, device=self.world.device, dtype=torch.float64)
+        for i, (x, y) in enumerate(parts):
+            # The share of the labelled pixels: then the parts' mean losses add up to the mean over the whole batch.
+            weight = labelled[i] / max(1, sum(labelled))
+            if labelled[i] == 0:
+                # Its mean loss would be 0/0. One made-up pixel keeps it finite, weight 0 keeps it out of every
+                # gradient, and forward and backward still run, as other ranks wait for them.
+                y = y.clone()
+                y[0, 0, 0] = 0
+                self.skipped += 1
+            # The ranks exchange gradients with the last part of a batch only.
+            more = i + 1 < len(parts)
+            with self.parallel.no_sync() if self.parallel is not None and more else nullcontext():
+                sums += self._add_part(x, y, weight)
+        return sums
+
+    def _add_part(self, images: Tensor, labels: Tensor, weight: float) -> Tensor:
+        """Add a part's gradients; what :meth:`add_gradients` returns, of this part."""
+        device, config = self.world.device, self.config
+        x = images.to(device, non_blocking=True).contiguous(memory_format=self.layout)
+        y = labels.to(device, non_blocking=True)
+        every = 8 // config.model.zoom_factor  # labels at the resolution of the output
+        y = y[:, ::every, ::every].contiguous()
+        with autocast(device, config.run.amp):
+            prediction, main, aux = self.forward(x, y)
+            loss = main + config.optim.aux_weight * aux
+        self.scaler.scale(loss * weight).backward()
+        with torch.no_grad():
+            valid = y != self.info.ignore_index
+            hits = ((prediction == y) & valid).sum()
+            terms = (weight * loss, weight * main, weight * aux, hits, valid.sum())
+            return torch.stack([term.double() for term in terms])
 
     def update(self) -> None:
         """The optimizer step on the gradients at hand; they are cleared and the step is counted."""

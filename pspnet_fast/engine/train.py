@@ -30,14 +30,13 @@ from .evaluate import eval_loader, evaluate_loader
 from .inference import autocast
 from .metrics import Metrics
 from .pictures import validation_panels
-from .progress import Progress
+from .progress import Progress, remaining
 from .run_data import RunData
 from .run_folder import claimed, run_folder
-from .run_log import RunLog, draw_losses, remaining
+from .run_log import RunLog, draw_losses
 from .sampling import StepSampler, train_loader
 from .signals import StopRequest
 from .state import TrainingState
-from .step import add_gradients
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ class Trainer:
         """One optimizer step on this process's share of the batch."""
         state = self.state
         lr = state.schedule.apply(state.optimizer, state.step, progress)
-        sums = add_gradients(state, images, labels)
+        sums = state.add_gradients(images, labels)
         state.update()
         self.pending.append((state.step, lr, sums))
 

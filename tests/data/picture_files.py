@@ -1,4 +1,4 @@
-"""Writes pictures that Pillow does not write."""
+"""Writes pictures, also such as Pillow does not write."""
 
 from __future__ import annotations
 
@@ -41,5 +41,7 @@ def save_pgm(path: Path, samples: np.ndarray, largest: int) -> Path:
 
 
 def save(path: Path, samples: np.ndarray, **options: object) -> Path:
+    """A picture in a file, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(samples).save(path, **options)
     return path

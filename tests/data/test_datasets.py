@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from picture_files import save
 from PIL import Image
 
 from pspnet_fast.data import DATASETS, DatasetError, DatasetInfo, files, open_dataset
@@ -18,18 +19,16 @@ HEIGHT, WIDTH = 6, 8
 
 
 def save_image(path: Path, size: tuple[int, int] = (HEIGHT, WIDTH), value: int = 100) -> np.ndarray:
-    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((*size, 3), value, np.uint8)
     pixels[..., 0] = np.arange(size[1])
-    Image.fromarray(pixels).save(path)
+    save(path, pixels)
     return pixels
 
 
 def save_label(path: Path, values: Sequence[int], size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
     """A label map that repeats `values` along its pixels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.resize(np.array(values, np.uint8), size)
-    Image.fromarray(pixels).save(path)
+    save(path, pixels)
     return pixels
 
 
@@ -172,7 +171,6 @@ def test_list_file_of_images_alone_is_a_test_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "classes"), [("camvid", 11), ("cityscapes", 19), ("ade20k", 150), ("voc", 21)])
 def test_infos(name: str, classes: int) -> None:
     info = DATASETS[name].info
-    assert info is not None
     assert info.num_classes == classes
     assert len(set(info.classes)) == len(set(info.palette)) == classes
     for layout in DATASETS[name].layouts:

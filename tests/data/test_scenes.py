@@ -18,11 +18,6 @@ from pspnet_fast.data import DatasetError, draw_scene, open_dataset, scenes, wri
 SIZE = (60, 80)
 
 
-def test_same_seed_same_scene() -> None:
-    for first, again in zip(draw_scene(3, SIZE), draw_scene(3, SIZE), strict=True):
-        np.testing.assert_array_equal(first, again)
-
-
 def test_same_scene_in_another_process() -> None:
     code = f"""
 import hashlib

@@ -177,9 +177,8 @@ def test_eval_is_normalisation_alone() -> None:
     label = torch.randint(0, 11, (5, 7), dtype=torch.uint8)
     crop, mask = eval_transform((0.1, 0.2, 0.3), (0.5, 1.0, 2.0))(image, label)
 
-    expected = (image / 255 - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.5, 1.0, 2.0])[
-        :, None, None
-    ]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.1, 0.2, 0.3], [0.5, 1.0, 2.0]))
+    expected = (image / 255 - mean) / std
     torch.testing.assert_close(crop, expected)
     torch.testing.assert_close(mask, label)
 
@@ -252,7 +251,7 @@ def test_other_inputs_are_refused() -> None:
 
 def test_colour_jitter_keeps_the_map_and_is_off_by_default() -> None:
     image, label = torch.full((3, 40, 50), 100, dtype=torch.uint8), torch.zeros(40, 50, dtype=torch.uint8)
-    options = {"scale": (1.0, 1.0), "rotate": 0.0, "blur": 0.0, "flip": 0.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    options = {**PLAIN, "mean": (0, 0, 0), "std": (1, 1, 1)}
     plain = [train_transform(32, **options)(image, label)[0] for _ in range(2)]
     torch.testing.assert_close(plain[0], torch.full((3, 32, 32), 100 / 255))
     torch.manual_seed(0)
@@ -270,8 +269,7 @@ def test_a_transform_of_ones_own_comes_first() -> None:
         seen.append((image.dtype, image.shape))
         return image + 255, label + 1
 
-    options = {"scale": (1.0, 1.0), "rotate": 0.0, "blur": 0.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
-    found = train_transform(32, own=own, **options)(image, label)
+    found = train_transform(32, own=own, **PLAIN, mean=(0, 0, 0), std=(1, 1, 1))(image, label)
     assert seen == [(torch.uint8, (3, 40, 50))]
     assert (found[0].unique().tolist(), found[1].unique().tolist()) == ([1.0], [1])
 
@@ -280,11 +278,10 @@ def test_crops_that_one_class_fills_are_drawn_again() -> None:
     image, label = torch.zeros(3, 200, 200, dtype=torch.uint8), torch.zeros(200, 200, dtype=torch.uint8)
     label[:, 100:] = 1
     label[:40] = 255
-    options = {"scale": (1.0, 1.0), "rotate": 0.0, "blur": 0.0}
     shares = {}
     for ratio in (1.0, 0.75):
         torch.manual_seed(0)
-        crop = train_transform(60, cat_max_ratio=ratio, **options)
+        crop = train_transform(60, cat_max_ratio=ratio, **PLAIN)
         labels = [crop(image, label)[1] for _ in range(40)]
         filled = [max(int((x == 0).sum()), int((x == 1).sum())) > 0.75 * int((x != 255).sum()) for x in labels]
         shares[ratio] = sum(filled) / len(filled)

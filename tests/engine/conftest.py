@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,11 @@ pytest.importorskip("typer", reason="the engine needs the extra [train]")
 pytest.importorskip("pydantic", reason="the engine needs the extra [train]")
 pytest.importorskip("torchmetrics", reason="the engine needs the extra [train]")
 
-from run_files import SHORT, TINY, call
+from run_files import SHORT, TINY, MakeConfig, call
 
-from pspnet_fast.data import DATASETS, write_scenes
+from pspnet_fast.data import write_scenes
+from pspnet_fast.data.classes import CAMVID
 from pspnet_fast.engine import TrainConfig, config_from_dict
-
-MakeConfig = Callable[..., TrainConfig]
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +34,7 @@ def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("own")
     write_scenes(root / "scenes", train=12, val=1, size=(64, 96))
     palette = np.zeros((256, 3), np.uint8)
-    palette[:11] = DATASETS["camvid"].info.palette  # type: ignore[union-attr]
+    palette[:11] = CAMVID.palette
     for kind in ("colors", "offset"):
         shutil.copytree(root / "scenes/images/train", root / kind / "photos")
         (root / kind / "masks").mkdir()

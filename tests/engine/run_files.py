@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import csv
 import resource
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pspnet_fast.engine import TrainConfig, checkpoint
+from pspnet_fast.data import DATASETS
+from pspnet_fast.engine import ModelConfig, TrainConfig, TrainedModel, build_model, checkpoint, config_from_dict
 from pspnet_fast.engine.commands import app
+from pspnet_fast.engine.train import Trainer
+
+MakeConfig = Callable[..., TrainConfig]  # what the fixture make_config gives
+train_module = sys.modules[Trainer.__module__]  # pspnet_fast.engine.train is the function
 
 TINY = ("model.backbone=timm/test_resnet", "data.crop=33")  # 0.6 million parameters
 BUILT_IN = ("model.backbone=null", "model.layers=18", "data.crop=65")
@@ -57,14 +67,32 @@ def measured(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in machine} for row in rows(folder / "metrics.csv")]
 
 
-def last_checkpoint(config: TrainConfig) -> Path:
-    return Path(str(config.run.folder)) / "last.pt"
-
-
-def saved_step(folder: Path) -> int:
-    path = folder / "last.pt"
+def saved_step(folder: str | Path) -> int:
+    path = Path(folder) / "last.pt"
     step: int = checkpoint.load(path)["step"] if path.exists() else 0
     return step
+
+
+def untrained(name: str, **data: object) -> TrainedModel:
+    """The smallest network, with random weights, of a data set."""
+    info = DATASETS[name].info if name in DATASETS else None
+    config = config_from_dict({"data": {"name": name, **data}, "run": {"max_steps": 1}})
+    info = info or config.data.own.info(name)  # type: ignore[union-attr]
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone="timm/test_resnet"), info.num_classes, load_weights=False)
+    return TrainedModel(model.eval(), config, info, None)
+
+
+def save_pixels(path: Path, pixels: np.ndarray, **options: Any) -> Path:
+    """A picture in a file, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def save_picture(path: Path, size: tuple[int, int] = (9, 13), seed: int = 0, **options: Any) -> Path:
+    """A picture of random colours in a file."""
+    return save_pixels(path, np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8), **options)
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,52 +99,43 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
         assert "copy it again" in str(caught.value)
 
 
-def written(kind: str, path: Path) -> None:
-    """A file that is no checkpoint."""
-    text = {
-        "empty": "",
-        "web page": "\n<!DOCTYPE html><html><body>Sign in</body></html>",
-        "pointer": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
-        "script": "#!/bin/sh\nexit 0\n",
-        "text": "not a checkpoint",
-    }
-    if kind in text:
-        path.write_text(text[kind])
-    elif kind == "safetensors":
-        path.write_bytes((64).to_bytes(8, "little") + b'{"weight": {"dtype": "F32"}}'.ljust(64))
-    elif kind == "code":
-        torch.save({"model": Code()}, path)
-    elif kind == "code, old format":
-        torch.save({"model": Code()}, path, _use_new_zipfile_serialization=False)
-    elif kind == "program":
-        torch.jit.trace(nn.ReLU(), torch.zeros(1)).save(path)
-    elif kind == "list":
-        torch.save([1], path)
-    else:
-        checkpoint.save({"weight": torch.randn(1000)}, path)
-        path.write_bytes(path.read_bytes()[:2000])
+def saved(value: object, **options: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file, **options)
+    return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("empty", "an empty file"),
-        ("web page", "a web page.*the download failed"),
-        ("pointer", "pointer of git LFS.*git lfs pull"),
-        ("script", "no checkpoint, but a script"),
-        ("text", "no checkpoint, but a text file"),
-        ("safetensors", "a safetensors file"),
-        ("code", r"holds posix\.system besides tensors.*refused"),
-        ("code, old format", r"holds posix\.system besides tensors.*refused"),
-        ("program", "a TorchScript program"),
-        ("list", "holds a list"),
-        ("truncated", "truncated or damaged"),
-    ],
-)
+def program() -> bytes:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(nn.ReLU(), torch.zeros(1)), file)
+    return file.getvalue()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+NO_CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty": (lambda: b"", "an empty file"),
+    "web page": (lambda: b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page.*the download failed"),
+    "pointer": (lambda: POINTER, "pointer of git LFS.*git lfs pull"),
+    "script": (lambda: b"#!/bin/sh\nexit 0\n", "no checkpoint, but a script"),
+    "text": (lambda: b"not a checkpoint", "no checkpoint, but a text file"),
+    "safetensors": (lambda: bytes([64, *[0] * 7]) + b'{"weight": {"dtype": "F32"}}'.ljust(64), "a safetensors file"),
+    "code": (lambda: saved({"model": Code()}), r"holds posix\.system besides tensors.*refused"),
+    "code, old format": (
+        lambda: saved({"model": Code()}, _use_new_zipfile_serialization=False),
+        r"holds posix\.system besides tensors.*refused",
+    ),
+    "program": (program, "a TorchScript program"),
+    "list": (lambda: saved([1]), "holds a list"),
+    "truncated": (lambda: saved({"weight": torch.randn(1000)})[:2000], "truncated or damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_CHECKPOINTS)
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.jit
-def test_files_that_are_no_checkpoints(tmp_path: Path, kind: str, message: str) -> None:
+def test_files_that_are_no_checkpoints(tmp_path: Path, kind: str) -> None:
+    content, message = NO_CHECKPOINTS[kind]
     path = tmp_path / "bad.pt"
-    written(kind, path)
+    path.write_bytes(content())
     with pytest.raises(CheckpointError, match=rf"bad\.pt: .*{message}") as caught:
         checkpoint.load(path)
     assert "weights_only" not in str(caught.value)  # torch advises to load code
@@ -163,13 +156,3 @@ def test_the_old_format_of_torch_loads(tmp_path: Path) -> None:
     torch.save({"state_dict": {"weight": weight}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     loaded = checkpoint.load(tmp_path / "old.pth")["state_dict"]["weight"]
     torch.testing.assert_close(loaded, weight, rtol=0, atol=0)
-
-
-def test_rng_state() -> None:
-    device = torch.device("cpu")
-    torch.manual_seed(3)
-    state = checkpoint.rng_state(device)
-    expected = torch.rand(4)
-    torch.rand(9)
-    checkpoint.restore_rng(state, device)
-    torch.testing.assert_close(torch.rand(4), expected, rtol=0, atol=0)

@@ -11,7 +11,7 @@ import torch
 from run_files import call, refused
 
 import pspnet_fast
-from pspnet_fast.engine import commands
+from pspnet_fast.engine import network_commands
 
 
 def _raise(error: Exception) -> Callable[..., None]:
@@ -38,7 +38,7 @@ def _raise(error: Exception) -> Callable[..., None]:
     ],
 )  # fmt: skip
 def test_every_error_is_framed(run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, parts: list[str]) -> None:
-    monkeypatch.setattr(commands, "evaluate_model", _raise(error))
+    monkeypatch.setattr(network_commands, "evaluate_model", _raise(error))
     monkeypatch.delenv("PSPNET_FAST_DEBUG", raising=False)
     output = refused("evaluate", run / "best.pt")
     for part in parts:
@@ -72,7 +72,7 @@ def test_json_is_checked_before_the_evaluation(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr(commands, "evaluate_model", _raise(AssertionError("the evaluation was started")))
+    monkeypatch.setattr(network_commands, "evaluate_model", _raise(AssertionError("the evaluation was started")))
     output = refused("evaluate", run / "best.pt", "--json", tmp_path / place)
     unwrapped = re.sub(r" *│\n│ *", "", output)
     assert re.search(f"{re.escape(str(tmp_path / place))}.*{reason}", unwrapped)

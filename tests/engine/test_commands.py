@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_files import SHORT, call, refused
+from run_files import SHORT, call, refused, saved_step
 
 from pspnet_fast.data import DATASETS
-from pspnet_fast.engine import checkpoint, console, load_trained, watch
+from pspnet_fast.engine import checkpoint, load_trained, network_commands, progress
 
 EVALUATE = ("evaluate", "{run}/best.pt")
 
@@ -29,7 +29,7 @@ def test_resume_needs_the_folder_alone(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(run, folder)
     call("train", "--resume", "--folder", folder, "run.max_steps=3")
-    assert checkpoint.load(folder / "last.pt")["step"] == 3
+    assert saved_step(folder) == 3
 
 
 def test_evaluate(run: Path, tmp_path: Path) -> None:
@@ -50,13 +50,13 @@ def test_evaluate_options(run: Path, tmp_path: Path) -> None:
 
 def test_bfloat16_on_a_cpu_without_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requested, it is an error; taken from the training, a warning."""
-    monkeypatch.setattr(console, "cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(network_commands, "cpu_multiplies_bfloat16", lambda: False)
     words = "neither AMX nor AVX512-BF16"
     assert words in refused("evaluate", run / "best.pt", "--device", "cpu", "--amp", "bf16")
     assert words not in call("evaluate", run / "best.pt", "--device", "cpu", "--amp", "none")
     shown: list[str] = []
-    monkeypatch.setattr(console, "warn", shown.append)
-    _, options = console.load_for_inference(run / "best.pt", None, ["run.device=cpu"])
+    monkeypatch.setattr(network_commands, "warn", shown.append)
+    _, options = network_commands.load_for_inference(run / "best.pt", None, ["run.device=cpu"])
     assert options.run.amp == "bf16"
     assert len(shown) == 1
     assert words in shown[0]
@@ -205,7 +205,7 @@ def test_evaluate_warns_of_other_class_names(run: Path, scenes: Path, tmp_path: 
 
 
 def test_evaluate_shows_progress_in_a_log(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     output = call("evaluate", run / "best.pt")
     assert "evaluate: 3 images\n" in output
     for done in (1, 2, 3):
@@ -223,15 +223,3 @@ def test_paths_that_resemble_markup(run: Path, scenes: Path, tmp_path: Path) -> 
     call("predict", root / "images" / "val", "-c", folder / "best.pt", "-o", tmp_path / "[/]out")
     assert (tmp_path / "[/]out" / "labels" / "00000.png").is_file()
     assert "[/]missing" in refused("evaluate", tmp_path / "[/]missing")
-
-
-@pytest.mark.parametrize("option", ["train_list", "val_list"])
-def test_messages_name_the_option_of_a_list(option: str, scenes: Path, tmp_path: Path) -> None:
-    (tmp_path / "pairs.txt").write_text(f"{scenes}/images/val/00000.jpg {scenes}/labels/val/00000.png\n" * 2)
-    other = {"train_list": "val_list", "val_list": "train_list"}[option]
-    arguments = ("train", "camvid_r18", *SHORT, "--root", scenes, f"data.{other}={tmp_path}/pairs.txt")
-    output = refused(*arguments, "data.name=list", "data.classes=11")
-    assert f"data.{option} is not set" in output
-    assert "list_file" not in output
-    output = refused(*arguments, "--data", "scenes")
-    assert f"data.{other} = {tmp_path}/pairs.txt is for data.name=list, not for scenes" in output

@@ -7,18 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from run_files import BUILT_IN, saved_step
+from run_files import BUILT_IN, MakeConfig, saved_step
 
 from pspnet_fast.engine import ConfigError, checkpoint, dump_config, train
-from pspnet_fast.engine.distributed import World, pick_device
+from pspnet_fast.engine.distributed import pick_device
 from pspnet_fast.engine.run_folder import claimed
-
-if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
-    from conftest import MakeConfig
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -86,11 +82,3 @@ def test_pick_device() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="sees no GPU"):
             pick_device("cuda")
-
-
-def test_a_single_process_agrees_with_itself() -> None:
-    world = World(torch.device("cpu"))
-    assert world.is_main
-    assert world.agree("folder") == "folder"
-    assert world.gather(3) == [3]
-    torch.testing.assert_close(world.sum(torch.ones(2)), torch.ones(2))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_commands import call
+from run_files import call
 
 from pspnet_fast.data import DATASETS
 from pspnet_fast.deploy.runtimes import onnxruntime_run, openvino_run

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pspnet_fast import PSPNet
-from pspnet_fast.engine import ConfigError, EvalConfig, predict_labels, predict_probabilities
-from pspnet_fast.engine.inference import autocast, label_strips, windows
+from pspnet_fast.engine import EvalConfig, predict_labels, predict_probabilities
+from pspnet_fast.engine.inference import label_strips, windows
 
 
 class Positional(nn.Module):
@@ -197,8 +197,3 @@ def test_windows_cover_everything(length: int, crop: int, stride: int) -> None:
     assert covered == set(range(length))
     assert starts == sorted(set(starts))
     assert len(starts) == math.ceil((length - crop) / stride) + 1
-
-
-def test_float16_needs_a_gpu() -> None:
-    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
-        autocast(torch.device("cpu"), "fp16")

@@ -1,58 +1,17 @@
-"""``pspnet-fast init``: what it makes of folders as people keep them; from there to overlays in three commands."""
+"""``pspnet-fast init``: what it makes of folders as people keep them (training on them: test_own_data_page.py)."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from PIL import Image
-from run_files import TINY, call, refused
+from run_files import call, refused, save_pixels
 
-from pspnet_fast.data import DATASETS, DatasetError
+from pspnet_fast.data import DatasetError
 from pspnet_fast.data.guess import find_classes
 from pspnet_fast.data.pairing import find_pairs
 from pspnet_fast.engine.config_io import load_config
-
-CAMVID = DATASETS["camvid"].info
-assert CAMVID is not None
-
-
-@pytest.mark.parametrize("kind", ["colors", "offset"])
-def test_from_pictures_to_overlays(own_pictures: Path, tmp_path: Path, kind: str) -> None:
-    root = tmp_path / "my pictures"
-    shutil.copytree(own_pictures / kind, root)
-    output = call("init", root)
-    data = load_config(root / "data.yaml").data
-    assert (data.image_folder, data.label_folder, data.labels) == (
-        "photos",
-        "masks",
-        "colors" if kind == "colors" else "indices",
-    )
-    assert "bicyclist" in output if kind == "colors" else "class 1010" in output
-    found = tuple(data.classes)  # type: ignore[arg-type]
-    assert set(found) <= (set(CAMVID.classes) if kind == "colors" else {f"class {1000 + i}" for i in range(11)})
-    assert data.ignore_value == (255 if kind == "colors" else 65535)
-
-    assert "10 images" in call("check", "--data", root / "data.yaml")
-    options = (*TINY, "optim.batch_size=2", "run.max_steps=2", "run.amp=none", "data.workers=0")
-    assert "mean" in call("train", root / "data.yaml", *options, "--folder", tmp_path / "run")
-    split = yaml.safe_load((tmp_path / "run/split.yaml").read_text())
-    assert len(split["val"]) == 2
-    assert "2 images" in call("evaluate", tmp_path / "run/best.pt")
-    call("predict", root / split["val"][0], "-c", tmp_path / "run/best.pt", "-o", tmp_path / "out")
-    assert len(list((tmp_path / "out/overlay").iterdir())) == 1
-
-    assert "--overwrite" in refused("init", root)
-    call("init", root, "--overwrite")
-
-
-def picture(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 255, (24, 32, 3), np.uint8)
@@ -73,8 +32,8 @@ LABEL = RNG.integers(0, 3, (24, 32), np.uint8)
 )
 def test_layouts(tmp_path: Path, image: str, label: str, expected: tuple[object, ...]) -> None:
     for name in ("one", "two", "three"):
-        picture(tmp_path / image.format(name), PHOTO)
-        picture(tmp_path / label.format(name), LABEL)
+        save_pixels(tmp_path / image.format(name), PHOTO)
+        save_pixels(tmp_path / label.format(name), LABEL)
     if expected[-1] is None:
         with pytest.raises(DatasetError, match="no label maps"):
             find_pairs(tmp_path)
@@ -88,9 +47,9 @@ def test_layouts(tmp_path: Path, image: str, label: str, expected: tuple[object,
 def test_splits_are_found(tmp_path: Path) -> None:
     for split, names in {"training": "abc", "valid": "de", "test": "f"}.items():
         for name in names:
-            picture(tmp_path / f"images/{split}/{name}.jpg", PHOTO)
+            save_pixels(tmp_path / f"images/{split}/{name}.jpg", PHOTO)
             if split != "test":
-                picture(tmp_path / f"labels/{split}/{name}.png", LABEL)
+                save_pixels(tmp_path / f"labels/{split}/{name}.png", LABEL)
     call("init", tmp_path)
     data = load_config(tmp_path / "data.yaml").data
     assert (data.image_folder, data.train_split, data.val_split, data.val_fraction) == (
@@ -102,6 +61,7 @@ def test_splits_are_found(tmp_path: Path) -> None:
     output = call("check", "--data", tmp_path / "data.yaml")
     assert "training, 3 images" in output
     assert "valid, 2 images" in output
+    assert "--overwrite" in refused("init", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -115,18 +75,18 @@ def test_splits_are_found(tmp_path: Path) -> None:
     ],
 )
 def test_values(tmp_path: Path, values: list[int], classes: list[str], mapping: dict[int, str], ignore: int) -> None:
-    picture(tmp_path / "a.png", np.array([values, values], np.uint16 if max(values) > 255 else np.uint8))
+    save_pixels(tmp_path / "a.png", np.array([values, values], np.uint16 if max(values) > 255 else np.uint8))
     found = find_classes(tmp_path, [tmp_path / "a.png"])
     assert (list(found.classes), found.values, found.ignore_value) == (classes, mapping, ignore)
     assert found.pixels[classes[0]] == 2
 
 
 def test_names_from_a_text_file(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", np.array([[0, 1, 2]], np.uint8))
+    save_pixels(tmp_path / "a.png", np.array([[0, 1, 2]], np.uint8))
     (tmp_path / "classes.txt").write_text("void\nroad\ngreen tree\n")
     found = find_classes(tmp_path, [tmp_path / "a.png"])
     assert (list(found.classes), found.values) == (["road", "green tree"], {0: "ignore", 1: "road", 2: "green tree"})
-    picture(tmp_path / "offset.png", np.array([[1000, 1001, 1007, 65535]], np.uint16))
+    save_pixels(tmp_path / "offset.png", np.array([[1000, 1001, 1007, 65535]], np.uint16))
     found = find_classes(tmp_path, [tmp_path / "offset.png"])  # as many values as names
     assert found.values == {1000: "ignore", 1001: "road", 1007: "green tree"}
     (tmp_path / "of another folder").write_text("sky\nsea\nsand\n")
@@ -135,38 +95,39 @@ def test_names_from_a_text_file(tmp_path: Path) -> None:
     (tmp_path / "of another folder").write_text("7, 8\n")
     with pytest.raises(DatasetError, match="of another folder: holds no names of classes"):
         find_classes(tmp_path, [tmp_path / "a.png"], names_file=tmp_path / "of another folder")
-    picture(tmp_path / "b.png", np.array([[[9, 8, 7], [1, 2, 3]]], np.uint8))
+    save_pixels(tmp_path / "b.png", np.array([[[9, 8, 7], [1, 2, 3]]], np.uint8))
     (tmp_path / "colors.csv").write_text("name,r,g,b\nroad,9,8,7\nVoid,1,2,3\nother,4,5,6")
     found = find_classes(tmp_path, [tmp_path / "b.png"])
     assert (found.classes, found.values) == ({"road": (9, 8, 7)}, {"#010203": "ignore"})
 
 
 def test_names_of_other_systems_and_files_without_a_partner(tmp_path: Path) -> None:
+    root = tmp_path / "my pictures"
     for index, name in enumerate(("Straße (1)", "b", "c d", "e", "f")):
-        picture(tmp_path / f"Eigene Bilder/{name}.{('JPG', 'jpg')[index % 2]}", PHOTO)
-        picture(tmp_path / f"Masken/{name}.{('PNG', 'png')[index % 2]}", LABEL)
-    (tmp_path / "Eigene Bilder/Thumbs.db").write_bytes(b"")
-    assert "no partner" not in call("init", tmp_path)
-    assert "4 images" in call("check", "--data", tmp_path / "data.yaml")
-    picture(tmp_path / "Masken/lost.png", LABEL)
-    assert "1 files have no partner (Masken/lost.png)" in call("init", tmp_path, "--overwrite")
-    assert "lost" in refused("check", "--data", tmp_path / "data.yaml")
+        save_pixels(root / f"Eigene Bilder/{name}.{('JPG', 'jpg')[index % 2]}", PHOTO)
+        save_pixels(root / f"Masken/{name}.{('PNG', 'png')[index % 2]}", LABEL)
+    (root / "Eigene Bilder/Thumbs.db").write_bytes(b"")
+    assert "no partner" not in call("init", root)
+    assert "4 images" in call("check", "--data", root / "data.yaml")
+    save_pixels(root / "Masken/lost.png", LABEL)
+    assert "1 files have no partner (Masken/lost.png)" in call("init", root, "--overwrite")
+    assert "lost" in refused("check", "--data", root / "data.yaml")
 
 
 def test_too_few_pictures_and_classes(tmp_path: Path) -> None:
     for name in "ab":
-        picture(tmp_path / f"img/{name}.jpg", PHOTO)
-        picture(tmp_path / f"mask/{name}.png", LABEL)
+        save_pixels(tmp_path / f"img/{name}.jpg", PHOTO)
+        save_pixels(tmp_path / f"mask/{name}.png", LABEL)
     call("init", tmp_path)
     data = load_config(tmp_path / "data.yaml").data
     assert (data.val_split, data.val_fraction) == (None, 0)
     for name in "ab":
-        picture(tmp_path / f"mask/{name}.png", 0 * LABEL)
+        save_pixels(tmp_path / f"mask/{name}.png", 0 * LABEL)
     assert "fewer than two classes (class 0); add" in refused("init", tmp_path, "--overwrite")
 
 
 def test_soft_masks_are_no_classes(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", PHOTO)
+    save_pixels(tmp_path / "a.png", PHOTO)
     with pytest.raises(DatasetError, match="more than 254 colours; masks have hard edges"):
         find_classes(tmp_path, [tmp_path / "a.png"])
     with pytest.raises(DatasetError, match=r"no label maps.*_mask"):
@@ -175,8 +136,8 @@ def test_soft_masks_are_no_classes(tmp_path: Path) -> None:
 
 def folder(root: Path, labels: list[np.ndarray]) -> Path:
     for index, label in enumerate(labels):
-        picture(root / f"photos/{index}.jpg", PHOTO)
-        picture(root / f"masks/{index}.png", label)
+        save_pixels(root / f"photos/{index}.jpg", PHOTO)
+        save_pixels(root / f"masks/{index}.png", label)
     return root
 
 
@@ -189,7 +150,7 @@ def test_slips_are_pointed_out(tmp_path: Path) -> None:
         "init", folder(tmp_path, [large] * 3 + [slip])
     )
     slip[:9] = 9
-    picture(tmp_path / "masks/3.png", slip)
+    save_pixels(tmp_path / "masks/3.png", slip)
     assert "hardly" not in call("init", tmp_path, "--overwrite")
 
 

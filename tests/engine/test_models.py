@@ -4,51 +4,46 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
+import timm
 import torch
-from run_files import BUILT_IN, rows, weights
+from run_files import BUILT_IN, MakeConfig, rows, weights
+from torchvision import models
 
-from pspnet_fast.engine import (
-    ConfigError,
-    ModelConfig,
-    build_model,
-    train,
-)
+from pspnet_fast.engine import ConfigError, ModelConfig, build_model, train
 from pspnet_fast.nn import PSPNet
 
-if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
-    from conftest import MakeConfig
 
-
-@pytest.mark.parametrize("source", ["another depth", "another stem", "a whole network"])
-def test_weights_that_fit_the_backbone_in_part(tmp_path: Path, source: str) -> None:
-    models = pytest.importorskip("torchvision.models")
+@pytest.mark.parametrize(
+    ("state", "options", "said"),
+    [
+        (lambda: models.resnet34(weights=None).state_dict(), {"backbone": "resnet18"}, "unused"),
+        (lambda: models.resnet18(weights=None).state_dict(), {"layers": 18}, "missing"),
+        (lambda: {"model": PSPNet(18, classes=3, pretrained=False).state_dict()}, {"layers": 18}, "unused"),
+    ],
+    ids=["another depth", "another stem", "a whole network"],
+)
+def test_weights_that_fit_the_backbone_in_part(
+    tmp_path: Path, state: Callable[[], object], options: dict[str, Any], said: str
+) -> None:
     path = tmp_path / "weights.pth"
-    if source == "another depth":
-        torch.save(models.resnet34(weights=None).state_dict(), path)
-        options = {"backbone": "resnet18"}
-    elif source == "another stem":
-        torch.save(models.resnet18(weights=None).state_dict(), path)
-        options = {"layers": 18}
-    else:
-        torch.save({"model": PSPNet(layers=18, classes=3, pretrained=False).state_dict()}, path)
-        options = {"layers": 18}
+    torch.save(state(), path)
     lines: list[str] = []
     with pytest.raises(ConfigError, match=r"model\.pretrained = .*in part only: .*model\.pretrained_partial=true"):
         build_model(ModelConfig(pretrained=str(path), **options), 3)
     build_model(ModelConfig(pretrained=str(path), pretrained_partial=True, **options), 3, report=lines.append)
     (line,) = lines
     assert "entries loaded" in line
-    assert ("missing" if source == "another stem" else "unused") in line
+    assert said in line
 
 
 def test_weights_that_fit_are_reported(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models = pytest.importorskip("torchvision.models")
     torch.save(models.resnet18(weights=None).state_dict(), tmp_path / "tv.pth")
     options = ("model.backbone=resnet18", f"model.pretrained={tmp_path}/tv.pth", "run.max_steps=1")
     train(make_config(*options))
@@ -61,7 +56,6 @@ def test_weights_that_fit_are_reported(
 
 def test_published_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Through the libraries' own functions: here they make random weights instead of fetching files."""
-    models, timm = pytest.importorskip("torchvision.models"), pytest.importorskip("timm")
     create, made = timm.create_model, []
 
     def created(name: str, *, pretrained: bool, **options: object) -> object:
@@ -84,7 +78,6 @@ def test_published_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_published_weights_without_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    models, timm = pytest.importorskip("torchvision.models"), pytest.importorskip("timm")
     create = timm.create_model
 
     def offline(*arguments: object, pretrained: bool = False, **options: object) -> object:

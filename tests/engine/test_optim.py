@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
+from run_files import MakeConfig
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -16,9 +17,6 @@ from pspnet_fast.engine import OptimConfig, config_from_dict
 from pspnet_fast.engine.distributed import World
 from pspnet_fast.engine.optim import Schedule, averaged_updates, averaged_weights, build_optimizer, parameter_groups
 from pspnet_fast.engine.state import TrainingState
-
-if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
-    from conftest import MakeConfig
 
 
 @pytest.mark.parametrize(

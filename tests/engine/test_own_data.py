@@ -6,24 +6,31 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from run_files import rows, weights
+from PIL import Image
+from run_files import MakeConfig, rows, weights
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pspnet_fast.data import DATASETS, DatasetInfo, eval_transform, open_dataset
-from pspnet_fast.engine import ConfigError, PreparedDataset, TrainConfig, evaluate, load_trained, predict_paths, train
+from pspnet_fast.data import DatasetError, DatasetInfo, eval_transform, open_dataset
+from pspnet_fast.data.classes import CAMVID
+from pspnet_fast.engine import (
+    ConfigError,
+    PreparedDataset,
+    TrainConfig,
+    config_from_dict,
+    evaluate,
+    load_trained,
+    predict_paths,
+    train,
+)
 from pspnet_fast.engine.datasets import open_split
 
-if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
-    from conftest import MakeConfig
-
-CAMVID = DATASETS["camvid"].info
-assert CAMVID is not None
 COLORS = dict(zip(CAMVID.classes, map(list, CAMVID.palette), strict=True))
 
 
@@ -107,6 +114,55 @@ def test_descriptions_that_do_not_fit(
     folders = {"image_folder": "images/{split}", "label_folder": "labels/{split}"} if "name" in data else {}
     with pytest.raises(ConfigError, match=message):
         open_split(own(make_config, own_pictures / "colors", **(folders | data)).data, "train", training=True)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """A folder with a picture, its label, and a list file of the two."""
+    Image.fromarray(np.array([[0.0, 0.5], [1.0, 2.0]], np.float32)).save(tmp_path / "a.tif")
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_text("a.tif a.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"classes": 2}, ConfigError, "data.{key} is not set"),
+        ({"{key}": "{root}/list.txt"}, ConfigError, "data.classes is not set"),
+        ({"{key}": "{root}/none.txt", "classes": 2}, DatasetError, "data.{key}: {root}/none.txt: list file not found"),
+        (
+            {"name": "voc", "{key}": "{root}/list.txt"},
+            ConfigError,
+            "data.{key} = {root}/list.txt is for",
+        ),
+        ({"name": "voc", "classes": 2}, ConfigError, "data.classes = 2 is for data.name=list"),
+    ],
+)
+def test_messages_name_the_key(
+    pair: Path, training: bool, options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    places = {"key": "train_list" if training else "val_list", "root": pair}
+    data = {"name": "list", "root": str(pair)}
+    data |= {
+        key.format(**places): value.format(**places) if isinstance(value, str) else value
+        for key, value in options.items()
+    }
+    config = config_from_dict({"data": data, "run": {"max_steps": 1}})
+    with pytest.raises(error) as raised:
+        open_split(config.data, "train", training=training)
+    assert message.format(**places) in str(raised.value)
+    assert "list_file" not in str(raised.value)
+
+
+def test_reading_options(pair: Path) -> None:
+    data = {"name": "list", "root": str(pair), "val_list": str(pair / "list.txt"), "classes": 2}
+    config = config_from_dict({"data": {**data, "value_range": [0, 2]}, "run": {"max_steps": 1}})
+    image = open_split(config.data, "val").read(0)[0]
+    assert image[0].tolist() == [[0, 64], [128, 255]]
+    with pytest.raises(ConfigError, match=r"data.value_range = \[2.0, 1.0\]: the first value must be below the second"):
+        config_from_dict({"data": {**data, "value_range": [2, 1]}, "run": {"max_steps": 1}})
 
 
 class Squares(Dataset[tuple[Tensor, Tensor]]):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_files import save_picture, save_pixels, untrained
 
-from pspnet_fast.data import DATASETS, ReadOptions
-from pspnet_fast.engine import EvalConfig, InferenceError, TrainedModel, build_model, config_from_dict, predict_paths
+from pspnet_fast.data import ReadOptions
+from pspnet_fast.engine import EvalConfig, InferenceError, TrainedModel, predict_paths
 from pspnet_fast.engine.outputs import MANIFEST, OutputFolder
 from pspnet_fast.engine.predict import IncompleteError, find_images
 
@@ -22,16 +23,7 @@ KINDS = ("labels", "colors", "overlay")
 
 @pytest.fixture(scope="module")
 def trained() -> TrainedModel:
-    torch.manual_seed(0)
-    config = config_from_dict({"model": {"layers": 18}, "run": {"max_steps": 1}})
-    return TrainedModel(build_model(config.model, 11).eval(), config, DATASETS["scenes"].info, None)
-
-
-def save(path: Path, size: tuple[int, int] = (9, 13), seed: int = 0, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    Image.fromarray(pixels).save(path, **options)
-    return path
+    return untrained("scenes")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -47,8 +39,8 @@ def parts(folder: Path) -> list[Path]:
 def dataset(tmp_path: Path) -> Path:
     """CamVid's layout: two pictures and their label maps."""
     for name in ("a", "b"):
-        save(tmp_path / f"set/images/val/{name}.png")
-        Image.fromarray(np.zeros((9, 13), np.uint8)).save(_made(tmp_path / f"set/labels/val/{name}.png"))
+        save_picture(tmp_path / f"set/images/val/{name}.png")
+        save_pixels(tmp_path / f"set/labels/val/{name}.png", np.zeros((9, 13), np.uint8))
     return tmp_path / "set"
 
 
@@ -73,9 +65,9 @@ def test_label_maps_of_a_data_set_are_kept(trained: TrainedModel, dataset: Path)
 def test_inputs_are_never_replaced(trained: TrainedModel, tmp_path: Path, kind: str, overwrite: bool) -> None:
     out = tmp_path / "out"
     if kind == "same path":
-        picture = save(out / "labels" / "a.png")
+        picture = save_picture(out / "labels" / "a.png")
     else:
-        picture = save(tmp_path / "in" / "a.png")
+        picture = save_picture(tmp_path / "in" / "a.png")
         if kind == "linked folder":
             out.mkdir()
             (out / "labels").symlink_to(picture.parent)
@@ -93,7 +85,7 @@ def test_inputs_are_never_replaced(trained: TrainedModel, tmp_path: Path, kind: 
 @pytest.fixture
 def predicted(trained: TrainedModel, tmp_path: Path) -> tuple[Path, Path]:
     """A picture, and the folder with its predictions."""
-    picture = save(tmp_path / "a.png")
+    picture = save_picture(tmp_path / "a.png")
     predict_paths(trained, [picture], tmp_path / "out")
     return picture, tmp_path / "out"
 
@@ -101,7 +93,7 @@ def predicted(trained: TrainedModel, tmp_path: Path) -> tuple[Path, Path]:
 def test_own_files_are_replaced_and_edited_ones_kept(trained: TrainedModel, predicted: tuple[Path, Path]) -> None:
     picture, out = predicted
     (first,) = predict_paths(trained, [picture], out)
-    save(picture, seed=1)
+    save_picture(picture, seed=1)
     predict_paths(trained, [picture], out)  # its own
     assert parts(out) == []
 
@@ -128,7 +120,7 @@ def test_a_truncated_manifest_is_continued(trained: TrainedModel, predicted: tup
     picture, out = predicted
     with (out / MANIFEST).open("a") as manifest:
         manifest.write('{"file": "labels/a.p')
-    save(picture, seed=1)
+    save_picture(picture, seed=1)
     predict_paths(trained, [picture], out)
     predict_paths(trained, [picture], out)
 
@@ -137,14 +129,14 @@ def test_links_that_lead_nowhere_are_kept(trained: TrainedModel, tmp_path: Path)
     link = _made(tmp_path / "out/labels/a.png")
     link.symlink_to(tmp_path / "unmounted")
     with pytest.raises(InferenceError, match=r"labels/a.png: exists and was not written by predict"):
-        predict_paths(trained, [save(tmp_path / "a.jpg")], tmp_path / "out")
+        predict_paths(trained, [save_picture(tmp_path / "a.jpg")], tmp_path / "out")
     assert link.is_symlink()
 
 
 @pytest.mark.parametrize("out", ["in/predictions", "in", "in/x/y"])
 def test_predictions_are_not_predicted_again(trained: TrainedModel, tmp_path: Path, out: str) -> None:
-    save(tmp_path / "in/a.png")
-    save(tmp_path / "in/x/b.png")
+    save_picture(tmp_path / "in/a.png")
+    save_picture(tmp_path / "in/x/b.png")
     for _ in range(3):
         written = predict_paths(trained, [tmp_path / "in"], tmp_path / out)
         assert [file.image.name for file in written] == ["a.png", "b.png"]
@@ -156,10 +148,10 @@ def test_predictions_are_not_predicted_again(trained: TrainedModel, tmp_path: Pa
 
 
 def test_hidden_and_linked_pictures(tmp_path: Path) -> None:
-    save(tmp_path / "in/a.png")
-    save(tmp_path / "in/.ipynb_checkpoints/a-checkpoint.png")
-    save(tmp_path / "in/._a.png")
-    save(tmp_path / "more/b.png")
+    save_picture(tmp_path / "in/a.png")
+    save_picture(tmp_path / "in/.ipynb_checkpoints/a-checkpoint.png")
+    save_picture(tmp_path / "in/._a.png")
+    save_picture(tmp_path / "more/b.png")
     (tmp_path / "in/more").symlink_to(tmp_path / "more")
     (tmp_path / "in/loop").symlink_to(tmp_path / "in")
     assert [name.as_posix() for _, name in find_images([tmp_path / "in"])] == ["a", "more/b"]
@@ -169,7 +161,7 @@ def test_hidden_and_linked_pictures(tmp_path: Path) -> None:
 def test_results_lie_as_the_picture_is_displayed(trained: TrainedModel, tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
-    picture = save(tmp_path / "a.png", (9, 13), exif=exif)
+    picture = save_picture(tmp_path / "a.png", (9, 13), exif=exif)
     displayed = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}
     with Image.open(picture) as stored:
         turned = stored.transpose(displayed[orientation])
@@ -182,7 +174,7 @@ def test_results_lie_as_the_picture_is_displayed(trained: TrainedModel, tmp_path
 
 def test_one_bad_picture_does_not_end_the_others(trained: TrainedModel, tmp_path: Path) -> None:
     for name in ("a.png", "c.png", "e.png"):
-        save(tmp_path / "in" / name)
+        save_picture(tmp_path / "in" / name)
     (tmp_path / "in/b.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:60])
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "in/d.tif")
     with pytest.raises(IncompleteError) as error:
@@ -213,7 +205,7 @@ def test_a_picture_too_large_for_memory(
         return predict(trained, image, *rest, **options)
 
     monkeypatch.setattr(TrainedModel, "predict", too_large)
-    paths = [save(tmp_path / "large.png", (21, 8)), save(tmp_path / "small.png")]
+    paths = [save_picture(tmp_path / "large.png", (21, 8)), save_picture(tmp_path / "small.png")]
     with pytest.raises(IncompleteError, match=r"large.png: not enough memory.*--crop") as raised:
         predict_paths(trained, paths, tmp_path / "out")
     assert len(raised.value.written) == 1
@@ -226,7 +218,7 @@ def test_outputs_are_checked_first(
     trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.setattr(TrainedModel, "predict", lambda *_, **__: pytest.fail("worked before the check"))
-    picture, out = save(tmp_path / "a.png"), tmp_path / "out"
+    picture, out = save_picture(tmp_path / "a.png"), tmp_path / "out"
     if place == "/proc/x":
         out = Path(place)
     elif place == "labels is a file":
@@ -256,7 +248,7 @@ def test_a_full_disk_leaves_no_part(
                 file.write(b"half")
         raise OSError(code, os.strerror(code))
 
-    save(picture, seed=1)
+    save_picture(picture, seed=1)
     monkeypatch.setattr(*((Path, "write_bytes") if step == "write" else (os, "replace")), fail)
     with pytest.raises(InferenceError, match=rf"labels/a.png: cannot be written \({os.strerror(code)}\); free space"):
         predict_paths(trained, [picture], out)
@@ -283,7 +275,7 @@ def test_a_crash_between_manifest_and_file_owns_what_was_there(tmp_path: Path, m
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 40), (40, 1)])
 def test_tiny_pictures(trained: TrainedModel, tmp_path: Path, size: tuple[int, int]) -> None:
-    picture = save(tmp_path / "a.png", size)
+    picture = save_picture(tmp_path / "a.png", size)
     for options in (EvalConfig(), EvalConfig(crop=9, flip=True, scales=(0.5, 1.0))):
         (files,) = predict_paths(trained, [picture], tmp_path / "out", options)
         assert np.array(Image.open(files.labels)).shape == size

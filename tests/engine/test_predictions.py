@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_files import save_picture, untrained
 
-from pspnet_fast.data import DATASETS, read_image
-from pspnet_fast.engine import InferenceError, ModelConfig, Trained, build_model, config_from_dict, predict_paths
+from pspnet_fast.data import read_image
+from pspnet_fast.data.classes import CAMVID
+from pspnet_fast.engine import InferenceError, predict_paths
 from pspnet_fast.engine.distributed import World
 from pspnet_fast.engine.outputs import OutputFolder
 from pspnet_fast.engine.pictures import legend
@@ -23,23 +25,9 @@ from pspnet_fast.engine.predict import IncompleteError, file_values
 SIZE = (48, 96)
 
 
-def untrained(name: str, **data: object) -> Trained:
-    info = DATASETS[name].info if name in DATASETS else None
-    config = config_from_dict({"data": {"name": name, **data}, "run": {"max_steps": 1}})
-    info = info or config.data.own.info(name)  # type: ignore[union-attr]
-    torch.manual_seed(0)
-    model = build_model(ModelConfig(backbone="timm/test_resnet"), info.num_classes, load_weights=False)
-    return Trained(model.eval(), config, info, None)
-
-
-def save(path: Path) -> Path:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)).save(path)
-    return path
-
-
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    return save(tmp_path / "a.png")
+    return save_picture(tmp_path / "a.png", SIZE)
 
 
 def test_probabilities_and_legend(picture: Path, tmp_path: Path) -> None:
@@ -80,14 +68,12 @@ def test_the_labels_of_an_image(picture: Path, tmp_path: Path) -> None:
 
 
 def test_the_legend_names_the_most_frequent_first() -> None:
-    info = DATASETS["camvid"].info
-    assert info is not None
     labels = torch.full((20, 60), 3)
     labels[:2] = 5
-    strip = legend(labels, info)
+    strip = legend(labels, CAMVID)
     assert strip.shape[1] == 60
-    colors = [tuple(color) for color in strip[8, :].tolist() if tuple(color) in info.palette]
-    assert colors[0] == info.palette[3]
+    colors = [tuple(color) for color in strip[8, :].tolist() if tuple(color) in CAMVID.palette]
+    assert colors[0] == CAMVID.palette[3]
 
 
 @pytest.mark.parametrize(
@@ -147,9 +133,8 @@ class Thread(World):
 
 def test_ranks_share_the_pictures(tmp_path: Path) -> None:
     names = ["0.png", "1.png", "2.png", "4.png"]
-    (tmp_path / "in").mkdir()
     for name in names:
-        save(tmp_path / "in" / name)
+        save_picture(tmp_path / "in" / name, SIZE)
     (tmp_path / "in/3.png").write_text("no picture")
     trained, barrier, box = untrained("camvid"), threading.Barrier(2), [None, None]
 

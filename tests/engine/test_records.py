@@ -6,17 +6,14 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from run_files import rows
+from run_files import MakeConfig, rows, saved_step
 
 from pspnet_fast.engine import ConfigError, checkpoint, train
 from pspnet_fast.engine.loggers import open_logger
 from pspnet_fast.engine.metrics import Metrics
-
-if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
-    from conftest import MakeConfig
 
 
 def test_the_last_checkpoints_stay(make_config: MakeConfig) -> None:
@@ -26,7 +23,7 @@ def test_the_last_checkpoints_stay(make_config: MakeConfig) -> None:
     assert [checkpoint.load(folder / f"step-{step}.pt")["step"] for step in (3, 4)] == [3, 4]
     train(make_config(*options, "run.max_steps=11"), resume=True)
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-10.pt", "step-11.pt"]
-    assert checkpoint.load(folder / "last.pt")["step"] == 11
+    assert saved_step(folder) == 11
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, summaries: list[dict[str, float]]) -> None:

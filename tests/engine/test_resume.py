@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
-from run_files import BUILT_IN, last_checkpoint, measured, rows, weights
+from run_files import BUILT_IN, MakeConfig, measured, rows, saved_step, train_module, weights
 
 from pspnet_fast.data import DatasetError
-from pspnet_fast.engine import (
-    CheckpointError,
-    ConfigError,
-    checkpoint,
-    train,
-)
+from pspnet_fast.engine import CheckpointError, checkpoint, train
 from pspnet_fast.engine.train import Trainer
 
-if TYPE_CHECKING:  # at run time another folder's conftest may bear the name
-    from conftest import MakeConfig
 
-
-train_module = sys.modules[Trainer.__module__]  # pspnet_fast.engine.train is the function
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Make the process die in the middle of a later step."""
+def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
+    """Call ``action`` when ``step`` training steps are done, before the next."""
     original = Trainer._train_step
 
-    def step(self: Trainer, *args: Any) -> None:
-        if self.state.step == steps:
-            raise KeyboardInterrupt
+    def train_step(self: Trainer, *args: Any) -> None:
+        if self.state.step == step:
+            action()
         original(self, *args)
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def assert_equal(resumed: Path, straight: Path) -> None:
+    """A run that was resumed has the weights and the losses of another one, to the last bit."""
+    assert weights(resumed).keys() == weights(straight).keys()
+    torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=0)
+    assert rows(resumed / "losses.csv") == rows(straight / "losses.csv")
 
 
 @pytest.mark.parametrize(
@@ -56,17 +55,15 @@ def test_resumed_run_equals_uninterrupted(
     options = ("run.save_every_steps=2", "run.validate_every=1", *extra)
     straight = train(make_config(*options, folder="straight")).folder
     with monkeypatch.context() as patch:
-        stop_after(patch, 5)
+        before_step(patch, 5, interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(make_config(*options, folder="broken"))
     broken = make_config(*options, folder="broken")
-    assert checkpoint.load(Path(str(broken.run.folder)) / "last.pt")["step"] == 4
+    assert saved_step(broken.run.folder) == 4
 
     torch.manual_seed(99)  # whatever the new process has drawn must not matter
     resumed = train(broken, resume=True).folder
-    assert weights(resumed).keys() == weights(straight).keys()
-    torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=0)
-    assert rows(resumed / "losses.csv") == rows(straight / "losses.csv")
+    assert_equal(resumed, straight)
     states = [checkpoint.load(folder / "last.pt") for folder in (resumed, straight)]
     torch.testing.assert_close(states[0]["optimizer"]["state"], states[1]["optimizer"]["state"], rtol=0, atol=0)
     if "optim.ema=0.9" in extra:
@@ -77,12 +74,6 @@ def test_resume_before_the_first_checkpoint_starts_anew(make_config: MakeConfig)
     assert train(make_config("run.max_steps=1"), resume=True).step == 1
 
 
-def test_a_folder_is_not_overwritten(make_config: MakeConfig) -> None:
-    train(make_config("run.max_steps=1"))
-    with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
-        train(make_config("run.max_steps=1"))
-
-
 def test_resume_takes_changed_options(make_config: MakeConfig) -> None:
     train(make_config("run.max_steps=2"))
     folder = train(make_config("optim.lr=0.5", "optim.power=0", "run.max_steps=3"), resume=True).folder
@@ -91,10 +82,14 @@ def test_resume_takes_changed_options(make_config: MakeConfig) -> None:
 
 def test_resume_refuses_another_network(make_config: MakeConfig) -> None:
     folder = train(make_config("run.max_steps=1", *BUILT_IN)).folder
-    with pytest.raises(CheckpointError, match=r"last\.pt: is of another network"):
-        train(make_config(*BUILT_IN, "model.layers=34"), resume=True)
-    with pytest.raises(CheckpointError, match=r"last\.pt: holds the state of optim\.name=sgd.*model\.weights"):
-        train(make_config(*BUILT_IN, "optim.name=adam"), resume=True)
+    for change, message in (
+        ("model.layers=34", "is of another network.*layer3 has 2 blocks and the model's 6"),
+        ("model.norm=group", "is of another network.*batch normalisation and the model group"),
+        ("optim.name=adam", r"holds the state of optim\.name=sgd.*model\.weights"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"last\.pt: {message}") as caught:
+            train(make_config(*BUILT_IN, change), resume=True)
+        assert len(str(caught.value)) < 1000
     (folder / "best.pt").replace(folder / "last.pt")
     with pytest.raises(CheckpointError, match=r"weights only.*model\.weights"):
         train(make_config(*BUILT_IN), resume=True)
@@ -103,12 +98,8 @@ def test_resume_refuses_another_network(make_config: MakeConfig) -> None:
 def test_a_resume_that_is_killed_keeps_the_history(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = train(make_config("run.max_steps=3")).folder
     before = (folder / "losses.csv").read_bytes()
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(csv.DictWriter, "writerows", killed)
+        patch.setattr(csv.DictWriter, "writerows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(make_config("run.max_steps=5"), resume=True)
     assert (folder / "losses.csv").read_bytes() == before
@@ -121,17 +112,10 @@ def test_a_resume_that_is_killed_keeps_the_history(make_config: MakeConfig, monk
 def test_a_signal_saves_the_step_and_stops(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    original = Trainer._train_step
-
-    def step(self: Trainer, *args: Any) -> None:
-        if self.state.step == 2:
-            os.kill(os.getpid(), number)
-        original(self, *args)
-
     before = signal.getsignal(number)  # a shell's background jobs are started with SIGINT ignored
     straight = train(make_config(folder="straight")).folder
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", step)
+        before_step(patch, 2, lambda: signal.raise_signal(number))
         with pytest.raises(SystemExit) as caught:
             train(make_config())
     assert caught.value.code == 128 + number
@@ -141,18 +125,16 @@ def test_a_signal_saves_the_step_and_stops(
     assert "--resume" in said
     assert signal.getsignal(number) == before
 
-    resumed = train(make_config(), resume=True).folder
-    torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=0)
-    assert rows(resumed / "losses.csv") == rows(straight / "losses.csv")
+    assert_equal(train(make_config(), resume=True).folder, straight)
 
 
 def test_a_second_signal_stops_at_once(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(self: Trainer, *_: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second signal did not stop the process")
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    before_step(monkeypatch, 0, twice)
     with pytest.raises(SystemExit):
         train(make_config())
 
@@ -167,19 +149,18 @@ def test_a_validation_that_ends_early_costs_no_step(
     def evaluate(*_: Any, **__: Any) -> None:
         if failure == "image":
             raise DatasetError("val.png: corrupt")
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "evaluate_loader", evaluate)
         with pytest.raises((DatasetError, SystemExit)):
             train(make_config(*options))
     config = make_config(*options)
-    assert checkpoint.load(last_checkpoint(config))["step"] == 4
+    assert saved_step(config.run.folder) == 4
 
     resumed = train(config, resume=True).folder
-    assert rows(resumed / "losses.csv") == rows(straight / "losses.csv")
+    assert_equal(resumed, straight)
     assert measured(resumed) == measured(straight)
-    torch.testing.assert_close(weights(resumed), weights(straight), rtol=0, atol=0)
 
 
 def test_a_finished_run_is_not_validated_again(
@@ -215,17 +196,3 @@ def test_checkpoints_without_an_entry_are_named(make_config: MakeConfig) -> None
         message = "weights only" if key == "optimizer" else f"no entry '{key}'"
         with pytest.raises(CheckpointError, match=rf"last\.pt: .*{message}"):
             train(make_config("run.max_steps=2"), resume=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("model.layers=34", "layer3 has 2 blocks and the model's 6"),
-        ("model.norm=group", "batch normalisation and the model group"),
-    ],
-)
-def test_another_network_is_described_in_short(make_config: MakeConfig, change: str, message: str) -> None:
-    train(make_config(*BUILT_IN, "run.max_steps=1"))
-    with pytest.raises(CheckpointError, match=message) as caught:
-        train(make_config(*BUILT_IN, "run.max_steps=1", change), resume=True)
-    assert len(str(caught.value)) < 1000

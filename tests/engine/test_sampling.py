@@ -7,33 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from pspnet_fast.data import SegmentationDataset, count_pixels, open_dataset, train_transform
-from pspnet_fast.data.processes import STOPPING, start_loader_process
-from pspnet_fast.engine import ConfigError, EvalConfig
-from pspnet_fast.engine.distributed import World
+from pspnet_fast.data import open_dataset, train_transform
+from pspnet_fast.data.processes import STOPPING, process_loader
 from pspnet_fast.engine.errors import LoaderError
-from pspnet_fast.engine.evaluate import eval_loader
 from pspnet_fast.engine.sampling import SeededDataset, StepSampler, loader_errors, mix, train_loader
-
-
-def make_train_loader(dataset: SegmentationDataset) -> None:
-    train_loader(dataset, StepSampler(len(dataset), 4, seed=5, stop=3), workers=1, pin=False)
-
-
-def make_eval_loader(dataset: SegmentationDataset) -> None:
-    eval_loader(dataset, EvalConfig(), workers=1, world=World(torch.device("cpu")))
-
-
-def make_count_loader(dataset: SegmentationDataset) -> None:
-    count_pixels(dataset, workers=1)
 
 
 def test_an_epoch_is_a_permutation() -> None:
@@ -56,13 +40,6 @@ def test_ranks_share_the_same_global_batch() -> None:
     whole = list(StepSampler(10, 4, seed=1, stop=5))
     shares = [list(StepSampler(10, 4, seed=1, rank=rank, world_size=2, stop=5)) for rank in range(2)]
     assert [a + b for a, b in zip(*shares, strict=True)] == whole
-
-
-def test_batch_must_fit() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size = 8 exceeds the 5 training images"):
-        StepSampler(5, 8, seed=0)
-    with pytest.raises(ConfigError, match=r"batch_size = 3 must be a multiple of the 2 processes"):
-        StepSampler(5, 3, seed=0, world_size=2)
 
 
 def test_samples_do_not_depend_on_the_loader_processes(scenes: Path) -> None:
@@ -109,22 +86,17 @@ class Process(Dataset[object]):
         return death_signal.value, [int(signal.getsignal(number)) for number in STOPPING]
 
 
-def loader(dataset: Dataset[object]) -> DataLoader[object]:
-    return DataLoader(dataset, batch_size=None, num_workers=1, worker_init_fn=start_loader_process)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_loader_processes_end_with_their_parent_and_leave_it_the_signals() -> None:
-    death_signal, handlers = next(iter(loader(Process(killed=False))))
+    death_signal, handlers = next(iter(process_loader(Process(killed=False), 1, batch_size=None)))
     assert death_signal == signal.SIGKILL
     assert handlers == [signal.SIG_IGN] * 3
 
 
 def test_a_program_ends_although_something_still_reads_from_loader_processes() -> None:
     code = """
-from torch.utils.data import DataLoader
-from pspnet_fast.data.processes import start_loader_process
-batches = iter(DataLoader(range(9), num_workers=1, worker_init_fn=start_loader_process))
+from pspnet_fast.data.processes import process_loader
+batches = iter(process_loader(range(9), 1))
 next(batches)
 raise ValueError("the only error")
 """
@@ -137,21 +109,5 @@ raise ValueError("the only error")
 def test_a_killed_loader_process_is_one_line() -> None:
     message = r"loader process \d+ is killed by signal: Killed.*data\.workers"
     with pytest.raises(LoaderError, match=message) as caught, loader_errors():
-        list(loader(Process(killed=True)))
+        list(process_loader(Process(killed=True), 1, batch_size=None))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("make", [make_train_loader, make_eval_loader, make_count_loader])
-def test_every_loader_starts_its_processes_so(
-    make: Callable[..., object], scenes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-    original = DataLoader.__init__
-
-    def init(self: DataLoader[object], *args: object, **options: object) -> None:
-        made.append(options.get("worker_init_fn"))
-        original(self, *args, **options)
-
-    monkeypatch.setattr(DataLoader, "__init__", init)
-    make(open_dataset("scenes", scenes, "train", transform=train_transform(33)))
-    assert made == [start_loader_process]

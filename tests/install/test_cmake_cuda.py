@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from building import ROOT, AddProgram
+from building import ROOT, AddProgram, configure
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch was built without CUDA")
 
 NVCC_12_4 = "echo 'Cuda compilation tools, release 12.4, V12.4.131'"
-
-
-def configure(cmake: str, tree: Path, cuda: str) -> subprocess.CompletedProcess[str]:
-    command = [cmake, "-S", str(ROOT), "-B", str(tree), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
-    return subprocess.run([*command, f"-DPSPNET_FAST_CUDA={cuda}"], capture_output=True, text=True, check=False)
 
 
 def problem(tree: Path) -> str:
@@ -36,7 +29,7 @@ def torch_major() -> str:
 
 def test_nvcc_of_another_major(cmake: str, torch_major: str, add_program: AddProgram, tmp_path: Path) -> None:
     add_program("nvcc", NVCC_12_4)
-    done = configure(cmake, tmp_path / "tree", "AUTO")
+    done = configure(cmake, ROOT, tmp_path / "tree", "AUTO")
     assert done.returncode == 0, done.stdout + done.stderr
     told = problem(tmp_path / "tree")
     assert "nvcc is of release 12.4, but torch was built with CUDA" in told
@@ -47,7 +40,7 @@ def test_nvcc_of_another_major_where_cuda_is_a_must(
     cmake: str, torch_major: str, add_program: AddProgram, tmp_path: Path
 ) -> None:
     add_program("nvcc", NVCC_12_4)
-    done = configure(cmake, tmp_path / "tree", "ON")
+    done = configure(cmake, ROOT, tmp_path / "tree", "ON")
     assert done.returncode != 0
     assert "CUDA is required, but" in done.stderr
     assert "release 12.4" in done.stderr
@@ -63,7 +56,7 @@ def test_environment_goes_before_the_path(
     named.write_text("#!/bin/sh\nexit 1\n")
     named.chmod(0o755)
     monkeypatch.setenv(variable, str(named if variable == "CUDACXX" else named.parents[1]))
-    configure(cmake, tmp_path / "tree", "AUTO")
+    configure(cmake, ROOT, tmp_path / "tree", "AUTO")
     assert problem(tmp_path / "tree") == f"{named} does not run"
 
 
@@ -72,14 +65,14 @@ def test_a_tree_looks_for_nvcc_again(
 ) -> None:
     """Else the remedy that the message names would not help."""
     add_program("nvcc", "exit 1")
-    configure(cmake, tmp_path / "tree", "AUTO")
+    configure(cmake, ROOT, tmp_path / "tree", "AUTO")
     assert problem(tmp_path / "tree").endswith("does not run")
     add_program("nvcc", NVCC_12_4).rename(tmp_path / "nvcc")
     monkeypatch.setenv("CUDACXX", str(tmp_path / "nvcc"))
-    configure(cmake, tmp_path / "tree", "AUTO")
+    configure(cmake, ROOT, tmp_path / "tree", "AUTO")
     assert "release 12.4" in problem(tmp_path / "tree")
 
 
 def test_switched_off(cmake: str, tmp_path: Path) -> None:
-    configure(cmake, tmp_path / "tree", "OFF")
+    configure(cmake, ROOT, tmp_path / "tree", "OFF")
     assert problem(tmp_path / "tree") == "PSPNET_FAST_CUDA=OFF"

@@ -41,7 +41,6 @@ def test_not_built(tmp_path: Path, imported: list[str]) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"built": ["cpu"], "skipped": {}}', "\x00"])
 def test_unreadable_record(content: str, tmp_path: Path, imported: list[str]) -> None:
     extension = load_record(tmp_path, content)
-    assert extension.cpu is not None
     assert extension.cpu.startswith(f"{tmp_path / '_build_info.json'} is unreadable")
     assert REBUILD in extension.cpu
     assert imported == []
@@ -50,26 +49,20 @@ def test_unreadable_record(content: str, tmp_path: Path, imported: list[str]) ->
 def test_another_torch_is_not_loaded(tmp_path: Path, imported: list[str]) -> None:
     extension = load_record(tmp_path, BUILT | {"torch": "2.98.0"})
     assert extension.cpu == extension.cuda
-    assert extension.cpu is not None
     assert "built against torch 2.98.0, but torch 2.99.0 is imported" in extension.cpu
     assert REBUILD in extension.cpu
     assert imported == []
 
 
-def test_nothing_could_be_compiled(tmp_path: Path, imported: list[str]) -> None:
-    skipped = {"cpu": "no compiler", "cuda": "no compiler"}
-    extension = load_record(tmp_path, BUILT | {"built": [], "skipped": skipped})
-    assert (extension.cpu, extension.cuda, imported) == ("no compiler", "no compiler", [])
-
-
-def test_cpu_alone(tmp_path: Path, imported: list[str]) -> None:
-    extension = load_record(tmp_path, BUILT | {"built": ["cpu"], "skipped": {"cuda": "no nvcc was found"}})
-    assert (extension.cpu, extension.cuda, imported) == (None, "no nvcc was found", ["pspnet_fast._C"])
-
-
-def test_everything(tmp_path: Path, imported: list[str]) -> None:
-    extension = load_record(tmp_path, BUILT)
-    assert (extension.cpu, extension.cuda, extension.info) == (None, None, BUILT)
+@pytest.mark.parametrize(
+    ("built", "skipped"),
+    [([], {"cpu": "no compiler", "cuda": "no compiler"}), (["cpu"], {"cuda": "no nvcc"}), (["cpu", "cuda"], {})],
+)
+def test_what_was_built(built: list[str], skipped: dict[str, str], tmp_path: Path, imported: list[str]) -> None:
+    record = BUILT | {"built": built, "skipped": skipped}
+    extension = load_record(tmp_path, record)
+    assert (extension.cpu, extension.cuda, extension.info) == (skipped.get("cpu"), skipped.get("cuda"), record)
+    assert imported == ["pspnet_fast._C"] * bool(built)
 
 
 def test_extension_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +72,6 @@ def test_extension_that_does_not_load(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib, "import_module", fail)
     extension = load_record(tmp_path, BUILT)
     assert extension.cpu == extension.cuda
-    assert extension.cpu is not None
     assert "does not load (undefined symbol: _ZN3c10)" in extension.cpu
 
 
