@@ -10,6 +10,10 @@ BIN     = $(VENV)/bin
 
 setup: $(VENV)/.ready
 
+# Python compiles what is imported, a third of what is installed, when it first is: pip would compile all of it, while
+# the build waits for torch. Where Python may not keep what it compiles, pip does.
+PIP = $(BIN)/python -m pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
+
 # torch comes first, so that the extension is linked against the very torch that it will be imported with. What else is
 # required is installed while the extension is compiled; the last installation finds it compiled, or says what fails.
 EXTRAS = train,dev,integrations,export
@@ -19,12 +23,12 @@ $(VENV)/.ready: export PATH := $(abspath $(BIN)):$(PATH)
 $(VENV)/.ready: pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake buildtools -type f -not -name '*.pyc')
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing torch, then this package (compiling takes some minutes), into $(VENV)"
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "torch>=2.11" "torchvision>=0.26" "setuptools>=77" cmake ninja pybind11
+	$(PIP) --upgrade pip
+	$(PIP) "torch>=2.11" "torchvision>=0.26" "setuptools>=77" cmake ninja pybind11
 	@mkdir -p build && $(BIN)/python -c '$(PRINT_REQUIREMENTS)' $(EXTRAS) > build/requirements.txt
 	$(BIN)/python setup.py --quiet build_ext > build/build_ext.log 2>&1 & \
-	$(BIN)/python -m pip install --quiet -r build/requirements.txt; status=$$?; wait; exit $$status
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[$(EXTRAS)]"
+	$(PIP) -r build/requirements.txt; status=$$?; wait; exit $$status
+	$(PIP) --no-build-isolation -e ".[$(EXTRAS)]"
 	$(BIN)/python -m pspnet_fast
 	@touch $@
 

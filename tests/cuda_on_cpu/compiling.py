@@ -60,7 +60,7 @@ rule link
 
 @dataclass(frozen=True)
 class Target:
-    """A library of operators (it has .cpp files that include torch) or a program."""
+    """A library of operators, which is linked with torch, or a program."""
 
     name: str
     sources: tuple[Path, ...]
@@ -75,12 +75,28 @@ class Target:
 
 def operators(variant: str, name: str = "operators", changed: Path | None = None) -> Target:
     """All of csrc/cuda as a library for torch.ops.load_library, with ``changed`` instead of the file of its name."""
-    sources = [*sorted(CUDA.glob("*.cu")), *sorted(CUDA.glob("*.cpp")), HERE / "control.cpp"]
+    sources = [*sorted(CUDA.glob("*.cu")), _all_of_host(), HERE / "control.cpp"]
     sources += [HERE / "counting.cpp"] if variant == "counted" else []
     if changed is not None:
         sources = [changed if source.name == changed.name else source for source in sources]
         assert changed in sources, f"csrc/cuda has no {changed.name}"
     return Target(name, tuple(sources), variant, is_library=True)
+
+
+def _all_of_host() -> Path:
+    """A file that includes csrc/cuda/*.cpp: torch's headers take longer than all that is in them."""
+    together = BUILD / "host.cpp"
+    write(together, "".join(f'#include "{path}"\n' for path in sorted(CUDA.glob("*.cpp"))))
+    return together
+
+
+def write(path: Path, text: str) -> None:
+    """Leaves a file of that text alone, so that what is made of it stays up to date."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_text(text)
+        new.replace(path)
 
 
 def missing_tool() -> str | None:
@@ -122,15 +138,15 @@ def _ninja_file(targets: Sequence[Target]) -> str:
         for source in target.sources:
             inside = source.relative_to(BUILD) if source.is_relative_to(BUILD) else source.relative_to(ROOT)
             variant = host if source.suffix == ".cpp" else target.variant
-            of_mutant = source.is_relative_to(BUILD) and variant != "counted"  # it is compiled for a test or two
+            of_mutant = source.is_relative_to(BUILD / "mutants") and variant != "counted"  # compiled for a test or two
             flags = [*FLAGS, *VARIANTS[variant], *(f"-D{define}" for define in target.defines)]
             flags += FUSED if variant == "plain" and source.suffix == ".cu" else []
             flags += ["-O0"] if of_mutant else []
             flags += ["-O2"] if source.stem == "counting" else []  # called at every access
             flags += TORCH_FLAGS if source.suffix == ".cpp" else []
             headers = None
-            if target.is_library and source.stem != "counting":  # headers are of the same optimization
-                header = HERE / f"headers_of_{source.suffix[1:]}.h"
+            if target.is_library and source.suffix == ".cu":  # headers are of the same optimization
+                header = HERE / "headers_of_cu.h"
                 headers = BUILD / variant / ("mutants" if of_mutant else "all") / f"{header.name}.gch"
                 compiled[headers] = _compile(headers, header, flags, variant, "c++-header")
                 flags = [*flags, "-include", str(headers.with_suffix(""))]

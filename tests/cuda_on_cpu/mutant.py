@@ -6,10 +6,10 @@ planted anew: that is an error, not a skip.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from compiling import BUILD, CUDA, Target, operators
+from compiling import BUILD, CUDA, Target, operators, write
 
 ORDER = r"depends on the order of threads"
 UNWRITTEN = r"nan instead of"
@@ -18,6 +18,9 @@ SPREAD = r"Tensor-likes are not"
 ASTRAY = r"AddressSanitizer|runtime error"  # an index that was not written
 BEYOND = r"AddressSanitizer: (heap-buffer-overflow|use-after-poison)"
 
+# Where a launcher goes on to kernels of another type than float32, which mutants are compiled without.
+OTHER_TYPE = re.compile(r"(ElementType::(?:f64|f16|bf16)(?::|\))) return .*;$", re.MULTILINE)
+FLOAT32_ALONE = r'\1 throw std::runtime_error("a mutant is compiled for float32 alone");'
 
 POOL = "tests/ops/test_pyramid_pool.py::test_pyramid_pool"
 POOL_ADD = "tests/ops/test_pyramid_pool_through.py::test_backward_add"
@@ -47,6 +50,7 @@ class Mutant:
     tests: str
     variant: str = "plain"
     unit: str = ""  # the .cu file that includes `file`, if that is a header
+    every_type: bool = False  # else kernels, and tests, are of float32 alone: that takes half of the time
 
     def plant(self) -> Target:
         """Writes copies of the kernels, one of them changed; returns the library of operators with the changed unit."""
@@ -54,20 +58,16 @@ class Mutant:
         if found != 1:
             raise LookupError(f"mutant {self.name}: its text stands {found} times in {self.file}:\n{self.before}")
         folder = BUILD / "mutants" / self.name
-        folder.mkdir(parents=True, exist_ok=True)
         for source in (self.file, *(path.name for path in CUDA.glob("*.cuh"))):
             text = (CUDA / source).read_text()
-            _write(folder / source, text.replace(self.before, self.after) if source == self.file else text)
+            write(folder / source, self._of(text.replace(self.before, self.after) if source == self.file else text))
         unit = folder / (self.unit or self.file)
         if self.unit:
-            _write(unit, (CUDA / self.unit).read_text())
+            write(unit, self._of((CUDA / self.unit).read_text()))
         return operators(self.variant, self.name, unit)
 
-
-def _write(path: Path, text: str) -> None:
-    """Leaves a file of that text alone, so that what is made of it stays up to date."""
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+    def _of(self, text: str) -> str:
+        return text if self.every_type else OTHER_TYPE.sub(FLOAT32_ALONE, text)
 
 
 def nchw(name: str, before: str, after: str, shows: str, variant: str = "plain") -> Mutant:

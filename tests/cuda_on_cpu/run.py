@@ -30,12 +30,12 @@ def environment(variant: str, library: Path) -> dict[str, str]:
     return {**os.environ, **checked, **own}
 
 
-def arguments(variant: str, for_pytest: Sequence[str]) -> list[str]:
-    """Of pytest, for ``variant``."""
-    if variant == "plain":
-        return [*for_pytest, "-k", "cuda or (opcheck and channels_last)"]
+def arguments(variant: str, for_pytest: Sequence[str], but_not: str = "") -> list[str]:
+    """Of pytest, for ``variant``; ``but_not`` is an expression of names that are left out."""
+    chosen = "(cuda or (opcheck and channels_last))" if variant == "plain" else "cuda and not compile and not export"
+    options = ["-k", f"{chosen} and not ({but_not})" if but_not else chosen]
     # A sanitizer's report goes past Python, and the process ends with it: pytest must not hold it back.
-    return [*for_pytest, "-k", "cuda and not compile and not export", "--capture=sys"]
+    return [*for_pytest, *options, *(["--capture=sys"] if variant == "checked" else [])]
 
 
 def main() -> None:

@@ -7,15 +7,17 @@ of them is used is what keeps a memory system busy, and it stands in the machine
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiling import BUILD, CUDA
+from compiling import BUILD, CUDA, ROOT
 
 FUNCTION = re.compile(r"^\s*Function : (\S+)")
 INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
@@ -101,7 +103,7 @@ def compile_kernels(source: Path, architecture: str) -> list[Kernel]:
 
 
 def _cubin(source: Path, architecture: str) -> Path:
-    """Compiled anew where a file that it is made of has changed."""
+    """Compiled anew where a file that it is made of has changed, unless it is in the extension's build."""
     folder = BUILD / "sass" / architecture
     folder.mkdir(parents=True, exist_ok=True)
     cubin = folder / f"{source.parent.name}-{source.stem}.cubin"
@@ -110,10 +112,29 @@ def _cubin(source: Path, architecture: str) -> Path:
         inputs = made_of.read_text().replace("\\\n", " ").split(":", 1)[1].split()
         if all(os.path.exists(path) and os.path.getmtime(path) < cubin.stat().st_mtime for path in inputs):
             return cubin
-    options = ["-std=c++17", "-Wno-deprecated-gpu-targets", f"-arch={architecture}", "-cubin", f"-I{CUDA}"]
     new = cubin.with_suffix(f".{os.getpid()}")
+    if source.parent == CUDA and _extract(source, architecture, new):
+        return new.replace(cubin.with_suffix(".built"))  # without a list of what it is made of
+    options = ["-std=c++17", "-Wno-deprecated-gpu-targets", f"-arch={architecture}", "-cubin", f"-I{CUDA}"]
     _run("nvcc", *options, "-MD", "-MF", str(made_of), str(source), "-o", str(new))
     return new.replace(cubin)
+
+
+def _extract(source: Path, architecture: str, cubin: Path) -> bool:
+    """Takes the machine code from the extension's build, if that has it as it is now."""
+    newest = max(path.stat().st_mtime for path in CUDA.parent.rglob("*.*"))
+    for tree in ROOT.glob("build/*/build_info.json"):
+        built = tree.parent / "CMakeFiles/_C.dir/csrc/cuda" / f"{source.name}.o"
+        if not json.loads(tree.read_text())["nvcc"].startswith(f"{nvcc_version()}."):
+            continue
+        if not built.exists() or built.stat().st_mtime < newest:
+            continue
+        if found := re.search(rf"\S+\.{architecture}\.cubin", _run("cuobjdump", "-lelf", str(built))):
+            with tempfile.TemporaryDirectory() as folder:
+                _run("cuobjdump", "-xelf", found[0], str(built), cwd=folder)
+                shutil.move(Path(folder) / found[0], cubin)
+            return True
+    return False
 
 
 def loops_of(sass: str) -> dict[str, tuple[Loop, ...]]:
@@ -195,6 +216,6 @@ def _tool(name: str) -> str | None:
     return found
 
 
-def _run(tool: str, *arguments: str) -> str:
+def _run(tool: str, *arguments: str, cwd: str | None = None) -> str:
     command = [_tool(tool) or tool, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout

@@ -45,7 +45,7 @@ def test_what_moves_is_near_the_floor(counted: Counted) -> None:
 
 
 def fault(name: str, before: str, after: str) -> Mutant:
-    return Mutant(f"counted_{name}", "pyramid_pool_nhwc.cu", before, after, "", "", "counted")
+    return Mutant(f"counted_{name}", "pyramid_pool_nhwc.cu", before, after, "", "", "counted", every_type=True)
 
 
 UNCOALESCED = fault(

@@ -61,7 +61,8 @@ def test_page_is_what_is_compiled(unit: str, architecture: str) -> None:
 
 def test_a_serialised_kernel_is_found() -> None:
     """The pooling kernels, whose loads are issued one by one."""
-    fault = Mutant("sass_serialised", "pyramid_pool_nhwc.cu", "kUnderWay = 4;", "kUnderWay = 1;", "", "")
+    file, changed = "pyramid_pool_nhwc.cu", ("kUnderWay = 4;", "kUnderWay = 1;")
+    fault = Mutant("sass_serialised", file, *changed, "", "", every_type=True)
     fault.plant()
     kernels = compile_kernels(BUILD / "mutants" / fault.name / fault.file, "sm_90")
     found = problems([kernel for kernel in kernels if "_fwd_" in kernel.name])
