@@ -98,7 +98,7 @@ def _state(*tensors: Tensor | None) -> list[tuple[int, int]]:
 def saves_input(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether ``y = F.linear(x, weight, bias)`` is a layer over tokens ``[B, N, c]`` for which autograd keeps ``x``.
 
-    Only then nothing writes to ``x`` before backward, for which the convolution reads it as well.
+    It may keep a copy. Where it keeps neither, programs do write to ``x`` before backward, in which it is read here.
     """
     given = [t for t in (x, weight, bias) if t is not None]
     return (
