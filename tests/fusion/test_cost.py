@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pspnet_fast.fusion.cost import conv_flop, pointwise_pays, pyramid_pays
+from pspnet_fast.fusion.cost import conv_flop, pointwise_pays, projection_pays, pyramid_pays
+from pspnet_fast.fusion.projection import Projection
 from pspnet_fast.fusion.segments import Geometry, Segment
 
 
@@ -57,3 +58,16 @@ def test_large_levels(side, pays, channels):
 
 def test_flop():
     assert conv_flop(2, 5, 7, 3, (4, 6)) == 2 * 2 * 5 * 7 * 9 * 24
+
+
+@pytest.mark.parametrize(
+    ("before", "side", "pays"), [(64, 128, True), (320, 32, True), (512, 16, False), (768, 128, False)]
+)
+def test_projected_maps(before, side, pays):
+    projection = Projection(torch.empty(1), torch.empty(768, before), None, 0)
+    segment = Segment(
+        torch.empty(1, 768, 1, 1).expand(2, 768, side, side), Geometry((side, side), (128, 128), False), True
+    )
+    assert not projection_pays(segment, 768)
+    segment = Segment(segment.tensor, segment.geometry, True, projection)
+    assert projection_pays(segment, 768) == pays

@@ -14,9 +14,6 @@ from torch import nn
 
 import pspnet_fast
 from pspnet_fast.fusion import pointwise
-from pspnet_fast.fusion.cost import projection_pays
-from pspnet_fast.fusion.projection import Projection
-from pspnet_fast.fusion.segments import Geometry, Segment
 
 
 @pytest.fixture
@@ -297,17 +294,3 @@ def test_what_it_saves_is_reported():
     (entry,) = (e for e in model.fusion_report() if e.operator == "conv2d")
     # 6 and 4 channels at 8x20, against 3 at 4x10 and 4 at 8x20
     assert entry.flop_saved == 2 * 2 * 5 * (6 * 160 - 3 * 40)
-
-
-@pytest.mark.parametrize(
-    ("before", "side", "pays"), [(64, 128, True), (320, 32, True), (512, 16, False), (768, 128, False)]
-)
-def test_cost(before, side, pays, monkeypatch):
-    monkeypatch.undo()  # conftest.py fuses at any size
-    projection = Projection(torch.empty(1), torch.empty(768, before), None, 0)
-    segment = Segment(
-        torch.empty(1, 768, 1, 1).expand(2, 768, side, side), Geometry((side, side), (128, 128), False), True
-    )
-    assert not projection_pays(segment, 768)
-    segment = Segment(segment.tensor, segment.geometry, True, projection)
-    assert projection_pays(segment, 768) == pays

@@ -1,0 +1,213 @@
+"""``compile_options``: what Dynamo hides from the mode is fused by a pass over the graph; and what both leave."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from heads import Mixed, Plain, data
+from pairs import Recorder, training_step, with_loss
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import pspnet_fast
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
+
+class Own(Plain):
+    """A model that makes its criterion in its forward, as those of transformers do."""
+
+    change = staticmethod(lambda up, low: up)
+
+    def forward(self, x, target):
+        low = self.classifier(self.backbone(x).relu()) * 1
+        up = F.interpolate(low, x.shape[2:], mode="bilinear", align_corners=False)
+        return nn.CrossEntropyLoss(ignore_index=255)(self.change(up, low), target)
+
+
+def _relu_elsewhere(up, low):
+    F.relu(low + 1, inplace=True)
+    return up
+
+
+def _write_to_the_source(up, low):
+    low.mul_(0.5)
+    return up
+
+
+CHANGES = {
+    "nothing": (lambda up, low: up, True),
+    "a write elsewhere": (_relu_elsewhere, True),
+    "a write": (lambda up, low: F.relu(up, inplace=True), False),
+    "a write to a view": (lambda up, low: (up[:, :1].mul_(2), up)[1], False),
+    "a write to the source": (_write_to_the_source, False),
+    "another map": (lambda up, low: up.relu(), False),
+}
+
+
+@pytest.mark.parametrize(("change", "fused"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_options_fuse_a_criterion_made_in_forward(change, fused, dynamic):
+    model = Own()
+    model.change = change
+    x, target = data()
+    expected = training_step(model, model, x, target)
+    backend = Recorder(pspnet_fast.compile_options())
+    compiled = torch.compile(pspnet_fast.accelerate(model), backend=backend, fullgraph=True, dynamic=dynamic)
+    torch.testing.assert_close(training_step(model, compiled, x, target), expected)
+    assert backend.has("pspnet_fast.upsample_cross_entropy") == fused
+
+
+class Joined(Plain):
+    """A convolution over a map and two that are upsampled to its size, or copied."""
+
+    change = staticmethod(lambda full, up, low: None)
+
+    def __init__(self, kernel: int = 1) -> None:
+        super().__init__()
+        self.fuse = nn.Conv2d(24, 8, kernel, padding=kernel // 2)
+
+    def forward(self, x):
+        high = self.backbone(x)
+        low = F.avg_pool2d(high, 2)
+        ups = [F.interpolate(m, high.shape[2:], mode="bilinear", align_corners=False) for m in (high, low)]
+        full = torch.cat([high, *ups], dim=1)
+        self.change(full, ups[1], low)
+        return self.classifier(self.fuse(full))
+
+
+JOINED = {
+    "nothing": (lambda full, up, low: None, True),
+    "a write elsewhere": (lambda full, up, low: (low + 1).mul_(2), True),
+    "a write to the concatenation": (lambda full, up, low: full.mul_(2), False),
+    "a write to the upsampled map": (lambda full, up, low: up.mul_(2), False),
+    "a write to the source": (lambda full, up, low: low.mul_(2), False),
+    "a write by its keyword": (lambda full, up, low: F.relu(input=low, inplace=True), False),
+    "a write to many": (lambda full, up, low: torch._foreach_mul_([up, low], 2), False),
+    "a hook": (lambda full, up, low: up.register_hook(lambda grad: grad * 2), False),
+    "a hook on the concatenation": (lambda full, up, low: full.register_hook(lambda grad: grad * 2), False),
+    "a write to a view": (lambda full, up, low: torch.relu_(full[:, 2:]), False),
+    "a write to data": (lambda full, up, low: up.data.mul_(2), False),
+    "a write inside a function": (
+        lambda full, up, low: checkpoint(lambda low: low.mul_(2), low, use_reentrant=False),
+        False,
+    ),
+    "a write by an operator": (lambda full, up, low: torch.ops.aten.mul_.Tensor(low, 2.0), False),
+}
+
+
+@pytest.mark.parametrize(("change", "fused"), JOINED.values(), ids=JOINED)
+def test_the_mode_fuses_a_convolution_whose_maps_stand(change, fused):
+    model, (x, _) = Joined(), data()
+    model.change = change
+    expected = training_step(model, lambda x, _: model(x).square().sum(), x, None)
+    accelerated, backend = pspnet_fast.accelerate(copy.deepcopy(model)), Recorder()
+    compiled = torch.compile(lambda x, _: accelerated(x).square().sum(), backend=backend, fullgraph=True)
+    torch.testing.assert_close(training_step(accelerated, compiled, x, None), expected)
+    assert backend.has("pspnet_fast.pyramid_conv") == fused
+
+
+@pytest.mark.parametrize(("change", "fused"), JOINED.values(), ids=JOINED)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_compile_options_fuse_a_convolution_that_no_mode_sees(change, fused, kernel):
+    model, (x, _) = Joined(kernel), data()
+    model.change = change
+    expected = training_step(model, lambda x, _: model(x).square().sum(), x, None)
+    for options, wanted in ({}, fused), ({"conv": False}, False):
+        torch._dynamo.reset()
+        backend = Recorder(pspnet_fast.compile_options(**options))
+        compiled = torch.compile(lambda x, _: model(x).square().sum(), backend=backend, fullgraph=True)
+        torch.testing.assert_close(training_step(model, compiled, x, None), expected)
+        assert backend.has("pspnet_fast.pyramid_conv") == wanted
+
+
+def test_compile_options_fuse_a_convolution_behind_a_graph_break():
+    model, (x, target) = Mixed(), data()
+    expected = training_step(model, lambda x, t: F.cross_entropy(model(x), t, ignore_index=255), x, target)
+    model.backbone.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    backend = Recorder(pspnet_fast.compile_options())
+    compiled = torch.compile(with_loss(pspnet_fast.accelerate(model)), backend=backend)
+    torch.testing.assert_close(training_step(model, compiled, x, target), expected)
+    assert backend.has("pspnet_fast.pyramid_conv")
+
+
+@pytest.mark.parametrize("seen", ["by the mode", "by the pass"])
+def test_an_upsampling_without_gradients_has_none(seen):
+    def step(x, weight):
+        low = F.avg_pool2d(x, 2)
+        with torch.no_grad():
+            up = F.interpolate(low, scale_factor=2, mode="bilinear")
+        return F.conv2d(up, weight).square().sum()
+
+    def fused(x, weight):
+        with pspnet_fast.fuse():
+            return step(x, weight)
+
+    x, weight = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(1, 4, 1, 1, requires_grad=True)
+    backend = Recorder(pspnet_fast.compile_options())
+    compiled = torch.compile(fused if seen == "by the mode" else step, backend=backend, fullgraph=True)
+    compiled(x, weight).backward()
+    assert x.grad is None
+    assert weight.grad is not None
+
+
+def test_a_write_through_out_under_the_mode():
+    def step(low, weight):
+        up = F.interpolate(low, scale_factor=2, mode="bilinear")
+        torch.cat([low[:, :2] * 2, low[:, 2:] * 3], 1, out=low)
+        return F.conv2d(up, weight)
+
+    def fused(low, weight):
+        with pspnet_fast.fuse():
+            return step(low, weight)
+
+    low, weight = torch.randn(2, 4, 8, 8), torch.randn(3, 4, 1, 1)
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(low.clone(), weight), step(low.clone(), weight))
+
+
+@pytest.mark.parametrize("seen", ["by the mode", "by the pass"])
+@pytest.mark.parametrize("written", [False, True])
+def test_layouts_are_kept_and_what_backward_reads(seen, written):
+    """The next operator views the result, and the source is written to when it has been read."""
+
+    def step(high, low, weight):
+        low = low * 2
+        with pspnet_fast.fuse(conv=seen == "by the mode"):
+            full = torch.cat([high, F.interpolate(low, scale_factor=2, mode="bilinear")], 1)
+            y = F.conv2d(full, weight, padding=1)
+        if written:
+            low.mul_(3)
+        return y.view(2, -1).square().sum() + low.sum()
+
+    inputs = [torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last)]
+    inputs = [t.double().requires_grad_() for t in (*inputs, torch.randn(3, 8, 3, 3))]
+    expected = torch.autograd.grad(step(*inputs), inputs)
+    backend = Recorder({} if seen == "by the mode" else pspnet_fast.compile_options())
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad(compiled(*inputs), inputs), expected)
+    assert backend.upsamples() == (written and seen == "by the pass")  # which sees what is behind
+
+
+@pytest.mark.parametrize("call", ["axis", "symbols"])
+def test_compile_options_leave_what_they_do_not_know(call):
+    def step(low, weight):
+        full = F.interpolate(low, scale_factor=2, mode="bilinear")
+        return F.conv2d(torch.cat([full, full], axis=1) if call == "axis" else torch.cat([full, full], 1), weight)
+
+    backend = Recorder(pspnet_fast.compile_options())
+    low, weight = torch.randn(2, 4, 8, 8), torch.randn(3, 8, 1, 1)
+    compiled = torch.compile(step, backend=backend, fullgraph=True, dynamic=call == "symbols")
+    torch.testing.assert_close(compiled(low, weight), step(low, weight))
+    assert backend.upsamples()
+
+
+def test_inductor_with_options():
+    x, target = data()
+    model = Own()
+    expected = training_step(model, model, x, target)
+    compiled = torch.compile(model, fullgraph=True, options=pspnet_fast.compile_options())
+    torch.testing.assert_close(training_step(model, compiled, x, target), expected, rtol=1e-4, atol=1e-5)
