@@ -3,8 +3,7 @@
 Upsampling and convolution are linear. A 1x1 convolution commutes with the upsampling, bias included, because the
 weights of an interpolation sum to one; so it runs at low resolution, and its result is upsampled and added: all levels
 in one call of ``upsample_add`` where that has a kernel. Of a map that a linear layer gave, it takes what the layer was
-given (projection.py). A 3x3 convolution over a map and levels is one call of
-``pyramid_conv``.
+given (projection.py). A 3x3 convolution over a map and levels is one call of ``pyramid_conv``.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class Fuse(TorchFunctionMode):
             if not kwargs:
                 self.session.projections.note(result, *args)
             return result
-        elif self.session.projections.pending and func in _UNSEEN_WRITES:
+        elif func in _UNSEEN_WRITES and self.session.projections.pending:
             self.session.projections.clear()
         elif _alive and _may_write(func, kwargs) and writes(func, args, kwargs or {}):
             before_write([t for t in _flat((args, tuple((kwargs or {}).values()))) if isinstance(t, Tensor)])

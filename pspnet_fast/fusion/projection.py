@@ -151,7 +151,8 @@ class _ProjectedConv2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_s = F.conv2d(grad, weight.transpose(0, 1))
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            options = [joined.shape[0]], (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, True)
+            summed = ctx.needs_input_grad[2] or inner_bias is not None
+            options = [joined.shape[0]], (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, summed)
             _, grad_joined, grad_bias = torch.ops.aten.convolution_backward(grad, x, joined, *options)
             grad_weight = grad_joined.flatten(1) @ inner.T
             if inner_bias is not None:

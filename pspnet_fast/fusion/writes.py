@@ -17,6 +17,7 @@ _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
 
 
 def _writing() -> frozenset[Callable[..., Any]]:
+    # requires_grad_ changes what is recorded, and no values.
     named = [
         getattr(owner, name)
         for owner in (Tensor, torch, F, torch._C._nn)
