@@ -96,7 +96,7 @@ def count_pixels(dataset: Any, *, workers: int = 0, rank: int = 0, ranks: int = 
     Raises:
         DatasetError: a label that cannot be read.
     """
-    counts = mapped(partial(_label_counts, dataset), range(rank, len(dataset), ranks), workers)
+    counts = mapped(partial(_label_counts, dataset, False), range(rank, len(dataset), ranks), workers)
     return sum(counts, torch.zeros(256, dtype=torch.int64))
 
 
@@ -131,16 +131,13 @@ def _survey(
     counts, unknown = torch.zeros(256, dtype=torch.int64), {}
     try:
         if problem is None:
-            counts = _count(dataset.read(index)[1] if images else dataset.read_label(index))
+            counts = _label_counts(dataset, images, index)
     except DatasetError as error:
         problem = str(error)
         unknown = error.counts if isinstance(error, UnknownLabelError) else {}
     return headers, counts, unknown, problem
 
 
-def _count(label: Tensor | None) -> Tensor:
+def _label_counts(dataset: Any, images: bool, index: int) -> Tensor:
+    label = dataset.read(index)[1] if images else dataset.read_label(index)
     return torch.bincount(torch.empty(0, dtype=torch.uint8) if label is None else label.flatten(), minlength=256)
-
-
-def _label_counts(dataset: Any, index: int) -> Tensor:
-    return _count(dataset.read_label(index))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torchvision.datasets import Cityscapes
 
 Color = tuple[int, int, int]
 
@@ -66,16 +67,11 @@ def voc_colormap(count: int) -> tuple[Color, ...]:
     The bits of the index, three at a time from the lowest, become the red, green and blue bits from the highest down
     (VOC2012 development kit, VOCcolormap): neighbouring indices get distant colours, and all 256 are distinct.
     """
-    colors = []
 
-    for index in range(count):
-        rgb = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                rgb[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-        colors.append((rgb[0], rgb[1], rgb[2]))
+    def channel(index: int, number: int) -> int:
+        return sum((index >> (3 * bit + number) & 1) << (7 - bit) for bit in range(8))
 
-    return tuple(colors)
+    return tuple((channel(index, 0), channel(index, 1), channel(index, 2)) for index in range(count))
 
 
 def label_table(train_ids: dict[int, int], ignored: tuple[int, ...] = (), default: int = INVALID) -> np.ndarray:
@@ -106,30 +102,12 @@ CAMVID = DatasetInfo(
     ),
 )
 
-# Cordts et al. 2016: class -> (labelId, colour); the position is the trainId.
-_CITYSCAPES = {
-    "road": (7, (128, 64, 128)),
-    "sidewalk": (8, (244, 35, 232)),
-    "building": (11, (70, 70, 70)),
-    "wall": (12, (102, 102, 156)),
-    "fence": (13, (190, 153, 153)),
-    "pole": (17, (153, 153, 153)),
-    "traffic light": (19, (250, 170, 30)),
-    "traffic sign": (20, (220, 220, 0)),
-    "vegetation": (21, (107, 142, 35)),
-    "terrain": (22, (152, 251, 152)),
-    "sky": (23, (70, 130, 180)),
-    "person": (24, (220, 20, 60)),
-    "rider": (25, (255, 0, 0)),
-    "car": (26, (0, 0, 142)),
-    "truck": (27, (0, 0, 70)),
-    "bus": (28, (0, 60, 100)),
-    "train": (31, (0, 80, 100)),
-    "motorcycle": (32, (0, 0, 230)),
-    "bicycle": (33, (119, 11, 32)),
-}
-CITYSCAPES = DatasetInfo("cityscapes", tuple(_CITYSCAPES), tuple(color for _, color in _CITYSCAPES.values()))
-CITYSCAPES_LABEL_IDS = tuple(label_id for label_id, _ in _CITYSCAPES.values())
+# Cordts et al. 2016; torchvision lists the classes in the order of their train ids, among others without one.
+_CITYSCAPES = [entry for entry in Cityscapes.classes if 0 <= entry.train_id < IGNORE]
+CITYSCAPES = DatasetInfo(
+    "cityscapes", tuple(entry.name for entry in _CITYSCAPES), tuple(entry.color for entry in _CITYSCAPES)
+)
+CITYSCAPES_LABEL_IDS = tuple(entry.id for entry in _CITYSCAPES)
 
 # Everingham et al. 2010.
 VOC = DatasetInfo(

@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pspnet_fast.data.classes import IGNORE, DatasetError, DatasetInfo
-from pspnet_fast.data.decoding import DEFAULT_READING, ReadOptions
 from pspnet_fast.data.files import expand, read_lines
 from pspnet_fast.data.labels import LabelTable, read_label
 from pspnet_fast.data.own import Classes, OwnLabels, split_samples
-from pspnet_fast.data.reading import read_header, read_image
+from pspnet_fast.data.reading import DEFAULT_READING, ReadOptions, read_header, read_image
 from pspnet_fast.data.registry import DATASETS, DatasetSource, Layout, Sample, find_samples
 
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pspnet_fast.data.classes import INVALID, Color, DatasetError
-from pspnet_fast.data.decoding import DEFAULT_READING, PHOTOMETRIC, ReadOptions, check_bands, decoded, opened, raw_mode
-
-# Indices survive these alone: a GIF renumbers its colours, and a TIFF may hold JPEG data.
-_LOSSLESS_FORMATS = ("PNG", "TIFF", "BMP", "PPM", "TGA")
-_LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")
-
-_INDEX_MODES = ("L", "P", "1", "I;16", "I;16B", "I;16L", "I;16N", "I")
-_COLOR_MODES = ("L", "P", "1", "LA", "PA", "RGB", "RGBA")
+from pspnet_fast.data.reading import DEFAULT_READING, ReadOptions, check_label, decoded, opened, raw_mode
 
 # Pillow stretches grey of 2 and 4 bits to 0 .. 255, which is right for images and wrong for indices.
 _STRETCHED = {"L;2": 85, "L;4": 17}
@@ -117,28 +109,6 @@ def read_values(path: Path, options: ReadOptions = DEFAULT_READING, *, colors: b
             return np.array(stored.convert("RGB").convert("RGBA")).view("<i4")[..., 0] & 0xFFFFFF
         values = np.array(stored)
     return values.astype(np.uint8) if values.dtype == bool else values // stretch if stretch > 1 else values
-
-
-def check_label(path: Path, picture: Any, *, colors: bool = False) -> None:
-    """Raise DatasetError for a kind of file that does not keep class indices, or colours."""
-    compression = picture.info.get("compression", "raw") if picture.format == "TIFF" else "raw"
-    if picture.format not in _LOSSLESS_FORMATS or compression in _LOSSY_TIFF:
-        kind = picture.format if compression == "raw" else f"{picture.format} with {compression} compression"
-        raise DatasetError(
-            f"{path}: a label map in {kind}, which does not keep class indices; write the label as PNG, from its source"
-        )
-    tags = check_bands(path, picture)
-    if colors and picture.mode not in _COLOR_MODES:
-        raise DatasetError(f"{path}: label has mode {picture.mode}, expected 8-bit colours; or set data.labels=indices")
-    if not colors and picture.mode not in _INDEX_MODES:
-        raise DatasetError(
-            f"{path}: label has mode {picture.mode}, expected one channel of class indices; save it as an 8-bit grey "
-            "or paletted PNG, or describe its colours (data.name=folder with data.labels=colors)"
-        )
-    if tags.get(PHOTOMETRIC) == 0 or (picture.format == "PPM" and picture.tile[0][0] != "raw"):
-        raise DatasetError(
-            f"{path}: a {picture.format} whose values are scaled or inverted for display; save it as PNG"
-        )
 
 
 def _unknown(path: Path, table: LabelTable, values: np.ndarray, pixels: np.ndarray) -> UnknownLabelError:
