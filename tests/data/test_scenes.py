@@ -94,8 +94,12 @@ def test_more_scenes_begin_with_the_same_ones(tmp_path: Path) -> None:
     assert not torch.equal(more[0][1], more[1][1])
 
 
-def test_second_call_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_folder_is_filled_and_a_second_call_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s").mkdir()
     write_scenes(tmp_path / "s", train=1, val=1, size=SIZE)
+    assert json.loads((tmp_path / "s/scenes.json").read_text())["size"] == list(SIZE)
     monkeypatch.setattr(scenes, "draw_scene", lambda *_: pytest.fail("drawn again"))
     assert write_scenes(tmp_path / "s", train=1, val=1, size=SIZE) == tmp_path / "s"
 
@@ -113,12 +117,6 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"is not a folder of scenes"):
         write_scenes(tmp_path, train=1, val=1, size=SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_empty_folder_is_filled(tmp_path: Path) -> None:
-    (tmp_path / "s").mkdir()
-    write_scenes(tmp_path / "s", train=1, val=1, size=SIZE)
-    assert json.loads((tmp_path / "s/scenes.json").read_text())["size"] == list(SIZE)
 
 
 def test_broken_off_run_leaves_no_half_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
