@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from buildtools.sources import csrc_digests
 from buildtools.torch_info import TorchInfo
 
 SOURCE = Path(__file__).resolve().parent.parent
+WIDTH = 100  # of the summary
 BYTES_PER_JOB = 3 << 30  # a translation unit with torch's headers takes 1.5 to 2.5 GB in nvcc's host pass
 
 
@@ -87,6 +89,29 @@ def build_extension(torch: TorchInfo | None, output: Path, build_root: Path) -> 
         return result
     result.skipped = {"cpu": failure, "cuda": failure}
     return result
+
+
+def framed(result: BuildResult) -> str:
+    """What was built, and why the rest was not, in a frame: pip shows it with -v, at the end of the build."""
+    lines = [f"pspnet_fast, for torch {result.torch or '(none found)'}"]
+    for part, title in (("cpu", "CPU kernels (C++) "), ("cuda", "CUDA kernels      ")):
+        if part in result.built:
+            detail = result.compiler if part == "cpu" else f"nvcc {result.nvcc}, {' '.join(result.cuda_architectures)}"
+            lines.append(f"{title} built: {detail}")
+        else:
+            lines.append(f"{title} NOT built: {result.skipped[part]}")
+    lines.append("Triton kernels     need no build; the reference in PyTorch operators is always there")
+    wrapped = [piece for line in lines for piece in textwrap.wrap(line, WIDTH - 4, subsequent_indent=" " * 19)]
+    edge = "+" + "-" * (WIDTH - 2) + "+"
+    return "\n".join([edge, *(f"| {piece:<{WIDTH - 4}} |" for piece in wrapped), edge])
+
+
+def csrc_digests() -> dict[str, str | None]:
+    """Digests of all of csrc, and of what the CUDA kernels are compiled from: csrc without csrc/cpu."""
+    # By path: importing pspnet_fast would import torch, which an isolated build need not have.
+    folder_digest = runpy.run_path(str(SOURCE / "pspnet_fast" / "digest.py"))["folder_digest"]
+    csrc = SOURCE / "csrc"
+    return {"csrc": folder_digest(csrc), "cuda": folder_digest(csrc, exclude=("cpu",))}
 
 
 def _missing_tool(torch: TorchInfo | None) -> str | None:

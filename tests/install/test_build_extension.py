@@ -1,22 +1,24 @@
 """buildtools.cmake: whatever fails, the install continues with a reason; only PSPNET_FAST_FORCE_CUDA=1 makes it stop.
 
-CMake is a script here that answers as it would.
+CMake is a script here that answers as it would. Its own decision for or against the CUDA kernels is at the end.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from building import AddProgram
+import torch
 
-from buildtools.cmake import BuildError, BuildResult, build_extension, job_count
-from buildtools.sources import csrc_digests
-from buildtools.summary import WIDTH, framed
+from buildtools.cmake import WIDTH, BuildError, BuildResult, build_extension, csrc_digests, framed, job_count
 from buildtools.torch_info import TorchInfo
 
+AddProgram = Callable[[str, str], Path]
 TORCH = TorchInfo("2.99.0+cu130", "/somewhere/torch", "13.0")
 
 # Notes its arguments in $LOG; "-S" writes a configured tree's record, "--build" what a compiler would.
@@ -62,6 +64,10 @@ def test_everything_is_built(log: Path, tmp_path: Path) -> None:
     assert "-DPSPNET_FAST_CUDA=AUTO" in configure
     assert "--target _C" in compile_
 
+    result.write(tmp_path / "package" / "_build_info.json")
+    assert json.loads((tmp_path / "package" / "_build_info.json").read_text())["built"] == ["cpu", "cuda"]
+    assert os.listdir(tmp_path / "package") == ["_build_info.json"]
+
 
 def test_trees_of_two_torches_are_apart(log: Path, tmp_path: Path) -> None:
     build(tmp_path)
@@ -70,23 +76,27 @@ def test_trees_of_two_torches_are_apart(log: Path, tmp_path: Path) -> None:
     assert len(trees) == 2
 
 
-def test_cuda_problem_leaves_the_cpu_kernels(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PROBLEM", "no nvcc was found")
+REFUSAL = "nvcc error: unsupported GNU version"
+FAILS = 'case "$*" in *CUDA={}*) echo "{}"; exit 1;; esac'
+
+
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize(
+    ("options", "script", "reason"),
+    [
+        ({"PROBLEM": "no nvcc was found"}, "", "no nvcc was found"),
+        ({"PSPNET_FAST_CUDA": "OFF"}, "", "PSPNET_FAST_CUDA=OFF"),
+        ({}, FAILS.format("AUTO", REFUSAL), f"the CUDA build failed: {REFUSAL}"),
+    ],
+)
+def test_without_cuda_the_cpu_kernels_are_built(
+    tmp_path: Path, add_program: AddProgram, monkeypatch: pytest.MonkeyPatch, options: dict, script: str, reason: str
+) -> None:
+    for name, value in options.items():
+        monkeypatch.setenv(name, value)
+    add_program("cmake", script + FAKE_CMAKE)
     result = build(tmp_path)
-    assert (result.built, result.skipped, result.nvcc) == (["cpu"], {"cuda": "no nvcc was found"}, None)
-
-
-def test_cuda_is_left_out_on_request(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PSPNET_FAST_CUDA", "OFF")
-    assert build(tmp_path).skipped == {"cuda": "PSPNET_FAST_CUDA=OFF"}
-
-
-def test_failing_cuda_build_leaves_the_cpu_kernels(log: Path, tmp_path: Path, add_program: AddProgram) -> None:
-    refuses = 'case "$*" in *CUDA=AUTO*) echo "nvcc error: unsupported GNU version"; exit 1;; esac'
-    add_program("cmake", refuses + FAKE_CMAKE)
-    result = build(tmp_path)
-    assert result.built == ["cpu"]
-    assert result.skipped == {"cuda": "the CUDA build failed: nvcc error: unsupported GNU version"}
+    assert (result.built, result.skipped, result.nvcc) == (["cpu"], {"cuda": reason}, None)
 
 
 def test_no_compiler(log: Path, tmp_path: Path, add_program: AddProgram) -> None:
@@ -98,7 +108,8 @@ def test_no_compiler(log: Path, tmp_path: Path, add_program: AddProgram) -> None
     assert not (tmp_path / "lib").exists()
 
 
-def test_no_compiler_with_the_real_cmake(cmake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("configure")
+def test_no_compiler_with_the_real_cmake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nonexistent/c++")
     result = build(tmp_path)
     assert result.built == []
@@ -116,42 +127,32 @@ def test_no_cmake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cmake was not found; run `pip install cmake" in build(tmp_path).skipped["cuda"]
 
 
-def test_forced_cuda_fails_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PSPNET_FAST_FORCE_CUDA", "1")
-    with pytest.raises(BuildError, match=r"PSPNET_FAST_FORCE_CUDA=1, but the environment has no torch"):
-        build(tmp_path, torch=None)
-
-
-def test_forced_cuda_does_not_fall_back(
-    log: Path, tmp_path: Path, add_program: AddProgram, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("torch", "message"),
+    [(None, "PSPNET_FAST_FORCE_CUDA=1, but the environment has no torch"), (TORCH, "CUDA is required, but no nvcc")],
+)
+def test_forced_cuda_fails_without_it(
+    log: Path, tmp_path: Path, add_program: AddProgram, monkeypatch: pytest.MonkeyPatch, torch: TorchInfo, message: str
 ) -> None:
     monkeypatch.setenv("PSPNET_FAST_FORCE_CUDA", "1")
-    refuses = 'case "$*" in *CUDA=ON*) echo "CMake Error: CUDA is required, but no nvcc was found"; exit 1;; esac'
-    add_program("cmake", refuses + FAKE_CMAKE)
-    with pytest.raises(BuildError, match="CUDA is required, but no nvcc was found"):
-        build(tmp_path)
+    add_program("cmake", FAILS.format("ON", "CMake Error: CUDA is required, but no nvcc was found") + FAKE_CMAKE)
+    with pytest.raises(BuildError, match=message):
+        build(tmp_path, torch)
 
 
-def test_record_is_what_the_package_reads(log: Path, tmp_path: Path) -> None:
-    build(tmp_path).write(tmp_path / "package" / "_build_info.json")
-    record = json.loads((tmp_path / "package" / "_build_info.json").read_text())
-    assert record["built"] == ["cpu", "cuda"]
-    assert os.listdir(tmp_path / "package") == ["_build_info.json"]
-
-
-@pytest.mark.parametrize(("free_gigabytes", "cores", "jobs"), [(64, 8, 8), (13, 8, 4), (1, 8, 1), (64, 2, 2)])
-def test_jobs_are_capped_by_cores_and_free_memory(
-    free_gigabytes: int, cores: int, jobs: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("wanted", "free_gigabytes", "cores", "jobs"),
+    [(None, 64, 8, 8), (None, 13, 8, 4), (None, 1, 8, 1), (None, 64, 2, 2), ("3", 1, 1, 3)],
+)
+def test_jobs_are_capped_by_cores_and_free_memory_unless_asked_for(
+    wanted: str | None, free_gigabytes: int, cores: int, jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if wanted is not None:
+        monkeypatch.setenv("MAX_JOBS", wanted)
     answers = {"SC_AVPHYS_PAGES": free_gigabytes << 18, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(os, "sysconf", answers.__getitem__)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     assert job_count() == jobs
-
-
-def test_jobs_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAX_JOBS", "3")
-    assert job_count() == 3
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", ""])
@@ -163,27 +164,20 @@ def test_jobs_that_are_no_number(value: str, monkeypatch: pytest.MonkeyPatch) ->
 
 # ---- the summary -----------------------------------------------------------------------------------------------------
 
-FULL = BuildResult("2.99.0", ["cpu", "cuda"], {}, "GNU 12.2.0", "13.0.88", ["90-real", "90-virtual"])
+
+def summary(*arguments: Any) -> list[str]:
+    return [line.strip("| ") for line in framed(BuildResult(*arguments)).splitlines()[1:4]]
 
 
-def test_what_was_built() -> None:
-    text = framed(FULL)
-    assert "for torch 2.99.0" in text
-    assert "CPU kernels (C++)  built: GNU 12.2.0" in text
-    assert "CUDA kernels       built: nvcc 13.0.88, 90-real 90-virtual" in text
-    assert "NOT" not in text
-
-
-def test_why_the_rest_was_not() -> None:
-    text = framed(BuildResult("2.99.0", ["cpu"], {"cuda": "no nvcc was found"}, "GNU 12.2.0"))
-    assert "CPU kernels (C++)  built" in text
-    assert "CUDA kernels       NOT built: no nvcc was found" in text
-
-
-def test_without_torch() -> None:
-    text = framed(BuildResult(None, [], {"cpu": "no torch", "cuda": "no torch"}))
-    assert "for torch (none found)" in text
-    assert text.count("NOT built: no torch") == 2
+def test_what_was_built_and_why_the_rest_was_not() -> None:
+    first = ["pspnet_fast, for torch 2.99.0", "CPU kernels (C++)  built: GNU 12.2.0"]
+    full = summary("2.99.0", ["cpu", "cuda"], {}, "GNU 12.2.0", "13.0.88", ["90-real", "90-virtual"])
+    assert full == [*first, "CUDA kernels       built: nvcc 13.0.88, 90-real 90-virtual"]
+    half = summary("2.99.0", ["cpu"], {"cuda": "no nvcc was found"}, "GNU 12.2.0")
+    assert half == [*first, "CUDA kernels       NOT built: no nvcc was found"]
+    nothing = summary(None, [], {"cpu": "no g++", "cuda": "no torch"})
+    first = ["pspnet_fast, for torch (none found)", "CPU kernels (C++)  NOT built: no g++"]
+    assert nothing == [*first, "CUDA kernels       NOT built: no torch"]
 
 
 def test_the_frame_is_closed_around_long_reasons() -> None:
@@ -191,3 +185,60 @@ def test_the_frame_is_closed_around_long_reasons() -> None:
     lines = framed(BuildResult("2.99.0", [], {"cpu": reason, "cuda": reason})).splitlines()
     assert {len(line) for line in lines} == {WIDTH}
     assert all(line[0] + line[-1] in ("||", "++") for line in lines)
+
+
+# ---- CMake's decision for or against the CUDA kernels, with an nvcc that is a script ---------------------------------
+
+Configure = Callable[[Path, Path, str], "subprocess.CompletedProcess[str]"]
+ROOT = Path(__file__).resolve().parents[2]
+NVCC_12_4 = "echo 'Cuda compilation tools, release 12.4, V12.4.131'"
+MAJOR = str(torch.version.cuda).split(".")[0]
+needs_cuda = pytest.mark.skipif(torch.version.cuda is None, reason="this torch was built without CUDA")
+needs_another_major = pytest.mark.skipif(MAJOR in ("None", "12"), reason="12.4 is no other major for this torch")
+
+
+def problem(tree: Path) -> str:
+    answer: str = json.loads((tree / "build_info.json").read_text())["cuda_problem"]
+    return answer
+
+
+@needs_another_major
+def test_nvcc_of_another_major(configure: Configure, add_program: AddProgram, tmp_path: Path) -> None:
+    add_program("nvcc", NVCC_12_4)
+    done = configure(ROOT, tmp_path / "tree", "AUTO")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = problem(tmp_path / "tree")
+    assert "nvcc is of release 12.4, but torch was built with CUDA" in told
+    assert told.endswith(f"set CUDA_HOME to a toolkit of CUDA {MAJOR}")
+
+    done = configure(ROOT, tmp_path / "required", "ON")
+    assert done.returncode != 0
+    assert "CUDA is required, but" in done.stderr
+    assert "release 12.4" in done.stderr
+
+
+@needs_cuda
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH", "CUDACXX"])
+def test_environment_goes_before_the_path(
+    configure: Configure, variable: str, add_program: AddProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toolkit" / "bin").mkdir(parents=True)
+    named = add_program("nvcc", "exit 1").rename(tmp_path / "toolkit" / "bin" / "nvcc")
+    add_program("nvcc", NVCC_12_4)
+    monkeypatch.setenv(variable, str(named if variable == "CUDACXX" else named.parents[1]))
+    configure(ROOT, tmp_path / "tree", "AUTO")
+    assert problem(tmp_path / "tree") == f"{named} does not run"
+
+
+@needs_another_major
+def test_a_tree_looks_for_nvcc_again(
+    configure: Configure, add_program: AddProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the remedy that the message names would not help."""
+    add_program("nvcc", "exit 1")
+    configure(ROOT, tmp_path / "tree", "AUTO")
+    assert problem(tmp_path / "tree").endswith("does not run")
+    add_program("nvcc", NVCC_12_4).rename(tmp_path / "nvcc")
+    monkeypatch.setenv("CUDACXX", str(tmp_path / "nvcc"))
+    configure(ROOT, tmp_path / "tree", "AUTO")
+    assert "release 12.4" in problem(tmp_path / "tree")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -10,14 +11,17 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from building import ROOT, configure
 
 from buildtools import backend
 from buildtools.torch_info import find_torch
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_finds_the_torch_that_will_be_imported() -> None:
@@ -144,8 +148,8 @@ def test_installation_has_what_the_package_reads(sdist: Path, tmp_path: Path) ->
         assert (tmp_path / "pspnet_fast" / name).is_file(), name
 
 
-def test_sdist_configures(sdist: Path, cmake: str, tmp_path: Path) -> None:
+def test_sdist_configures(sdist: Path, configure: Callable[..., Any], tmp_path: Path) -> None:
     """CMake wants every source and header that it lists to exist."""
-    done = configure(cmake, sdist, tmp_path, "OFF")
+    done = configure(sdist, tmp_path, "OFF")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "build_info.json").is_file()
+    assert json.loads((tmp_path / "build_info.json").read_text())["cuda_problem"] == "PSPNET_FAST_CUDA=OFF"
