@@ -4,7 +4,7 @@ from pspnet_fast.ops.operator import decompositions
 
 from .formats import OPSET, SUFFIXES, export_files, export_onnx
 from .program import ExportError, Options
-from .verify import Comparison
+from .runtimes import Comparison
 
 __all__ = [
     "OPSET",

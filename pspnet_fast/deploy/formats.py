@@ -16,8 +16,7 @@ from torch.export import ExportedProgram
 from pspnet_fast.files import check_writable, replacing
 
 from .program import ExportError, Options, exportable, reduced_program
-from .runtimes import Run, onnxruntime_run, openvino_run, require
-from .verify import Comparison, compare
+from .runtimes import Comparison, Run, compare, onnxruntime_run, openvino_run, require
 
 SUFFIXES = {"onnx": (".onnx",), "openvino": (".xml", ".bin"), "torch-export": (".pt2",)}  # of each format's files
 _NEEDED = {

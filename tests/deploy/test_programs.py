@@ -1,21 +1,23 @@
-"""The reduced program of every kind of PSPNet and of other libraries' models gives their logits."""
+"""The reduced programs of PSPNet and of other libraries' models give their logits, as do exports by PyTorch alone."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from exported import small_pair
 from torch import Tensor, nn
+from torch.export import Dim
 
 import pspnet_fast
 from pspnet_fast import PSPNet
-from pspnet_fast.deploy import ExportError, Options
+from pspnet_fast.deploy import ExportError, Options, decompositions
 from pspnet_fast.deploy.program import exportable, reduced_program
-from pspnet_fast.deploy.verify import compare
+from pspnet_fast.deploy.runtimes import compare, onnxruntime_run
 
 
 def check(model: nn.Module, **options: Any) -> Counter[str]:
@@ -141,3 +143,43 @@ def test_what_is_written_to_is_not_replaced() -> None:
 def test_outputs_that_are_no_logits_are_refused() -> None:
     with pytest.raises(ExportError, match="no logits"):
         check(nn.Flatten())
+
+
+# ---- ``torch.onnx.export`` and ``torch.export`` called on a PSPNet itself --------------------------------------------
+
+ANY_SIZE = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+
+
+def test_torch_onnx_export(model: PSPNet, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra [export]")
+    pytest.importorskip("onnxruntime", reason="needs the extra [export]")
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(model, (torch.randn(2, 3, 65, 81),), file, dynamic_shapes=ANY_SIZE, verbose=False)
+    run = onnxruntime_run(file)
+    for batch, size in ((1, (129, 193)), (2, (130, 190))):
+        x = torch.randn(batch, 3, *size)
+        with torch.no_grad():
+            expected = model(x)
+        torch.testing.assert_close(torch.from_numpy(run(x.numpy())), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["forward", "predict"])
+def test_torch_export_in_standard_operators(method: str) -> None:
+    model = small_pair()[0].double()
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return getattr(self.network, method)(x)
+
+    with torch.no_grad():
+        program = torch.export.export(Network(), (torch.randn(2, 3, 65, 81).double(),), dynamic_shapes=ANY_SIZE)
+    assert any("pspnet_fast" in str(node.target) for node in program.graph.nodes)
+    program = program.run_decompositions(decompositions())
+    assert not any("pspnet_fast" in str(node.target) for node in program.graph.nodes)
+    x = torch.randn(3, 3, 90, 66).double()
+    # The interpolation weights of any size are computed in float32.
+    torch.testing.assert_close(program.module()(x), getattr(model, method)(x), rtol=0, atol=1e-5)
