@@ -12,8 +12,8 @@ same machine however busy it is.
 
     python -m pspnet_fast.demo.compare_training CONFIG.yaml OPTIONS
 
-is such a process. It obeys the lines it reads, "step" or "validate", and answers each with a line of JSON; at the end
-of the input it answers with its peak memory.
+is such a process. It obeys the lines it reads, "step", "validate" or "end", and answers each with a line of JSON: what
+it measured, at the end its peak memory.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from pspnet_fast.engine import ConfigError, TrainConfig, config_from_dict, dump_config, load_config
-from pspnet_fast.engine.distributed import World, join_world
-from pspnet_fast.engine.evaluate import eval_loader, evaluate_loader
+from pspnet_fast.engine import ConfigError, TrainConfig, config_from_dict, dump_config, evaluate, load_config
+from pspnet_fast.engine.distributed import join_world
 from pspnet_fast.engine.run_data import RunData
 from pspnet_fast.engine.train import Trainer, chosen_backend
 from pspnet_fast.machine import peak_memory
@@ -120,7 +119,7 @@ def compare(
             name: Run(
                 [answer["loss"] for answer in found],
                 statistics.median(answer["seconds"] for answer in found[min(WARM_UP, len(found) - 1) :]),
-                int(runs[name].finish()["peak_memory"]),
+                int(runs[name].ask("end")["peak_memory"]),
                 miou[name],
             )
             for name, found in answers.items()
@@ -154,29 +153,16 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        with suppress(BrokenPipeError), self.process:  # closes the pipes, and waits
+            pass
 
-    def ask(self, command: str) -> dict[str, float]:
+    def ask(self, command: str) -> Any:
         """Send a command; its answer."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with suppress(BrokenPipeError):  # it has ended: there is no answer
             self.process.stdin.write(f"{command}\n")
             self.process.stdin.flush()
-        return self._answer()
-
-    def finish(self) -> dict[str, float]:
-        """End the input; the last answer."""
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             self.process.wait()
@@ -191,7 +177,7 @@ class Process:
 
 
 class _ObedientTrainer(Trainer):
-    """Trains a step for each "step" that it reads, validates for each "validate"; ends at the end of the input."""
+    """Trains a step for each "step" that it reads, validates for each "validate"; ends at "end" or without input."""
 
     options: Mapping[str, Any]
 
@@ -206,8 +192,8 @@ class _ObedientTrainer(Trainer):
         """Return for "step"."""
         while (command := sys.stdin.readline().strip()) == "validate":
             answer({"miou": self.miou()})
-        if not command:
-            raise _EndOfInput
+        if command != "step":
+            raise _End
 
     def _validate(self) -> None:
         """After the last step of the configuration."""
@@ -227,13 +213,11 @@ class _ObedientTrainer(Trainer):
         size = len(whole)  # type: ignore[arg-type]
         count = min(self.options["val_images"], size)
         subset = Subset(whole, [index * size // count for index in range(count)])
-        loader = eval_loader(subset, self.config.eval, workers=0, world=World(self.world.device))
         model = copy.deepcopy(self.state.model).float()
-        options = {"amp": self.config.run.amp, "world": World(self.world.device)}
-        return evaluate_loader(model, loader, self.info, self.config.eval, **options).miou  # type: ignore[arg-type]
+        return evaluate(model, subset, self.config.eval, info=self.info, amp=self.config.run.amp).miou
 
 
-class _EndOfInput(Exception):  # noqa: N818
+class _End(Exception):  # noqa: N818
     """Not an error: the parent has seen enough steps."""
 
 
@@ -260,7 +244,7 @@ def main(arguments: Sequence[str]) -> None:
         trainer.prepare(json.loads(arguments[1]))
         try:
             trainer.run()
-        except _EndOfInput:
+        except _End:
             answer({"peak_memory": peak_memory(world.device)})
         finally:
             trainer.log.close()
