@@ -23,8 +23,9 @@ from pspnet_fast.verification import VERIFIED, current_digests, read_verified, v
 ROOT = Path(__file__).resolve().parents[1]
 TESTED = {"cuda": "a" * 64, "triton": "b" * 64}
 NOT_YET = "the tests of the {} kernels have not all passed on a GPU yet"
-VERIFIED_ON = "CUDA C++ and Triton verified on NVIDIA H200 at abc123 on 2026-01-02"
-ENTRY: dict[str, Any] = {"device": "NVIDIA H200", "commit": "abc123", "date": "2026-01-02", "digest": TESTED}
+VERIFIED_ON = "CUDA C++ and Triton verified on {} at abc123 on 2026-01-02"
+ENTRY: dict[str, Any] = {"device": "H200", "commit": "abc123", "date": "2026-01-02", "digest": TESTED}
+OTHER = {**ENTRY, "device": "A100", "digest": {**TESTED, "cuda": "c" * 64}}
 
 
 # ---- the extension ---------------------------------------------------------------------------------------------------
@@ -91,50 +92,48 @@ def test_extension_that_does_not_load(tmp_path: Path, monkeypatch: pytest.Monkey
 # ---- verification ----------------------------------------------------------------------------------------------------
 
 
-def test_not_run_yet() -> None:
-    assert verification([], TESTED) == [NOT_YET.format("CUDA C++ and Triton")]
-
-
-def test_one_kind_of_kernel() -> None:
-    lines = verification([{**ENTRY, "digest": {"triton": "b" * 64}}], {**TESTED, "cuda": "c" * 64})
-    tested = "Triton verified on NVIDIA H200 at abc123 on 2026-01-02; kernels unchanged since"
-    assert lines == [tested, NOT_YET.format("CUDA C++")]
-
-
 @pytest.mark.parametrize(
-    ("change", "ending"),
+    ("entries", "change", "lines"),
     [
-        ({}, "kernels unchanged since"),
-        ({"cuda": "c" * 64}, "kernels changed since (CUDA C++)"),
-        ({"triton": "c" * 64}, "kernels changed since (Triton)"),
-        ({"cuda": "c" * 64, "triton": "c" * 64}, "kernels changed since (CUDA C++ and Triton)"),
-        ({"cuda": "not recorded"}, "kernels changed since (CUDA C++)"),
-        ({"cuda": None}, "kernels unchanged since (but there are no CUDA C++ kernels here)"),
-        ({"cuda": None, "triton": "c" * 64}, "kernels changed since (Triton)"),
+        ([], {}, [NOT_YET.format("CUDA C++ and Triton")]),
+        (
+            [{**ENTRY, "digest": {"triton": "b" * 64}}],
+            {"cuda": "c" * 64},
+            ["Triton verified on H200 at abc123 on 2026-01-02; kernels unchanged since", NOT_YET.format("CUDA C++")],
+        ),
+        (
+            [OTHER, ENTRY],
+            {},
+            [
+                f"{VERIFIED_ON.format('A100')}; kernels changed since (CUDA C++)",
+                f"{VERIFIED_ON.format('H200')}; kernels unchanged since",
+            ],
+        ),
+        *(
+            ([ENTRY], change, [f"{VERIFIED_ON.format('H200')}; kernels {ending}"])
+            for change, ending in (
+                ({}, "unchanged since"),
+                ({"cuda": "c" * 64}, "changed since (CUDA C++)"),
+                ({"triton": "c" * 64}, "changed since (Triton)"),
+                ({"cuda": "c" * 64, "triton": "c" * 64}, "changed since (CUDA C++ and Triton)"),
+                ({"cuda": "not recorded"}, "changed since (CUDA C++)"),
+                ({"cuda": None}, "unchanged since (but there are no CUDA C++ kernels here)"),
+                ({"cuda": None, "triton": "c" * 64}, "changed since (Triton)"),
+            )
+        ),
     ],
-    ids=str,
 )
-def test_changed_or_unchanged(change: dict[str, str | None], ending: str) -> None:
-    assert verification([ENTRY], {**TESTED, **change}) == [f"{VERIFIED_ON}; {ending}"]
+def test_on_which_gpus_these_kernels_were_verified(
+    entries: list[dict[str, Any]], change: dict[str, str | None], lines: list[str]
+) -> None:
+    assert verification(entries, {**TESTED, **change}) == lines
 
 
-def test_a_line_for_each_device() -> None:
-    other = {**ENTRY, "device": "NVIDIA A100", "digest": {**TESTED, "cuda": "c" * 64}}
-    first, second = verification([other, ENTRY], TESTED)
-    assert first.startswith("CUDA C++ and Triton verified on NVIDIA A100")
-    assert first.endswith("changed since (CUDA C++)")
-    assert second.endswith("kernels unchanged since")
-
-
-def test_cuda_kernels_are_what_was_compiled() -> None:
+def test_digests_are_those_of_what_was_compiled_and_of_what_lies_here() -> None:
     assert current_digests({"built": ["cpu", "cuda"], "digests": {"cuda": "x"}})["cuda"] == "x"
     assert current_digests({"built": ["cpu"], "digests": {"cuda": "x"}})["cuda"] is None
     assert current_digests({"built": ["cpu", "cuda"]})["cuda"] == "not recorded"
-    assert current_digests({})["cuda"] is None
-
-
-def test_triton_kernels_are_what_lies_here() -> None:
-    assert current_digests({})["triton"] == folder_digest(ROOT / "pspnet_fast" / "triton")
+    assert current_digests({}) == {"cuda": None, "triton": folder_digest(ROOT / "pspnet_fast" / "triton")}
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"], ids=["absent", "broken", "no list"])
@@ -160,17 +159,12 @@ def test_installed_where_the_package_lies() -> None:
 # ---- the digest ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Path:
-    folder = tmp_path / "csrc"
+def test_digest_depends_on_names_and_contents_alone(tmp_path: Path) -> None:
+    sources = tmp_path / "csrc"
     for name, text in (("ops.cpp", "a"), ("cuda/pool.cu", "b"), ("cpu/pool.cpp", "c")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
-
-
-def test_digest_depends_on_names_and_contents_alone(sources: Path, tmp_path: Path) -> None:
-    before = folder_digest(sources)
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).write_text(text)
+    before, gpu = folder_digest(sources), folder_digest(sources, exclude=("cpu",))
     copy = shutil.copytree(sources, tmp_path / "elsewhere")
     (copy / "__pycache__").mkdir()
     (copy / "__pycache__" / "ops.pyc").write_bytes(b"\0")
@@ -180,15 +174,9 @@ def test_digest_depends_on_names_and_contents_alone(sources: Path, tmp_path: Pat
     assert folder_digest(copy) != before
     (copy / "cuda" / "pool2.cu").rename(copy / "cuda" / "pool.cu")
     assert folder_digest(copy) == before
-    (copy / "cuda" / "pool.cu").write_text("B")
+    (copy / "cpu" / "pool.cpp").write_text("changed")  # a GPU does not run it
     assert folder_digest(copy) != before
-
-
-def test_digest_of_what_the_gpu_runs(sources: Path) -> None:
-    whole, gpu = folder_digest(sources), folder_digest(sources, exclude=("cpu",))
-    (sources / "cpu" / "pool.cpp").write_text("changed")
-    assert folder_digest(sources) != whole
-    assert folder_digest(sources, exclude=("cpu",)) == gpu
+    assert folder_digest(copy, exclude=("cpu",)) == gpu
 
 
 def test_no_sources_no_digest(tmp_path: Path) -> None:
@@ -243,7 +231,7 @@ def test_report_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     path.write_text(json.dumps([ENTRY]))
     monkeypatch.setattr(report_module, "read_verified", lambda: read_verified(path))
     monkeypatch.setattr(report_module, "current_digests", lambda: TESTED)
-    assert f"{VERIFIED_ON}; kernels unchanged since" in report_module.report()
+    assert f"{VERIFIED_ON.format('H200')}; kernels unchanged since" in report_module.report()
     monkeypatch.setattr(report_module, "read_verified", lambda: [])
     assert NOT_YET.format("CUDA C++ and Triton") in report_module.report()
 

@@ -32,35 +32,15 @@ def check(model: nn.Module, **options: Any) -> Counter[str]:
     return operators
 
 
-def pointwise_head(model: PSPNet) -> None:
-    model.cls[0] = nn.Conv2d(1024, 128, 1, bias=True)
-
-
-def level_without_norm(model: PSPNet) -> None:
-    model.ppm.features[1][2] = nn.Identity()
-
-
-def other_pooling(model: PSPNet) -> None:
-    model.ppm.features[2][0] = nn.AdaptiveAvgPool2d((3, 2))
-
-
-def hooked(model: PSPNet) -> None:
-    model.ppm.features[0].register_forward_hook(lambda module, args, output: output * 2)
-
-
-def no_change(model: PSPNet) -> None:
-    pass
-
-
-VARIANTS: dict[str, tuple[dict[str, Any], Callable[[PSPNet], None]]] = {
-    "as it is": ({}, no_change),
-    "zoom 1, bins": ({"zoom_factor": 1, "bins": (2, 5)}, no_change),
-    "zoom 4, one bin": ({"zoom_factor": 4, "bins": (1,)}, no_change),
-    "without pyramid": ({"use_ppm": False}, no_change),
-    "1x1 head": ({}, pointwise_head),
-    "level without norm": ({}, level_without_norm),
-    "other pooling": ({}, other_pooling),
-    "hooked": ({}, hooked),
+VARIANTS: dict[str, tuple[dict[str, Any], Callable[[PSPNet], object]]] = {
+    "as it is": ({}, PSPNet.eval),
+    "zoom 1, bins": ({"zoom_factor": 1, "bins": (2, 5)}, PSPNet.eval),
+    "zoom 4, one bin": ({"zoom_factor": 4, "bins": (1,)}, PSPNet.eval),
+    "without pyramid": ({"use_ppm": False}, PSPNet.eval),
+    "1x1 head": ({}, lambda model: model.set_submodule("cls.0", nn.Conv2d(1024, 128, 1))),
+    "level without norm": ({}, lambda model: model.set_submodule("ppm.features.1.2", nn.Identity())),
+    "other pooling": ({}, lambda model: model.set_submodule("ppm.features.2.0", nn.AdaptiveAvgPool2d((3, 2)))),
+    "hooked": ({}, lambda model: model.ppm.features[0].register_forward_hook(lambda module, args, output: output * 2)),
 }
 
 

@@ -71,8 +71,9 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked source distribution, made from a copy: setuptools writes next to the sources."""
     pytest.importorskip("build", reason="python -m build is not installed")
     work = tmp_path_factory.mktemp("sdist")
-    unwanted = shutil.ignore_patterns(".*", "build", "dist", "demo", "runs", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, work / "source", ignore=lambda folder, names: unwanted(folder, names) - keep(folder, names))
+    top = shutil.ignore_patterns(".*", "build", "dist", "demo", "runs", "*.egg-info")
+    below = shutil.ignore_patterns("__pycache__")  # a package may be called demo
+    shutil.copytree(ROOT, work / "source", ignore=lambda *place: (top if Path(place[0]) == ROOT else below)(*place))
     (work / "source" / "pspnet_fast" / "verified.json").write_text("[]\n")  # as after a run of the GPU suite
     command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--skip-dependency-check"]
     command += ["--outdir", str(work), str(work / "source")]
@@ -83,11 +84,6 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tar.extractall(work / "unpacked", filter="data")
     (folder,) = (work / "unpacked").iterdir()
     return folder
-
-
-def keep(folder: str, names: list[str]) -> set[str]:
-    """The package's folder that only shares its name with the output of `make demo`."""
-    return set() if Path(folder) == ROOT else {"demo"} & set(names)
 
 
 @pytest.mark.parametrize(
