@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pspnet_fast.data.check import check_headers, count_pixels
 from pspnet_fast.data.classes import DatasetError, DatasetInfo, label_table, voc_colormap
-from pspnet_fast.data.dataset import SegmentationDataset, open_dataset
-from pspnet_fast.data.labels import ColorTable, UnknownLabelError, read_label
-from pspnet_fast.data.own import OwnLabels, split_samples
+from pspnet_fast.data.dataset import SegmentationDataset, open_dataset, split_samples
+from pspnet_fast.data.labels import ColorTable, OwnLabels, UnknownLabelError, read_label
 from pspnet_fast.data.reading import IMAGE_SUFFIXES, ReadOptions, read_header, read_image
 from pspnet_fast.data.registry import DATASETS, DatasetSource, Layout, Sample, find_samples
 from pspnet_fast.data.scenes import draw_scene, write_scenes

@@ -1,8 +1,10 @@
-"""Opening data sets, and their samples as tensors."""
+"""Opening data sets, their samples as tensors, and splits of samples that come without."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -12,8 +14,7 @@ from torch.utils.data import Dataset
 
 from pspnet_fast.data.classes import IGNORE, DatasetError, DatasetInfo
 from pspnet_fast.data.files import expand, read_lines
-from pspnet_fast.data.labels import LabelTable, read_label
-from pspnet_fast.data.own import Classes, OwnLabels, split_samples
+from pspnet_fast.data.labels import Classes, LabelTable, OwnLabels, read_label
 from pspnet_fast.data.reading import DEFAULT_READING, ReadOptions, read_header, read_image
 from pspnet_fast.data.registry import DATASETS, DatasetSource, Layout, Sample, find_samples
 
@@ -186,6 +187,44 @@ def read_list_file(list_file: Path, root: Path, split: str) -> list[Sample]:
     if not samples:
         raise DatasetError(f"{list_file}: no samples; expected one 'image label' a line, relative to {root}")
     return samples
+
+
+def split_samples(
+    samples: Sequence[Sample], root: Path, split: str, *, fraction: float, seed: int, held_out: Collection[str] = ()
+) -> list[Sample]:
+    """The samples of "train" or "val" where the files themselves say nothing of a split; "all" are both.
+
+    Args:
+        fraction: of the samples that are held out for validation, at least one: those whose names have the lowest
+            digests. A function of the names and the seed alone, so that every process and a later evaluation agree.
+        held_out: names that an earlier split wrote down (see `sample_names`); taken instead, if any of them exists.
+
+    Raises:
+        DatasetError: an unknown split, or too few samples to split.
+    """
+    if split not in ("train", "val", "all"):
+        raise DatasetError(f"split {split!r} does not exist; an automatic split has 'train', 'val' and 'all'")
+    names = sample_names(samples, root)
+    validation = set(held_out) & set(names)
+    if not validation:
+        count = max(1, round(fraction * len(names)))
+        if count >= len(names):
+            raise DatasetError(
+                f"{root}: {len(names)} samples, of which {count} would be held out; none is left to train. Add "
+                "samples, or do without validation: val_split=null and val_fraction=0"
+            )
+        validation = set(sorted(names, key=lambda name: _digest(seed, name))[:count])
+    wanted = {"train": (False,), "val": (True,), "all": (False, True)}[split]
+    return [sample for sample, name in zip(samples, names, strict=True) if (name in validation) in wanted]
+
+
+def sample_names(samples: Sequence[Sample], root: Path) -> list[str]:
+    """The paths of the images below the root."""
+    return [Path(os.path.relpath(sample.image, root)).as_posix() for sample in samples]
+
+
+def _digest(seed: int, name: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 def _size(tensor: Tensor) -> str:

@@ -14,8 +14,7 @@ import numpy as np
 from pspnet_fast.data.check import Watch
 from pspnet_fast.data.classes import CAMVID, CITYSCAPES, IGNORE, VOC, Color, DatasetError, voc_colormap
 from pspnet_fast.data.files import read_lines
-from pspnet_fast.data.labels import code_color, color_code, color_text, read_values, value_text
-from pspnet_fast.data.own import IGNORED
+from pspnet_fast.data.labels import IGNORED, code_color, color_code, color_text, read_values, value_text
 from pspnet_fast.data.processes import mapped
 from pspnet_fast.data.reading import DEFAULT_READING, opened
 

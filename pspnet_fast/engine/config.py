@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from pspnet_fast.data import IMAGE_SUFFIXES, IMAGENET_MEAN, IMAGENET_STD, OwnLabels
-from pspnet_fast.data.own import parse_color
+from pspnet_fast.data.labels import parse_color
 from pspnet_fast.reference import DEFAULT_AUX_WEIGHT
 
 from .errors import ConfigError

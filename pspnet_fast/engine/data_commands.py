@@ -21,8 +21,7 @@ from pspnet_fast.data.check import check_dataset, list_problems
 from pspnet_fast.data.classes import IGNORE
 from pspnet_fast.data.files import expand
 from pspnet_fast.data.guess import ClassGuess, find_classes
-from pspnet_fast.data.labels import color_text
-from pspnet_fast.data.own import IGNORED
+from pspnet_fast.data.labels import IGNORED, color_text
 from pspnet_fast.data.pairing import Pairing, find_pairs
 from pspnet_fast.files import replacing
 

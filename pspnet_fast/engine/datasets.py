@@ -23,7 +23,7 @@ from pspnet_fast.data import (
     open_dataset,
     train_transform,
 )
-from pspnet_fast.data.own import sample_names
+from pspnet_fast.data.dataset import sample_names
 from pspnet_fast.files import replacing
 
 from .config import DataConfig

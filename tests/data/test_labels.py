@@ -24,7 +24,7 @@ from pspnet_fast.data import (
 )
 from pspnet_fast.data.check import check_dataset
 from pspnet_fast.data.classes import label_table
-from pspnet_fast.data.own import sample_names
+from pspnet_fast.data.dataset import sample_names
 
 TABLE = label_table({0: 0, 1: 1}, (255,))
 COLORS = {"grass": (0, 128, 0), "sky": (10, 20, 255), "road": (128, 64, 128)}
