@@ -8,8 +8,7 @@ from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from buildtools import require_setuptools
-from buildtools.cmake import BuildResult, build_extension, framed
-from buildtools.torch_info import find_torch
+from buildtools.extension import BuildResult, build_extension, find_torch, framed
 
 require_setuptools()
 BUILD_INFO = "_build_info.json"

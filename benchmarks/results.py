@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from buildtools.cmake import csrc_digests
+from buildtools.extension import csrc_digests
 from pspnet_fast.digest import folder_digest
 from pspnet_fast.extension import EXTENSION
 from pspnet_fast.files import replacing

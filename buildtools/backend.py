@@ -12,7 +12,7 @@ from setuptools import build_meta as _setuptools
 from setuptools.build_meta import *  # noqa: F403
 
 from buildtools import require_setuptools
-from buildtools.torch_info import find_torch
+from buildtools.extension import find_torch
 
 require_setuptools()
 TORCH_REQUIREMENT = "torch>=2.11"

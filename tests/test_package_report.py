@@ -187,7 +187,7 @@ def test_no_sources_no_digest(tmp_path: Path) -> None:
 def test_the_build_needs_no_torch_for_its_digests() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.path.insert(0, '.');"
-        "from buildtools.cmake import csrc_digests; print(csrc_digests()['cuda'])"
+        "from buildtools.extension import csrc_digests; print(csrc_digests()['cuda'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == folder_digest(ROOT / "csrc", exclude=("cpu",)), done.stderr

@@ -1,4 +1,4 @@
-"""buildtools.cmake: whatever fails, the install continues with a reason; only PSPNET_FAST_FORCE_CUDA=1 makes it stop.
+"""buildtools: whatever fails, the install continues with a reason; only PSPNET_FAST_FORCE_CUDA=1 makes it stop.
 
 CMake is a script here that answers as it would. Its own decision for or against the CUDA kernels is at the end.
 """
@@ -15,11 +15,19 @@ from typing import Any
 import pytest
 import torch
 
-from buildtools.cmake import WIDTH, BuildError, BuildResult, build_extension, csrc_digests, framed, job_count
-from buildtools.torch_info import TorchInfo
+from buildtools.extension import (
+    WIDTH,
+    BuildError,
+    BuildResult,
+    TorchInfo,
+    build_extension,
+    csrc_digests,
+    framed,
+    job_count,
+)
 
 AddProgram = Callable[[str, str], Path]
-TORCH = TorchInfo("2.99.0+cu130", "/somewhere/torch", "13.0")
+TORCH = TorchInfo("2.99.0+cu130", "/somewhere/torch")
 
 # Notes its arguments in $LOG; "-S" writes a configured tree's record, "--build" what a compiler would.
 FAKE_CMAKE = """
@@ -71,7 +79,7 @@ def test_everything_is_built(log: Path, tmp_path: Path) -> None:
 
 def test_trees_of_two_torches_are_apart(log: Path, tmp_path: Path) -> None:
     build(tmp_path)
-    build(tmp_path, TorchInfo("2.98.0", "/elsewhere/torch", None))
+    build(tmp_path, TorchInfo("2.98.0", "/elsewhere/torch"))
     trees = {line.split()[3] for line in log.read_text().splitlines() if line.startswith("-S")}
     assert len(trees) == 2
 

@@ -1,4 +1,4 @@
-"""Drives CMake and Ninja for the extension, and turns every failure into a reason instead of a broken install."""
+"""Finds torch, drives CMake and Ninja, and turns every failure into a reason instead of a broken install."""
 
 from __future__ import annotations
 
@@ -13,15 +13,34 @@ import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from buildtools.torch_info import TorchInfo
-
 SOURCE = Path(__file__).resolve().parent.parent
 WIDTH = 100  # of the summary
 BYTES_PER_JOB = 3 << 30  # a translation unit with torch's headers takes 1.5 to 2.5 GB in nvcc's host pass
 
+# Reads version.py instead of importing torch, which takes seconds.
+_PROBE = """
+import importlib.util, json, os
+spec = importlib.util.find_spec("torch")
+answer = None
+if spec is not None and spec.origin:
+    folder, scope = os.path.dirname(spec.origin), {}
+    with open(os.path.join(folder, "version.py")) as file:
+        exec(file.read(), scope)
+    answer = {"version": str(scope["__version__"]), "folder": folder}
+print(json.dumps(answer))
+"""
+
 
 class BuildError(RuntimeError):
     """CMake or a compiler failed; the message is the end of what it said."""
+
+
+@dataclass(frozen=True)
+class TorchInfo:
+    """One installed torch: its version and its package folder."""
+
+    version: str
+    folder: str
 
 
 @dataclass
@@ -89,6 +108,25 @@ def build_extension(torch: TorchInfo | None, output: Path, build_root: Path) -> 
         return result
     result.skipped = {"cpu": failure, "cuda": failure}
     return result
+
+
+def find_torch() -> TorchInfo | None:
+    """The torch to link against, or None where there is none.
+
+    An isolated build hides the environment's packages behind PYTHONPATH, but runs the environment's interpreter: the
+    same interpreter without those variables sees what the user will import. A torch that was put into the build
+    environment on purpose is taken only if the environment itself has none.
+    """
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONHOME")}
+    return _probe(clean) or _probe(dict(os.environ))
+
+
+def _probe(environment: dict[str, str]) -> TorchInfo | None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE], env=environment, cwd=sys.prefix, capture_output=True, text=True, check=False
+    )
+    answer = json.loads(done.stdout) if done.returncode == 0 else None
+    return TorchInfo(**answer) if answer else None
 
 
 def framed(result: BuildResult) -> str:
