@@ -136,7 +136,7 @@ def snippet_names() -> dict[str, Any]:
 
 
 # Their snippets build on one another and need other libraries: tests/fusion/test_accelerate_page.py,
-# tests/deploy/test_page.py, tests/engine/test_own_data_page.py.
+# tests/deploy/test_exports.py, tests/engine/test_own_data_page.py.
 RUN_ELSEWHERE = ("docs/accelerate.md", "docs/deploy.md", "docs/own_data.md")
 SNIPPETS = {
     f"{name}-{i}": code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from exported import small_pair
+from small_networks import small_pair
 from torch import Tensor, nn
 from torch.export import Dim
 
 import pspnet_fast
 from pspnet_fast import PSPNet
-from pspnet_fast.deploy import ExportError, Options, decompositions
+from pspnet_fast.deploy import ExportError, Options, decompositions, export_files
 from pspnet_fast.deploy.program import exportable, reduced_program
 from pspnet_fast.deploy.runtimes import compare, onnxruntime_run
 
@@ -130,10 +131,10 @@ def test_outputs_that_are_no_logits_are_refused() -> None:
 ANY_SIZE = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
 
 
-def test_torch_onnx_export(model: PSPNet, tmp_path: Path) -> None:
+def test_torch_onnx_export(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra [export]")
     pytest.importorskip("onnxruntime", reason="needs the extra [export]")
-    file = tmp_path / "model.onnx"
+    model, file = small_pair()[0], tmp_path / "model.onnx"
     torch.onnx.export(model, (torch.randn(2, 3, 65, 81),), file, dynamic_shapes=ANY_SIZE, verbose=False)
     run = onnxruntime_run(file)
     for batch, size in ((1, (129, 193)), (2, (130, 190))):
@@ -163,3 +164,17 @@ def test_torch_export_in_standard_operators(method: str) -> None:
     x = torch.randn(3, 3, 90, 66).double()
     # The interpolation weights of any size are computed in float32.
     torch.testing.assert_close(program.module()(x), getattr(model, method)(x), rtol=0, atol=1e-5)
+
+
+def test_the_page_compiles_a_program_ahead_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, images = small_pair()[0], torch.randn(1, 3, 41, 49)
+    (content,), _ = export_files(model, "torch-export", Options((41, 49), batch=1))
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "best.pt2").write_bytes(content)
+    page = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "aoti" in b)
+    names: dict[str, Any] = {"images": images}
+    exec(compile(block, "deploy.md", "exec"), names)
+    assert names["labels"].dtype == torch.uint8
+    assert torch.equal(names["labels"].long(), model.predict(images))

@@ -1,25 +1,14 @@
-"""What the exports of the tests are of."""
+"""Networks that are exported in no time."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from network_pairs import make_pair
 from torch import nn
 
 from pspnet_fast import PSPNet
-from pspnet_fast.deploy import Comparison
-
-CLASSES = ("road", "sky", "tree")
-PALETTE = ((128, 64, 128), (70, 130, 180), (107, 142, 35))
-
-
-class Exported(NamedTuple):
-    model: PSPNet
-    file: Path
-    comparisons: list[Comparison]
 
 
 def small_pair(**arguments: Any) -> tuple[PSPNet, nn.Module]:
