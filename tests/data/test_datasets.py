@@ -47,13 +47,6 @@ def make_cityscapes(root: Path, suffixes: Sequence[str] = ("labelIds",)) -> Path
     return root
 
 
-def make_ade20k(root: Path) -> Path:
-    for split in ("training", "validation"):
-        save_image(root / f"images/{split}/ADE_{split}.jpg")
-        save_label(root / f"annotations/{split}/ADE_{split}.png", [0, 1, 150])
-    return root
-
-
 def make_voc(root: Path) -> Path:
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     for split, names in {"train": ["b"], "val": ["a"], "trainval": ["a", "b"], "test": ["t"]}.items():
@@ -82,12 +75,11 @@ def test_camvid_reads_images_and_labels(tmp_path: Path) -> None:
     assert label.flatten()[:4].tolist() == [1, 10, 255, 1]  # 11 is unlabelled
 
 
-def test_camvid_without_test_labels_gives_ignored_labels(tmp_path: Path) -> None:
+def test_without_labels_a_test_split_has_ignored_ones(tmp_path: Path) -> None:
     save_image(tmp_path / "images/test/x.png")
-    dataset = open_dataset("camvid", tmp_path, "test")
-
-    assert dataset.samples[0].label is None
-    assert dataset[0][1].unique().tolist() == [255]
+    for dataset in (open_dataset("camvid", tmp_path, "test"), open_dataset("voc", make_voc(tmp_path / "voc"), "test")):
+        assert [sample.label for sample in dataset.samples] == [None]
+        assert dataset[0][1].unique().tolist() == [255]
 
 
 @pytest.mark.parametrize("kinds", [["labelIds"], ["labelTrainIds"], ["labelIds", "labelTrainIds"]])
@@ -108,7 +100,10 @@ def test_cityscapes_label_ids_are_the_official_ones() -> None:
 
 @pytest.mark.parametrize(("split", "folder"), [("train", "training"), ("val", "validation")])
 def test_ade20k_shifts_labels_by_one(tmp_path: Path, split: str, folder: str) -> None:
-    make_ade20k(tmp_path / "ADEChallengeData2016")
+    root = tmp_path / "ADEChallengeData2016"
+    for name in ("training", "validation"):
+        save_image(root / f"images/{name}/ADE.jpg")
+        save_label(root / f"annotations/{name}/ADE.png", [0, 1, 150])
     dataset = open_dataset("ade20k", tmp_path, split)  # the folder that the archive was unpacked in
 
     assert dataset.samples[0].image.parent.name == folder
@@ -124,11 +119,6 @@ def test_voc_reads_palette_indices_of_the_split(tmp_path: Path, subfolder: str) 
     dataset = open_dataset("voc", tmp_path, "train")
     assert Image.open(dataset.samples[0].label).mode == "P"
     assert dataset[0][1].flatten()[:3].tolist() == [0, 20, 255]
-
-
-def test_voc_test_split_has_no_labels(tmp_path: Path) -> None:
-    dataset = open_dataset("voc", make_voc(tmp_path), "test")
-    assert [sample.label for sample in dataset.samples] == [None]
 
 
 @pytest.mark.parametrize("separator", [" ", "\t"])

@@ -20,21 +20,16 @@ PLAIN = {"scale": (1.0, 1.0), "rotate": 0.0, "blur": 0.0, "flip": 0.0}
 SEEDS = range(12)
 
 
-def positions(height: int = 90, width: int = 120) -> Tensor:
-    """A float image whose channels say where a pixel is: x, y and a constant."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([x, y, torch.full_like(x, 7)]).float()
-
-
 def cells(x: Tensor, y: Tensor) -> Tensor:
     """A label map of 5x5-pixel cells, 250 values."""
     return ((x // 5) * 7 + (y // 5) * 13) % 250
 
 
-def crop_positions(seed: int, size: tuple[int, int], fill: float = -1e4, **options: object) -> tuple[Tensor, Tensor]:
-    image = positions()
-    label = cells(image[0], image[1]).to(torch.uint8)
-    transform = RandomAffineCrop(size, fill=(fill,) * 3, **options)
+def crop_positions(seed: int, size: tuple[int, int], **options: object) -> tuple[Tensor, Tensor]:
+    """A crop of a float image whose channels say where a pixel is, x, y and a constant, and of its label map."""
+    y, x = torch.meshgrid(torch.arange(90), torch.arange(120), indexing="ij")
+    image, label = torch.stack([x, y, torch.full_like(x, 7)]).float(), cells(x, y).to(torch.uint8)
+    transform = RandomAffineCrop(size, fill=(-1e4,) * 3, **options)
     torch.manual_seed(seed)
     crop, mask = transform(tv_tensors.Image(image), tv_tensors.Mask(label))
     return crop.as_subclass(Tensor), mask.as_subclass(Tensor)

@@ -24,18 +24,16 @@ from buildtools.extension import find_torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_finds_the_torch_that_will_be_imported() -> None:
+@pytest.mark.parametrize("isolated", [False, True])
+def test_finds_the_torch_that_will_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolated: bool) -> None:
+    """Not one of an isolated build."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '0.0.decoy'\n")
+    if isolated:
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = find_torch()
     assert (found.version, Path(found.folder)) == (torch.__version__, Path(torch.__file__).parent)
-
-
-def test_a_torch_of_an_isolated_build_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoy = tmp_path / "torch"
-    decoy.mkdir()
-    (decoy / "__init__.py").touch()
-    (decoy / "version.py").write_text("__version__ = '0.0.decoy'\ncuda = None\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert find_torch().version == torch.__version__
 
 
 @pytest.mark.parametrize("hook", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
