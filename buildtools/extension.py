@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import runpy
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent
@@ -155,12 +155,9 @@ def csrc_digests() -> dict[str, str | None]:
 def _missing_tool(torch: TorchInfo | None) -> str | None:
     if torch is None:
         return "the environment has no torch to link against; install torch, then this package again"
-    for tool in ("cmake", "ninja"):
-        if shutil.which(tool) is None:
-            return f"{tool} was not found; run `pip install cmake ninja pybind11`"
-    if importlib.util.find_spec("pybind11") is None:
-        return "pybind11 was not found; run `pip install cmake ninja pybind11`"
-    return None
+    found = {"cmake": shutil.which("cmake"), "ninja": shutil.which("ninja"), "pybind11": find_spec("pybind11")}
+    missing = next((name for name, place in found.items() if place is None), None)
+    return missing and f"{missing} was not found; run `pip install cmake ninja pybind11`"
 
 
 def _configure_and_build(torch: TorchInfo, tree: Path, cuda: str) -> None:
