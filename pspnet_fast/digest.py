@@ -1,7 +1,7 @@
 """A digest of the kernels' sources: whether what was tested on a GPU is what runs here.
 
-Standard library alone, and nothing of this package: the build calls it too (buildtools/extension.py), where there may be
-no torch to import.
+Standard library alone, and nothing of this package: the build calls it too (buildtools/extension.py), where torch may
+be missing.
 """
 
 from __future__ import annotations

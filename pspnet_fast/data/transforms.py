@@ -199,19 +199,17 @@ def train_transform(
         ValueError: an argument is out of its range.
     """
     size = (crop, crop) if isinstance(crop, int) else (int(crop[0]), int(crop[1]))
-    if min(size) < 1:
-        raise ValueError(f"crop={crop!r} must be positive, (height, width) or one number for both")
-    if not 0 < scale[0] <= scale[1]:
-        raise ValueError(f"scale={scale!r} must be (low, high) with 0 < low <= high")
-    if not 0 <= rotate <= 180:
-        raise ValueError(f"rotate={rotate!r} must be an angle of 0 .. 180 degrees")
-    if not 0 < cat_max_ratio <= 1:
-        raise ValueError(f"cat_max_ratio={cat_max_ratio!r} must be a share above 0, at most 1")
-    for name, p in (("blur", blur), ("flip", flip)):
-        if not 0 <= p <= 1:
-            raise ValueError(f"{name}={p!r} must be a probability, 0 .. 1")
-    if not 0 <= jitter <= 1:
-        raise ValueError(f"jitter={jitter!r} must be 0 .. 1")
+    for name, value, fits, what in (
+        ("crop", crop, min(size) >= 1, "positive, (height, width) or one number for both"),
+        ("scale", scale, 0 < scale[0] <= scale[1], "(low, high) with 0 < low <= high"),
+        ("rotate", rotate, 0 <= rotate <= 180, "an angle of 0 .. 180 degrees"),
+        ("cat_max_ratio", cat_max_ratio, 0 < cat_max_ratio <= 1, "a share above 0, at most 1"),
+        ("blur", blur, 0 <= blur <= 1, "a probability, 0 .. 1"),
+        ("flip", flip, 0 <= flip <= 1, "a probability, 0 .. 1"),
+        ("jitter", jitter, 0 <= jitter <= 1, "0 .. 1"),
+    ):
+        if not fits:
+            raise ValueError(f"{name}={value!r} must be {what}")
     _check_normalisation(mean, std)
 
     return SegmentationTransform(
