@@ -28,22 +28,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _full_float32() -> Iterator[None]:
-    """Off is TF32, by which a GPU's convolutions have three correct digits unless it is switched off."""
+def _reproducible() -> Iterator[None]:
+    """The same random numbers in every run; one thread, in whose sums the order is fixed; and no TF32, by which a GPU's
+    convolutions have three correct digits unless it is switched off.
+    """
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-@pytest.fixture(autouse=True)
-def _reproducible() -> Iterator[None]:
-    """One thread, in whose sums the order is fixed, and the same random numbers in every run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture(autouse=True)

@@ -47,8 +47,7 @@ class DatasetInfo:
             raise ValueError(
                 f"{self.name}: {len(self.classes)} classes but {len(self.palette)} colours; give one a class"
             )
-        if len(set(self.classes)) != len(self.classes):
-            twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if twice := sorted({name for name in self.classes if self.classes.count(name) > 1}):
             raise ValueError(f"{self.name}: class names occur twice: {', '.join(twice)}; give every class its own name")
         if 0 <= self.ignore_index < len(self.classes):
             raise ValueError(

@@ -26,7 +26,7 @@ def expand(path: str | Path) -> Path:
         raise DatasetError(f"{path}: {error}; write the folder in full") from None
 
 
-def walk_files(folder: Path) -> Iterator[Path]:
+def walk_files(folder: Path, _above: frozenset[str] = frozenset()) -> Iterator[Path]:
     """All files below a folder, in the order of their paths.
 
     Links are followed, except to a folder that contains the link. Names that begin with a dot are skipped, with what is
@@ -35,10 +35,7 @@ def walk_files(folder: Path) -> Iterator[Path]:
     Raises:
         DatasetError: a folder cannot be listed.
     """
-    return _walk(folder, frozenset([os.path.realpath(folder)]))
-
-
-def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    above = _above | {os.path.realpath(folder)}
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -49,10 +46,8 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
             continue
         if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):  # a link may point at itself
             yield folder / entry.name
-            continue
-        target = os.path.realpath(entry.path)
-        if target not in above:
-            yield from _walk(folder / entry.name, above | {target})
+        elif os.path.realpath(entry.path) not in above:
+            yield from walk_files(folder / entry.name, above)
 
 
 def read_lines(path: Path) -> tuple[list[str], str]:
