@@ -226,7 +226,7 @@ def test_report_of_a_built_extension() -> None:
     assert any(line.startswith("  cpu") and "ready" in line for line in lines)
 
 
-def test_report_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_tells_where_the_kernels_were_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "verified.json"
     path.write_text(json.dumps([ENTRY]))
     monkeypatch.setattr(report_module, "read_verified", lambda: read_verified(path))
