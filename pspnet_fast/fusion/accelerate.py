@@ -10,8 +10,7 @@ from torch import nn
 
 from pspnet_fast.fusion.fused import supported
 from pspnet_fast.fusion.mode import Fuse, fuse
-from pspnet_fast.fusion.patches import Forward, is_patched, patch, unpatch
-from pspnet_fast.fusion.quiet import QuietModules, restore_quiet
+from pspnet_fast.fusion.quiet import Forward, QuietModules, is_patched, patch, restore_quiet, unpatch
 from pspnet_fast.fusion.report import FusionReport
 from pspnet_fast.ops.operator import exporting
 

@@ -7,8 +7,8 @@ gradients for the upsampling before the node, and code that reads the gradient i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,33 +17,28 @@ from torch.overrides import enable_reentrant_dispatch
 
 from pspnet_fast.fusion.cells import Cell
 from pspnet_fast.fusion.deferred import Deferred, form_of, wrap
-from pspnet_fast.fusion.gradients import pull
-from pspnet_fast.fusion.segments import Geometry, Segment, assemble, stock_operators, under_this_autocast, upsampling
-from pspnet_fast.fusion.upsampling import upsampled
+from pspnet_fast.fusion.segments import Geometry, Segment, assemble, enlarge, stock_operators, under_this_autocast
+from pspnet_fast.fusion.upsampling import pull, upsampled
+
+_Fused = Callable[[list[Tensor], list[Any]], Tensor]
+_Stock = Callable[[Tensor, list[Any]], Tensor]
+_Tensors = Sequence[Tensor | None]
 
 _FREED = "Trying to backward through the graph a second time: specify retain_graph=True in the first"
+_NO_GRADIENTS = (None,) * 4  # of the arguments of _FusedNode before the map
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How to run one call.
+def run(fused: _Fused, stock: _Stock, x: Deferred, *others: Tensor | None, geometry: Geometry | None = None) -> Tensor:
+    """``stock(x, others)`` by ``fused``, in the autograd graph.
 
-    Attributes:
+    Args:
         fused: ``(tensors of the segments, other tensors) -> result``.
         stock: ``(full-resolution map, other tensors) -> result``, the same.
         geometry: where given, ``fused`` gives a low-resolution map, and the result is this upsampling of it.
     """
-
-    fused: Callable[[list[Tensor], list[Any]], Tensor]
-    stock: Callable[[Tensor, list[Any]], Tensor]
-    geometry: Geometry | None = None
-
-
-def run(plan: Plan, x: Deferred, *others: Tensor | None) -> Tensor:
-    """``plan.stock(x, others)`` by ``plan.fused``, in the autograd graph."""
-    plan = replace(plan, stock=under_this_autocast(plan.stock, x.device.type))
+    stock = under_this_autocast(stock, x.device.type)
     with torch._C.DisableTorchFunction():
-        result: Tensor = _Fused.apply(plan, torch.is_grad_enabled(), x, *others)
+        result: Tensor = _FusedNode.apply(fused, stock, geometry, torch.is_grad_enabled(), x, *others)
         return result
 
 
@@ -56,9 +51,11 @@ def supported() -> bool:
     )
 
 
-class _Fused(torch.autograd.Function):
+class _FusedNode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, recording: bool, x: Deferred, *others: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, fused: _Fused, stock: _Stock, geometry: Geometry | None, recording: bool, x: Deferred, *others: Any
+    ) -> Tensor:
         cell, segments = x.cell, x.cell.segments
         recording = recording and any(t is not None and t.requires_grad for t in (x, *others))
         # A tensor that was adopted by another graph (x.detach().requires_grad_()) needs the gradients of all.
@@ -67,73 +64,60 @@ class _Fused(torch.autograd.Function):
         leaves = [s.tensor.detach().requires_grad_(wanted and (every or s.requires_grad)) for s in segments]
         parameters = [None if t is None else t.detach().requires_grad_(recording and t.requires_grad) for t in others]
         with torch.set_grad_enabled(recording):
-            inner = plan.fused(leaves, parameters)
+            inner = fused(leaves, parameters)
 
         if recording:
             ctx.save_for_backward(*others)
-            ctx.plan, ctx.x, ctx.graph = plan, x, (inner, leaves, parameters)
+            ctx.stock, ctx.geometry, ctx.x, ctx.graph = stock, geometry, x, (inner, leaves, parameters)
             ctx.origin = Cell(lambda: assemble(segments, cell.kind), segments, cell.session, kind=cell.kind)
-        if plan.geometry is None:
-            return inner.detach()
         low = inner.detach()
-        build = upsampling(low, plan.geometry)
-        return upsampled(Segment(low, plan.geometry, recording), cell.session, build)
+        if geometry is None:
+            return low
+        build = functools.partial(enlarge, low, geometry)
+        return upsampled(Segment(low, geometry, recording), cell.session, build)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         others = ctx.saved_tensors
         if ctx.graph is None:
             raise RuntimeError(_FREED)
-        plan, x, needed = ctx.plan, ctx.x, ctx.needs_input_grad[2:]
+        stock, x, needed = ctx.stock, ctx.x, ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():
-            return None, None, *_by_stock(plan, x, others, grad, needed, create_graph=True)
+            return *_NO_GRADIENTS, *_by_stock(stock, x, others, grad, needed, create_graph=True)
         if ctx.origin.value is not None:  # a tensor of the segments was going to be written to
             full = ctx.origin.value.detach().requires_grad_()
-            return None, None, *_by_stock(plan, full, others, grad, needed)
+            return *_NO_GRADIENTS, *_by_stock(stock, full, others, grad, needed)
 
         inner, leaves, parameters = ctx.graph
-        if plan.geometry is not None:
-            options = {"align_corners": plan.geometry.align_corners}
-            low_grad = pull(grad, plan.geometry, inner.shape, inner.dtype, inner.device, options)
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         wanted = [t for t in (*leaves, *parameters) if t is not None and t.requires_grad]
-        inner_grad = grad if plan.geometry is None else low_grad
+        inner_grad = grad if ctx.geometry is None else pull(grad, ctx.geometry)
         gradients = torch.autograd.grad(inner, wanted, inner_grad, retain_graph=keep, allow_unused=True)
         found = {id(t): g for t, g in zip(wanted, gradients, strict=True)}
         grad_x = None
         if needed[0]:
-            grad_x = _deferred_gradient(plan, x, ctx.origin, [found.get(id(t)) for t in leaves], others, grad)
-        result = None, None, grad_x, *[found.get(id(t)) for t in parameters]
+            grad_x = _deferred_gradient(stock, x, ctx.origin, [found.get(id(t)) for t in leaves], others, grad)
+        result = *_NO_GRADIENTS, grad_x, *[found.get(id(t)) for t in parameters]
         if not keep:
             ctx.graph = ctx.x = ctx.origin = None
         return result
 
 
 def _by_stock(
-    plan: Plan,
-    x: Tensor,
-    others: Sequence[Tensor | None],
-    grad: Tensor,
-    needed: Sequence[bool],
-    create_graph: bool = False,
+    stock: _Stock, x: Tensor, others: _Tensors, grad: Tensor, needed: Sequence[bool], create_graph: bool = False
 ) -> list[Tensor | None]:
     """The stock operator's gradients."""
     if isinstance(x, Deferred) and x.cell.exposed:
         raise RuntimeError("a second derivative by a map that has been modified in place, or viewed, since its use")
     inputs = [t for t, wanted in zip((x, *others), needed, strict=True) if wanted and t is not None]
     with torch._C.DisableTorchFunction(), torch.enable_grad():
-        y = plan.stock(x, list(others))
+        y = stock(x, list(others))
         found = iter(torch.autograd.grad(y, inputs, grad, create_graph=create_graph, allow_unused=True))
     return [next(found) if wanted else None for wanted in needed]
 
 
 def _deferred_gradient(
-    plan: Plan,
-    x: Tensor,
-    origin: Cell,
-    gradients: Sequence[Tensor | None],
-    others: Sequence[Tensor | None],
-    grad: Tensor,
+    stock: _Stock, x: Tensor, origin: Cell, gradients: _Tensors, others: _Tensors, grad: Tensor
 ) -> Tensor:
     """The gradient of the full-resolution map ``x``, which knows those of the tensors that it is made of."""
     pieces = []
@@ -145,6 +129,6 @@ def _deferred_gradient(
         # This may be called below autograd, which the stock operator needs.
         with enable_reentrant_dispatch(), stock_operators(), torch.enable_grad():
             full = origin.peek().detach().requires_grad_()
-            return torch.autograd.grad(plan.stock(full, fixed), full, grad)[0]
+            return torch.autograd.grad(stock(full, fixed), full, grad)[0]
 
     return wrap(Cell(build, pieces, origin.session, kind=origin.kind, adjoint=True), form_of(x), x.device)

@@ -1,18 +1,23 @@
-"""What the graphs that Dynamo traces show of a call: its arguments, its tensors, and what is written in between."""
+"""What the graphs that Dynamo traces show of a call: its arguments, its tensors, and what is written in between.
+
+The mode sees only some of the functions that write to tensors, but all of them are in the graph, from the call on. What
+it asks while Dynamo traces is a constant to it, so that these functions take and give numbers.
+"""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from pspnet_fast.backend import constant_in_graphs
 from pspnet_fast.fusion.projection import is_map_of, saves_input
-from pspnet_fast.fusion.segments import pair, storage_of
+from pspnet_fast.fusion.segments import Geometry, Resize, enlargement, storage_of
 from pspnet_fast.fusion.writes import writes
 
 _UPSAMPLE = inspect.signature(F.interpolate)
@@ -34,34 +39,22 @@ def value(argument: Any) -> Any:
     return argument.meta.get("example_value") if isinstance(argument, fx.Node) else argument
 
 
-def enlargement(full: Any, reader: fx.Node) -> tuple[fx.Node, bool] | None:
-    """The low-resolution map, and whether corners are aligned, if ``full`` is its bilinear upsampling.
+def upsampling(full: Any, reader: fx.Node) -> tuple[fx.Node, Geometry] | None:
+    """The low-resolution map, and the geometry, if ``full`` is its bilinear upsampling.
 
     None as well where something may write to either, reads the gradient of ``full``, or changes between it and
     ``reader`` how operators are recorded.
     """
-    if not isinstance(full, fx.Node) or full.target is not F.interpolate:
-        return None
-    upsampling = bound(_UPSAMPLE, full)
-    if upsampling is None or not _is_enlargement(upsampling, value(upsampling["input"]), value(full)):
-        return None
-    low = upsampling["input"]
-    if is_hooked(full) or any(map(_changes_state, between(full, reader))) or is_written(full, (low, full)):
-        return None
-    return low, bool(upsampling["align_corners"])
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes long to import
 
-
-def _is_enlargement(upsampling: dict[str, Any], low: Any, full: Any) -> bool:
-    if not isinstance(low, Tensor) or upsampling["mode"] != "bilinear" or upsampling["antialias"]:
-        return False
-    sizes = list(zip(low.shape[2:], full.shape[2:], strict=True))
-    factors = pair(upsampling["scale_factor"])
-    if factors is not None and not upsampling["align_corners"]:
-        # PyTorch uses the factor itself then: the same where it gives whole sizes.
-        exact = [statically_known_true(n * f == m) for (n, m), f in zip(sizes, factors, strict=True)]
-        if upsampling["recompute_scale_factor"] or not all(exact):
-            return False
-    return all(statically_known_true(n <= m) for n, m in sizes)
+    call = bound(_UPSAMPLE, full) if isinstance(full, fx.Node) and full.target is F.interpolate else None
+    if call is None or not isinstance(value(call["input"]), Tensor):
+        return None
+    low, *options = call.values()
+    geometry = enlargement(value(low).shape, value(full).shape, Resize(*options), statically_known_true)
+    if geometry is None or is_hooked(full) or any(map(_changes_state, between(full, reader))):
+        return None
+    return None if is_written(full, (low, full)) else (low, geometry)
 
 
 def linear_below(x: Any, reader: fx.Node) -> tuple[Any, Any, Any] | None:
@@ -140,3 +133,54 @@ def between(start: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
     while node is not end:
         yield node
         node = node.next
+
+
+_TRACES = itertools.count()
+
+
+@constant_in_graphs
+def trace() -> int:
+    """A number of the code that is being traced as one; -1 outside of it, and inside transforms of ``torch.func``."""
+    context = torch._guards.TracingContext.try_get()
+    outside = context is None or torch._C._functorch.peek_interpreter_stack() is not None
+    number: int = -1 if outside else context.__dict__.setdefault("pspnet_fast_trace", next(_TRACES))
+    return number
+
+
+@constant_in_graphs
+def last_call() -> int:
+    """A number of the call that Dynamo has put into its graph last."""
+    calls = _calls()
+    calls.append(_graphs()[-1]._root.prev)
+    return len(calls) - 1
+
+
+@constant_in_graphs
+def stand(*numbers: int) -> bool:
+    """Whether the maps that the calls read and gave are as they were, and no code reads the gradient of a result."""
+    for call in (_calls()[number] for number in numbers):
+        memory = memory_of((call, *call.all_input_nodes))
+        if is_hooked(call) or any_writes(_since(call), memory):
+            return False
+    return True
+
+
+def _since(call: fx.Node) -> Iterator[fx.Node]:
+    """All nodes behind ``call``: in its graph, and in those of the functions inside which Dynamo traces."""
+    yield from between(call, call.graph._root)
+    graphs = _graphs()
+    for graph in graphs[graphs.index(call.graph) + 1 :] if call.graph in graphs else ():
+        yield from graph.nodes
+
+
+def _graphs() -> Sequence[Any]:
+    """The graph of the trace, and those of the functions of higher-order operators inside which it is."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator  # loaded by now; takes long to import before
+
+    return [tracer.graph for tracer in InstructionTranslator.current_tx().output.tracers]
+
+
+def _calls() -> list[Any]:
+    context = torch._guards.TracingContext.get()
+    calls: list[Any] = context.__dict__.setdefault("pspnet_fast_calls", [])
+    return calls

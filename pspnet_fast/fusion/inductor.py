@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from pspnet_fast.fusion import conv_plans, graph_nodes, pointwise, projection, segments, traced_heads, writes
-from pspnet_fast.fusion.conv_plans import conv_plan, refusal
-from pspnet_fast.fusion.graph_nodes import bound, enlargement, is_hooked, is_written, linear_below, value
+from pspnet_fast.fusion import convolution, graph_nodes, logits, projection, segments, writes
+from pspnet_fast.fusion.convolution import conv_plan, refusal
+from pspnet_fast.fusion.graph_nodes import bound, is_hooked, is_written, linear_below, upsampling, value
+from pspnet_fast.fusion.logits import Criterion, fused_loss, takes
 from pspnet_fast.fusion.projection import as_projection
 from pspnet_fast.fusion.segments import Geometry, Segment
-from pspnet_fast.fusion.traced_heads import fused_loss, takes
 from pspnet_fast.layout import format_of, suggests_channels_last
 
 _LOSS = inspect.signature(F.cross_entropy)
@@ -53,7 +53,7 @@ class FuseUpsampled(CustomGraphPass):
                     graph.erase_node(node)
 
     def uuid(self) -> Any:
-        modules = conv_plans, graph_nodes, pointwise, projection, segments, traced_heads, writes
+        modules = convolution, graph_nodes, logits, projection, segments, writes
         sources = [str(module.__file__) for module in modules]
         return get_hash_for_files((__file__, *sources), str([target.__name__ for target, *_ in self.rules]))
 
@@ -61,13 +61,14 @@ class FuseUpsampled(CustomGraphPass):
 def _loss(node: fx.Node) -> tuple[Any, ...] | None:
     """The arguments of :func:`fused_loss` for a call of ``F.cross_entropy``, or None where it does not apply."""
     call = bound(_LOSS, node)
-    if call is None or call["size_average"] is not None or call["reduce"] is not None:
+    if call is None:
         return None
-    found = enlargement(call["input"], node)
-    if found is None or not takes(value(call["target"]), value(call["weight"])):
+    full, *criterion = call.values()
+    found = upsampling(full, node)
+    if found is None or not takes(Criterion(*map(value, criterion))):
         return None
-    options = call["target"], call["weight"], call["ignore_index"], call["reduction"], call["label_smoothing"]
-    return *found, *options, value(call["input"]).dtype
+    low, geometry = found
+    return low, geometry.align_corners, value(full).dtype, *criterion
 
 
 def fused_conv(
@@ -98,24 +99,24 @@ def _segments(tensors: Sequence[Tensor], geometries: Sequence[Any], layers: Sequ
 def _conv(node: fx.Node) -> tuple[Any, ...] | None:
     """The arguments of :func:`fused_conv` for a call of ``conv2d``, or None where it does not apply."""
     call = bound(_CONV, node)
-    weight = None if call is None else value(call["weight"])
-    if call is None or not isinstance(weight, Tensor):
+    if call is None:
         return None
-    if refusal(weight, *(call[name] for name in ("stride", "padding", "dilation", "groups"))) is not None:
+    full, weight, bias, *options = call.values()
+    if not isinstance(value(weight), Tensor) or refusal(value(weight), *options) is not None:
         return None
-    parts = [_part(x, node) for x in _maps(call["input"])]
+    parts = [_part(x, node) for x in _maps(full)]
     values = [value(x) for x, _ in parts]
     if not all(isinstance(x, Tensor) and x.dim() == 4 and all(type(n) is int for n in x.shape) for x in values):
         return None
     layers = [linear_below(x, node) for x, _ in parts]
     segments = _segments(values, [g for _, g in parts], [layer and [*map(value, layer)] for layer in layers])
-    if sum(s.channels for s in segments) != weight.shape[1] or len({x.dtype for x in values}) != 1:
+    if sum(s.channels for s in segments) != value(weight).shape[1] or len({x.dtype for x in values}) != 1:
         return None
-    if conv_plan(segments, weight, lazy=False) is None:
+    if conv_plan(segments, value(weight), lazy=False) is None:
         return None
     channels_last = suggests_channels_last(value(node))
     maps, geometries = [x for x, _ in parts], [g if g is None else tuple(g) for _, g in parts]
-    return maps, geometries, layers, call["weight"], call["bias"], channels_last
+    return maps, geometries, layers, weight, bias, channels_last
 
 
 def _maps(x: Any) -> list[Any]:
@@ -130,9 +131,8 @@ def _maps(x: Any) -> list[Any]:
 
 def _part(x: Any, reader: fx.Node) -> tuple[Any, Geometry | None]:
     """The low-resolution map and its upsampling if ``x`` is one when ``reader`` reads it, else ``x`` itself."""
-    found = enlargement(x, reader)
+    found = upsampling(x, reader)
     if found is None:
         return x, None
-    low, align_corners = found
-    before, after = tuple(value(low).shape[2:]), tuple(value(x).shape[2:])
-    return low, None if before == after else Geometry(before, after, align_corners)  # one to the same size copies
+    low, geometry = found
+    return low, None if geometry.low == geometry.full else geometry  # one to the same size copies

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from pspnet_fast.fusion.cells import LIVE, before_write
 from pspnet_fast.fusion.deferred import MEMORY
@@ -16,7 +17,7 @@ from pspnet_fast.fusion.fused import supported
 from pspnet_fast.fusion.report import FusionReport, Session, calling_modules
 from pspnet_fast.fusion.traced import TracedFuse
 from pspnet_fast.fusion.upsampling import interpolate
-from pspnet_fast.fusion.writes import INPLACE, OPERATORS, WRITING, writes
+from pspnet_fast.fusion.writes import writes
 from pspnet_fast.ops.operator import exporting
 
 _is_compiling = torch.compiler.is_dynamo_compiling
@@ -107,8 +108,8 @@ class Fuse(TorchFunctionMode):
             return result
         elif func in _UNSEEN_WRITES and self.session.projections.pending:
             self.session.projections.clear()
-        elif _alive and _may_write(func, kwargs) and writes(func, args, kwargs or {}):
-            before_write([t for t in _flat((args, tuple((kwargs or {}).values()))) if isinstance(t, Tensor)])
+        elif _alive and writes(func, args, kwargs or _NONE):
+            before_write([t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)])
         return func(*args, **kwargs) if kwargs else func(*args)
 
     def _interpolate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -125,18 +126,7 @@ class Fuse(TorchFunctionMode):
         return result
 
 
-def _may_write(func: Callable[..., Any], kwargs: dict[str, Any] | None) -> bool:
-    """What :func:`writes` need not be asked of is most calls."""
-    return func in _WRITING or isinstance(func, OPERATORS) or bool(kwargs and "out" in kwargs)
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        return [leaf for item in value for leaf in _flat(item)]
-    return [value]
-
-
 # What gives access to a tensor's memory without its version.
 _UNSEEN_WRITES = MEMORY | {Tensor.data.__get__, Tensor.data.__set__}  # type: ignore[attr-defined]
-_WRITING = WRITING | INPLACE.keys()
+_NONE: dict[str, Any] = {}
 _alive = LIVE.data  # type: ignore[attr-defined]  # the dictionary inside, whose truth costs no call

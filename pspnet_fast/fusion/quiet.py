@@ -9,12 +9,15 @@ Linear layers whose results are upsampled (projection.py) run in the mode as wel
 
 The mode also builds deferred tensors before what they are made of is written to. So it is not suspended once a call has
 deferred a tensor, nor while one of an earlier call may be written to.
+
+A module that runs otherwise has a ``forward`` of its own in its dictionary: :func:`patch` and :func:`unpatch`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,8 +28,8 @@ from torch.utils._pytree import tree_leaves
 
 from pspnet_fast.fusion.cells import may_be_written
 from pspnet_fast.fusion.mode import Fuse
-from pspnet_fast.fusion.patches import Forward, is_patched, patch, unpatch
 
+Forward = Callable[..., Any]
 _MARK = "quiet"
 _MOST_KINDS = 256  # of calls, which random sizes of images make endless
 
@@ -120,3 +123,38 @@ def _without_mode(forward: Forward, bound: bool) -> Forward:
         return current(self, *args, **kwargs)
 
     return quiet_forward
+
+
+def is_patched(module: nn.Module, mark: str) -> bool:
+    """Whether the module has a forward that :func:`patch` marked so."""
+    function = getattr(module.__dict__.get("forward"), "__func__", None)
+    return getattr(function, "_patch", None) == mark
+
+
+def patch(module: nn.Module, mark: str, make: Callable[[Forward, bool], Forward]) -> None:
+    """Give this instance the forward ``make(forward, bound)``; a bound one has to be given the module as well."""
+    own = module.__dict__.get("forward")
+    bound = own is None or getattr(own, "__self__", None) is module
+    function = make(getattr(module.forward, "__func__", module.forward), bound)
+    function.__dict__.update(_patch=mark, _original=own)
+    module.__dict__["forward"] = types.MethodType(function, module)
+    module.__dict__["_replicate_for_data_parallel"] = types.MethodType(_replicate, module)
+
+
+def unpatch(module: nn.Module) -> None:
+    """Undo :func:`patch`."""
+    original = module.__dict__.pop("forward").__func__.__dict__["_original"]
+    if original is not None:
+        module.__dict__["forward"] = original
+    module.__dict__.pop("_replicate_for_data_parallel", None)
+
+
+@functools.wraps(nn.Module._replicate_for_data_parallel)
+def _replicate(self: nn.Module) -> nn.Module:
+    """``torch.nn.DataParallel`` copies attributes: the copy's forward must be bound to the copy."""
+    replica: nn.Module = type(self)._replicate_for_data_parallel(self)
+    for name in ("forward", "_replicate_for_data_parallel"):
+        own = self.__dict__.get(name)
+        if isinstance(own, types.MethodType) and own.__self__ is self:
+            replica.__dict__[name] = types.MethodType(own.__func__, replica)
+    return replica

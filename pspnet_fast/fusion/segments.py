@@ -22,6 +22,17 @@ class Geometry(NamedTuple):
     align_corners: bool
 
 
+class Resize(NamedTuple):
+    """The arguments of ``F.interpolate`` behind its input."""
+
+    size: Any = None
+    scale_factor: Any = None
+    mode: str = "nearest"
+    align_corners: bool | None = None
+    recompute_scale_factor: bool | None = None
+    antialias: bool = False
+
+
 @dataclass(frozen=True)
 class Segment:
     """Some channels of a map: ``tensor [B, c, *geometry.low]``, or the map itself where geometry is None.
@@ -94,14 +105,37 @@ def under_this_autocast(function: Callable[..., Any], device_type: str) -> Calla
     return run
 
 
-def upsampling(low: Tensor, geometry: Geometry) -> Callable[[], Tensor]:
-    """The upsampling of ``low`` by the stock operator, to be called."""
-    return lambda: F.interpolate(low, geometry.full, mode="bilinear", align_corners=geometry.align_corners)
+def enlargement(
+    low: Sequence[int], full: Sequence[int], call: Resize, known: Callable[[Any], bool] = bool
+) -> Geometry | None:
+    """The geometry of ``call`` from shape ``low`` to ``full`` if it is bilinear and makes nothing smaller.
+
+    None as well where PyTorch uses a scale factor that is not the ratio of the sizes. ``known`` says whether a
+    comparison of sizes, which may be symbols, holds.
+    """
+    if call.mode != "bilinear" or call.antialias:
+        return None
+    height, width = low[2:]
+    if call.scale_factor is not None and not call.align_corners:
+        # PyTorch uses the factor itself then: the same where it gives whole sizes.
+        factors = pair(call.scale_factor)
+        if factors is None or call.recompute_scale_factor:
+            return None
+        if not (known(height * factors[0] == full[2]) and known(width * factors[1] == full[3])):
+            return None
+    if not (known(height <= full[2]) and known(width <= full[3])):
+        return None
+    return Geometry((height, width), (full[2], full[3]), bool(call.align_corners))
+
+
+def enlarge(low: Tensor, geometry: Geometry) -> Tensor:
+    """``low``, upsampled by the stock operator."""
+    return F.interpolate(low, geometry.full, mode="bilinear", align_corners=geometry.align_corners)
 
 
 def assemble(segments: Sequence[Segment], kind: str) -> Tensor:
     """The values that ``segments`` describe, by stock operators."""
-    maps = [s.tensor if s.geometry is None else upsampling(s.tensor, s.geometry)() for s in segments]
+    maps = [s.tensor if s.geometry is None else enlarge(s.tensor, s.geometry) for s in segments]
     full = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
     return full if kind == "map" else getattr(torch, kind)(full, dim=1)
 

@@ -1,18 +1,19 @@
 """Operators below autograd whose result on a deferred tensor is deferred again.
 
-Maps and their gradients follow the same rules: slicing and concatenating (channels.py), adding and casting act on the
-segments. The graph stays the stock one: the backward of ``torch.cat`` slices a deferred gradient, that of ``x[:, 2:5]``
-pads it, and upsampling takes the low-resolution gradient out of it (upsampling.py).
+Maps and their gradients follow the same rules: slicing, concatenating, adding and casting act on the segments. The
+graph stays the stock one: the backward of ``torch.cat`` slices a deferred gradient, that of ``x[:, 2:5]`` pads it, and
+upsampling takes the low-resolution gradient out of it (upsampling.py).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pspnet_fast.fusion.cells import Cell
 from pspnet_fast.fusion.deferred import STRUCTURE, Deferred, Form, alias, form_of, wrap
@@ -34,45 +35,30 @@ def is_map(x: Any) -> bool:
 
 
 def derive(
-    func: Any,
-    args: tuple[Any, ...],
-    segments: Sequence[Segment],
-    of: Sequence[Deferred],
-    *,
-    view: bool = False,
-    kind: str | None = None,
-    keywords: dict[str, Any] | None = None,
+    func: Any, args: tuple[Any, ...], segments: Sequence[Segment], view: bool = False, kind: Any = None, **keywords: Any
 ) -> Deferred:
-    """The deferred result of ``func(*args)``, which consists of ``segments`` and is computed from the maps ``of``.
+    """The deferred result of ``func(*args, **keywords)``, which consists of ``segments`` and is computed from ``args``.
 
-    It is of the ``kind`` of the first map, where none is given.
+    It is of the ``kind`` of the first map where none is given, and a ``view`` of it, or not.
     """
-    cells = {id(x): x.cell for x in of}
-    first = of[0].cell
+    maps = [a for a in tree_leaves(args) if isinstance(a, Deferred)]
+    first = maps[0].cell
+    read = Cell.materialise if view else Cell.peek
     cell = Cell(
-        lambda: func(*_values(args, cells, keep=view), **(keywords or {})),
+        lambda: func(*tree_map_only(Deferred, lambda x: read(x.cell), args), **keywords),
         segments,
         first.session,
-        bases=list(cells.values()),
+        bases=list(dict.fromkeys(x.cell for x in maps)),
         view=view,
         kind=kind or first.kind,
         adjoint=first.adjoint,
         site=first.site,
     )
-    return wrap(cell, _result(func, _forms(args), tuple((keywords or {}).items())), of[0].device)
+    return wrap(cell, _result(func, _forms(args), tuple(keywords.items())), maps[0].device)
 
 
 # No local functions: one that calls itself is a cycle, and what it refers to, the graph of a step, would be kept until
 # Python collects garbage.
-
-
-def _values(a: Any, cells: Mapping[int, Cell], keep: bool) -> Any:
-    """``a`` with the values of the tensors whose ids ``cells`` has, which keep them where they are wanted."""
-    if isinstance(a, (list, tuple)):
-        return [_values(e, cells, keep) for e in a]
-    if id(a) not in cells:
-        return a
-    return cells[id(a)].materialise() if keep else cells[id(a)].peek()
 
 
 def _forms(a: Any) -> Any:
@@ -131,3 +117,125 @@ def _clone(func: Any, x: Deferred, memory_format: Any = None) -> Any:
 def _of_same_type(func: Any, x: Deferred, *args: Any, **keywords: Any) -> Any:
     # Nothing is read: memory that is never touched stands in.
     return func(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device), *args, **keywords)
+
+
+@structure(aten.slice.Tensor)
+def _slice(func: Any, x: Deferred, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    if dim not in (1, -3) or step != 1 or not is_map(x):
+        return NotImplemented
+    start, stop, _ = slice(start, end).indices(x.shape[1])
+    segments = _narrow(x.cell.segments, start, max(start, stop))
+    if x.cell.adjoint and len(segments) == 1 and segments[0].geometry is None:
+        return aten.alias.default(segments[0].tensor)  # autograd gives the result another version counter
+    return derive(func, (x, 1, start, stop), segments, view=True)
+
+
+def _narrow(segments: Sequence[Segment], start: int, stop: int) -> list[Segment]:
+    result, at = [], 0
+    for s in segments:
+        first, last = max(start - at, 0), min(stop - at, s.channels)
+        if first < last:
+            result.append(s.narrow(first, last))
+        at += s.channels
+    return result
+
+
+@structure(aten.split.Tensor)
+def _split(func: Any, x: Deferred, size: int, dim: int = 0) -> Any:
+    if dim not in (1, -3) or not is_map(x) or size < 1:
+        return NotImplemented
+    return [_slice(aten.slice.Tensor, x, 1, i, i + size) for i in range(0, x.shape[1], size)]
+
+
+@structure(aten.split_with_sizes.default)
+def _split_with_sizes(func: Any, x: Deferred, sizes: Sequence[int], dim: int = 0) -> Any:
+    if dim not in (1, -3) or not is_map(x) or sum(sizes) != x.shape[1] or min(sizes) < 0:
+        return NotImplemented
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    return [_slice(aten.slice.Tensor, x, 1, end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+@structure(aten.slice_backward.default)
+def _slice_backward(func: Any, grad: Deferred, sizes: Sequence[int], dim: int, start: int, end: int, step: int) -> Any:
+    if dim not in (1, -3) or step != 1 or not is_map(grad):
+        return NotImplemented
+    start, stop, _ = slice(start, end).indices(sizes[1])
+
+    def zeros(channels: int) -> list[Segment]:
+        shape = (sizes[0], channels, *sizes[2:])
+        filling = torch.zeros((), dtype=grad.dtype, device=grad.device).expand(shape)
+        return [Segment(filling, None, False)] if channels else []
+
+    segments = [*zeros(start), *grad.cell.segments, *zeros(sizes[1] - stop)]
+    return derive(func, (grad, sizes, dim, start, end, step), segments)
+
+
+@structure(aten.cat.default)
+def _cat(func: Any, tensors: Sequence[Tensor], dim: int = 0) -> Any:
+    maps = [x for x in tensors if isinstance(x, Deferred) and is_map(x)]
+    if dim not in (1, -3) or not maps or any(x.dim() != 4 for x in tensors):
+        return NotImplemented
+    if not maps[0].cell.session.conv or len({(x.shape[0], *x.shape[2:], x.device) for x in tensors}) != 1:
+        return NotImplemented
+    if len({x.cell.adjoint for x in maps}) != 1:
+        return NotImplemented
+    # Under a GPU's autocast, upsampled maps are float32 and others are not; the result has the wider dtype.
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors))
+    segments: list[Segment] = []
+    for x in tensors:
+        if isinstance(x, Deferred) and is_map(x):
+            segments += [s.to(dtype) for s in x.cell.segments]
+        else:
+            dense = x.cell.materialise() if isinstance(x, Deferred) else x
+            projection = maps[0].cell.session.projections.of(dense)
+            needed = x.requires_grad or not torch.is_grad_enabled()
+            segments.append(Segment(dense, None, needed, projection).to(dtype))
+    return derive(func, (list(tensors), 1), segments)
+
+
+@structure(aten.add.Tensor)
+def _add(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> Any:
+    if alpha != 1 or not (isinstance(x, Deferred) and isinstance(y, Deferred)):
+        return NotImplemented
+    a, b = x.cell, y.cell
+    if not (a.fusable and b.fusable) or (a.kind, a.adjoint) != (b.kind, b.adjoint) or x.dtype != y.dtype:
+        return NotImplemented
+    layouts = [[(s.geometry, s.tensor.shape) for s in cell.segments] for cell in (a, b)]
+    if (a.kind != "map" and not a.adjoint) or layouts[0] != layouts[1]:
+        return NotImplemented
+    if not a.adjoint and any(geometry is None for geometry, _ in layouts[0]):
+        return NotImplemented  # the sum of full-resolution maps would be kept as well as these
+    pairs = zip(a.segments, b.segments, strict=True)
+    segments = [Segment(s.tensor + t.tensor, s.geometry, s.requires_grad or t.requires_grad) for s, t in pairs]
+    return derive(func, (x, y), segments)
+
+
+@structure(aten._to_copy.default)
+def _cast(func: Any, x: Deferred, **keywords: Any) -> Any:
+    dtype = keywords.get("dtype")
+    others = [v for k, v in keywords.items() if k not in ("dtype", "non_blocking") and v is not None]
+    if dtype is None or not dtype.is_floating_point or others or not x.cell.fusable:
+        return NotImplemented
+    if x.cell.kind != "map" and not x.cell.adjoint:
+        return NotImplemented
+    if not x.cell.adjoint and any(s.geometry is None for s in x.cell.segments):
+        return NotImplemented
+    segments = [s.to(dtype) for s in x.cell.segments]
+    return derive(func, (x,), segments, dtype=dtype)
+
+
+@structure(aten._softmax.default, aten._log_softmax.default)
+def _softmax(func: Any, x: Deferred, dim: int, half_to_float: bool) -> Any:
+    if dim not in (1, -3) or half_to_float or not is_map(x) or x.cell.adjoint or len(x.cell.segments) != 1:
+        return NotImplemented
+    kind = func.overloadpacket.__name__.removeprefix("_")
+    return derive(func, (x, dim, False), x.cell.segments, kind=kind)
+
+
+@structure(aten._softmax_backward_data.default, aten._log_softmax_backward_data.default)
+def _softmax_backward(func: Any, grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Any:
+    if not (isinstance(grad, Deferred) and isinstance(output, Deferred) and grad.cell.fusable):
+        return NotImplemented
+    if grad.cell.kind != output.cell.kind or grad.dtype != dtype:
+        return NotImplemented
+    return derive(func, (grad, output, dim, dtype), grad.cell.segments, kind="map")

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pspnet_fast.backend import constant_in_graphs
-
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 
 
@@ -31,35 +29,27 @@ def _writing() -> frozenset[Callable[..., Any]]:
 
 
 def _optional() -> dict[Callable[..., Any], int]:
-    found: dict[Callable[..., Any], int] = {}
-    for function in vars(F).values():
-        if inspect.isfunction(function) and "inplace" in inspect.signature(function).parameters:
-            found[function] = list(inspect.signature(function).parameters).index("inplace")
-    return found
+    """Those that have an argument ``inplace``, and its position."""
+    functions = [f for f in vars(F).values() if inspect.isfunction(f) and "inplace" in inspect.signature(f).parameters]
+    return {f: list(inspect.signature(f).parameters).index("inplace") for f in functions}
 
 
-WRITING = _writing()
-OPERATORS = torch._ops.OpOverload, torch._ops.OpOverloadPacket  # of torch.ops; their schemas tell
-# The position of the argument ``inplace`` of those that have one.
-INPLACE = _optional()
-
-
-_NEVER, _ALWAYS = -1, -2
-
-
-@constant_in_graphs
-def _kind(func: Callable[..., Any]) -> int:
-    if isinstance(func, torch._ops.OpOverloadPacket):
-        overloads = [getattr(func, name) for name in func.overloads()]
-        return _ALWAYS if any(overload._schema.is_mutable for overload in overloads) else _NEVER
-    if isinstance(func, torch._ops.OpOverload):
-        return _ALWAYS if func._schema.is_mutable else _NEVER
-    return _ALWAYS if func in WRITING else INPLACE.get(func, _NEVER)
+_ALWAYS = -1
+_POSITIONS = _optional() | dict.fromkeys(_writing(), _ALWAYS)
+_OF_SCHEMAS = torch._ops.OpOverload, torch._ops.OpOverloadPacket
 
 
 def writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether ``func(*args, **kwargs)`` writes to a tensor that it is given."""
-    kind = _kind(func)
-    if kind == _ALWAYS or "out" in kwargs:
+    position = _POSITIONS.get(func)
+    if position == _ALWAYS or "out" in kwargs:
         return True
-    return kind != _NEVER and bool(kwargs.get("inplace", args[kind] if len(args) > kind else False))
+    if position is None:
+        return isinstance(func, _OF_SCHEMAS) and _is_mutable(func)
+    return bool(kwargs.get("inplace", args[position] if len(args) > position else False))
+
+
+def _is_mutable(func: Any) -> bool:
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        return any(getattr(func, name)._schema.is_mutable for name in func.overloads())
+    return bool(func._schema.is_mutable)

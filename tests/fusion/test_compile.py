@@ -13,9 +13,8 @@ from torch import nn
 
 import pspnet_fast
 from pspnet_fast.backend import kernels
-from pspnet_fast.fusion.segments import Geometry
+from pspnet_fast.fusion.segments import Geometry, Resize, enlargement
 from pspnet_fast.fusion.traced import TracedFuse
-from pspnet_fast.fusion.traced_maps import traced_geometry
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -220,8 +219,8 @@ def test_changes_between_upsampling_and_loss(what):
 def test_a_factor_that_is_not_the_ratio_of_the_sizes():
     """PyTorch uses the factor, so that the values move even where the sizes agree."""
     shape = torch.Size((1, 1, 8, 8))
-    assert traced_geometry(shape, shape, 1.1, False, None) is None
-    assert traced_geometry(shape, shape, 1.0, False, None) == Geometry((8, 8), (8, 8), False)
+    assert enlargement(shape, shape, Resize(scale_factor=1.1, mode="bilinear")) is None
+    assert enlargement(shape, shape, Resize(scale_factor=1.0, mode="bilinear")) == Geometry((8, 8), (8, 8), False)
 
 
 def test_a_compiled_loss_of_an_accelerated_model():

@@ -13,20 +13,20 @@ from pairs import Recorder
 from torch import nn
 
 import pspnet_fast
-from pspnet_fast.fusion import pointwise
+from pspnet_fast.fusion import convolution
 
 
 @pytest.fixture
 def projected(monkeypatch):
     """The shapes of the maps whose convolution is computed from what was projected."""
     shapes = []
-    original = pointwise.projected_conv2d
+    original = convolution.projected_conv2d
 
     def spy(s, *others):
         shapes.append(tuple(s.shape[1:]))
         return original(s, *others)
 
-    monkeypatch.setattr(pointwise, "projected_conv2d", spy)
+    monkeypatch.setattr(convolution, "projected_conv2d", spy)
     return shapes
 
 
