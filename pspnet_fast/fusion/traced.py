@@ -85,17 +85,19 @@ class TracedFuse(TorchFunctionMode):
 
     def interpolate(self, func: Callable[..., Any], input: Tensor, *args: Any, **keywords: Any) -> Tensor:
         y: Tensor = func(input, *args, **keywords)
+        calls = [last_call()]  # before sizes are asked for, which may be calls as well
         geometry = enlargement(input.shape, y.shape, Resize(*args, **keywords))
         if geometry is None or not input.is_floating_point():
             return y
-        segments, kind, calls = [Segment(input, geometry, True)], "map", [last_call()]
+        segments, kind = [Segment(input, geometry, True)], "map"
         if geometry.low == geometry.full:
             if y.dtype == input.dtype:
                 y = input.clone()  # Inductor would interpolate, and add up the gradient element by element
+                calls = [last_call()]
             known = self.find(input)
             if known is None:
                 return y
-            segments, kind, calls = known.segments, known.kind, [*known.calls, last_call()]
+            segments, kind, calls = known.segments, known.kind, [*known.calls, *calls]
         self.remember(y, segments, kind, *calls)
         return y
 
@@ -165,11 +167,12 @@ class TracedFuse(TorchFunctionMode):
 
     def softmax(self, func: Callable[..., Any], input: Tensor, *args: Any, **keywords: Any) -> Tensor:
         y: Tensor = func(input, *args, **keywords)
+        call = last_call()
         dim = keywords.get("dim", args[0] if args else None)
         record = self.find_map(input)
         if record is not None and dim in (1, -3) and y.dtype == input.dtype:
             kind = "log_softmax" if func in _LOG_SOFTMAX else "softmax"
-            self.remember(y, record.segments, kind, last_call(), *record.calls)
+            self.remember(y, record.segments, kind, call, *record.calls)
         return y
 
     def _labels(self, input: Tensor, dim: Any = None, keepdim: bool = False, **others: Any) -> Tensor | None:
