@@ -71,29 +71,19 @@ def _loss(node: fx.Node) -> tuple[Any, ...] | None:
     return low, geometry.align_corners, value(full).dtype, *criterion
 
 
-def fused_conv(
-    tensors: Sequence[Tensor],
-    geometries: Sequence[Any],
-    layers: Sequence[Any],
-    weight: Tensor,
-    bias: Tensor | None,
-    channels_last: bool,
-) -> Tensor:
-    """The convolution of maps, of which those with a geometry are upsampled; in the layout of the stock result.
+# A map, its upsampling, as a tuple, and what F.linear was given if the map is made of its result; None for neither.
+_Part = tuple[Any, Any, Any]
 
-    ``layers``: for each map what ``F.linear`` was given, if it is made of its result, else None.
-    """
-    segments = _segments(tensors, geometries, layers)
-    plan = conv_plan(segments, weight, lazy=False)
+
+def fused_conv(parts: Sequence[_Part], weight: Tensor, bias: Tensor | None, channels_last: bool) -> Tensor:
+    """The convolution of maps, of which some are upsampled; in the layout of the stock result."""
+    plan = conv_plan(_segments(parts), weight, lazy=False)
     assert plan is not None  # as for the graph
-    return plan.fused(list(tensors), [weight, bias]).contiguous(memory_format=format_of(channels_last))
+    return plan.fused([x for x, *_ in parts], [weight, bias]).contiguous(memory_format=format_of(channels_last))
 
 
-def _segments(tensors: Sequence[Tensor], geometries: Sequence[Any], layers: Sequence[Any]) -> list[Segment]:
-    return [
-        Segment(t, None if g is None else Geometry(*g), True, None if layer is None else as_projection(t, *layer))
-        for t, g, layer in zip(tensors, geometries, layers, strict=True)
-    ]
+def _segments(parts: Sequence[_Part]) -> list[Segment]:
+    return [Segment(x, g and Geometry(*g), True, layer and as_projection(x, *layer)) for x, g, layer in parts]
 
 
 def _conv(node: fx.Node) -> tuple[Any, ...] | None:
@@ -105,18 +95,15 @@ def _conv(node: fx.Node) -> tuple[Any, ...] | None:
     if not isinstance(value(weight), Tensor) or refusal(value(weight), *options) is not None:
         return None
     parts = [_part(x, node) for x in _maps(full)]
-    values = [value(x) for x, _ in parts]
-    if not all(isinstance(x, Tensor) and x.dim() == 4 and all(type(n) is int for n in x.shape) for x in values):
+    known = fx.map_arg(parts, value)
+    maps = [x for x, *_ in known]
+    if not all(isinstance(x, Tensor) and x.dim() == 4 and all(type(n) is int for n in x.shape) for x in maps):
         return None
-    layers = [linear_below(x, node) for x, _ in parts]
-    segments = _segments(values, [g for _, g in parts], [layer and [*map(value, layer)] for layer in layers])
-    if sum(s.channels for s in segments) != value(weight).shape[1] or len({x.dtype for x in values}) != 1:
+    if sum(x.shape[1] for x in maps) != value(weight).shape[1] or len({x.dtype for x in maps}) != 1:
         return None
-    if conv_plan(segments, value(weight), lazy=False) is None:
+    if conv_plan(_segments(known), value(weight), lazy=False) is None:
         return None
-    channels_last = suggests_channels_last(value(node))
-    maps, geometries = [x for x, _ in parts], [g if g is None else tuple(g) for _, g in parts]
-    return maps, geometries, layers, weight, bias, channels_last
+    return parts, weight, bias, suggests_channels_last(value(node))
 
 
 def _maps(x: Any) -> list[Any]:
@@ -129,10 +116,9 @@ def _maps(x: Any) -> list[Any]:
     return [x] if not tensors or is_hooked(x) or is_written(x, [x, *maps]) else maps
 
 
-def _part(x: Any, reader: fx.Node) -> tuple[Any, Geometry | None]:
+def _part(x: Any, reader: fx.Node) -> _Part:
     """The low-resolution map and its upsampling if ``x`` is one when ``reader`` reads it, else ``x`` itself."""
-    found = upsampling(x, reader)
-    if found is None:
-        return x, None
-    low, geometry = found
-    return low, None if geometry.low == geometry.full else geometry  # one to the same size copies
+    low, geometry = upsampling(x, reader) or (x, None)
+    if geometry is not None and geometry.low == geometry.full:  # it copies
+        geometry = None
+    return low, geometry and tuple(geometry), linear_below(low, reader)

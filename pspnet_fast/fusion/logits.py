@@ -12,7 +12,6 @@ from pspnet_fast import ops
 from pspnet_fast.fusion.cells import Cell
 from pspnet_fast.fusion.deferred import RULES, Deferred, form_of, wrap
 from pspnet_fast.fusion.fused import run, supported
-from pspnet_fast.fusion.segments import Geometry
 from pspnet_fast.fusion.structure import aten, structure
 
 # What each loss is called on: the map, or what was made of it.
@@ -94,8 +93,7 @@ def _reason(kind: str, x: Any, criterion: Criterion) -> str | None:
         return "switched off here"
     if cell.adjoint or cell.kind != kind or not cell.fusable or len(cell.segments) != 1:
         return "the map was changed, or is made of several"
-    segment = cell.segments[0]
-    if segment.geometry is None or target.dtype != torch.int64 or target.shape != (x.shape[0], *x.shape[2:]):
+    if cell.segments[0].geometry is None or target.dtype != torch.int64 or target.shape != (x.shape[0], *x.shape[2:]):
         return f"the target is {target.dtype} of shape {tuple(target.shape)}, not int64 class indices of the map's size"
     if target.device != x.device or target.numel() == 0 or criterion.reduction not in ("none", "sum", "mean"):
         return "the stock operator's own check"
@@ -120,13 +118,12 @@ def _labels(x: Deferred, dim: int | None, keepdim: bool, operator: str) -> Tenso
         return None
     if not cell.fusable or len(cell.segments) != 1 or x.numel() == 0:
         return None
-    segment = cell.segments[0]
-    if segment.geometry is None:
+    low, geometry = cell.segments[0].tensor, cell.segments[0].geometry
+    if geometry is None:
         return None
-    geometry: Geometry = segment.geometry
     saved = x.numel() * x.element_size() * ((cell.value is None) + (cell.kind != "map"))
     cell.session.fused(operator, "upsample_argmax", saved)
-    labels = ops.upsample_argmax(segment.tensor, geometry.full, align_corners=geometry.align_corners)
+    labels = ops.upsample_argmax(low, geometry.full, align_corners=geometry.align_corners)
     return labels.unsqueeze(1) if keepdim else labels
 
 

@@ -8,6 +8,7 @@ upsampling takes the low-resolution gradient out of it (upsampling.py).
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,18 +141,16 @@ def _narrow(segments: Sequence[Segment], start: int, stop: int) -> list[Segment]
     return result
 
 
-@structure(aten.split.Tensor)
-def _split(func: Any, x: Deferred, size: int, dim: int = 0) -> Any:
-    if dim not in (1, -3) or not is_map(x) or size < 1:
+@structure(aten.split.Tensor, aten.split_with_sizes.default)
+def _split(func: Any, x: Deferred, sizes: Any, dim: int = 0) -> Any:
+    if dim not in (1, -3) or not is_map(x):
         return NotImplemented
-    return [_slice(aten.slice.Tensor, x, 1, i, i + size) for i in range(0, x.shape[1], size)]
-
-
-@structure(aten.split_with_sizes.default)
-def _split_with_sizes(func: Any, x: Deferred, sizes: Sequence[int], dim: int = 0) -> Any:
-    if dim not in (1, -3) or not is_map(x) or sum(sizes) != x.shape[1] or min(sizes) < 0:
+    channels = x.shape[1]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, channels - i) for i in range(0, channels, sizes)] if sizes > 0 else []
+    if sum(sizes) != channels or min(sizes) < 0:
         return NotImplemented
-    ends = torch.tensor(sizes).cumsum(0).tolist()
+    ends = itertools.accumulate(sizes)
     return [_slice(aten.slice.Tensor, x, 1, end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
@@ -193,18 +192,21 @@ def _cat(func: Any, tensors: Sequence[Tensor], dim: int = 0) -> Any:
     return derive(func, (list(tensors), 1), segments)
 
 
+def _is_linear(cell: Cell) -> bool:
+    """Whether sums and casts act on the segments, none of which would be kept at full resolution as well as these."""
+    is_low = cell.kind == "map" and all(s.geometry is not None for s in cell.segments)
+    return cell.fusable and (cell.adjoint or is_low)
+
+
 @structure(aten.add.Tensor)
 def _add(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> Any:
-    if alpha != 1 or not (isinstance(x, Deferred) and isinstance(y, Deferred)):
+    if alpha != 1 or not (isinstance(x, Deferred) and isinstance(y, Deferred)) or x.dtype != y.dtype:
         return NotImplemented
     a, b = x.cell, y.cell
-    if not (a.fusable and b.fusable) or (a.kind, a.adjoint) != (b.kind, b.adjoint) or x.dtype != y.dtype:
+    if not (_is_linear(a) and _is_linear(b)) or (a.kind, a.adjoint) != (b.kind, b.adjoint):
         return NotImplemented
-    layouts = [[(s.geometry, s.tensor.shape) for s in cell.segments] for cell in (a, b)]
-    if (a.kind != "map" and not a.adjoint) or layouts[0] != layouts[1]:
+    if [(s.geometry, s.tensor.shape) for s in a.segments] != [(s.geometry, s.tensor.shape) for s in b.segments]:
         return NotImplemented
-    if not a.adjoint and any(geometry is None for geometry, _ in layouts[0]):
-        return NotImplemented  # the sum of full-resolution maps would be kept as well as these
     pairs = zip(a.segments, b.segments, strict=True)
     segments = [Segment(s.tensor + t.tensor, s.geometry, s.requires_grad or t.requires_grad) for s, t in pairs]
     return derive(func, (x, y), segments)
@@ -214,14 +216,9 @@ def _add(func: Any, x: Any, y: Any, *, alpha: Any = 1) -> Any:
 def _cast(func: Any, x: Deferred, **keywords: Any) -> Any:
     dtype = keywords.get("dtype")
     others = [v for k, v in keywords.items() if k not in ("dtype", "non_blocking") and v is not None]
-    if dtype is None or not dtype.is_floating_point or others or not x.cell.fusable:
+    if dtype is None or not dtype.is_floating_point or others or not _is_linear(x.cell):
         return NotImplemented
-    if x.cell.kind != "map" and not x.cell.adjoint:
-        return NotImplemented
-    if not x.cell.adjoint and any(s.geometry is None for s in x.cell.segments):
-        return NotImplemented
-    segments = [s.to(dtype) for s in x.cell.segments]
-    return derive(func, (x,), segments, dtype=dtype)
+    return derive(func, (x,), [s.to(dtype) for s in x.cell.segments], dtype=dtype)
 
 
 @structure(aten._softmax.default, aten._log_softmax.default)
