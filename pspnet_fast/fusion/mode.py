@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from pspnet_fast.fusion.cells import LIVE, before_write
 from pspnet_fast.fusion.deferred import MEMORY
@@ -109,7 +108,7 @@ class Fuse(TorchFunctionMode):
         elif func in _UNSEEN_WRITES and self.session.projections.pending:
             self.session.projections.clear()
         elif _alive and writes(func, args, kwargs or _NONE):
-            before_write([t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)])
+            before_write([t for t in _flat((args, tuple((kwargs or {}).values()))) if isinstance(t, Tensor)])
         return func(*args, **kwargs) if kwargs else func(*args)
 
     def _interpolate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -124,6 +123,12 @@ class Fuse(TorchFunctionMode):
         result = interpolate(self.session, *args, **kwargs)
         self.deferred |= result is not NotImplemented
         return result
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in _flat(item)]
+    return [value]
 
 
 # What gives access to a tensor's memory without its version.

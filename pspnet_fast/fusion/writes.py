@@ -42,10 +42,10 @@ _OF_SCHEMAS = torch._ops.OpOverload, torch._ops.OpOverloadPacket
 def writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether ``func(*args, **kwargs)`` writes to a tensor that it is given."""
     position = _POSITIONS.get(func)
+    if position is None:  # most calls
+        return "out" in kwargs or (isinstance(func, _OF_SCHEMAS) and _is_mutable(func))
     if position == _ALWAYS or "out" in kwargs:
         return True
-    if position is None:
-        return isinstance(func, _OF_SCHEMAS) and _is_mutable(func)
     return bool(kwargs.get("inplace", args[position] if len(args) > position else False))
 
 
