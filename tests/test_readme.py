@@ -135,7 +135,7 @@ def snippet_names() -> dict[str, Any]:
     return {"loader": [(images, target)], "target": target, **maps}
 
 
-# Their snippets build on one another and need other libraries: tests/fusion/test_accelerate_page.py,
+# Their snippets build on one another and need other libraries: tests/fusion/test_training_runs.py,
 # tests/deploy/test_exports.py, tests/engine/test_own_data_page.py.
 RUN_ELSEWHERE = ("docs/accelerate.md", "docs/deploy.md", "docs/own_data.md")
 SNIPPETS = {

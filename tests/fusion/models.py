@@ -34,66 +34,36 @@ def _transformers(name: str, **options: Any) -> nn.Module:
     return getattr(transformers, f"{name}ForSemanticSegmentation")(config)
 
 
-def _segformer() -> nn.Module:
-    sizes = {"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 2, 3, 4], "decoder_hidden_size": 32}
-    return _transformers("Segformer", depths=[1, 1, 1, 1], **sizes)
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+SIZES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+UPERNET = {"hidden_size": 16, "auxiliary_channels": 8}
+VIT = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 4}
+BEIT = {**VIT, "image_size": 64, "patch_size": 16, "out_indices": [1, 2, 3, 4], "use_relative_position_bias": True}
 
 
-def _upernet(kind: str) -> nn.Module:
+def _upernet_convnext() -> nn.Module:
     import transformers
 
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    if kind == "convnext":
-        backbone = transformers.ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], out_features=stages)
-    else:
-        backbone = transformers.SwinConfig(
-            embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=stages
-        )
-    channels = 24 if kind == "convnext" else 32
-    return _transformers(
-        "UperNet", backbone_config=backbone, hidden_size=16, auxiliary_in_channels=channels, auxiliary_channels=8
-    )
+    backbone = transformers.ConvNextConfig(**SIZES, out_features=STAGES)
+    return _transformers("UperNet", backbone_config=backbone, auxiliary_in_channels=24, **UPERNET)
 
 
-def _beit(name: str) -> nn.Module:
-    return _transformers(
-        name,
-        image_size=64,
-        patch_size=16,
-        hidden_size=32,
-        num_attention_heads=2,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        out_indices=[1, 2, 3, 4],
-        use_relative_position_bias=True,
-    )
+def _upernet_swin() -> nn.Module:
+    import transformers
+
+    options = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
+    backbone = transformers.SwinConfig(**options, out_features=STAGES)
+    return _transformers("UperNet", backbone_config=backbone, auxiliary_in_channels=32, **UPERNET)
 
 
 def _dpt() -> nn.Module:
-    return _transformers(
-        "DPT",
-        image_size=64,
-        patch_size=16,
-        hidden_size=32,
-        num_attention_heads=2,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 16, 24, 32],
-        fusion_hidden_size=16,
-        is_hybrid=False,
-    )
+    neck = {"backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 16, 24, 32], "fusion_hidden_size": 16}
+    return _transformers("DPT", **VIT, **neck, image_size=64, patch_size=16, is_hybrid=False)
 
 
 def _mobilevit() -> nn.Module:
-    return _transformers(
-        "MobileViT",
-        image_size=64,
-        hidden_sizes=[16, 24, 32],
-        neck_hidden_sizes=[8, 8, 16, 16, 24, 24, 32],
-        aspp_out_channels=16,
-        output_stride=16,
-    )
+    sizes = {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32], "aspp_out_channels": 16}
+    return _transformers("MobileViT", **sizes, image_size=64, output_stride=16)
 
 
 def _smp(name: str, encoder: str, **options: Any) -> nn.Module:
@@ -120,11 +90,13 @@ def _fcn() -> nn.Module:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "transformers-segformer": _segformer,
-    "transformers-upernet-convnext": lambda: _upernet("convnext"),
-    "transformers-upernet-swin": lambda: _upernet("swin"),
-    "transformers-beit": lambda: _beit("Beit"),
-    "transformers-data2vec": lambda: _beit("Data2VecVision"),
+    "transformers-segformer": lambda: _transformers(
+        "Segformer", **SIZES, num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=32
+    ),
+    "transformers-upernet-convnext": _upernet_convnext,
+    "transformers-upernet-swin": _upernet_swin,
+    "transformers-beit": lambda: _transformers("Beit", **BEIT),
+    "transformers-data2vec": lambda: _transformers("Data2VecVision", **BEIT),
     "transformers-dpt": _dpt,
     "transformers-mobilevit": _mobilevit,
     "transformers-mobilenetv2": lambda: _transformers("MobileNetV2", depth_multiplier=0.35, output_stride=8),

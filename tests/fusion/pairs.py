@@ -1,9 +1,10 @@
-"""The same upsampled map twice, stock and deferred; what a compiled graph calls."""
+"""The same computation twice, stock and with deferred maps; what a compiled graph calls."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from heads import accelerated, data, training_step
 from torch._dynamo.backends.common import aot_autograd
 
 import pspnet_fast
@@ -30,16 +31,17 @@ def is_built(x):
     return x.cell.value is not None
 
 
+def outcome(make, use, low, target):
+    """``use(make(low), target, low)``, and the gradient of low."""
+    leaf = low.detach().clone().requires_grad_()
+    x = leaf * 1  # not a leaf: it may be written to
+    return use(make(x), target, x), leaf.grad
+
+
 def both(use, dtype=torch.float64):
-    """``use(map, target, low)`` of the stock map and of the deferred one, each with the gradient of low."""
-    results = []
-    low, target = low_and_target(dtype)
-    for make in (upsample, deferred):
-        leaf = low.detach().clone().requires_grad_()
-        x = leaf * 1  # not a leaf: it may be written to
-        result = use(make(x), target, x)
-        results.append((result, leaf.grad))
-    return results
+    """The outcomes with the stock map and with the deferred one."""
+    given = low_and_target(dtype)
+    return [outcome(make, use, *given) for make in (upsample, deferred)]
 
 
 def assert_same(use, dtype=torch.float64):
@@ -73,16 +75,25 @@ class Recorder:
         return self.has("upsample_bilinear2d") or self.has("_unsafe_index")
 
 
-def training_step(model, compiled, x, target):
-    model.zero_grad()
-    loss = compiled(x, target)
-    loss.backward()
-    return loss.detach(), [p.grad.clone() for p in model.parameters()]
-
-
 def with_loss(model):
     def step(x, target):
         with pspnet_fast.fuse():
             return F.cross_entropy(model(x), target, ignore_index=255)
 
     return step
+
+
+def assert_same_compiled(
+    model, compute=with_loss, *, stock=None, copied=accelerated, passes=None, sizes=((32, 48),), **options
+):
+    """Training steps of ``model`` against ``stock(x, target)``, or the loss of its logits.
+
+    ``compute(copied(model))`` is compiled with ``options`` and the ``passes`` of compile_options. Returns the recorder.
+    """
+    ours, backend = copied(model), Recorder(passes)
+    compiled = torch.compile(compute(ours), backend=backend, **{"fullgraph": True, **options})
+    for size in sizes:
+        x, target = data(size=size)
+        expected = training_step(model, x, target, stock)
+        torch.testing.assert_close(training_step(ours, x, target, compiled), expected)
+    return backend

@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
-from heads import HEADS, Mixed, data
+from heads import HEADS, Mixed, assert_same_results, data, training_step
 from pairs import assert_same, deferred, is_built, low_and_target, upsample
 
 import pspnet_fast
@@ -34,16 +34,18 @@ def test_gradient_by_the_concatenated_map():
     torch.testing.assert_close(grad + 0, expected)
 
 
-@pytest.mark.parametrize("kind", ["read", "double", "retain_grad"])
+HOOKS = {
+    "read": lambda up, seen: up.register_hook(lambda grad: seen.append(grad.sum())),
+    "double": lambda up, seen: up.register_hook(lambda grad: grad * 2),
+    "retain_grad": lambda up, seen: up.retain_grad(),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
 def test_hooks(kind):
     def use(up, target, low):
         seen = []
-        if kind == "read":
-            up.register_hook(lambda grad: seen.append(grad.sum()))
-        elif kind == "double":
-            up.register_hook(lambda grad: grad * 2)
-        else:
-            up.retain_grad()
+        HOOKS[kind](up, seen)
         F.cross_entropy(up, target).backward()
         return seen, up.grad if kind == "retain_grad" else None
 
@@ -51,20 +53,17 @@ def test_hooks(kind):
 
 
 def test_module_hooks():
-    x, target = data()
-    results = []
-    for accelerated in (False, True):
-        torch.manual_seed(1)
-        model, seen = Mixed(), []
-        if accelerated:
-            pspnet_fast.accelerate(model)
-        model.fuse.register_forward_hook(lambda m, a, out, seen=seen: seen.append(out.detach().mean()))
-        model.fuse.register_full_backward_hook(lambda m, i, o, seen=seen: seen.extend([i[0].sum(), o[0].sum()]))
-        model.register_full_backward_hook(lambda m, i, o, seen=seen: seen.append(o[0].sum()))
-        F.cross_entropy(model(x), target, ignore_index=255).backward()
-        results.append((seen, [p.grad for p in model.parameters()]))
-    assert len(results[0][0]) == 4
-    torch.testing.assert_close(results[1], results[0])
+    def run(m):
+        m.fuse.register_forward_hook(lambda m, a, out: seen.append(out.detach().mean()))
+        m.fuse.register_full_backward_hook(lambda m, i, o: seen.extend([i[0].sum(), o[0].sum()]))
+        m.register_full_backward_hook(lambda m, i, o: seen.append(o[0].sum()))
+        seen = []
+        step = training_step(m, *batch)
+        assert len(seen) == 4
+        return step, seen
+
+    batch = data()
+    assert_same_results(Mixed(), run)
 
 
 def test_hooks_keep_the_loss_fused():

@@ -2,63 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from heads import Mixed, Plain, data
-from pairs import Recorder, training_step, with_loss
+from heads import Mixed, Plain, data, training_step
+from pairs import Recorder, assert_same_compiled
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pspnet_fast
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
+SEEN = pytest.mark.parametrize("seen", ["by the mode", "by the pass"])
 
 
 class Own(Plain):
-    """A model that makes its criterion in its forward, as those of transformers do."""
+    """A model with its criterion: made in its forward, as in those of transformers, which hides it from the mode."""
 
+    hidden = True
     change = staticmethod(lambda up, low: up)
 
     def forward(self, x, target):
         low = self.classifier(self.backbone(x).relu()) * 1
-        up = F.interpolate(low, x.shape[2:], mode="bilinear", align_corners=False)
-        return nn.CrossEntropyLoss(ignore_index=255)(self.change(up, low), target)
-
-
-def _relu_elsewhere(up, low):
-    F.relu(low + 1, inplace=True)
-    return up
-
-
-def _write_to_the_source(up, low):
-    low.mul_(0.5)
-    return up
+        up = self.change(self.enlarge(low, x.shape[2:]), low)
+        if self.hidden:
+            return nn.CrossEntropyLoss(ignore_index=255)(up, target)
+        return F.cross_entropy(up, target, ignore_index=255)
 
 
 CHANGES = {
     "nothing": (lambda up, low: up, True),
-    "a write elsewhere": (_relu_elsewhere, True),
+    "a write elsewhere": (lambda up, low: (F.relu(low + 1, inplace=True), up)[1], True),
     "a write": (lambda up, low: F.relu(up, inplace=True), False),
     "a write to a view": (lambda up, low: (up[:, :1].mul_(2), up)[1], False),
-    "a write to the source": (_write_to_the_source, False),
+    "a write to the source": (lambda up, low: (low.mul_(0.5), up)[1], False),
     "another map": (lambda up, low: up.relu(), False),
+    "a hook": (lambda up, low: (up.register_hook(lambda grad: grad * 2), up)[1], False),
+    "a cast": (lambda up, low: up.double(), "by the mode"),
 }
 
 
 @pytest.mark.parametrize(("change", "fused"), CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_options_fuse_a_criterion_made_in_forward(change, fused, dynamic):
+@SEEN
+def test_a_criterion_whose_map_stands(seen, change, fused, dynamic):
     model = Own()
-    model.change = change
-    x, target = data()
-    expected = training_step(model, model, x, target)
-    backend = Recorder(pspnet_fast.compile_options())
-    compiled = torch.compile(pspnet_fast.accelerate(model), backend=backend, fullgraph=True, dynamic=dynamic)
-    torch.testing.assert_close(training_step(model, compiled, x, target), expected)
-    assert backend.has("pspnet_fast.upsample_cross_entropy") == fused
+    model.change, model.hidden = change, seen == "by the pass"
+    passes = pspnet_fast.compile_options() if model.hidden else {}
+    backend = assert_same_compiled(model, lambda ours: ours, stock=model, passes=passes, dynamic=dynamic)
+    assert backend.has("pspnet_fast.upsample_cross_entropy") == (fused in (True, seen))
 
 
 class Joined(Plain):
@@ -73,7 +68,7 @@ class Joined(Plain):
     def forward(self, x):
         high = self.backbone(x)
         low = F.avg_pool2d(high, 2)
-        ups = [F.interpolate(m, high.shape[2:], mode="bilinear", align_corners=False) for m in (high, low)]
+        ups = [self.enlarge(m, high.shape[2:]) for m in (high, low)]
         full = torch.cat([high, *ups], dim=1)
         self.change(full, ups[1], low)
         return self.classifier(self.fuse(full))
@@ -99,42 +94,39 @@ JOINED = {
 }
 
 
+def squared(model):
+    return lambda x, _: model(x).square().sum()
+
+
 @pytest.mark.parametrize(("change", "fused"), JOINED.values(), ids=JOINED)
-def test_the_mode_fuses_a_convolution_whose_maps_stand(change, fused):
-    model, (x, _) = Joined(), data()
+@pytest.mark.parametrize(("seen", "kernel"), [("by the mode", 1), ("by the pass", 1), ("by the pass", 3)])
+def test_a_convolution_whose_maps_stand(seen, kernel, change, fused):
+    model = Joined(kernel)
     model.change = change
-    expected = training_step(model, lambda x, _: model(x).square().sum(), x, None)
-    accelerated, backend = pspnet_fast.accelerate(copy.deepcopy(model)), Recorder()
-    compiled = torch.compile(lambda x, _: accelerated(x).square().sum(), backend=backend, fullgraph=True)
-    torch.testing.assert_close(training_step(accelerated, compiled, x, None), expected)
+    by_the_pass = {"copied": copy.deepcopy, "passes": pspnet_fast.compile_options()}
+    options = by_the_pass if seen == "by the pass" else {}
+    backend = assert_same_compiled(model, squared, stock=squared(model), **options)
     assert backend.has("pspnet_fast.pyramid_conv") == fused
 
 
-@pytest.mark.parametrize(("change", "fused"), JOINED.values(), ids=JOINED)
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_compile_options_fuse_a_convolution_that_no_mode_sees(change, fused, kernel):
-    model, (x, _) = Joined(kernel), data()
-    model.change = change
-    expected = training_step(model, lambda x, _: model(x).square().sum(), x, None)
-    for options, wanted in ({}, fused), ({"conv": False}, False):
-        torch._dynamo.reset()
-        backend = Recorder(pspnet_fast.compile_options(**options))
-        compiled = torch.compile(lambda x, _: model(x).square().sum(), backend=backend, fullgraph=True)
-        torch.testing.assert_close(training_step(model, compiled, x, None), expected)
-        assert backend.has("pspnet_fast.pyramid_conv") == wanted
-
-
 def test_compile_options_fuse_a_convolution_behind_a_graph_break():
-    model, (x, target) = Mixed(), data()
-    expected = training_step(model, lambda x, t: F.cross_entropy(model(x), t, ignore_index=255), x, target)
+    model = Mixed()
     model.backbone.register_forward_hook(lambda *_: torch._dynamo.graph_break())
-    backend = Recorder(pspnet_fast.compile_options())
-    compiled = torch.compile(with_loss(pspnet_fast.accelerate(model)), backend=backend)
-    torch.testing.assert_close(training_step(model, compiled, x, target), expected)
+    backend = assert_same_compiled(model, passes=pspnet_fast.compile_options(), fullgraph=False)
     assert backend.has("pspnet_fast.pyramid_conv")
 
 
-@pytest.mark.parametrize("seen", ["by the mode", "by the pass"])
+def in_block(step, seen):
+    """``step``, inside a block where the mode shall see it."""
+
+    def seen_step(*args):
+        with pspnet_fast.fuse() if seen == "by the mode" else contextlib.nullcontext():
+            return step(*args)
+
+    return seen_step
+
+
+@SEEN
 def test_an_upsampling_without_gradients_has_none(seen):
     def step(x, weight):
         low = F.avg_pool2d(x, 2)
@@ -142,14 +134,9 @@ def test_an_upsampling_without_gradients_has_none(seen):
             up = F.interpolate(low, scale_factor=2, mode="bilinear")
         return F.conv2d(up, weight).square().sum()
 
-    def fused(x, weight):
-        with pspnet_fast.fuse():
-            return step(x, weight)
-
     x, weight = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(1, 4, 1, 1, requires_grad=True)
     backend = Recorder(pspnet_fast.compile_options())
-    compiled = torch.compile(fused if seen == "by the mode" else step, backend=backend, fullgraph=True)
-    compiled(x, weight).backward()
+    torch.compile(in_block(step, seen), backend=backend, fullgraph=True)(x, weight).backward()
     assert x.grad is None
     assert weight.grad is not None
 
@@ -160,16 +147,12 @@ def test_a_write_through_out_under_the_mode():
         torch.cat([low[:, :2] * 2, low[:, 2:] * 3], 1, out=low)
         return F.conv2d(up, weight)
 
-    def fused(low, weight):
-        with pspnet_fast.fuse():
-            return step(low, weight)
-
     low, weight = torch.randn(2, 4, 8, 8), torch.randn(3, 4, 1, 1)
-    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(in_block(step, "by the mode"), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(low.clone(), weight), step(low.clone(), weight))
 
 
-@pytest.mark.parametrize("seen", ["by the mode", "by the pass"])
+@SEEN
 @pytest.mark.parametrize("written", [False, True])
 def test_layouts_are_kept_and_what_backward_reads(seen, written):
     """The next operator views the result, and the source is written to when it has been read."""
@@ -192,22 +175,21 @@ def test_layouts_are_kept_and_what_backward_reads(seen, written):
     assert backend.upsamples() == (written and seen == "by the pass")  # which sees what is behind
 
 
-@pytest.mark.parametrize("call", ["axis", "symbols"])
+@pytest.mark.parametrize("call", ["axis", "symbols", "switched off", "known"])
 def test_compile_options_leave_what_they_do_not_know(call):
-    def step(low, weight):
-        full = F.interpolate(low, scale_factor=2, mode="bilinear")
-        return F.conv2d(torch.cat([full, full], axis=1) if call == "axis" else torch.cat([full, full], 1), weight)
+    def step(low, high, weight):
+        maps = [F.interpolate(low, scale_factor=2, mode="bilinear"), high]
+        return F.conv2d(torch.cat(maps, axis=1) if call == "axis" else torch.cat(maps, 1), weight)
 
-    backend = Recorder(pspnet_fast.compile_options())
-    low, weight = torch.randn(2, 4, 8, 8), torch.randn(3, 8, 1, 1)
+    backend = Recorder(pspnet_fast.compile_options(conv=call != "switched off"))
+    inputs = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 16, 16), torch.randn(3, 8, 1, 1)
     compiled = torch.compile(step, backend=backend, fullgraph=True, dynamic=call == "symbols")
-    torch.testing.assert_close(compiled(low, weight), step(low, weight))
-    assert backend.upsamples()
+    torch.testing.assert_close(compiled(*inputs), step(*inputs))
+    assert backend.has("pspnet_fast.pyramid_conv") == (call == "known")
 
 
 def test_inductor_with_options():
-    x, target = data()
-    model = Own()
-    expected = training_step(model, model, x, target)
+    model, (x, target) = Own(), data()
     compiled = torch.compile(model, fullgraph=True, options=pspnet_fast.compile_options())
-    torch.testing.assert_close(training_step(model, compiled, x, target), expected, rtol=1e-4, atol=1e-5)
+    expected = training_step(model, x, target, model)
+    torch.testing.assert_close(training_step(model, x, target, compiled), expected, rtol=1e-4, atol=1e-5)

@@ -32,22 +32,18 @@ def test_pointwise(channels, side):
     assert not pointwise_pays(Segment(torch.empty(1, channels[0], 64, 64), None, True), channels[1])
 
 
-@pytest.mark.parametrize(
-    ("channels", "out_channels", "full", "kernel", "pays"),
-    [
-        (16, 64, 64, 1, True),
-        (4, 16, 64, 1, False),
-        (64, 256, 64, 1, True),
-        (128, 512, 32, 1, True),
-        (16, 64, 64, 3, True),
-        (4, 16, 32, 3, False),
-        (16, 64, 32, 3, False),
-        (128, 512, 32, 3, True),
-    ],
-)
-def test_pyramid_pooling(channels, out_channels, full, kernel, pays):
+# Channels of a level and of the result, the side of the map, the kernel.
+PYRAMIDS = {
+    **dict.fromkeys([(4, 16, 64, 1), (4, 16, 32, 3), (16, 64, 32, 3)], False),
+    **dict.fromkeys([(16, 64, 64, 1), (64, 256, 64, 1), (128, 512, 32, 1), (16, 64, 64, 3), (128, 512, 32, 3)], True),
+}
+
+
+@pytest.mark.parametrize("sizes", PYRAMIDS, ids=str)
+def test_pyramid_pooling(sizes):
+    channels, out_channels, full, kernel = sizes
     levels = [level(channels, side, full) for side in (1, 2, 3, 6)]
-    assert pyramid_pays(levels, out_channels, kernel) == pays
+    assert pyramid_pays(levels, out_channels, kernel) == PYRAMIDS[sizes]
 
 
 @pytest.mark.parametrize(("side", "pays"), [(48, False), (32, True), (16, True), (12, True)])
@@ -65,9 +61,7 @@ def test_flop():
 )
 def test_projected_maps(before, side, pays):
     projection = Projection(torch.empty(1), torch.empty(768, before), None, 0)
-    segment = Segment(
-        torch.empty(1, 768, 1, 1).expand(2, 768, side, side), Geometry((side, side), (128, 128), False), True
-    )
-    assert not projection_pays(segment, 768)
-    segment = Segment(segment.tensor, segment.geometry, True, projection)
-    assert projection_pays(segment, 768) == pays
+    tensor = torch.empty(1, 768, 1, 1).expand(2, 768, side, side)
+    geometry = Geometry((side, side), (128, 128), False)
+    assert not projection_pays(Segment(tensor, geometry, True), 768)
+    assert projection_pays(Segment(tensor, geometry, True, projection), 768) == pays

@@ -139,22 +139,20 @@ def write(g: Graph, pool: list[Tensor]) -> list[Tensor]:
     return []
 
 
+REARRANGED = [
+    lambda x: x.detach(),
+    lambda x: x.clone(),
+    lambda x: x.permute(0, 1, 3, 2).contiguous(),
+    lambda x: x.to(torch.float32).to(torch.float64),
+    lambda x: x.contiguous(memory_format=torch.channels_last),
+    lambda x: x.view(x.shape),
+    lambda x: x.reshape(x.shape[0], x.shape[1], -1).view(x.shape),
+]
+
+
 def rearrange(g: Graph, pool: list[Tensor]) -> list[Tensor]:
     x = g.pick(pool)
-    how = g.random.randrange(7)
-    if how == 0:
-        return [x.detach()]
-    if how == 1:
-        return [x.clone()]
-    if how == 2:
-        return [x.permute(0, 1, 3, 2).contiguous()]
-    if how == 3:
-        return [x.to(torch.float32).to(torch.float64)]
-    if how == 4:
-        return [x.contiguous(memory_format=torch.channels_last)]
-    if how == 5:
-        return [x.view(x.shape)]
-    return [x.reshape(x.shape[0], x.shape[1], -1).view(x.shape)]
+    return [g.random.choice(REARRANGED)(x)]
 
 
 def softmax(g: Graph, pool: list[Tensor]) -> list[Tensor]:

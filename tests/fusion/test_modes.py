@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from heads import HEADS, Levels, Mixed, Plain, data, fused_operators
-from pairs import Recorder, assert_same, deferred, is_built, low_and_target, upsample
+from heads import HEADS, Levels, Mixed, Plain, accelerated, assert_same_results, data, fused_operators, training_step
+from pairs import Recorder, assert_same, deferred, is_built, low_and_target, upsample, with_loss
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -55,48 +55,40 @@ def autocast_rules(request):
     autocast_dtype.cache_clear()
 
 
+def assert_close_in_bfloat16(losses, models):
+    """And the gradients."""
+    pairs = zip(losses, models, strict=True)
+    stock, fused = (torch.autograd.grad(loss, list(model.parameters())) for loss, model in pairs)
+    assert [t.dtype for t in (losses[0], *stock)] == [t.dtype for t in (losses[1], *fused)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=2e-2, atol=0)
+    gradients = (torch.cat([g.flatten() for g in gradients]) for gradients in (stock, fused))
+    assert F.cosine_similarity(*gradients, dim=0) > 0.99
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.usefixtures("autocast_rules")
 def test_autocast(head):
-    model = head()
-    other = pspnet_fast.accelerate(copy.deepcopy(model))
-    x, target = data()
-    results = []
-    for m in (model, other):
-        with torch.autocast("cpu", torch.bfloat16):
-            out = m(x)
-            loss = F.cross_entropy(out, target, ignore_index=255)
-        loss.backward()
-        results.append((out.dtype, loss.dtype, loss.detach(), [p.grad.dtype for p in m.parameters()]))
-    third = pspnet_fast.accelerate(copy.deepcopy(model))
-    F.cross_entropy(third(x), target, ignore_index=255)
-    assert fused_operators(other) == fused_operators(third)
-    assert results[0][:2] == results[1][:2]
-    assert results[0][3] == results[1][3]
-    torch.testing.assert_close(results[1][2], results[0][2], rtol=2e-2, atol=0)
-    gradients = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, other)]
-    assert F.cosine_similarity(*gradients, dim=0) > 0.99
+    model, (x, target) = head(), data()
+    ours, in_float32 = accelerated(model), accelerated(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(x), ours(x)
+        losses = [F.cross_entropy(out, target, ignore_index=255) for out in outputs]
+    assert outputs[0].dtype == outputs[1].dtype
+    assert_close_in_bfloat16(losses, (model, ours))
+    training_step(in_float32, x, target)
+    assert fused_operators(ours) == fused_operators(in_float32)
 
 
 @pytest.mark.parametrize("head", [Plain, Levels])
 @pytest.mark.usefixtures("autocast_rules")
 def test_compiled_under_autocast(head):
-    model, backend = head(), Recorder()
-    (x, target), results = data(), []
-
-    def step(model):
-        with pspnet_fast.fuse():
-            return F.cross_entropy(model(x), target, ignore_index=255)
-
-    for run in (lambda m: F.cross_entropy(m(x), target, ignore_index=255), torch.compile(step, backend=backend)):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = run(model)
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        results.append((loss.detach(), torch.cat([g.flatten() for g in gradients])))
+    model, (x, target), backend = head(), data(), Recorder()
+    compiled = torch.compile(with_loss(model), backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = F.cross_entropy(model(x), target, ignore_index=255), compiled(x, target)
+    assert_close_in_bfloat16(losses, (model, model))
     assert backend.has("pspnet_fast.upsample_cross_entropy")
     assert not backend.upsamples()
-    torch.testing.assert_close(results[1][0], results[0][0], rtol=2e-2, atol=0)
-    assert F.cosine_similarity(results[0][1], results[1][1], dim=0) > 0.99
 
 
 @pytest.mark.parametrize("lowered", ["forward", "backward", "both"])
@@ -127,57 +119,39 @@ def test_half_precision_keeps_its_dtype(dtype):
     torch.testing.assert_close(loss, F.cross_entropy(stock, target), rtol=2e-2, atol=0)
     assert up.float().dtype == torch.float32
     torch.testing.assert_close(up.float() + 0, stock.float(), rtol=0, atol=0)
-    torch.testing.assert_close(
-        F.cross_entropy(up.float(), target),
-        F.cross_entropy(low, target=target[:, ::2, ::2]) * 0 + F.cross_entropy(stock.float(), target),
-        rtol=1e-2,
-        atol=0,
-    )
+    expected = F.cross_entropy(stock.float(), target)
+    torch.testing.assert_close(F.cross_entropy(up.float(), target), expected, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_channels_last(head):
-    model = head().to(memory_format=torch.channels_last)
-    other = pspnet_fast.accelerate(copy.deepcopy(model))
     x, target = data()
     x = x.contiguous(memory_format=torch.channels_last)
-    results = []
-    for m in (model, other):
-        out = m(x)
-        loss = F.cross_entropy(out, target, ignore_index=255)
-        loss.backward()
-        results.append((out.stride(), loss, [p.grad for p in m.parameters()]))
-    torch.testing.assert_close(results[1], results[0])
+    model = head().to(memory_format=torch.channels_last)
+    assert_same_results(model, lambda m: (m(x).stride(), training_step(m, x, target)))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("where", ["around", "inside", "loss"])
 def test_activation_checkpointing(reentrant, where):
+    again = functools.partial(checkpoint, use_reentrant=reentrant)
+
     class Inside(Mixed):
         def forward(self, x):
-            if where == "inside":
-                return checkpoint(super().forward, x, use_reentrant=reentrant)
-            return super().forward(x)
+            return again(super().forward, x) if where == "inside" else super().forward(x)
+
+    def run(m):
+        def loss_of(x):
+            out = again(m, x) if where == "around" else m(x)
+            return F.cross_entropy(out, target, ignore_index=255)
+
+        step = training_step(m, x, target, lambda x, _: again(loss_of, x) if where == "loss" else loss_of(x))
+        gradient, x.grad = x.grad, None
+        return step, gradient
 
     x, target = data()
     x.requires_grad_()
-    model = Inside().eval()
-    results = []
-    for m in (model, pspnet_fast.accelerate(copy.deepcopy(model))):
-        if where == "around":
-            loss = F.cross_entropy(checkpoint(m, x, use_reentrant=reentrant), target, ignore_index=255)
-        elif where == "loss":
-
-            def whole(x, m=m):
-                return F.cross_entropy(m(x), target, ignore_index=255)
-
-            loss = checkpoint(whole, x, use_reentrant=reentrant)
-        else:
-            loss = F.cross_entropy(m(x), target, ignore_index=255)
-        loss.backward()
-        results.append((loss, [p.grad for p in m.parameters()], x.grad))
-        x.grad = None
-    torch.testing.assert_close(results[1], results[0])
+    assert_same_results(Inside().eval(), run)
 
 
 def test_a_loss_around_a_checkpointed_model_is_fused():
@@ -206,48 +180,43 @@ DDP_OPTIONS = [
 ]
 
 
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("options", DDP_OPTIONS, ids=str)
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_distributed_data_parallel(options, accumulate, tmp_path):
+@pytest.mark.usefixtures("process_group")
+def test_distributed_data_parallel(options, accumulate):
     if accumulate and "static_graph" in options:
         pytest.skip("PyTorch's static graph does not allow no_sync() in its first step")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        x, target = data()
-        model = Mixed()
-        other = copy.deepcopy(model)
-        results = []
-        for m in (model, pspnet_fast.accelerate(other)):
-            wrapped = nn.parallel.DistributedDataParallel(m, **options)
-            for last in (False, True):
-                with contextlib.nullcontext() if last or not accumulate else wrapped.no_sync():
-                    out = wrapped(x)
-                    loss = F.cross_entropy(out, target, ignore_index=255)
-                    loss.backward()
-            results.append((loss, [p.grad for p in m.parameters()]))
-        torch.testing.assert_close(results[1], results[0])
-        assert type(out) is Deferred
-        assert not is_built(out)
-    finally:
-        torch.distributed.destroy_process_group()
+    x, target = data()
+    outputs = []
+
+    def run(m):
+        wrapped = nn.parallel.DistributedDataParallel(m, **options)
+        for last in (False, True):
+            with contextlib.nullcontext() if last or not accumulate else wrapped.no_sync():
+                outputs.append(wrapped(x))
+                loss = F.cross_entropy(outputs[-1], target, ignore_index=255)
+                loss.backward()
+        return loss, [p.grad for p in m.parameters()]
+
+    assert_same_results(Mixed(), run)
+    assert type(outputs[-1]) is Deferred
+    assert not is_built(outputs[-1])
 
 
-def test_fully_sharded_data_parallel(tmp_path):
+@pytest.mark.usefixtures("process_group")
+def test_fully_sharded_data_parallel():
     fsdp = pytest.importorskip("torch.distributed.fsdp")
     mesh = pytest.importorskip("torch.distributed.device_mesh")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        x, target = data()
-        model = Mixed()
-        expected = F.cross_entropy(model(x), target, ignore_index=255)
-        expected.backward()
-        other = pspnet_fast.accelerate(copy.deepcopy(model))
-        other.zero_grad()
-        fsdp.fully_shard(other, mesh=mesh.init_device_mesh("cpu", (1,)))
-        loss = F.cross_entropy(other(x), target, ignore_index=255)
-        loss.backward()
-        torch.testing.assert_close(loss, expected)
-        for p, q in zip(other.parameters(), model.parameters(), strict=True):
-            torch.testing.assert_close(p.grad.full_tensor(), q.grad)
-    finally:
-        torch.distributed.destroy_process_group()
+    model, (x, target) = Mixed(), data()
+    ours = accelerated(model)
+    fsdp.fully_shard(ours, mesh=mesh.init_device_mesh("cpu", (1,)))
+    loss, gradients = training_step(ours, x, target)
+    gradients = {name: gradient.full_tensor() for name, gradient in gradients.items()}
+    torch.testing.assert_close((loss, gradients), training_step(model, x, target))

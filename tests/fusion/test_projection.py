@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from heads import Mixed, data
+from heads import Mixed, accelerated, assert_same_results, data, training_step
 from pairs import Recorder
 from torch import nn
 
@@ -41,9 +41,12 @@ class Tokens(nn.Module):
     change = late_change = staticmethod(lambda x, tokens, layer: None)
     autocast = False  # of the convolution
 
+    def projected(self, tokens):
+        return self.project(tokens)
+
     def forward(self, x, other):
         tokens = (x * 1).flatten(2).transpose(1, 2)
-        y = self.project(tokens)
+        y = self.projected(tokens)
         self.change(tokens, y, self.project)
         low = y.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
         up = F.interpolate(low, other.shape[2:], mode="bilinear", align_corners=False)
@@ -75,10 +78,9 @@ def test_values_and_gradients(factor, inner_bias, bias, form, projected):
     if not inner_bias:
         model.project.bias = None
     given = [t.detach().to(memory_format=form).requires_grad_() for t in inputs(factor)]
-    expected = outcome(copy.deepcopy(model), *given)
-    accelerated = pspnet_fast.accelerate(model)
+    expected, ours = outcome(model, *given), accelerated(model)
     for _ in range(2):  # in later calls modules that upsample nothing run without the mode
-        result = outcome(accelerated, *given)
+        result = outcome(ours, *given)
         torch.testing.assert_close(result, expected)
         assert result[0].stride() == expected[0].stride()
     # With nothing at low resolution the concatenation is not deferred.
@@ -87,108 +89,53 @@ def test_values_and_gradients(factor, inner_bias, bias, form, projected):
 
 def test_a_map_of_full_size_beside_smaller_ones(projected):
     """The largest map of SegFormer's head is interpolated to its own size."""
-    model, (x, _) = Mixed().double(), data(size=(64, 96))
-    accelerated = pspnet_fast.accelerate(copy.deepcopy(model))
-    x = x.double().requires_grad_()
-    for _ in range(2):
-        results = []
-        for m in (model, accelerated):
-            m.zero_grad()
-            m(x).square().sum().backward()
-            results.append([p.grad.clone() for p in m.parameters()])
-        torch.testing.assert_close(*results)
+    x, target = data(size=(64, 96))
+    assert_same_results(Mixed().double(), lambda m: [training_step(m, x.double(), target) for _ in range(2)])
     assert projected == [(10, 16, 24), (10, 4, 6), (10, 8, 12)] * 2
 
 
-def _write(x, y, layer):
-    y.mul_(2)
-
-
-def _write_unseen(x, y, layer):
-    y.data.mul_(2)
-
-
-def _other_memory(x, y, layer):
-    y.data = y.detach() * 2
-
-
-def _write_to_the_weight(x, y, layer):
-    with torch.no_grad():
-        layer.weight.mul_(2)
-
-
-def _write_to_the_bias(x, y, layer):
-    with torch.no_grad():
-        layer.bias.zero_()
-
-
-def _hook(x, y, layer):
-    y.register_hook(lambda grad: grad * 2)
-
-
-def _four_more(x, y, layer):
-    for _ in range(4):
-        F.linear(x, layer.weight)
-
-
-class _Quiet(nn.Module):
+class Quiet(nn.Sequential):
     """Runs without the mode from the second call on, as it upsamples nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Identity()
 
     def forward(self, y):
         y.data.mul_(2)
 
 
-def _write_in_a_quiet_module(x, y, layer):
-    layer.quiet(y)
-
-
+# Whether a projection is used, in eager mode and under torch.compile.
 CHANGES = {
-    "a write": (_write, False),
-    "a write that no version shows": (_write_unseen, False),
-    "other memory": (_other_memory, False),
-    "a write in a quiet module": (_write_in_a_quiet_module, False),
-    "a write to the bias": (_write_to_the_bias, False),
-    "other layers": (_four_more, False),
-    "a hook": (_hook, True),
+    "nothing": (lambda x, y, layer: None, True, True),
+    "a write": (lambda x, y, layer: y.mul_(2), False, False),
+    "a write that no version shows": (lambda x, y, layer: y.data.mul_(2), False, False),
+    "other memory": (lambda x, y, layer: setattr(y, "data", y.detach() * 2), False, None),
+    "a write in a quiet module": (lambda x, y, layer: layer.quiet(y), False, None),
+    "a write to the bias": (lambda x, y, layer: layer.bias.detach().zero_(), False, False),
+    "other layers": (lambda x, y, layer: [F.linear(x, layer.weight) for _ in range(4)], False, True),
+    "a hook": (lambda x, y, layer: y.register_hook(lambda grad: grad * 2), True, False),  # which the pass leaves
 }
 
 
-@pytest.mark.parametrize(("change", "used"), CHANGES.values(), ids=CHANGES)
-def test_what_happens_in_between(change, used, projected):
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_happens_in_between(name, projected):
     model, given = Tokens().double(), inputs()
-    model.project.quiet = _Quiet()
-    model.change = change
+    model.project.quiet = Quiet(nn.Identity())
+    model.change, used, _ = CHANGES[name]
     outcomes = []
-    for m in (copy.deepcopy(model), pspnet_fast.accelerate(copy.deepcopy(model))):
+    for m in (copy.deepcopy(model), accelerated(model)):
         with torch.no_grad():
             m.project.bias.copy_(model.project.bias)
         outcomes.append([outcome(m, *given) for _ in range(3)])
     torch.testing.assert_close(*outcomes)
-    if change is not _write_to_the_bias:  # the first call gives the same bits as later ones
+    if name != "a write to the bias":  # the first call gives the same bits as later ones
         torch.testing.assert_close(outcomes[1][1:], outcomes[1][:2], rtol=0, atol=0)
     assert bool(projected[1:]) == used
 
 
-COMPILED = {
-    "nothing": (lambda x, y, layer: None, True),
-    "a write": (_write, False),
-    "a write that no version shows": (_write_unseen, False),
-    "a write to the bias": (_write_to_the_bias, False),
-    "other layers": (_four_more, True),
-    "a hook": (_hook, False),  # the pass leaves what is hooked
-}
-
-
-@pytest.mark.parametrize(("change", "used"), COMPILED.values(), ids=COMPILED)
+@pytest.mark.parametrize("name", [name for name, (_, _, used) in CHANGES.items() if used is not None])
 @pytest.mark.parametrize("seen", ["by the pass", "by the mode"])
-def test_under_compile_options(seen, change, used, projected):
-    torch._dynamo.reset()
+@pytest.mark.usefixtures("fresh_compiler")
+def test_under_compile_options(seen, name, projected):
     model, given = Tokens().double(), inputs()
-    model.change = change
+    model.change, _, used = CHANGES[name]
     expected = outcome(copy.deepcopy(model), *given)
     if seen == "by the mode":
         pspnet_fast.accelerate(model)
@@ -197,11 +144,14 @@ def test_under_compile_options(seen, change, used, projected):
     assert bool(projected) == used
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_a_write_to_the_weight(late):
+LATE = pytest.mark.parametrize("when", ["change", "late_change"])
+
+
+@LATE
+def test_a_write_to_the_weight(when):
     """The result is the stock model's; the layer's own gradient is an error, as in that."""
     model, given = Tokens().double(), inputs()
-    setattr(model, "late_change" if late else "change", _write_to_the_weight)
+    setattr(model, when, lambda x, y, layer: layer.weight.detach().mul_(2))
     expected = copy.deepcopy(model)(*given)
     found = pspnet_fast.accelerate(model)(*given)
     torch.testing.assert_close(found, expected)
@@ -209,44 +159,41 @@ def test_a_write_to_the_weight(late):
         found.sum().backward()
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_a_write_to_what_was_projected(late):
+@LATE
+def test_a_write_to_what_was_projected(when):
     """The layer keeps a copy of it, as it is not contiguous."""
     model, given = Tokens().double(), inputs()
-    setattr(model, "late_change" if late else "change", lambda x, y, layer: x.detach().mul_(2))
-    expected = outcome(copy.deepcopy(model), *given)
-    torch.testing.assert_close(outcome(pspnet_fast.accelerate(model), *given), expected)
+    setattr(model, when, lambda x, y, layer: x.detach().mul_(2))
+    assert_same_results(model, lambda m: outcome(m, *given))
 
 
 @pytest.mark.parametrize("frozen", ["project", "all"])
 def test_what_autograd_does_not_keep_may_be_written_to(frozen, projected):
     """Before backward as well: a frozen layer keeps no input."""
-    gradients = []
     model, (x, other) = Tokens().double(), inputs()
     model.project.requires_grad_(False)
-    for m in (copy.deepcopy(model), pspnet_fast.accelerate(model)):
+
+    def run(m):
         written = []
-        m.late_change = lambda x, y, layer, written=written: written.append(x)
+        m.late_change = lambda x, y, layer: written.append(x)
         result = m(x if frozen == "project" else x.detach(), other)
         written[0].detach().mul_(3)
-        gradients.append(torch.autograd.grad(result.square().sum(), [other, *m.fuse.parameters()]))
-    torch.testing.assert_close(*gradients)
+        return torch.autograd.grad(result.square().sum(), [other, *m.fuse.parameters()])
+
+    assert_same_results(model, run)
     assert not projected
 
 
 def test_the_gradient_of_the_layers_result():
     """As class activation maps are made of: the layer's output, caught by a hook."""
-    gradients = []
-    for accelerated in (False, True):
-        torch.manual_seed(0)
-        model = Tokens().double()
+    x, other = (torch.ones_like(t).requires_grad_() for t in inputs())
+
+    def run(m):
         caught = []
-        model.project.register_forward_hook(lambda module, args, y, caught=caught: caught.append(y))
-        if accelerated:
-            pspnet_fast.accelerate(model)
-        x, other = (torch.ones_like(t).requires_grad_() for t in inputs())
-        gradients.append(torch.autograd.grad(model(x, other).square().sum(), [*caught, x]))
-    torch.testing.assert_close(*gradients)
+        m.project.register_forward_hook(lambda module, args, y: caught.append(y))
+        return torch.autograd.grad(m(x, other).square().sum(), [*caught, x])
+
+    assert_same_results(Tokens().double(), run)
 
 
 def test_a_sharded_weight_that_is_gone(projected):
@@ -261,13 +208,14 @@ def test_a_sharded_weight_that_is_gone(projected):
 def test_autocast(where, projected):
     model, given = Tokens(), [t.detach().float().requires_grad_() for t in inputs()]
     model.autocast = True
-    stock = copy.deepcopy(model)
-    results = []
-    for m in (stock, pspnet_fast.accelerate(model)):
+
+    def run(m):
         with torch.autocast("cpu", torch.bfloat16, enabled=where == "all"):
-            results.append(m(*given))
-        results[-1].float().sum().backward()
-    torch.testing.assert_close(results[1], results[0], rtol=0.02, atol=0.02)
+            result = m(*given)
+        result.float().sum().backward()
+        return result
+
+    assert_same_results(model, run, rtol=0.02, atol=0.02)
     assert not projected
 
 
@@ -275,17 +223,12 @@ def test_layers_that_are_not_over_tokens():
     """Under vmap, of a sparse layout, with a bias that broadcasts."""
 
     class Other(Tokens):
-        def forward(self, x, other):
-            tokens = (x * 1).flatten(2).transpose(1, 2)
+        def projected(self, tokens):
             torch.vmap(lambda t: F.linear(t, self.project.weight))(tokens)
-            y = F.linear(tokens, self.project.weight, self.project.bias[:1])
-            low = y.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
-            up = F.interpolate(low, other.shape[2:], mode="bilinear", align_corners=False)
-            return self.fuse(torch.cat([up, other], dim=1))
+            return F.linear(tokens, self.project.weight, self.project.bias[:1])
 
-    model, given = Other().double(), inputs()
-    expected = outcome(copy.deepcopy(model), *given)
-    torch.testing.assert_close(outcome(pspnet_fast.accelerate(model), *given), expected)
+    given = inputs()
+    assert_same_results(Other().double(), lambda m: outcome(m, *given))
 
 
 def test_what_it_saves_is_reported():

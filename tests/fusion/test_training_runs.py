@@ -1,27 +1,42 @@
-"""Twenty steps of training as the examples of transformers and torchvision do it: the same losses with accelerate.
+"""The code of docs/accelerate.md, and training as the examples of transformers, torchvision and Lightning do it.
 
-The data are drawn scenes, and CamVid's images where PSPNET_FAST_CAMVID names its folder.
+Twenty steps give the same losses with accelerate. The data are drawn scenes, and CamVid's images where
+PSPNET_FAST_CAMVID names its folder.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from models import require, torchvision_model
+from heads import Mixed, fused_operators
+from models import LIBRARIES, require, torchvision_model
 from torch.utils.data import DataLoader
 
 import pspnet_fast
 
+PAGE = Path(__file__).parents[2] / "docs" / "accelerate.md"
 CAMVID = os.environ.get("PSPNET_FAST_CAMVID")
 CLASSES, IGNORE, STEPS = 11, 255, 20
 # Training from random weights makes a difference grow severalfold from step to step. In float32, losses differ by
 # percents after 20 steps whenever anything is rounded in another way, be it the number of threads; in float64 by 1e-9.
 DTYPE, TOLERANCE = torch.float64, 1e-6
 BATCH = 4
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) >= 6
+    require(*LIBRARIES)
+    names = {"output_dir": str(tmp_path)}
+    for block in blocks:
+        exec(compile(block, PAGE.name, "exec"), names)
 
 
 @pytest.fixture(params=["scenes", "camvid"])
@@ -50,8 +65,7 @@ def assert_same_run(run, stock, rules):
     model = pspnet_fast.accelerate(copy.deepcopy(stock))
     assert run(model) == pytest.approx(expected, rel=TOLERANCE)
     assert sum(expected[STEPS - 5 : STEPS]) < sum(expected[:5])
-    fused = {e.operator for e in model.fusion_report() if e.fused}
-    assert fused >= rules, str(model.fusion_report())
+    assert {operator for operator, _ in fused_operators(model)} >= rules, str(model.fusion_report())
 
 
 def mean_iou(labels, target):
@@ -78,13 +92,11 @@ def test_transformers_trainer(dataset, tmp_path):
 
     def run(model):
         arguments = transformers.TrainingArguments(
-            **{"output_dir": str(tmp_path), "save_strategy": "no", "report_to": [], "use_cpu": True, "seed": 1},
-            **{
-                "per_device_train_batch_size": BATCH,
-                "per_device_eval_batch_size": BATCH,
-                "remove_unused_columns": False,
-            },
-            **{"learning_rate": 6e-4, "lr_scheduler_type": "polynomial", "max_steps": STEPS, "logging_steps": 1},
+            str(tmp_path),
+            **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), BATCH),
+            **{"gradient_accumulation_steps": 2, "max_steps": STEPS // 2, "learning_rate": 6e-4, "seed": 1},
+            **{"save_strategy": "no", "report_to": [], "use_cpu": True, "remove_unused_columns": False},
+            **{"lr_scheduler_type": "polynomial", "logging_steps": 1, "disable_tqdm": True},
         )
         losses = []
 
@@ -97,6 +109,10 @@ def test_transformers_trainer(dataset, tmp_path):
         trainer = Trainer(model, arguments, train_dataset=samples, eval_dataset=samples[:4], compute_metrics=metrics)
         trainer.train()
         evaluated = trainer.evaluate()
+        trainer.save_model(str(tmp_path / "saved"))
+        again = type(model).from_pretrained(tmp_path / "saved", dtype=DTYPE)
+        torch.testing.assert_close(again.state_dict(), model.state_dict())
+        assert trainer.predict(samples[:4]).metrics["test_loss"] == evaluated["eval_loss"]
         return [*losses, evaluated["eval_loss"], evaluated["eval_mean_iou"]]
 
     assert_same_run(run, stock, {"cross_entropy"})
@@ -138,3 +154,34 @@ def test_torchvision_reference_script(name, dataset):
         return [*losses[:STEPS], mean_iou(labels.flatten(), target.flatten())]
 
     assert_same_run(run, stock, {"cross_entropy", "argmax"})
+
+
+def test_lightning(dataset, tmp_path):
+    require("lightning")
+    import lightning
+
+    class Segmentation(lightning.LightningModule):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.losses = model, []
+
+        def training_step(self, batch, _):
+            out = self.model(batch[0])
+            loss = F.cross_entropy(out, batch[1], ignore_index=IGNORE)
+            self.losses.append(loss.item())
+            self.log("accuracy", (out.argmax(1) == batch[1]).float().mean())
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def run(model):
+        module = Segmentation(model)
+        quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        options = {"accumulate_grad_batches": 2, "max_epochs": STEPS * BATCH // len(dataset), "accelerator": "cpu"}
+        trainer = lightning.Trainer(**options, **dict.fromkeys(quiet, False), default_root_dir=tmp_path)
+        trainer.fit(module, DataLoader(dataset, batch_size=BATCH))
+        assert len(module.losses) == STEPS
+        return module.losses
+
+    assert_same_run(run, Mixed(CLASSES).to(DTYPE), {"cross_entropy", "argmax"})

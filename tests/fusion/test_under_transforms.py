@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import os
-
 import torch
 import torch.nn.functional as F
-from heads import Mixed, Plain, Pyramid, data
+from heads import Mixed, Plain, Pyramid, assert_same_results, data
 from pairs import assert_same, deferred, is_built, low_and_target, upsample
 from torch import nn
 
@@ -16,18 +13,17 @@ import pspnet_fast
 
 def test_functional_transforms():
     x, target = data()
-    model = Plain().eval()
-    other = pspnet_fast.accelerate(copy.deepcopy(model))
 
     def loss(parameters, m):
         out = torch.func.functional_call(m, parameters, (x,))
         return F.cross_entropy(out, target, ignore_index=255)
 
-    expected = torch.func.grad(loss)(dict(model.named_parameters()), model)
-    torch.testing.assert_close(torch.func.grad(loss)(dict(other.named_parameters()), other), expected)
-    torch.testing.assert_close(torch.vmap(lambda v: other(v[None]))(x), torch.vmap(lambda v: model(v[None]))(x))
-    _, expected = torch.func.jvp(model, (x,), (torch.ones_like(x),))
-    torch.testing.assert_close(torch.func.jvp(other, (x,), (torch.ones_like(x),))[1], expected)
+    def transformed(m):
+        _, tangent = torch.func.jvp(m, (x,), (torch.ones_like(x),))
+        gradients = torch.func.grad(loss)(dict(m.named_parameters()), m)
+        return gradients, torch.vmap(lambda v: m(v[None]))(x), tangent
+
+    assert_same_results(Plain().eval(), transformed)
 
 
 def test_a_deferred_tensor_inside_a_transform():
@@ -40,14 +36,13 @@ def test_a_deferred_tensor_inside_a_transform():
 
 def test_forward_mode():
     x, _ = data()
-    model = pspnet_fast.accelerate(Plain())
-    with torch.autograd.forward_ad.dual_level():
-        out = model(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
-        tangent = torch.autograd.forward_ad.unpack_dual(out).tangent
-    assert tangent is not None
-    with torch.autograd.forward_ad.dual_level():
-        out = pspnet_fast.restore(model)(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
-        torch.testing.assert_close(tangent, torch.autograd.forward_ad.unpack_dual(out).tangent)
+
+    def tangent(m):
+        with torch.autograd.forward_ad.dual_level():
+            out = m(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+            return torch.autograd.forward_ad.unpack_dual(out).tangent.clone()
+
+    assert_same_results(Plain(), tangent)
 
 
 def test_tracing_and_export():
@@ -124,8 +119,3 @@ def test_sums_casts_and_slices_stay_deferred():
     expected = F.cross_entropy(stock.float(), target) + F.cross_entropy(stock[:, :3], target % 3)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(y + 0, F.conv2d(torch.cat([stock, stock], 1)[:, 3:8], torch.ones(2, 5, 1, 1).double()))
-
-
-def test_no_environment_is_left_behind():
-    assert "PSPNET_FAST_FUSION" not in os.environ
-    assert type(upsample(low_and_target()[0])) is torch.Tensor
