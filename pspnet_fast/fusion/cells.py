@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ LIVE: weakref.WeakValueDictionary[int, Cell] = weakref.WeakValueDictionary()
 _MOST_LOOKED_AT = 16  # cells; more would take longer than what knowing about them saves
 
 
+@dataclass(eq=False, repr=False)
 class Cell:
     """The storage of a deferred tensor; see the module's docstring.
 
-    Args:
-        build: gives the values, by stock operators.
+    Attributes:
+        build: gives the values, by stock operators, until they are kept.
         segments: what the channels consist of; empty where no fused operator can use them.
         session: the options and the report of the ``fuse()`` that it comes from.
         bases: the cells that ``build`` reads.
@@ -37,22 +39,16 @@ class Cell:
         site: the call that made it, for the report.
     """
 
-    def __init__(
-        self,
-        build: Callable[[], Tensor],
-        segments: Sequence[Segment],
-        session: Any,
-        *,
-        bases: Sequence[Cell] = (),
-        view: bool = False,
-        kind: str = "map",
-        adjoint: bool = False,
-        site: str | None = None,
-    ) -> None:
-        self.build: Callable[[], Tensor] | None = build
-        self.segments = list(segments)
-        self.session, self.bases, self.view, self.kind, self.adjoint = session, tuple(bases), view, kind, adjoint
-        self.site = site
+    build: Callable[[], Tensor] | None
+    segments: Sequence[Segment]
+    session: Any
+    bases: Sequence[Cell] = ()
+    view: bool = False
+    kind: str = "map"
+    adjoint: bool = False
+    site: str | None = None
+
+    def __post_init__(self) -> None:
         self.value: Tensor | None = None
         self.strides: tuple[int, ...] = ()
         self.exposed = False
@@ -61,7 +57,7 @@ class Cell:
         self._dependants: list[weakref.ref[Cell]] = []
         for base in self.bases:
             base._dependants.append(weakref.ref(self))
-        if not adjoint:
+        if not self.adjoint:
             LIVE[id(self)] = self
 
     @property

@@ -176,7 +176,7 @@ def _sum(terms: Sequence[tuple[Tensor, Geometry | None]]) -> Tensor:
 
 
 def _conv2d(func: Any, input: Any, weight: Any, bias: Any = None, *options: Any, **keywords: Any) -> Any:
-    if not isinstance(input, Deferred) or input.cell.adjoint or input.cell.session is None:
+    if not isinstance(input, Deferred) or input.cell.adjoint:
         return NotImplemented
     session = input.cell.session
     reason = _reason(input, weight, bias, *options, **keywords)

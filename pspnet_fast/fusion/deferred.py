@@ -23,13 +23,11 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
 STRUCTURE: dict[Any, Callable[..., Any]] = {}
 
 # Functions that read a tensor's memory without calling an operator.
-MEMORY = frozenset(
-    (
-        *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.data_ptr, Tensor.__dlpack__),
-        *(Tensor.untyped_storage, Tensor.storage, Tensor._typed_storage, Tensor.share_memory_, Tensor.is_shared),
-        *(Tensor.__reduce_ex__, Tensor.__deepcopy__, Tensor.__repr__, Tensor.__format__),
-    )
-)
+MEMORY = {
+    *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.data_ptr, Tensor.__dlpack__),
+    *(Tensor.untyped_storage, Tensor.storage, Tensor._typed_storage, Tensor.share_memory_, Tensor.is_shared),
+    *(Tensor.__reduce_ex__, Tensor.__deepcopy__, Tensor.__repr__, Tensor.__format__),
+}
 
 
 class Form(NamedTuple):

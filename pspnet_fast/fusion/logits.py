@@ -89,7 +89,7 @@ def _reason(kind: str, x: Any, criterion: Criterion) -> str | None:
     if not isinstance(x, Deferred) or not isinstance(target, Tensor) or isinstance(target, Deferred):
         return "the target is not a plain label map"
     cell = x.cell
-    if cell.session is None or not cell.session.loss or not supported():
+    if not cell.session.loss or not supported():
         return "switched off here"
     if cell.adjoint or cell.kind != kind or not cell.fusable or len(cell.segments) != 1:
         return "the map was changed, or is made of several"
@@ -114,7 +114,7 @@ RULES.update(dict.fromkeys(KINDS, _loss))
 def _labels(x: Deferred, dim: int | None, keepdim: bool, operator: str) -> Tensor | None:
     """int64 labels ``[B, H, W]``, with ``keepdim`` ``[B, 1, H, W]``, or None where the stock operator has to run."""
     cell = x.cell
-    if dim not in (1, -3) or x.dim() != 4 or cell.adjoint or cell.session is None or not cell.session.argmax:
+    if dim not in (1, -3) or x.dim() != 4 or cell.adjoint or not cell.session.argmax:
         return None
     if not cell.fusable or len(cell.segments) != 1 or x.numel() == 0:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,11 +113,11 @@ class FusionReport:
 class Session:
     """Which rules are on, and where events are recorded."""
 
-    loss: bool = True
-    conv: bool = True
-    argmax: bool = True
-    report: FusionReport = field(default_factory=FusionReport)
-    root: nn.Module | None = None
+    loss: bool
+    conv: bool
+    argmax: bool
+    report: FusionReport
+    root: nn.Module | None
     projections: Projections = field(default_factory=Projections)
 
     def fused(self, operator: str, reason: str, bytes_saved: int = 0, flop: int = 0) -> None:
@@ -158,16 +159,11 @@ def _module_of(frame: FrameType) -> nn.Module | None:
 
 def calling_modules() -> set[int]:
     """The ids of all modules that are being called."""
-    frame: FrameType | None = sys._getframe(1)
-    found = set()
-    while frame is not None:
-        found.add(id(_module_of(frame)))
-        frame = frame.f_back
-    return found
+    return {id(_module_of(frame)) for frame, _ in traceback.walk_stack(sys._getframe(1))}
 
 
 def built(cell: Any, reader: str) -> None:
     """Record that ``reader`` needs the values of ``cell``."""
-    if cell.value is None and cell.session is not None and not cell.adjoint:
+    if cell.value is None and not cell.adjoint:
         session = cell.session
         session.report.add(cell.site or "?", "interpolate", False, f"{reader} in {session.site()} reads the whole map")

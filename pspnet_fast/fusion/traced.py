@@ -117,14 +117,13 @@ class TracedFuse(TorchFunctionMode):
     def conv2d(
         self, func: Callable[..., Any], input: Tensor, weight: Tensor, bias: Any = None, *options: Any, **keywords: Any
     ) -> Tensor:
-        y: Tensor
         record, plan = self.find_map(input) if self.conv else None, None
         known = record is not None and weight.shape[1] == input.shape[1]
         if record is not None and known and refusal(weight, *options, **keywords) is None:
             plan = conv_plan(record.segments, weight, lazy=False)
         if record is None or plan is None:
-            y = func(input, weight, bias, *options, **keywords)
-            return y
+            stock: Tensor = func(input, weight, bias, *options, **keywords)
+            return stock
         channels_last = suggests_channels_last(input) or suggests_channels_last(weight)  # as conv2d answers
         y = plan.fused([s.tensor for s in record.segments], [weight, bias])
         return y.contiguous(memory_format=format_of(channels_last))

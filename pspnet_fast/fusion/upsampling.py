@@ -138,15 +138,9 @@ def _adjoint(grad: Tensor, geometry: Geometry, scale_factor: Any) -> Tensor:
         # F.interpolate takes operators with a deterministic gradient then.
         with torch.enable_grad():
             x = torch.zeros(shape, dtype=grad.dtype, device=grad.device, requires_grad=True)
-            y = F.interpolate(
-                x,
-                geometry.full if scale_factor is None else None,
-                scale_factor,
-                mode="bilinear",
-                align_corners=geometry.align_corners,
-            )
+            size = geometry.full if scale_factor is None else None
+            y = F.interpolate(x, size, scale_factor, mode="bilinear", align_corners=geometry.align_corners)
         return torch.autograd.grad(y, x, grad, create_graph=torch.is_grad_enabled())[0]
-    scales = (None, None) if scale_factor is None else pair(scale_factor)
-    options = list(geometry.full), shape, geometry.align_corners, *(scales or (None, None))
+    options = list(geometry.full), shape, geometry.align_corners, *(pair(scale_factor) or (None, None))
     result: Tensor = torch.ops.aten.upsample_bilinear2d_backward(grad, *options)
     return result

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pspnet_fast
-from pspnet_fast.fusion import FusionReport
 
 
 class Plain(nn.Module):
@@ -85,8 +84,7 @@ HEADS = (Plain, Mixed, Pyramid, Levels)
 
 def fused_operators(model: nn.Module) -> list[tuple[str, str]]:
     """What an accelerated model has run as fused operators."""
-    report: FusionReport = model.fusion_report  # type: ignore[assignment]
-    return sorted((entry.operator, entry.reason) for entry in report if entry.fused)
+    return sorted((entry.operator, entry.reason) for entry in model.fusion_report() if entry.fused)
 
 
 def data(classes: int = 5, batch: int = 2, size: tuple[int, int] = (32, 48)) -> tuple[Tensor, Tensor]:

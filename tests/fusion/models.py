@@ -34,26 +34,20 @@ def _transformers(name: str, **options: Any) -> nn.Module:
     return getattr(transformers, f"{name}ForSemanticSegmentation")(config)
 
 
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
 SIZES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
-UPERNET = {"hidden_size": 16, "auxiliary_channels": 8}
+SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
 VIT = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 4}
 BEIT = {**VIT, "image_size": 64, "patch_size": 16, "out_indices": [1, 2, 3, 4], "use_relative_position_bias": True}
 
 
-def _upernet_convnext() -> nn.Module:
+def _upernet(backbone: str, channels: int, **options: Any) -> nn.Module:
     import transformers
 
-    backbone = transformers.ConvNextConfig(**SIZES, out_features=STAGES)
-    return _transformers("UperNet", backbone_config=backbone, auxiliary_in_channels=24, **UPERNET)
-
-
-def _upernet_swin() -> nn.Module:
-    import transformers
-
-    options = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
-    backbone = transformers.SwinConfig(**options, out_features=STAGES)
-    return _transformers("UperNet", backbone_config=backbone, auxiliary_in_channels=32, **UPERNET)
+    config = getattr(transformers, f"{backbone}Config")(
+        **options, out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
+    head = {"hidden_size": 16, "auxiliary_in_channels": channels, "auxiliary_channels": 8}
+    return _transformers("UperNet", backbone_config=config, **head)
 
 
 def _dpt() -> nn.Module:
@@ -93,8 +87,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "transformers-segformer": lambda: _transformers(
         "Segformer", **SIZES, num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=32
     ),
-    "transformers-upernet-convnext": _upernet_convnext,
-    "transformers-upernet-swin": _upernet_swin,
+    "transformers-upernet-convnext": lambda: _upernet("ConvNext", 24, **SIZES),
+    "transformers-upernet-swin": lambda: _upernet("Swin", 32, **SWIN),
     "transformers-beit": lambda: _transformers("Beit", **BEIT),
     "transformers-data2vec": lambda: _transformers("Data2VecVision", **BEIT),
     "transformers-dpt": _dpt,

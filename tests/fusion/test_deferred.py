@@ -50,6 +50,7 @@ def test_reading_gives_stock_values(read):
         lambda x, t: x.numpy(),
         lambda x, t: copy.deepcopy(x),
         lambda x, t: F.cross_entropy(x, t.int()),
+        lambda x, t: F.cross_entropy(x, t.to(torch.uint8)),
         lambda x, t: F.cross_entropy(x, t[:, :3]),
         lambda x, t: F.cross_entropy(x, t + 5),
         lambda x, t: F.cross_entropy(x, t, weight=torch.ones(3, dtype=x.dtype)),

@@ -118,25 +118,23 @@ def cut(g: Graph, pool: list[Tensor]) -> list[Tensor]:
     return [x[:, start:stop] if how == 3 else x[:, start:stop, :, : max(1, x.shape[3] // 2)]]
 
 
+WRITES = [
+    lambda x: x.__setitem__((slice(None), 0), 0.5),
+    lambda x: x.mul_(0.5),
+    lambda x: F.relu(x, inplace=True),
+    lambda x: x[:, :1].add_(1),
+    lambda x: x.detach().view(-1)[::3].fill_(1),
+    lambda x: torch.add(x.detach(), 1, out=x.detach()),
+]
+
+
 def write(g: Graph, pool: list[Tensor]) -> list[Tensor]:
     x = g.pick(pool) if g.random.random() < 0.7 else g.random.choice(pool)
     if x.is_leaf and x.requires_grad:
         return []
-    how = g.random.randrange(6)
-    if how == 0:
-        x[:, 0] = 0.5
-    elif how == 1:
-        x.mul_(0.5)
-    elif how == 2:
-        return [F.relu(x, inplace=True)]
-    elif how == 3:
-        x[:, :1].add_(1)
-    elif how == 4:
-        with torch.no_grad():
-            x.detach().view(-1)[::3] = 1
-    else:
-        torch.add(x.detach(), 1, out=x.detach())
-    return []
+    how = g.random.randrange(len(WRITES))
+    result = WRITES[how](x)
+    return [result] if how == 2 else []
 
 
 REARRANGED = [
