@@ -124,8 +124,7 @@ def test_a_data_parallel_replica_runs_its_own_weights():
 
 
 def test_the_report_says_where_and_why():
-    model = Mixed()
-    x, target = data()
+    model, (x, target) = Mixed(), data()
     out = pspnet_fast.accelerate(model)(x)
     F.cross_entropy(out, target, ignore_index=255)
     out.softmax(1).sum()
