@@ -8,12 +8,10 @@
 from .config import DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from .config_io import config_from_dict, dump_config, load_config, ready_configs
 from .errors import CheckpointError, ConfigError, DivergedError, InferenceError, UserError
-from .evaluate import evaluate
+from .evaluate import ConfusionMatrix, Metrics, evaluate
 from .inference import predict_labels, predict_probabilities
-from .metrics import ConfusionMatrix, Metrics
 from .models import Trained, TrainedModel, build_model, load_trained
-from .pictures import colorize, overlay
-from .predict import predict_paths
+from .predict import colorize, overlay, predict_paths
 from .run_data import PreparedDataset
 from .train import TrainResult, train
 

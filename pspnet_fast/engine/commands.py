@@ -14,6 +14,7 @@ from rich.console import Console
 from pspnet_fast import __version__
 
 from . import data_commands, network_commands
+from .checkpoint import no_run_named
 from .config import TrainConfig
 from .config_io import load_config, ready_configs
 from .console import (
@@ -31,7 +32,6 @@ from .console import (
     say,
 )
 from .errors import ConfigError
-from .run_folder import no_run_named
 from .train import train as train_model
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

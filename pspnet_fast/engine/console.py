@@ -19,8 +19,7 @@ from pspnet_fast.backend import BackendError
 from pspnet_fast.data import DATASETS, DatasetError
 
 from .config_io import load_config
-from .errors import UserError, is_out_of_memory
-from .sampling import loader_errors, worker_message
+from .errors import UserError, is_out_of_memory, loader_errors, worker_message
 
 DEBUG = "PSPNET_FAST_DEBUG"  # the environment variable that the option --debug sets
 P = ParamSpec("P")

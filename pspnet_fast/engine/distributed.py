@@ -1,15 +1,20 @@
-"""One process or many: what torchrun's environment says, and the few collectives that training needs."""
+"""One process or many: what torchrun's environment says, the few collectives that training needs, and what stops it."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from pspnet_fast.data.processes import STOPPING
 
 from .errors import ConfigError
 
@@ -36,21 +41,13 @@ class World:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
-    def agree_on_number(self, value: float) -> float:
-        """Rank 0's number on every rank: one small CPU message, so it never waits for a GPU."""
+    def maximum(self, value: float) -> float:
+        """The largest of all ranks' values, on every rank: one small CPU message, so it never waits for a GPU."""
         if self.size == 1:
             return value
         number = torch.tensor([value], dtype=torch.float64)
-        dist.broadcast(number, src=0)
-        return float(number)
-
-    def maximum(self, value: int) -> int:
-        """The largest of all ranks' values, on every rank: one small CPU message."""
-        if self.size == 1:
-            return value
-        number = torch.tensor([value])
         dist.all_reduce(number, dist.ReduceOp.MAX)
-        return int(number)
+        return float(number)
 
     def on_main(self, action: Callable[[], object]) -> None:
         """Let rank 0 act while the others wait; its error is raised on every rank, so that none waits forever."""
@@ -107,7 +104,9 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 @contextmanager
 def join_world(device_name: str) -> Iterator[World]:
     """Join the processes that torchrun started (NCCL for CUDA tensors, gloo for the rest); alone without torchrun."""
-    size, rank, local_rank = (int(os.environ.get(key, default)) for key, default in _ENVIRONMENT.items())
+    size, rank, local_rank = (
+        int(os.environ.get(key, default)) for key, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+    )
     device = pick_device(device_name, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -121,4 +120,53 @@ def join_world(device_name: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-_ENVIRONMENT = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+class StopRequest:
+    """The first signal that stops a run becomes a request, which the training loop reads between two steps.
+
+    Schedulers and spot machines send one some seconds before they kill the process. The second, or one while the
+    present step is already saved, ends the process at once.
+
+    Attributes:
+        signal: the number of the signal, 0 for none.
+    """
+
+    def __init__(self, *, verbose: bool) -> None:
+        self.verbose, self.signal, self._saved_step = verbose, 0, None  # type: bool, int, int | None
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Take the signals over (in the main thread alone, as Python allows)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def saved(self, step: int) -> Iterator[None]:
+        """In the block nothing is lost if the process ends: the checkpoint of ``step`` is written."""
+        self._saved_step = step
+        try:
+            yield
+        finally:
+            self._saved_step = None
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self._saved_step is not None:
+            self._say(f"{name}: stopping; the checkpoint of step {self._saved_step} is written, continue with --resume")
+        elif self.signal:
+            self._say(f"{name}: stopping at once, without another checkpoint")
+        else:
+            self.signal = number
+            self._say(f"{name}: stopping after this step and its checkpoint; a second signal stops at once")
+            return
+        raise SystemExit(128 + number)
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            os.write(2, f"{text}\n".encode())  # a handler must not enter Python's buffered writer a second time

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pspnet_fast.data import DATASETS, IMAGE_SUFFIXES, DatasetError, ReadOptions, read_image
+from pspnet_fast.data import DATASETS, IMAGE_SUFFIXES, DatasetError, DatasetInfo, ReadOptions, read_image
 from pspnet_fast.data.check import list_problems
 from pspnet_fast.data.files import expand, walk_files
 
@@ -22,7 +23,6 @@ from .distributed import World
 from .errors import InferenceError, is_out_of_memory
 from .models import TrainedModel
 from .outputs import OutputFolder, read_manifest
-from .pictures import colorize, legend, overlay
 from .progress import watched
 
 
@@ -217,3 +217,37 @@ def _npz(probabilities: np.ndarray, classes: Sequence[str]) -> bytes:
     content = io.BytesIO()
     np.savez(content, probabilities=probabilities, classes=np.array(classes))
     return content.getvalue()
+
+
+def colorize(labels: Tensor, info: DatasetInfo) -> Tensor:
+    """uint8 [H, W, 3] in the data set's palette from integer ``labels`` [H, W]; what is no class becomes black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: info.num_classes] = info.palette
+    return torch.from_numpy(table[labels.cpu().numpy()])
+
+
+def overlay(image: Tensor, colors: Tensor, opacity: float = 0.5) -> Tensor:
+    """Blend uint8 ``image`` [3, H, W] and ``colors`` [H, W, 3] into uint8 [H, W, 3]."""
+    below = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    return torch.from_numpy(np.array(Image.blend(below, Image.fromarray(colors.numpy()), opacity)))
+
+
+def legend(labels: Tensor, info: DatasetInfo) -> Tensor:
+    """The classes present in ``labels``, the most frequent first, as a strip uint8 [h, W, 3] as wide as the labels."""
+    counts = torch.bincount(labels.flatten().long(), minlength=256)[: info.num_classes]
+    present = [index for index in counts.argsort(descending=True, stable=True).tolist() if counts[index] > 0]
+    width, line, gap = labels.shape[1], 16, 4
+    font = ImageFont.load_default(size=11)
+    places, x, y = [], gap, 0
+    for index in present:
+        needed = line + 2 * gap + math.ceil(font.getlength(info.classes[index]))
+        if x + needed > width and x > gap:
+            x, y = gap, y + line
+        places.append((x, y, index))
+        x += needed
+    strip = Image.new("RGB", (width, y + line), "white")
+    draw = ImageDraw.Draw(strip)
+    for x, y, index in places:
+        draw.rectangle((x, y + 3, x + line - gap, y + line - 3), fill=info.palette[index], outline="black")
+        draw.text((x + line, y + 1), info.classes[index], fill="black", font=font)
+    return torch.from_numpy(np.array(strip))

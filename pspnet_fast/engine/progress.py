@@ -42,8 +42,8 @@ class Progress:
         self._counts = dict.fromkeys(self._seconds, 0)
 
     def elapsed(self) -> float:
-        """Seconds of the run up to now, validations and earlier starts included; rank 0's reading."""
-        return self.world.agree_on_number(self.before + time.monotonic() - self.started)
+        """Seconds of the run up to now, validations and earlier starts included; alike on every rank."""
+        return self.world.maximum(self.before + time.monotonic() - self.started)
 
     def schedule(self, step: int, elapsed: float) -> float:
         """0 … 1, what the learning rate follows (``optim.schedule_by``)."""

@@ -24,7 +24,7 @@ from .errors import CheckpointError, ConfigError
 from .inference import autocast
 from .models import DATASET, build_loss, build_model, check_classes
 from .optim import Schedule, averaged_updates, averaged_weights, build_optimizer
-from .sampling import mix
+from .run_data import mix
 
 
 class TrainingState:

@@ -21,21 +21,17 @@ from pspnet_fast import check_labels, use_backend
 from pspnet_fast.data import DatasetInfo
 from pspnet_fast.machine import peak_memory
 
+from .checkpoint import claimed, run_folder
 from .class_weights import training_class_weights
 from .config import TrainConfig
 from .config_io import dump_config
-from .distributed import World, join_world
+from .distributed import StopRequest, World, join_world
 from .errors import DivergedError
-from .evaluate import eval_loader, evaluate_loader
+from .evaluate import Metrics, eval_loader, evaluate_loader, validation_panels
 from .inference import autocast
-from .metrics import Metrics
-from .pictures import validation_panels
 from .progress import Progress, remaining
-from .run_data import RunData
-from .run_folder import claimed, run_folder
+from .run_data import RunData, StepSampler, train_loader
 from .run_log import RunLog, draw_losses
-from .sampling import StepSampler, train_loader
-from .signals import StopRequest
 from .state import TrainingState
 
 
@@ -178,7 +174,7 @@ class Trainer:
         state.model.train()
         while True:
             elapsed = progress.elapsed()
-            stop = self.world.maximum(self.stop.signal)
+            stop = int(self.world.maximum(self.stop.signal))
             if stop:
                 self._save()
                 self.log.say(f"saved step {state.step} in {self.last}; continue with --resume --folder {self.folder}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pspnet_fast.data import DATASETS
 from pspnet_fast.engine import ModelConfig, TrainConfig, TrainedModel, build_model, checkpoint, config_from_dict
@@ -36,9 +36,13 @@ SHORT = (
 )
 
 
+def invoke(*arguments: object, columns: int = 400) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": f"{columns}"})
+
+
 def call(*arguments: object, code: int = 0) -> str:
     """What a command prints, which must end with ``code``."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "400"})
+    result = invoke(*arguments)
     assert result.exit_code == code, result.output
     return result.output
 
@@ -59,12 +63,6 @@ def rows(path: Path) -> list[dict[str, str]]:
 def weights(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = checkpoint.load(folder / "last.pt")["model"]
     return state
-
-
-def measured(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without what depends on the machine."""
-    machine = {"minutes", "images_per_second", "peak_memory_mb"}
-    return [{k: v for k, v in row.items() if k not in machine} for row in rows(folder / "metrics.csv")]
 
 
 def saved_step(folder: str | Path) -> int:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from run_files import call, refused
+from run_files import MakeConfig, call, invoke, refused, save_picture, save_pixels
 
 import pspnet_fast
-from pspnet_fast.engine import network_commands
+from pspnet_fast.cli import main
+from pspnet_fast.engine import load_config, network_commands, train
+from pspnet_fast.engine.datasets import open_split
 
 
 def _raise(error: Exception) -> Callable[..., None]:
@@ -96,11 +103,60 @@ def test_version() -> None:
 
 
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    from pspnet_fast.cli import main
-
     monkeypatch.delitem(sys.modules, "pspnet_fast.engine.commands")
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit, match=r"pip install 'pspnet-fast\[train\]'"):
         main()
+
+
+NAMES = ("alpha", "bravo", "charlie", "delta")  # more than a byte apart: another name is no other sample
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "configuration", "list", "picture"])
+def test_a_changed_byte_is_reported_or_has_no_effect(make_config: MakeConfig, tmp_path: Path, kind: str) -> None:
+    """Of PSPNET_FAST_CASES, or six; pictures and labels are PNG, as a JPEG has no checksum."""
+    root, copy, draw = tmp_path / "data", tmp_path / "copy", random.Random(0)
+    for seed, name in enumerate(NAMES):
+        save_picture(root / f"{name}.png", (48, 64), seed)
+        save_pixels(root / f"{name}_label.png", np.random.default_rng(seed).integers(0, 11, (48, 64), np.uint8))
+    for split, names in (("train", NAMES[:2]), ("val", NAMES[2:])):
+        (root / f"{split}.txt").write_text("".join(f"{name}.png {name}_label.png\n" for name in names))
+    lists = [f"data.{split}_list={root}/{split}.txt" for split in ("train", "val")]
+    config = make_config("data.name=list", f"data.root={root}", "data.classes=11", *lists, "run.max_steps=1")
+    folder = train(config).folder
+    check = ("check", "--config", folder / "config.yaml", "--images")
+    files, command = {
+        "checkpoint": ([folder / "best.pt"], ("evaluate", folder / "best.pt")),
+        "configuration": ([folder / "config.yaml"], ("train", "--resume", "--folder", copy)),
+        "list": (sorted(root.glob("*.txt")), check),
+        "picture": (sorted(root.glob("*.png")), check),
+    }[kind]
+
+    def use() -> object:
+        """What comes of the files; ``None`` where a command reports an error or a change."""
+        if kind == "configuration":
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(folder, copy)
+        result = invoke(*command)
+        framed = result.exit_code == 2 and "pspnet-fast: error" in result.stderr and "Traceback" not in result.output
+        assert result.exit_code == 0 or framed, f"{result.exception!r}\n{result.output}"
+        if result.exit_code or "resuming with another" in result.stderr:
+            return None
+        if kind == "configuration":
+            return load_config(folder / "config.yaml", [f"run.folder={folder}"])
+        splits = [open_split(config.data, split) for split in ("train", "val")]
+        samples = [sample.numpy().tobytes() for split in splits for i in range(2) for sample in split.read(i)]
+        return result.stdout, samples
+
+    expected = use()
+    assert expected
+    for _ in range(int(os.environ.get("PSPNET_FAST_CASES", "6"))):
+        path = draw.choice(files)
+        good = path.read_bytes()
+        # Half of the changes near the ends, where headers and directories are.
+        position = draw.choice((draw.randrange(len(good)), draw.randrange(-1000, 1000) % len(good)))
+        changed = draw.choice([value for value in range(256) if value != good[position]])
+        path.write_bytes(good[:position] + bytes([changed]) + good[position + 1 :])
+        assert use() in (None, expected), f"{path.name}: byte {position} is {changed:#04x}, not {good[position]:#04x}"
+        path.write_bytes(good)
+    assert use() == expected

@@ -13,8 +13,8 @@ import torch
 from run_files import BUILT_IN, MakeConfig, saved_step
 
 from pspnet_fast.engine import ConfigError, checkpoint, dump_config, train
+from pspnet_fast.engine.checkpoint import claimed
 from pspnet_fast.engine.distributed import pick_device
-from pspnet_fast.engine.run_folder import claimed
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

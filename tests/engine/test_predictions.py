@@ -19,8 +19,7 @@ from pspnet_fast.data.classes import CAMVID
 from pspnet_fast.engine import InferenceError, predict_paths
 from pspnet_fast.engine.distributed import World
 from pspnet_fast.engine.outputs import OutputFolder
-from pspnet_fast.engine.pictures import legend
-from pspnet_fast.engine.predict import IncompleteError, file_values
+from pspnet_fast.engine.predict import IncompleteError, file_values, legend
 
 SIZE = (48, 96)
 

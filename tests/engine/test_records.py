@@ -12,8 +12,8 @@ import pytest
 from run_files import MakeConfig, rows, saved_step
 
 from pspnet_fast.engine import ConfigError, checkpoint, train
+from pspnet_fast.engine.evaluate import Metrics
 from pspnet_fast.engine.loggers import open_logger
-from pspnet_fast.engine.metrics import Metrics
 
 
 def test_the_last_checkpoints_stay(make_config: MakeConfig) -> None:

@@ -182,7 +182,7 @@ def test_mistakes_are_named(make_config: MakeConfig, change: str, message: str) 
 def test_image_that_cannot_be_read(make_config: MakeConfig, scenes: Path, tmp_path: Path) -> None:
     import shutil
 
-    from pspnet_fast.engine.sampling import worker_message
+    from pspnet_fast.engine.errors import worker_message
 
     root = tmp_path / "scenes"
     shutil.copytree(scenes, root)
