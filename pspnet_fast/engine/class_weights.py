@@ -20,24 +20,20 @@ Labelled = Any  # a data set with info and read_label(index), as SegmentationDat
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Pixels of each train id in both splits, int64 [256]; entry 255 counts those that are left out."""
+    """Pixels of each train id, int64 [256], in the splits "training" and, with validation, "validation".
+
+    Entry 255 counts those that are left out.
+    """
 
     info: DatasetInfo
-    train: Tensor
-    val: Tensor | None  # without validation
+    splits: dict[str, Tensor]
 
     @classmethod
     def of(cls, train: Labelled, val: Labelled | None, world: World, workers: int) -> PixelCounts:
         """Read every label; the processes share the reading."""
-        splits = [train] if val is None else [train, val]
-        counts = [count_pixels(split, workers=workers, rank=world.rank, ranks=world.size) for split in splits]
-        sums = list(map(world.sum, counts))  # CPU tensors: gloo
-        return cls(train.info, sums[0], None if val is None else sums[1])
-
-    @property
-    def splits(self) -> dict[str, Tensor]:
-        """The counts of each split that there is."""
-        return {"training": self.train} | ({} if self.val is None else {"validation": self.val})
+        splits = {"training": train} | ({} if val is None else {"validation": val})
+        share = {"workers": workers, "rank": world.rank, "ranks": world.size}
+        return cls(train.info, {name: world.sum(count_pixels(split, **share)) for name, split in splits.items()})
 
     def absent(self, counts: Tensor) -> list[str]:
         """The classes without a pixel in ``counts``."""
@@ -52,11 +48,12 @@ class PixelCounts:
         names = (data.train_split, str(data.val_split))
         for split, number, counts in zip(names, images, self.splits.values(), strict=False):
             require_labels(self.info, split, number, int(counts[: self.info.num_classes].sum()))
-        absent = self.absent(self.train)
+        training = self.splits["training"]
+        absent = self.absent(training)
         own_classes = data.own is not None and not data.allow_absent_classes
         if not absent or (not own_classes and len(absent) < self.info.num_classes - 1):
             return
-        ignored = 100 * float(self.train[255] / self.train.sum())
+        ignored = 100 * float(training[255] / training.sum())
         remedy = f"set data.classes (now {self.info.num_classes}) to the classes that the labels hold"
         if ignored:
             remedy = (
@@ -69,13 +66,14 @@ class PixelCounts:
 
     def table(self) -> str:
         """A line a class, and a warning for each class without a pixel in a split."""
-        ids = [*range(self.info.num_classes), 255]
-        names = [*self.info.classes, "left out (255)"]
-        columns = [[split, *_column(counts, ids)] for split, counts in self.splits.items()]
-        names.insert(0, "pixels of each class")
-        width = max(map(len, names))
+        names = ["pixels of each class", *self.info.classes, "left out (255)"]
+        columns = [[split] for split in self.splits]
+        for column, counts in zip(columns, self.splits.values(), strict=True):
+            total = max(1, int(counts.sum()))
+            found = [*counts[: self.info.num_classes].tolist(), int(counts[255])]
+            column += [f"{pixels} ({100 * pixels / total:5.2f}%)" for pixels in found]
         lines = [
-            f"{name:<{width}}" + "".join(f"  {cell:>22}" for cell in row)
+            f"{name:<{max(map(len, names))}}" + "".join(f"  {cell:>22}" for cell in row)
             for name, *row in zip(names, *columns, strict=True)
         ]
         effects = {"training": "the network cannot learn it", "validation": "its IoU is not measured"}
@@ -103,16 +101,15 @@ def training_class_weights(options: OptimConfig, info: DatasetInfo, counts: Tens
     """
     if options.class_weights == "none":
         return None
-    counts = None if counts is None else counts[: info.num_classes]
     if options.class_weights == "frequency":
         assert counts is not None
-        return median_frequency_weights(counts, options.class_weight_power)
+        return median_frequency_weights(counts[: info.num_classes], options.class_weight_power)
     if len(options.class_weights) != info.num_classes:
         raise ConfigError(
             f"optim.class_weights has {len(options.class_weights)} entries, {info.name} has {info.num_classes} classes"
         )
     weights = torch.tensor(options.class_weights, dtype=torch.float32)
-    if counts is not None and not weights[counts > 0].any():
+    if counts is not None and not weights[counts[: info.num_classes] > 0].any():
         raise ConfigError(f"optim.class_weights = {list(options.class_weights)} is 0 for every class with a pixel")
     return weights
 
@@ -127,8 +124,3 @@ def median_frequency_weights(counts: Tensor, power: float = 1.0) -> Tensor:
     weights = (counts[present].median() / counts.clamp(min=1)) ** power
     weights = torch.where(present, weights, weights[present].max())
     return (weights / weights.mean()).float()
-
-
-def _column(counts: Tensor, ids: Sequence[int]) -> list[str]:
-    total = max(1, int(counts.sum()))
-    return [f"{int(counts[i])} ({100 * int(counts[i]) / total:5.2f}%)" for i in ids]

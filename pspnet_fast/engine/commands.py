@@ -98,11 +98,12 @@ def train(
     changes += as_overrides({"run.device": device, "run.backend": backend, "run.amp": amp})
     source = _config_source(config, data, folder, resume)
     result = train_model(load_config(source, changes), resume=resume, name=Path(source).stem)
-    if result.metrics is not None and _is_main():
+    is_main = os.environ.get("RANK", "0") == "0"
+    if result.metrics is not None and is_main:
         Console().print(result.metrics.table(f"{result.folder}: step {result.step}, {result.minutes:.1f} minutes"))
         say(f"{result.images_per_second:.1f} images/s, peak memory {result.peak_memory / 2**20:.0f} MB")
         say(f"best.pt (mIoU {100 * result.best_miou:.2f}) and last.pt are in {result.folder}")
-    elif _is_main():
+    elif is_main:
         say(f"last.pt is in {result.folder}")
 
 
@@ -143,7 +144,3 @@ def _config_source(config: str | None, data: str | None, folder: Path | None, re
         f"name a configuration ({', '.join(ready_configs())}, or a YAML file), "
         f"or one of --data {', '.join(DEFAULT_CONFIGS)}" + (f"; --data {data} alone stands for none" if data else "")
     )
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,7 @@ KEYS = [f"{section}.{key}" for section, kind in SECTIONS.items() for key in kind
 
 def ready_configs() -> dict[str, Path]:
     """The configurations shipped with the package, by name."""
-    folder = Path(str(resources.files("pspnet_fast"))) / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_config(name: str | Path) -> Path:
-    """The file behind a path or the name of a ready configuration; :class:`ConfigError` if there is neither."""
-    path, ready = Path(name), ready_configs()
-    if path.is_file():
-        return path
-    if str(name) in ready:
-        return ready[str(name)]
-    near = get_close_matches(str(name), ready, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"no configuration {str(name)!r}: it is neither a file nor one of {', '.join(ready)}{hint}")
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))}
 
 
 def load_config(name: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
@@ -48,7 +34,12 @@ def load_config(name: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: missing file, broken YAML, unknown key, value of the wrong type or out of range.
     """
-    path = find_config(name)
+    ready = ready_configs()
+    path = Path(name) if Path(name).is_file() else ready.get(str(name))
+    if path is None:
+        near = get_close_matches(str(name), ready, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"no configuration {str(name)!r}: it is neither a file nor one of {', '.join(ready)}{hint}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -156,13 +156,12 @@ def init(
     load_config(out)  # what is written can be read
     Console().print(_guess_table(classes, f"{folder}: {len(pairing.pairs)} pictures"))
     if pairing.unpaired:
-        first = ", ".join(str(path.relative_to(folder)) for path in pairing.unpaired[:3])
-        more = " …" if len(pairing.unpaired) > 3 else ""
-        warn(f"{len(pairing.unpaired)} files have no partner ({first}{more}): add it, or move them elsewhere")
+        lost = listed([str(path.relative_to(folder)) for path in pairing.unpaired], 3)
+        warn(f"{len(pairing.unpaired)} files have no partner ({lost}): add it, or move them elsewhere")
     if strays := classes.strays:
         warn(
-            f"hardly any pixels are of {', '.join(strays[:8])}{' …' if len(strays) > 8 else ''}: if these are slips, "
-            f"call them {IGNORED} in the values of {out.name}, and take them off its classes"
+            f"hardly any pixels are of {listed(strays, 8)}: if these are slips, call them {IGNORED} in the values of "
+            f"{out.name}, and take them off its classes"
         )
     say(f"{out}: see whether names, and what is ignored, are right. Then:")
     say(f"  pspnet-fast check --data {out}")

@@ -35,11 +35,7 @@ class World:
 
     def agree(self, value: T) -> T:
         """Rank 0's value, on every rank."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
+        return self.gather(value)[0]
 
     def maximum(self, value: float) -> float:
         """The largest of all ranks' values, on every rank: one small CPU message, so it never waits for a GPU."""

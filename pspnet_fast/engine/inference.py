@@ -127,14 +127,6 @@ def _probability_strips(model: nn.Module, images: Tensor, options: EvalConfig, p
 
 
 @dataclass
-class _Axis:
-    """Which positions of the output read a window along one axis."""
-
-    first: int
-    taps: AxisTaps  # of the positions from ``first`` on
-
-
-@dataclass
 class _Band:
     """The windows whose first row is ``top``: logits by the window's place in the band, and whether it is mirrored."""
 
@@ -193,8 +185,7 @@ class _Scale:
             if horizontal is None:
                 continue
             (y, own_rows), (x, columns) = (
-                (axis.first, AxisTaps(*(table.to(total.device) for table in axis.taps)))
-                for axis in (vertical, horizontal)
+                (first, AxisTaps(*(table.to(total.device) for table in taps))) for first, taps in (vertical, horizontal)
             )
             window = total[:, :, y : y + len(own_rows.position), x : x + len(columns.position)]
             upsample_softmax_add(window, logits, self.crop, flip=flip, weight=weight, rows=own_rows, columns=columns)
@@ -236,15 +227,15 @@ def _half_pixel_taps(start: int, stop: int, n: int, output: int) -> tuple[Tensor
     return first, position - first
 
 
-def _of_window(taps: AxisTaps, start: int, crop: int) -> _Axis | None:
-    """The part of ``taps`` that reads the window at ``start``; None where nothing does."""
+def _of_window(taps: AxisTaps, start: int, crop: int) -> tuple[int, AxisTaps] | None:
+    """The first position that reads the window at ``start``, and the taps from there on; None where nothing does."""
     index = taps.position - start
     weight = taps.weight * ((index >= 0) & (index < crop))
     read = weight.any(1).nonzero().flatten()
     if not len(read):
         return None
     first, last = int(read[0]), int(read[-1]) + 1
-    return _Axis(first, AxisTaps(index[first:last].clamp(0, crop - 1).int(), weight[first:last].float()))
+    return first, AxisTaps(index[first:last].clamp(0, crop - 1).int(), weight[first:last].float())
 
 
 def _resized(rows: Rows, size: tuple[int, int], new_size: tuple[int, int]) -> Rows:

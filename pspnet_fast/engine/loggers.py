@@ -21,23 +21,6 @@ class Logger:
     """What a run tells a logger; this one leaves it at the tables.
 
     The step never decreases, but for a run that resumes from an earlier checkpoint.
-    """
-
-    def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        """See :func:`open_logger`."""
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by their names."""
-
-    def picture(self, tag: str, picture: Tensor, step: int) -> None:
-        """``picture`` is uint8 [H, W, 3]."""
-
-    def close(self) -> None:
-        """The run has ended."""
-
-
-def open_logger(name: str, folder: Path, config: Mapping[str, Any], step: int) -> Logger:
-    """The logger of ``run.logger``.
 
     Args:
         folder: of the run; its name is the run's.
@@ -47,8 +30,18 @@ def open_logger(name: str, folder: Path, config: Mapping[str, Any], step: int) -
     Raises:
         ConfigError: its library is not installed.
     """
-    kinds = {"none": Logger, "tensorboard": TensorBoard, "wandb": Wandb, "mlflow": Mlflow}
-    return kinds[name](folder, config, step)
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
+        pass
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers by their names."""
+
+    def picture(self, tag: str, picture: Tensor, step: int) -> None:
+        """``picture`` is uint8 [H, W, 3]."""
+
+    def close(self) -> None:
+        """The run has ended."""
 
 
 class TensorBoard(Logger):
@@ -134,6 +127,10 @@ class Mlflow(Logger):
 
     def close(self) -> None:
         self.mlflow.end_run()
+
+
+LOGGERS = {"none": Logger, "tensorboard": TensorBoard, "wandb": Wandb, "mlflow": Mlflow}
+"""By the value of ``run.logger``."""
 
 
 def _noted(note: Path, step: int) -> str | None:

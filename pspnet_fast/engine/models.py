@@ -19,6 +19,7 @@ from pspnet_fast.nn.weights import CLASS_LAYERS, load_checkpoint_weights, load_i
 from . import checkpoint
 from .config import Amp, EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from .config_io import config_from_dict
+from .datasets import kind_of
 from .errors import CheckpointError, ConfigError, InferenceError
 from .inference import autocast, label_strips, predict_probabilities
 
@@ -155,9 +156,7 @@ class TrainedModel:
 
 def _check_picture(image: Tensor) -> None:
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
-        raise InferenceError(
-            f"image is {str(image.dtype).removeprefix('torch.')} {list(image.shape)}; it must be uint8 [3, H, W], RGB"
-        )
+        raise InferenceError(f"image is {kind_of(image)}; it must be uint8 [3, H, W], RGB")
 
 
 Trained = TrainedModel

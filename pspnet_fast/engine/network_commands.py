@@ -231,13 +231,9 @@ def inference_changes(
     scales: str | None, flip: bool | None, crop: int | None, device: str | None, backend: str | None, amp: str | None
 ) -> list[str]:
     """Overrides from the options that evaluate and predict share."""
-    options = {
-        "eval.scales": None if scales is None else scales.split(","),
-        "eval.flip": flip,
-        "eval.crop": crop or None,
-    }
-    changes = as_overrides({**options, "run.device": device, "run.backend": backend, "run.amp": amp})
-    return [*changes, "eval.crop=null"] if crop == 0 else changes
+    options = {"eval.scales": scales and scales.split(","), "eval.flip": flip, "eval.crop": crop or None}
+    run = {"run.device": device, "run.backend": backend, "run.amp": amp}
+    return as_overrides(options | run) + (["eval.crop=null"] if crop == 0 else [])
 
 
 def _warn_of_other_classes(checkpoint: Path, trained: DatasetInfo, data: DatasetInfo) -> None:

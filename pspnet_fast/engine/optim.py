@@ -1,9 +1,8 @@
-"""Parameter groups, learning-rate schedule and averaged weights."""
+"""Optimizer, learning-rate schedule and averaged weights."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,23 +14,18 @@ from pspnet_fast.nn import PSPNet
 from .config import OptimConfig
 
 
-def parameter_groups(model: PSPNet, lr: float, head_lr_ratio: float) -> list[dict[str, object]]:
-    """Backbone at ``lr``, heads at ``lr * head_lr_ratio``; the schedule scales each group's ``base_lr``."""
-    rates = ((model.backbone_modules(), lr), (model.head_modules(), lr * head_lr_ratio))
-    return [
-        {
-            "params": [p for module in modules for p in module.parameters() if p.requires_grad],
-            "lr": rate,
-            "base_lr": rate,
-        }
+def build_optimizer(model: PSPNet, options: OptimConfig) -> torch.optim.Optimizer:
+    """torch's SGD, Adam or AdamW; fused where every parameter's device has it.
+
+    A group for the backbone at ``optim.lr``, and one for the heads at ``optim.head_lr_ratio`` times that; the schedule
+    scales each group's ``base_lr``.
+    """
+    devices = {parameter.device.type for parameter in model.parameters()}
+    rates = ((model.backbone_modules(), options.lr), (model.head_modules(), options.lr * options.head_lr_ratio))
+    groups = [
+        {"params": [p for m in modules for p in m.parameters() if p.requires_grad], "lr": rate, "base_lr": rate}
         for modules, rate in rates
     ]
-
-
-def build_optimizer(model: PSPNet, options: OptimConfig) -> torch.optim.Optimizer:
-    """torch's SGD, Adam or AdamW over :func:`parameter_groups`; fused where every parameter's device has it."""
-    devices = {parameter.device.type for parameter in model.parameters()}
-    groups = parameter_groups(model, options.lr, options.head_lr_ratio)
     shared: dict[str, Any] = {"weight_decay": options.weight_decay, "fused": devices <= {"cpu", "cuda"}}
     if options.name == "sgd":
         return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, **shared)
@@ -39,12 +33,11 @@ def build_optimizer(model: PSPNet, options: OptimConfig) -> torch.optim.Optimize
     return kind(groups, betas=options.betas, **shared)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The rate over a run, after a linear warm-up over the first steps.
+def schedule_factor(options: OptimConfig, step: int, progress: float) -> float:
+    """What the base rates are multiplied with at ``step`` (from 0); ``progress`` runs from 0 to 1 over the run.
 
-    A function of the progress alone, 0 to 1, which follows steps or time: torch's schedulers count steps, and their
-    total must be known. With progress = step / total, the factors are those of
+    After a linear warm-up over the first steps it is a function of the progress alone, which follows steps or time:
+    torch's schedulers count steps, and need their total. With progress = step / total, the factors are those of
 
     - poly: ``LambdaLR`` of ``(1 - progress) ** power`` (Chen et al., DeepLab, 2017),
     - cosine: ``CosineAnnealingLR`` to 0,
@@ -52,31 +45,23 @@ class Schedule:
       momenta stay as they are.
     """
 
-    name: str = "poly"
-    power: float = 0.9
-    warmup_steps: int = 0
-
-    def factor(self, step: int, progress: float) -> float:
-        """What the base rates are multiplied with at ``step`` (from 0); ``progress`` runs from 0 to 1 over the run."""
-        progress = min(1.0, progress)
-        if self.name == "poly":
-            factor = (1.0 - progress) ** self.power
-        elif self.name == "cosine":
-            factor = _cosine(1.0, 0.0, progress)
-        elif progress < _ONECYCLE_RISE:
-            factor = _cosine(_ONECYCLE_START, 1.0, progress / _ONECYCLE_RISE)
-        else:
-            factor = _cosine(1.0, _ONECYCLE_END, (progress - _ONECYCLE_RISE) / (1 - _ONECYCLE_RISE))
-        return factor * min(1.0, (step + 1) / (self.warmup_steps + 1))
-
-    def apply(self, optimizer: torch.optim.Optimizer, step: int, progress: float) -> float:
-        """Set the rate of every group and return the first group's."""
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self.factor(step, progress)
-        return float(optimizer.param_groups[0]["lr"])
+    progress, rise = min(1.0, progress), 0.3
+    if options.schedule == "poly":
+        factor = (1.0 - progress) ** options.power
+    elif options.schedule == "cosine":
+        factor = _cosine(1.0, 0.0, progress)
+    elif progress < rise:
+        factor = _cosine(1 / 25, 1.0, progress / rise)
+    else:
+        factor = _cosine(1.0, 1 / 25e4, (progress - rise) / (1 - rise))
+    return factor * min(1.0, (step + 1) / (options.warmup_steps + 1))
 
 
-_ONECYCLE_RISE, _ONECYCLE_START, _ONECYCLE_END = 0.3, 1 / 25, 1 / 25e4
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set the rate of every group to ``factor`` times its base, and return the first group's."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def _cosine(start: float, end: float, share: float) -> float:

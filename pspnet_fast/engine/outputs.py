@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InferenceError
@@ -55,15 +55,11 @@ class OutputFolder:
                 "choose another --out, or replace what is there with --overwrite"
             )
         for folder in sorted({self.folder, *(file.parent for file in files)}):
-            try:
+            with _writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
-            except OSError as error:
-                raise _unwritable(folder, error) from error
-        try:
+        with _writing(self.folder / MANIFEST):
             open(self.folder / MANIFEST, "a").close()
-        except OSError as error:
-            raise _unwritable(self.folder / MANIFEST, error) from error
 
     def write(self, file: Path, content: bytes) -> None:
         """Write a file of the folder, whole or not at all.
@@ -73,18 +69,16 @@ class OutputFolder:
         """
         part = file.with_name(f".{file.name}.part")
         entry = {"file": file.relative_to(self.folder).as_posix(), "size": len(content), "digest": _digest(content)}
-        try:
-            part.write_bytes(content)
-            # First the manifest: a crash in between leaves an entry that no file fits, instead of a file without one.
-            with open(self.folder / MANIFEST, "a", encoding="utf-8") as manifest:
-                manifest.write(f"\n{json.dumps(entry)}\n")  # a line of its own, whatever a crash left before
-            os.replace(part, file)
-        except BaseException as error:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise _unwritable(file, error) from error
-            raise
+        with _writing(file):
+            try:
+                part.write_bytes(content)
+                # First the manifest: a crash in between leaves an entry that no file fits, not a file without one.
+                with open(self.folder / MANIFEST, "a", encoding="utf-8") as manifest:
+                    manifest.write(f"\n{json.dumps(entry)}\n")  # a line of its own, whatever a crash left before
+                os.replace(part, file)
+            finally:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
 
     def _is_own(self, file: Path) -> bool:
         versions = self.own.get(file.relative_to(self.folder).as_posix(), {})
@@ -107,19 +101,22 @@ def read_manifest(folder: Path) -> dict[str, dict[str, int]]:
 
 def _identity(path: Path) -> tuple[int, int] | None:
     """What is the same for all names of a file; None if there is no such file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+    with suppress(OSError):
+        return (status := path.stat()).st_dev, status.st_ino
+    return None
 
 
 def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _unwritable(path: Path, error: OSError) -> InferenceError:
-    reason = "a file is in the way" if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror
-    return InferenceError(
-        f"{path}: cannot be written ({reason or error}); free space, check the permissions, or choose another --out"
-    )
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors while ``path`` is written into :class:`InferenceError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = "a file is in the way" if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror
+        raise InferenceError(
+            f"{path}: cannot be written ({reason or error}); free space, check the permissions, or choose another --out"
+        ) from error

@@ -142,8 +142,8 @@ def predict_paths(
                 folder.write(files.ids, _png(Image.fromarray(table[labels.numpy()])))
             written[index] = files
 
-    written = {index: files for part in world.gather(written) for index, files in part.items()}
-    problems = {index: problem for part in world.gather(problems) for index, problem in part.items()}
+    for theirs, failed in world.gather((written, problems)):
+        written, problems = written | theirs, problems | failed
     results = [written[index] for index in sorted(written)]
     if problems:
         what = f"of {len(jobs)} pictures could not be predicted; {len(results)} are in {folder.folder}"

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -84,11 +85,8 @@ class Progress:
                 "validation": -(-self.total_steps // every) - step // every,
                 "save": self.total_steps // saves - step // saves,
             }
-            ends.append(sum(count * self._mean_seconds(part) for part, count in left.items()))
+            ends.append(sum(n * self._seconds[part] / max(1, self._counts[part]) for part, n in left.items()))
         return max(0.0, min(ends)) if ends else None
-
-    def _mean_seconds(self, part: str) -> float:
-        return self._seconds[part] / max(1, self._counts[part])
 
     def _time_share(self, elapsed: float) -> float:
         limit = self.config.run.max_minutes
@@ -115,10 +113,10 @@ def watched(
     if not enabled:
         yield from batches
         return
-    done, started = 0, time.monotonic()
-    shown, terminal = started, sys.stderr.isatty()
+    done, started, terminal = 0, time.monotonic(), sys.stderr.isatty()
+    shown, line = started, partial(tqdm.write, file=sys.stderr)
     if not terminal:
-        _line(f"{name}: {total} images")
+        line(f"{name}: {total} images")
     with tqdm(total=total, desc=name, unit="image", leave=False, disable=not terminal) as bar:
         for batch in batches:
             yield batch
@@ -128,8 +126,4 @@ def watched(
             if not terminal and now - shown >= LINE_SECONDS:
                 shown, rate = now, done / max(now - started, 1e-9)
                 left = remaining(max(0, total - done) / rate)
-                _line(f"{name}: {min(done, total)} of {total} images, {rate:.1f} images/s, {left} left")
-
-
-def _line(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
+                line(f"{name}: {min(done, total)} of {total} images, {rate:.1f} images/s, {left} left")

@@ -24,7 +24,7 @@ from pspnet_fast.files import output_errors, replacing
 from pspnet_fast.machine import describe_machine, git_commit
 
 from .config import TrainConfig
-from .loggers import open_logger
+from .loggers import LOGGERS
 from .progress import LINE_SECONDS
 
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ class RunLog:
             return
         self.losses = CsvTable(folder / "losses.csv", step)
         self.metrics = CsvTable(folder / "metrics.csv", validated)
-        self.logger = open_logger(config.run.logger, folder, config.to_dict(), step)
+        self.logger = LOGGERS[config.run.logger](folder, config.to_dict(), step)
         _append_versions(folder / "versions.yaml", versions(device, step))
-        self.bar = tqdm(total=1.0, desc="train", bar_format=_BAR, disable=not sys.stderr.isatty(), smoothing=0.1)
-        self.status, self.closing = "starting", threading.Event()
-        self.line_time = self.bar_time = time.monotonic()
-        if self.bar.disable:
+        form, terminal = "{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}", sys.stderr.isatty()
+        self.bar = tqdm(total=1.0, desc="train", bar_format=form, disable=not terminal, mininterval=0.2, miniters=0)
+        self.status, self.line_time, self.closing = "starting", time.monotonic(), threading.Event()
+        if not terminal:
             threading.Thread(target=self._repeat_status, daemon=True).start()
 
     def say(self, text: str) -> None:
@@ -120,10 +120,8 @@ class RunLog:
         if not self.enabled:
             return
         self.status = f"train {100 * fraction:5.1f}%  {status}"
-        if not self.bar.disable and time.monotonic() - self.bar_time >= 0.2:
-            self.bar_time = time.monotonic()
-            self.bar.n = min(fraction, 1.0)
-            self.bar.set_postfix_str(status)
+        self.bar.set_postfix_str(status, refresh=False)
+        self.bar.update(fraction - self.bar.n)
 
     def close(self) -> None:
         if self.enabled:
@@ -160,16 +158,12 @@ def versions(device: torch.device, step: int) -> dict[str, Any]:
 
 def draw_losses(table: Path, picture: Path) -> None:
     """Plot ``losses.csv`` into a picture file."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    plot_table(axes, table)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    plot_table(figure.subplots(), table)
     with replacing(picture, "wb") as file:
         figure.savefig(file, dpi=120, format="png")
-    pyplot.close(figure)
 
 
 def plot_table(axes: Axes, table: Path) -> None:
@@ -180,17 +174,12 @@ def plot_table(axes: Axes, table: Path) -> None:
     for color, (name, label) in zip(("C0", "C1"), (("loss", "total"), ("aux_loss", "auxiliary")), strict=True):
         values = [float(row[name]) for row in rows]
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-        width = max(1, len(values) // 50)
-        sums = np.cumsum([0.0, *values])
-        ends = np.arange(1, len(sums))
-        starts = np.maximum(ends - width, 0)
+        sums, ends = np.cumsum([0.0, *values]), np.arange(1, len(values) + 1)
+        starts = np.maximum(ends - max(1, len(values) // 50), 0)
         axes.plot(steps, (sums[ends] - sums[starts]) / (ends - starts), color=color, label=label)
     axes.set(xlabel="step", ylabel="cross-entropy", xlim=(0, max(steps, default=1)))
     axes.grid(alpha=0.3)
     axes.legend()
-
-
-_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}"
 
 
 def _append_versions(path: Path, entry: dict[str, Any]) -> None:

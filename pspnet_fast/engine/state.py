@@ -23,7 +23,7 @@ from .distributed import World
 from .errors import CheckpointError, ConfigError
 from .inference import autocast
 from .models import DATASET, build_loss, build_model, check_classes
-from .optim import Schedule, averaged_updates, averaged_weights, build_optimizer
+from .optim import averaged_updates, averaged_weights, build_optimizer
 from .run_data import mix
 
 
@@ -79,7 +79,6 @@ class TrainingState:
         self.model = model.to(device=device).to(memory_format=self.layout)
 
         self.optimizer = build_optimizer(self.model, options)
-        self.schedule = Schedule(options.schedule, options.power, options.warmup_steps)
         self.average = averaged_weights(self.model, options.ema) if options.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.amp == "fp16")
 

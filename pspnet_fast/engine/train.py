@@ -29,6 +29,7 @@ from .distributed import StopRequest, World, join_world
 from .errors import DivergedError
 from .evaluate import Metrics, eval_loader, evaluate_loader, validation_panels
 from .inference import autocast
+from .optim import schedule_factor, set_rates
 from .progress import Progress, remaining
 from .run_data import RunData, StepSampler, train_loader
 from .run_log import RunLog, draw_losses
@@ -113,7 +114,7 @@ class Trainer:
         torch.backends.cudnn.benchmark = not config.run.deterministic
 
         self.info, train_set, val_set, pixels = data.info, data.train, data.val, data.pixels
-        weights = training_class_weights(config.optim, self.info, None if pixels is None else pixels.train)
+        weights = training_class_weights(config.optim, self.info, None if pixels is None else pixels.splits["training"])
         resumed = resume and self.last.exists()
         self.state = TrainingState(config, self.info, world, weights, load_weights=not resumed)
         before = self.state.restore(self.last) if resumed else 0.0
@@ -204,7 +205,7 @@ class Trainer:
     def _train_step(self, images: Tensor, labels: Tensor, progress: float) -> None:
         """One optimizer step on this process's share of the batch."""
         state = self.state
-        lr = state.schedule.apply(state.optimizer, state.step, progress)
+        lr = set_rates(state.optimizer, schedule_factor(self.config.optim, state.step, progress))
         sums = state.add_gradients(images, labels)
         state.update()
         self.pending.append((state.step, lr, sums))

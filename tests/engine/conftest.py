@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from pspnet_fast.engine import TrainConfig, config_from_dict
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", train=8, val=3, size=(64, 96))
+    """In a folder whose name resembles Rich's markup."""
+    return write_scenes(tmp_path_factory.mktemp("data") / "[/red]scenes[bold]", train=8, val=3, size=(64, 96))
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +49,12 @@ def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run, made by the command line itself."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    """The folder of a run, made by the command line itself; its name resembles markup, too."""
+    folder = tmp_path_factory.mktemp("runs") / "[link]tiny[/]"
     output = call("train", "camvid_r18", *SHORT, "--data", "scenes", "--root", scenes, "--folder", folder)
-    assert "mean" in output
-    assert "images/s" in output
+    for part in ("mean", "images/s", f"last.pt are in {folder}"):
+        assert part in output
+    assert f"{folder}: step 2" in re.sub(r"\n *", "", output)  # the table's title is wrapped
     return folder
 
 

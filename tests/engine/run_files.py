@@ -17,7 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from pspnet_fast.data import DATASETS
-from pspnet_fast.engine import ModelConfig, TrainConfig, TrainedModel, build_model, checkpoint, config_from_dict
+from pspnet_fast.engine import TrainConfig, TrainedModel, build_model, checkpoint, config_from_dict
 from pspnet_fast.engine.commands import app
 from pspnet_fast.engine.train import Trainer
 
@@ -74,10 +74,10 @@ def saved_step(folder: str | Path) -> int:
 def untrained(name: str, **data: object) -> TrainedModel:
     """The smallest network, with random weights, of a data set."""
     info = DATASETS[name].info if name in DATASETS else None
-    config = config_from_dict({"data": {"name": name, **data}, "run": {"max_steps": 1}})
+    config = config_from_dict({"data": {"name": name, **data}, "run": {"max_steps": 1}}, TINY)
     info = info or config.data.own.info(name)  # type: ignore[union-attr]
     torch.manual_seed(0)
-    model = build_model(ModelConfig(backbone="timm/test_resnet"), info.num_classes, load_weights=False)
+    model = build_model(config.model, info.num_classes)
     return TrainedModel(model.eval(), config, info, None)
 
 

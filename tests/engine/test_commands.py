@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_files import SHORT, call, refused, saved_step
+from run_files import SHORT, call, refused, saved_step, untrained
 
 from pspnet_fast.data import DATASETS
+from pspnet_fast.deploy.runtimes import onnxruntime_run, openvino_run
 from pspnet_fast.engine import checkpoint, load_trained, network_commands, progress
+from pspnet_fast.engine.models import DATASET
 
 EVALUATE = ("evaluate", "{run}/best.pt")
 
@@ -79,20 +81,21 @@ def test_evaluate_a_foreign_checkpoint(run: Path, scenes: Path, tmp_path: Path) 
 def test_predict(run: Path, scenes: Path, tmp_path: Path) -> None:
     single = tmp_path / "street.jpg"
     shutil.copy(scenes / "images" / "val" / "00000.jpg", single)
-    call("predict", single, scenes / "images" / "val", "-c", run / "best.pt", "-o", tmp_path / "out")
+    out = tmp_path / "[/]out"
+    call("predict", single, scenes / "images" / "val", "-c", run / "best.pt", "-o", out)
 
     names = ["00000.png", "00001.png", "00002.png", "street.png"]
     for kind in ("labels", "colors", "overlay"):
-        assert sorted(file.name for file in (tmp_path / "out" / kind).iterdir()) == names
-    labels = np.array(Image.open(tmp_path / "out" / "labels" / "street.png"))
+        assert sorted(file.name for file in (out / kind).iterdir()) == names
+    labels = np.array(Image.open(out / "labels" / "street.png"))
     assert labels.shape == (64, 96)
     assert labels.max() < 11
     palette = np.array(load_trained(run / "best.pt").info.palette, dtype=np.uint8)
     assert palette.tolist() == [list(color) for color in DATASETS["scenes"].info.palette]
-    colors = np.array(Image.open(tmp_path / "out" / "colors" / "street.png").convert("RGB"))
+    colors = np.array(Image.open(out / "colors" / "street.png").convert("RGB"))
     np.testing.assert_array_equal(colors, palette[labels])
     picture = np.array(Image.open(single).convert("RGB")).astype(float)
-    overlay = np.array(Image.open(tmp_path / "out" / "overlay" / "street.png")).astype(float)
+    overlay = np.array(Image.open(out / "overlay" / "street.png")).astype(float)
     assert np.abs(overlay - (picture + colors) / 2).max() <= 0.5
 
 
@@ -113,13 +116,8 @@ def test_predict_options(run: Path, tmp_path: Path) -> None:
 
 def test_check(scenes: Path, tmp_path: Path) -> None:
     output = call("check", "--data", "scenes", "--root", scenes, "data.workers=0", "--images")
-    for part in (
-        "scenes train, 8 images",
-        "scenes val, 3 images",
-        "sizes: 96x64 (8)",
-        "image: JPEG RGB (8)",
-        "bicyclist",
-    ):
+    sizes = ("sizes: 96x64 (8)", "image: JPEG RGB (8)")
+    for part in ("scenes train, 8 images", "scenes val, 3 images", *sizes, "bicyclist"):
         assert part in output
     folder = tmp_path / "damaged"
     shutil.copytree(scenes, folder)
@@ -139,11 +137,10 @@ def test_check(scenes: Path, tmp_path: Path) -> None:
         (("train",), ["camvid_r18", "--data"]),
         (("train", "camvid_r81"), ["camvid_r81", "did you mean camvid_r18"]),
         (("train", "camvid_r18"), ["data.root is not set", "--root"]),
-        (("train", "camvid_r18", "optim.lrr=1"), ["optim.lrr", "optim.lr"]),
         (("train", "camvid_r18", "--root", "/nowhere"), ["/nowhere"]),
         (("train", "camvid_r18", "--root", "{scenes}", "--backend", "cudaa"), ["run.backend = 'cudaa'", "reference"]),
         (("train", "--resume", "--folder", "{tmp}"), ["{tmp}", "config.yaml"]),
-        (("evaluate", "{tmp}/no.pt"), ["{tmp}/no.pt", "no such checkpoint"]),
+        (("evaluate", "{tmp}/[/]no.pt"), ["{tmp}/[/]no.pt", "no such checkpoint"]),
         ((*EVALUATE, "--root", "/nowhere"), ["/nowhere"]),
         (("evaluate", "{run}/config.yaml"), ["config.yaml", "no checkpoint, but a text file"]),
         (("predict", "{tmp}/no.jpg", "-c", "{run}/best.pt"), ["{tmp}/no.jpg", "no such picture"]),
@@ -153,7 +150,6 @@ def test_check(scenes: Path, tmp_path: Path) -> None:
         (("predict", "{scenes}/images", "-c", "{run}/best.pt", "-o", "{scenes}"), ["00000.png and 10 more"]),
         (("predict", "{tmp}/text.jpg", "-c", "{run}/best.pt", "-o", "{tmp}/a.jpg"), ["{tmp}/a.jpg: cannot be written"]),
         ((*EVALUATE, "model.layers=50"), ["model.layers cannot be changed: {run}/best.pt holds its network"]),
-        ((*EVALUATE, "model.use_ppm=false"), ["model.use_ppm cannot be changed"]),
         ((*EVALUATE, "model.weights=x.pth"), ["model.weights is an option of training"]),
         ((*EVALUATE, "optim.lr=0.1"), ["optim.lr is an option of training"]),
         ((*EVALUATE, "data.crop=65"), ["data.crop is an option of training"]),
@@ -178,28 +174,22 @@ def test_mistakes_get_one_framed_message(
         assert part.format(**places) in output
 
 
-def test_checkpoint_of_other_classes(run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_evaluate_on_other_classes(run: Path, scenes: Path, tmp_path: Path) -> None:
+    """Another number of them is an error, other names are a warning."""
     state = checkpoint.load(run / "best.pt")
     two = {"classes": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]]}
     checkpoint.save({**state, "dataset": {**state["dataset"], **two}}, tmp_path / "two.pt")
     assert "two.pt" in refused("evaluate", tmp_path / "two.pt")
 
-    (tmp_path / "pairs.txt").write_text(f"{scenes}/images/val/00000.jpg {scenes}/labels/val/00000.png\n")
-    lists = ("data.name=list", f"data.val_list={tmp_path}/pairs.txt", "data.classes=12")
-    output = refused("evaluate", run / "best.pt", *lists)
-    assert "best.pt: has 11 classes (scenes), but list has 12" in output
-
-
-def test_evaluate_warns_of_other_class_names(run: Path, scenes: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((64, 96), dtype=np.uint8)).save(tmp_path / "label.png")
     (tmp_path / "pairs.txt").write_text(f"{scenes}/images/val/00000.jpg {tmp_path}/label.png\n")
-    lists = ("data.name=list", f"data.val_list={tmp_path}/pairs.txt", "data.classes=11")
-    output = call("evaluate", run / "best.pt", *lists)
-    assert (
-        f"warning: the classes of {run}/best.pt (scenes) have other names: 0 is 'sky' there, 'class 0' here" in output
-    )
+    lists = ("evaluate", run / "best.pt", "data.name=list", f"data.val_list={tmp_path}/pairs.txt")
+    assert "best.pt: has 11 classes (scenes), but list has 12" in refused(*lists, "data.classes=12")
+    output = call(*lists, "data.classes=11")
+    others = f"the classes of {run}/best.pt (scenes) have other names: 0 is 'sky' there, 'class 0' here"
+    assert f"warning: {others}" in output
     assert "and 8 more" in output
-    output = refused("evaluate", run / "best.pt", *lists, "--split", "train")
+    output = refused(*lists, "data.classes=11", "--split", "train")
     assert "--split has no effect with data.name=list" in output
     assert "warning" not in call("evaluate", run / "best.pt")
 
@@ -213,13 +203,58 @@ def test_evaluate_shows_progress_in_a_log(run: Path, monkeypatch: pytest.MonkeyP
     assert "0:00:00 left" in output
 
 
-def test_paths_that_resemble_markup(run: Path, scenes: Path, tmp_path: Path) -> None:
-    root = tmp_path / "[/red]a[bold]"
-    shutil.copytree(scenes, root)
-    folder = tmp_path / "[link]run[/]"
-    output = call("train", "camvid_r18", *SHORT, "--data", "scenes", "--root", root, "--folder", folder)
-    assert f"last.pt are in {folder}" in output
-    assert f"{folder}: step 2" in re.sub(r"\n *", "", output)  # the table's title is wrapped
-    call("predict", root / "images" / "val", "-c", folder / "best.pt", "-o", tmp_path / "[/]out")
-    assert (tmp_path / "[/]out" / "labels" / "00000.png").is_file()
-    assert "[/]missing" in refused("evaluate", tmp_path / "[/]missing")
+INFO = DATASETS["scenes"].info
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's checkpoint, to export."""
+    for library in ("onnx", "onnxruntime"):
+        pytest.importorskip(library, reason="needs the extra [export]")
+    trained, file = untrained("scenes"), tmp_path_factory.mktemp("run") / "best.pt"
+    state = {"model": trained.model.state_dict(), "config": trained.config.to_dict()}
+    torch.save({**state, "dataset": DATASET.dump_python(trained.info)}, file)
+    return file
+
+
+def test_export_to_onnx_for_decoded_pictures(best: Path) -> None:
+    file = best.with_suffix(".onnx")
+    text = call("export", best, "--size", "65x81", "--batch", 1, "--normalize")
+    assert "1 x 65x81: difference" in text
+    assert str(file) in text
+    found = {entry.key: entry.value for entry in pytest.importorskip("onnx").load(file).metadata_props}
+    assert json.loads(found["classes"]) == list(INFO.classes)
+    assert json.loads(found["palette"]) == [list(color) for color in INFO.palette]
+    assert onnxruntime_run(file)(np.zeros((1, 65, 81, 3), np.uint8)).shape == (1, 65, 81)
+
+    file.write_bytes(file.read_bytes() + b"edited")
+    before = file.read_bytes()
+    text = refused("export", best, "--size", "65x81")
+    assert "exists and was not written by export, or was changed since" in text
+    assert file.read_bytes() == before
+    call("export", best, "--size", "33x41", "--batch", 1, "--logits", "--overwrite")
+    assert onnxruntime_run(file)(np.zeros((1, 3, 33, 41), np.float32)).shape == (1, INFO.num_classes, 33, 41)
+
+
+@pytest.mark.parametrize("to", ["openvino", "torch-export"])
+def test_export_to_other_formats(best: Path, tmp_path: Path, to: str) -> None:
+    if to == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra [export]")
+    file = tmp_path / ("model.xml" if to == "openvino" else "model.pt2")
+    call("export", best, "--to", to, "--size", "33x41", "--batch", 2, "--out", file)
+    x = torch.randn(2, 3, 33, 41)
+    if to == "openvino":
+        assert openvino_run(file)(x.numpy()).shape == (2, 33, 41)
+        assert INFO.classes[0] in file.read_text()
+    else:
+        extra = {"metadata.json": ""}
+        assert torch.export.load(file, extra_files=extra).module()(x).shape == (2, 33, 41)
+        assert json.loads(json.loads(extra["metadata.json"])["classes"]) == list(INFO.classes)
+
+
+def test_export_errors_name_the_remedy(best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "as in --size 512x1024" in refused("export", best, "--size", "512")
+    assert "would replace the input" in refused("export", best, "--out", best, "--overwrite")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert "pip install 'pspnet-fast[export]'" in refused("export", best, "--out", tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()

@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from run_files import call
-from typer.testing import CliRunner
+from run_files import call, invoke
 
 from pspnet_fast import PSPNet
 from pspnet_fast.data import DatasetInfo
 from pspnet_fast.data.classes import CAMVID
 from pspnet_fast.engine import TrainConfig, TrainedModel
-from pspnet_fast.engine.commands import app
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_data.md").read_text(encoding="utf-8")
 HOME = "/home/me"  # of the reader
@@ -64,7 +62,7 @@ def test_a_walk(walk: str, home: Path) -> None:
     commands = entries(walk)
     assert [words[1] for words, _ in commands] == ["init", "train", "predict"]
     for words, shown in commands:
-        done = CliRunner().invoke(app, words[1:], env={"COLUMNS": "100"})
+        done = invoke(*words[1:], columns=100)
         assert done.exit_code == 0, done.output
         printed = done.stdout.replace(str(home), HOME)
         measured = words[1] == "train"  # the numbers depend on the machine

@@ -85,22 +85,16 @@ def test_the_legend_names_the_most_frequent_first() -> None:
         ("folder", {"classes": 2, "values": {1000: 0, 1001: 1}, "ignore_value": 65535}, {0: 1000, 1: 1001}),
     ],
 )
-def test_ids_are_the_data_sets_values(name: str, data: dict[str, object], expected: dict[int, int]) -> None:
-    values = file_values(untrained(name, **data))
-    assert {index: int(values[index]) for index in expected} == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "dtype"),
-    [("cityscapes", {}, np.uint8), ("folder", {"classes": 2, "values": {1000: 0, 1001: 1}}, np.uint16)],
-)
-def test_ids_are_written(picture: Path, tmp_path: Path, name: str, data: dict[str, object], dtype: type) -> None:
+def test_ids_are_the_data_sets_values(
+    picture: Path, tmp_path: Path, name: str, data: dict[str, object], expected: dict[int, int]
+) -> None:
     trained = untrained(name, **data)
+    values = file_values(trained)
+    assert {index: int(values[index]) for index in expected} == expected
     (written,) = predict_paths(trained, [picture], tmp_path / "out", ids=True)
-    assert written.ids is not None
     labels, ids = (np.array(Image.open(file)) for file in (written.labels, written.ids))
-    assert ids.dtype == dtype
-    np.testing.assert_array_equal(file_values(trained)[labels], ids)
+    assert ids.dtype == (np.uint16 if max(expected.values()) > 255 else np.uint8)
+    np.testing.assert_array_equal(values[labels], ids)
 
 
 def test_ids_that_there_are_not() -> None:

@@ -13,7 +13,7 @@ from run_files import MakeConfig, rows, saved_step
 
 from pspnet_fast.engine import ConfigError, checkpoint, train
 from pspnet_fast.engine.evaluate import Metrics
-from pspnet_fast.engine.loggers import open_logger
+from pspnet_fast.engine.loggers import Mlflow
 
 
 def test_the_last_checkpoints_stay(make_config: MakeConfig) -> None:
@@ -107,7 +107,7 @@ def test_loggers_of_other_libraries(
 def test_names_that_mlflow_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = Recorder()
     monkeypatch.setitem(sys.modules, "mlflow", library)  # type: ignore[arg-type]
-    open_logger("mlflow", tmp_path, {}, 0).scalars({"iou/Bäume (alle)": 0.5}, 1)
+    Mlflow(tmp_path, {}, 0).scalars({"iou/Bäume (alle)": 0.5}, 1)
     assert library.calls[-1] == ("log_metrics", ({"iou/Bäume _alle_": 0.5},), {"step": 1})
 
 

@@ -120,10 +120,6 @@ def test_a_run_that_is_killed_equals_one_that_is_not(make_config: MakeConfig, tm
         assert records(tmp_path / folder) == records(tmp_path / "straight")
 
 
-def test_resume_before_the_first_checkpoint_starts_anew(make_config: MakeConfig) -> None:
-    assert train(make_config("run.max_steps=1"), resume=True).step == 1
-
-
 def test_resume_takes_changed_options(make_config: MakeConfig) -> None:
     train(make_config("run.max_steps=2"))
     folder = train(make_config("optim.lr=0.5", "optim.power=0", "run.max_steps=3"), resume=True).folder

@@ -135,9 +135,9 @@ def test_median_frequency_weights() -> None:
 def test_pixel_counts(scenes: Path) -> None:
     train_set, val_set = (open_dataset("scenes", scenes, split) for split in ("train", "val"))
     counts = PixelCounts.of(train_set, val_set, World(torch.device("cpu")), workers=0)
-    for found, dataset in ((counts.train, train_set), (counts.val, val_set)):
+    for name, dataset in (("training", train_set), ("validation", val_set)):
         expected = sum(torch.bincount(dataset[i][1].flatten(), minlength=256) for i in range(len(dataset)))
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(counts.splits[name], expected)
 
 
 def test_class_weights_options() -> None:
@@ -206,7 +206,7 @@ def test_table_of_pixels() -> None:
     """A public data set's class without a pixel is a warning: a part of the data set may lack it."""
     train_counts, val_counts = SOME.clone(), SOME.clone()
     train_counts[4], val_counts[5] = 0, 0
-    counts = PixelCounts(INFO, train_counts, val_counts)
+    counts = PixelCounts(INFO, {"training": train_counts, "validation": val_counts})
     counts.check(TrainConfig().data, (1, 1))
     lines = counts.table().splitlines()
     assert len(lines) == 1 + 11 + 1 + 2
