@@ -103,13 +103,14 @@ def data_changes(data: str | None) -> list[str]:
         return as_overrides({"data.name": data})
     described = load_config(data, ["run.max_steps=1"]).data  # a configuration needs a length; nothing is trained
     tree = described.model_dump(mode="json", exclude_unset=True)
-    return [f"data.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in tree.items()]
+    return [f"data.{key}={as_json(value)}" for key, value in tree.items()]
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
     """``key=value`` for each value that is given; JSON keeps a path such as 007 text when it is read as YAML."""
-    return [
-        f"{key}={json.dumps(value, ensure_ascii=False, default=str)}"
-        for key, value in values.items()
-        if value is not None
-    ]
+    return [f"{key}={as_json(value)}" for key, value in values.items() if value is not None]
+
+
+def as_json(value: object) -> str:
+    """JSON, which is YAML on one line."""
+    return json.dumps(value, ensure_ascii=False, default=str)

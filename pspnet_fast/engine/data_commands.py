@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -26,7 +25,7 @@ from pspnet_fast.data.pairing import Pairing, find_pairs
 from pspnet_fast.files import replacing
 
 from .config_io import config_from_dict, load_config
-from .console import Data, Overrides, Root, as_overrides, data_changes, listed, say, warn
+from .console import Data, Overrides, Root, as_json, as_overrides, data_changes, listed, say, warn
 from .datasets import open_split
 from .errors import ConfigError
 from .progress import watched
@@ -187,24 +186,24 @@ def _text(root: Path, pairing: Pairing, found: ClassGuess) -> str:
         "# Every option: pspnet-fast train --help, and docs/own_data.md of pspnet_fast.",
         "data:",
         "  name: folder",
-        f"  root: {_json(str(root))}",
-        f"  image_folder: {_json(image_folder)}    # below the root; {{split}} stands for the two names",
-        f"  label_folder: {_json(label_folder)}",
-        f"  image_suffixes: {_json(list(pairing.image_suffixes))}    # what an image has where its label has the next",
-        f"  label_suffix: {_json(pairing.label_suffix)}",
-        f"  train_split: {_json(train)}",
-        f"  val_split: {_json(val)}    # null: no validation",
+        f"  root: {as_json(str(root))}",
+        f"  image_folder: {as_json(image_folder)}    # below the root; {{split}} stands for the two names",
+        f"  label_folder: {as_json(label_folder)}",
+        f"  image_suffixes: {as_json(pairing.image_suffixes)}    # what an image has where its label has the next",
+        f"  label_suffix: {as_json(pairing.label_suffix)}",
+        f"  train_split: {as_json(train)}",
+        f"  val_split: {as_json(val)}    # null: no validation",
         f"  val_fraction: {held_out}    # held out for validation where the folders have no splits",
         "  split_seed: 0",
         f"  labels: {found.coding}    # indices: a value a pixel; colors: the colour of the class",
         "  classes:    # in the order of their indices in predictions; colours as R, G, B",
-        *(f"    {_json(name)}: {_json(list(color))}" for name, color in found.classes.items()),
+        *(f"    {as_json(name)}: {as_json(color)}" for name, color in found.classes.items()),
     ]
     if found.values:
         lines.append("  values:    # what label files hold: the class, or ignore for pixels that do not count")
-        lines += [f"    {_json(value)}: {_json(name)}" for value, name in found.values.items()]
+        lines += [f"    {as_json(value)}: {as_json(name)}" for value, name in found.values.items()]
     lines += [
-        f"  ignore_value: {_json(found.ignore_value)}    # does not count either (indices)",
+        f"  ignore_value: {as_json(found.ignore_value)}    # does not count either (indices)",
         "  reduce_zero_label: false    # true: 0 does not count, and i is class i - 1",
         "  unknown_labels: error    # or ignore: values that are named nowhere do not count",
         "  allow_absent_classes: true    # a class that only held-out pictures have is a warning",
@@ -221,11 +220,6 @@ def _text(root: Path, pairing: Pairing, found: ClassGuess) -> str:
         f"  validate_every: {every}    # epochs",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _json(value: object) -> str:
-    """JSON, which is YAML on one line."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _guess_table(found: ClassGuess, title: str) -> Table:

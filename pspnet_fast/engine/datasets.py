@@ -12,7 +12,6 @@ import yaml
 from torch import Tensor
 
 from pspnet_fast.data import (
-    DATASETS,
     DatasetError,
     DatasetInfo,
     Layout,
@@ -52,13 +51,6 @@ def training_transform(data: DataConfig) -> SegmentationTransform:
         mean=data.mean,
         std=data.std,
     )
-
-
-def dataset_info(data: DataConfig) -> DatasetInfo | None:
-    """The classes of a configuration's data set, without its files."""
-    if data.own is not None:
-        return data.own.info(data.name)
-    return DATASETS[data.name].info if data.name in DATASETS else None
 
 
 class _OwnTransform:
@@ -142,6 +134,15 @@ def open_split(
         raise
     except ValueError as error:  # an argument, not the files
         raise ConfigError(f"data: {error}") from error
+
+
+def require_labels(info: DatasetInfo, split: str, images: int, labelled: int) -> None:
+    """Raise :class:`ConfigError` if a split has no labelled pixel."""
+    if labelled == 0:
+        raise ConfigError(
+            f"{info.name}, split {split!r}: none of the {images} images has a labelled pixel (all are 255, or "
+            "there are no label files); choose another split, or correct the labels"
+        )
 
 
 def write_split(folder: Path, data: DataConfig, train: SegmentationDataset, val: SegmentationDataset) -> None:

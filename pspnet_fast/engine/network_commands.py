@@ -12,15 +12,14 @@ import torch
 import typer
 from rich.console import Console
 
-from pspnet_fast.data import DatasetInfo
+from pspnet_fast.data import DATASETS, DatasetInfo
 from pspnet_fast.deploy import OPSET, SUFFIXES, ExportError, Options, export_files
 from pspnet_fast.files import check_writable, replacing
 
-from .class_weights import require_labels
 from .config import TrainConfig
 from .config_io import config_from_dict, load_config, parse_override
 from .console import Amp, Backend, Data, Device, Overrides, Root, as_overrides, data_changes, listed, say, warn
-from .datasets import dataset_info, open_split, read_options, read_split
+from .datasets import open_split, read_options, read_split, require_labels
 from .distributed import join_world, pick_device
 from .errors import ConfigError, InferenceError
 from .evaluate import evaluate as evaluate_model
@@ -213,7 +212,9 @@ def load_for_inference(checkpoint: Path, config: str | None, changes: list[str])
             raise ConfigError(f"{key} cannot be changed: {checkpoint} holds its network; leave it out")
     if config is not None:
         options = load_config(config, changes)
-        trained = load_trained(checkpoint, config=options, info=dataset_info(options.data))
+        own, public = options.data.own, DATASETS.get(options.data.name)
+        info = own.info(options.data.name) if own is not None else public and public.info
+        trained = load_trained(checkpoint, config=options, info=info)
     else:
         trained = load_trained(checkpoint)
         options = config_from_dict(trained.config.to_dict(), changes)

@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and averaged weights."""
+"""Optimizer, learning-rate schedule, class weights of the loss, and averaged weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from pspnet_fast.data import DatasetInfo
 from pspnet_fast.nn import PSPNet
 
 from .config import OptimConfig
+from .errors import ConfigError
 
 
 def build_optimizer(model: PSPNet, options: OptimConfig) -> torch.optim.Optimizer:
@@ -31,6 +33,41 @@ def build_optimizer(model: PSPNet, options: OptimConfig) -> torch.optim.Optimize
         return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, **shared)
     kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
     return kind(groups, betas=options.betas, **shared)
+
+
+def training_class_weights(options: OptimConfig, info: DatasetInfo, counts: Tensor | None) -> Tensor | None:
+    """The loss's weight of each class, float32 [C], or ``None`` for equal weights; ``counts`` of the training pixels.
+
+    Without counts, "frequency" is not possible, and a list is not compared with the classes that occur.
+
+    Raises:
+        ConfigError: a list of the wrong length, or one that leaves no training pixel a weight.
+    """
+    if options.class_weights == "none":
+        return None
+    if options.class_weights == "frequency":
+        assert counts is not None
+        return median_frequency_weights(counts[: info.num_classes], options.class_weight_power)
+    if len(options.class_weights) != info.num_classes:
+        raise ConfigError(
+            f"optim.class_weights has {len(options.class_weights)} entries, {info.name} has {info.num_classes} classes"
+        )
+    weights = torch.tensor(options.class_weights, dtype=torch.float32)
+    if counts is not None and not weights[counts[: info.num_classes] > 0].any():
+        raise ConfigError(f"optim.class_weights = {list(options.class_weights)} is 0 for every class with a pixel")
+    return weights
+
+
+def median_frequency_weights(counts: Tensor, power: float = 1.0) -> Tensor:
+    """``(median frequency / frequency) ** power``, scaled to mean 1 (median-frequency balancing: Eigen & Fergus, 2015).
+
+    ``counts`` int64 [C] are labelled pixels, not all 0; a class that has none gets the largest weight of the others.
+    """
+    present = counts > 0
+    counts = counts.double()
+    weights = (counts[present].median() / counts.clamp(min=1)) ** power
+    weights = torch.where(present, weights, weights[present].max())
+    return (weights / weights.mean()).float()
 
 
 def schedule_factor(options: OptimConfig, step: int, progress: float) -> float:

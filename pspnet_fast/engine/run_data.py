@@ -1,4 +1,4 @@
-"""The data of a training run: data sets, which samples make step k, and with which random crop.
+"""The data of a training run: data sets, the pixels of each class, which samples make step k, and their random crops.
 
 Samples and crops are functions of the seed alone. An interrupted run therefore continues with the samples an
 uninterrupted one would have seen, whatever the number of loader processes, and the loader never pauses between epochs
@@ -8,7 +8,7 @@ because one iteration spans the whole run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -18,13 +18,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pspnet_fast.data import DatasetInfo, SegmentationDataset, SegmentationTransform, check_headers, eval_transform
+from pspnet_fast.data import (
+    DatasetInfo,
+    SegmentationDataset,
+    SegmentationTransform,
+    check_headers,
+    count_pixels,
+    eval_transform,
+)
 from pspnet_fast.data.classes import IGNORE
 from pspnet_fast.data.processes import process_loader
 
-from .class_weights import PixelCounts
-from .config import TrainConfig
-from .datasets import kind_of, open_split, read_split, training_transform, write_split
+from .config import DataConfig, TrainConfig
+from .datasets import kind_of, open_split, read_split, require_labels, training_transform, write_split
 from .distributed import World
 from .errors import ConfigError
 
@@ -99,6 +105,70 @@ class PreparedDataset(Dataset[tuple[Tensor, Tensor]]):
                 f"the classes 0 .. {self.info.num_classes - 1}, and {self.ignored} for pixels that do not count"
             )
         return image, torch.where(label == self.ignored, IGNORE, label).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class PixelCounts:
+    """Pixels of each train id, int64 [256], in the splits "training" and, with validation, "validation".
+
+    Entry 255 counts those that are left out.
+    """
+
+    info: DatasetInfo
+    splits: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, train: Any, val: Any | None, world: World, workers: int) -> PixelCounts:
+        """Read every label of data sets with ``info`` and ``read_label(index)``; the processes share the reading."""
+        splits = {"training": train} | ({} if val is None else {"validation": val})
+        share = {"workers": workers, "rank": world.rank, "ranks": world.size}
+        return cls(train.info, {name: world.sum(count_pixels(split, **share)) for name, split in splits.items()})
+
+    def absent(self, counts: Tensor) -> list[str]:
+        """The classes without a pixel in ``counts``."""
+        return [name for name, count in zip(self.info.classes, counts.tolist(), strict=False) if count == 0]
+
+    def check(self, data: DataConfig, images: Sequence[int]) -> None:
+        """Raise :class:`ConfigError` for labels that cannot train or validate; ``images`` of each split.
+
+        A class without a training pixel is an error where the classes are the user's own, or where at most one class
+        is left.
+        """
+        names = (data.train_split, str(data.val_split))
+        for split, number, counts in zip(names, images, self.splits.values(), strict=False):
+            require_labels(self.info, split, number, int(counts[: self.info.num_classes].sum()))
+        training = self.splits["training"]
+        absent = self.absent(training)
+        own_classes = data.own is not None and not data.allow_absent_classes
+        if not absent or (not own_classes and len(absent) < self.info.num_classes - 1):
+            return
+        ignored = 100 * float(training[255] / training.sum())
+        remedy = f"set data.classes (now {self.info.num_classes}) to the classes that the labels hold"
+        if ignored:
+            remedy = (
+                f"{ignored:.1f}% of the training pixels have the value 255, which is left out and never a class: where "
+                f"it means a class, save that as an index below {self.info.num_classes}; else {remedy}"
+            )
+        if own_classes:
+            remedy += ", or set data.allow_absent_classes=true"
+        raise ConfigError(f"no training pixel has class {', '.join(map(repr, absent))}: {remedy}")
+
+    def table(self) -> str:
+        """A line a class, and a warning for each class without a pixel in a split."""
+        names = ["pixels of each class", *self.info.classes, "left out (255)"]
+        columns = [[split] for split in self.splits]
+        for column, counts in zip(columns, self.splits.values(), strict=True):
+            total = max(1, int(counts.sum()))
+            found = [*counts[: self.info.num_classes].tolist(), int(counts[255])]
+            column += [f"{pixels} ({100 * pixels / total:5.2f}%)" for pixels in found]
+        lines = [
+            f"{name:<{max(map(len, names))}}" + "".join(f"  {cell:>22}" for cell in row)
+            for name, *row in zip(names, *columns, strict=True)
+        ]
+        effects = {"training": "the network cannot learn it", "validation": "its IoU is not measured"}
+        for split, counts in self.splits.items():
+            lines += [f"warning: no {split} pixel has class {name!r}: {effects[split]}" for name in self.absent(counts)]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)

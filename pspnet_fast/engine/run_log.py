@@ -24,8 +24,7 @@ from pspnet_fast.files import output_errors, replacing
 from pspnet_fast.machine import describe_machine, git_commit
 
 from .config import TrainConfig
-from .loggers import LOGGERS
-from .progress import LINE_SECONDS
+from .progress import LINE_SECONDS, LOGGERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +81,7 @@ class RunLog:
         self.losses = CsvTable(folder / "losses.csv", step)
         self.metrics = CsvTable(folder / "metrics.csv", validated)
         self.logger = LOGGERS[config.run.logger](folder, config.to_dict(), step)
-        _append_versions(folder / "versions.yaml", versions(device, step))
+        append_versions(folder / "versions.yaml", device, step)
         form, terminal = "{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}", sys.stderr.isatty()
         self.bar = tqdm(total=1.0, desc="train", bar_format=form, disable=not terminal, mininterval=0.2, miniters=0)
         self.status, self.line_time, self.closing = "starting", time.monotonic(), threading.Event()
@@ -139,9 +138,10 @@ class RunLog:
                 self.say(self.status)
 
 
-def versions(device: torch.device, step: int) -> dict[str, Any]:
-    """What the numbers of a run depend on besides its configuration."""
-    return {
+def append_versions(path: Path, device: torch.device, step: int) -> None:
+    """What the numbers of a run depend on besides its configuration: an entry of a list for each of its starts."""
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    entry = {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "from_step": step,
         "command": " ".join(sys.argv),
@@ -154,6 +154,8 @@ def versions(device: torch.device, step: int) -> dict[str, Any]:
         **describe_machine(device),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
+    with replacing(path) as file:
+        file.write(before + yaml.safe_dump([entry], sort_keys=False))
 
 
 def draw_losses(table: Path, picture: Path) -> None:
@@ -180,13 +182,6 @@ def plot_table(axes: Axes, table: Path) -> None:
     axes.set(xlabel="step", ylabel="cross-entropy", xlim=(0, max(steps, default=1)))
     axes.grid(alpha=0.3)
     axes.legend()
-
-
-def _append_versions(path: Path, entry: dict[str, Any]) -> None:
-    """A list in YAML, with an entry for each start of the run."""
-    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    with replacing(path) as file:
-        file.write(before + yaml.safe_dump([entry], sort_keys=False))
 
 
 def _step(row: Mapping[str, str | None]) -> float:

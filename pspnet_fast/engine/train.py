@@ -22,14 +22,13 @@ from pspnet_fast.data import DatasetInfo
 from pspnet_fast.machine import peak_memory
 
 from .checkpoint import claimed, run_folder
-from .class_weights import training_class_weights
 from .config import TrainConfig
 from .config_io import dump_config
 from .distributed import StopRequest, World, join_world
 from .errors import DivergedError
 from .evaluate import Metrics, eval_loader, evaluate_loader, validation_panels
 from .inference import autocast
-from .optim import schedule_factor, set_rates
+from .optim import schedule_factor, set_rates, training_class_weights
 from .progress import Progress, remaining
 from .run_data import RunData, StepSampler, train_loader
 from .run_log import RunLog, draw_losses

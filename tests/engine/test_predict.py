@@ -147,16 +147,6 @@ def test_predictions_are_not_predicted_again(trained: TrainedModel, tmp_path: Pa
     assert find_images([tmp_path / "elsewhere/overlay/a.png"])  # named, hence meant
 
 
-def test_hidden_and_linked_pictures(tmp_path: Path) -> None:
-    save_picture(tmp_path / "in/a.png")
-    save_picture(tmp_path / "in/.ipynb_checkpoints/a-checkpoint.png")
-    save_picture(tmp_path / "in/._a.png")
-    save_picture(tmp_path / "more/b.png")
-    (tmp_path / "in/more").symlink_to(tmp_path / "more")
-    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
-    assert [name.as_posix() for _, name in find_images([tmp_path / "in"])] == ["a", "more/b"]
-
-
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_results_lie_as_the_picture_is_displayed(trained: TrainedModel, tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()

@@ -21,10 +21,10 @@ from torch.utils.data import Dataset
 from pspnet_fast.data import DATASETS, open_dataset, train_transform
 from pspnet_fast.data.processes import STOPPING, process_loader
 from pspnet_fast.engine import ConfigError, OptimConfig, TrainConfig, train
-from pspnet_fast.engine.class_weights import PixelCounts, median_frequency_weights, training_class_weights
 from pspnet_fast.engine.distributed import World
 from pspnet_fast.engine.errors import LoaderError, loader_errors
-from pspnet_fast.engine.run_data import SeededDataset, StepSampler, mix, train_loader
+from pspnet_fast.engine.optim import median_frequency_weights, training_class_weights
+from pspnet_fast.engine.run_data import PixelCounts, SeededDataset, StepSampler, mix, train_loader
 
 
 def test_an_epoch_is_a_permutation() -> None:
