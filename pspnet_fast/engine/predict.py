@@ -139,7 +139,7 @@ def predict_paths(
             if files.probabilities is not None and shares is not None:
                 folder.write(files.probabilities, _npz(shares.half().numpy(), trained.info.classes))
             if files.ids is not None and table is not None:
-                folder.write(files.ids, _png(Image.fromarray(table[labels.numpy()])))
+                folder.write(files.ids, _png(table[labels.numpy()]))
             written[index] = files
 
     for theirs, failed in world.gather((written, problems)):
@@ -193,22 +193,18 @@ def file_values(trained: TrainedModel) -> np.ndarray:
 def _write(
     trained: TrainedModel, folder: OutputFolder, files: Written, image: Tensor, labels: Tensor, *, with_legend: bool
 ) -> None:
-    paletted = Image.fromarray(labels.numpy())
-    paletted.putpalette([channel for color in trained.info.palette for channel in color])
     mixed = overlay(image, colorize(labels, trained.info))
     if with_legend:
         mixed = torch.cat([mixed, legend(labels, trained.info)])
-    pictures = (
-        (files.labels, Image.fromarray(labels.numpy())),
-        (files.colors, paletted),
-        (files.overlay, Image.fromarray(np.asarray(mixed))),
-    )
-    for file, picture in pictures:
-        folder.write(file, _png(picture))
+    folder.write(files.labels, _png(labels.numpy()))
+    folder.write(files.colors, _png(labels.numpy(), trained.info.palette))
+    folder.write(files.overlay, _png(mixed.numpy()))
 
 
-def _png(picture: Image.Image) -> bytes:
-    content = io.BytesIO()
+def _png(pixels: np.ndarray, palette: Sequence[Sequence[int]] = ()) -> bytes:
+    picture, content = Image.fromarray(pixels), io.BytesIO()
+    if palette:
+        picture.putpalette([channel for color in palette for channel in color])
     picture.save(content, "PNG")
     return content.getvalue()
 

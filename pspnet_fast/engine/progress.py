@@ -25,7 +25,6 @@ from pspnet_fast.files import output_errors
 
 from .config import TrainConfig
 from .distributed import World
-from .errors import ConfigError
 
 T = TypeVar("T")
 LINE_SECONDS = 30.0  # between two lines where standard error is no terminal
@@ -152,7 +151,7 @@ class Logger:
         step: from which a resumed run continues.
 
     Raises:
-        ConfigError: its library is not installed.
+        ImportError: its library is not installed.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
@@ -206,7 +205,7 @@ class Wandb(Logger):
     """A run of Weights & Biases; a resumed one continues it. The project is WANDB_PROJECT, or pspnet_fast."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        self.wandb = _library("wandb")
+        self.wandb: Any = importlib.import_module("wandb")
         note = folder / "wandb.txt"
         self.run = self.wandb.init(
             project=os.environ.get("WANDB_PROJECT", "pspnet_fast"),
@@ -232,7 +231,7 @@ class Mlflow(Logger):
     """A run of MLflow at MLFLOW_TRACKING_URI; a resumed one continues it."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        self.mlflow = _library("mlflow")
+        self.mlflow: Any = importlib.import_module("mlflow")
         note = folder / "mlflow.txt"
         before = _noted(note, step)
         self.run = self.mlflow.start_run(run_id=before, run_name=folder.resolve().name)
@@ -265,10 +264,3 @@ def _noted(note: Path, step: int) -> str | None:
 def _note(note: Path, run: str) -> None:
     with output_errors(note):
         note.write_text(f"{run}\n", encoding="utf-8")
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"run.logger = {name} needs the library: pip install {name} ({error})") from error

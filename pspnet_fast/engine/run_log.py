@@ -24,6 +24,7 @@ from pspnet_fast.files import output_errors, replacing
 from pspnet_fast.machine import describe_machine, git_commit
 
 from .config import TrainConfig
+from .errors import ConfigError
 from .progress import LINE_SECONDS, LOGGERS
 
 if TYPE_CHECKING:
@@ -80,7 +81,11 @@ class RunLog:
             return
         self.losses = CsvTable(folder / "losses.csv", step)
         self.metrics = CsvTable(folder / "metrics.csv", validated)
-        self.logger = LOGGERS[config.run.logger](folder, config.to_dict(), step)
+        name = config.run.logger
+        try:
+            self.logger = LOGGERS[name](folder, config.to_dict(), step)
+        except ImportError as error:
+            raise ConfigError(f"run.logger = {name} needs the library: pip install {name} ({error})") from error
         append_versions(folder / "versions.yaml", device, step)
         form, terminal = "{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}", sys.stderr.isatty()
         self.bar = tqdm(total=1.0, desc="train", bar_format=form, disable=not terminal, mininterval=0.2, miniters=0)
