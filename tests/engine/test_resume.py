@@ -9,7 +9,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,27 @@ def records(folder: Path) -> dict[str, object]:
     return {keystr(path): x.numpy().tobytes() if isinstance(x, Tensor) else x for path, x in entries}
 
 
+@contextmanager
+def resumed_equals_straight(
+    make_config: MakeConfig, *options: str, saved: int, code: int | None = None
+) -> Iterator[pytest.MonkeyPatch]:
+    """A run that the block's patches end, with an exit code, is resumed and equals one that was not interrupted.
+
+    Args:
+        saved: the step that its last checkpoint holds when it ends.
+    """
+    straight = train(make_config(*options, folder="straight")).folder
+    broken = make_config(*options, folder="broken")
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+        with pytest.raises((KeyboardInterrupt, SystemExit, DatasetError)) as caught:
+            train(broken)
+    assert getattr(caught.value, "code", None) == code
+    assert saved_step(broken.run.folder) == saved
+    torch.manual_seed(99)  # whatever the new process has drawn must not matter
+    assert records(train(broken, resume=True).folder) == records(straight)
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -62,20 +84,10 @@ def records(folder: Path) -> dict[str, object]:
         ("optim.name=adamw", "optim.schedule=onecycle", "optim.warmup_steps=2", "optim.clip_norm=0.1"),
     ],
 )
-def test_resumed_run_equals_uninterrupted(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...]
-) -> None:
+def test_resumed_run_equals_uninterrupted(make_config: MakeConfig, extra: tuple[str, ...]) -> None:
     options = ("run.save_every_steps=2", "run.validate_every=1", *extra)
-    straight = train(make_config(*options, folder="straight")).folder
-    with monkeypatch.context() as patch:
+    with resumed_equals_straight(make_config, *options, saved=4) as patch:
         before_step(patch, 5, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(make_config(*options, folder="broken"))
-    broken = make_config(*options, folder="broken")
-    assert saved_step(broken.run.folder) == 4
-
-    torch.manual_seed(99)  # whatever the new process has drawn must not matter
-    assert records(train(broken, resume=True).folder) == records(straight)
 
 
 def train_in_a_process(config: TrainConfig) -> None:
@@ -156,22 +168,15 @@ def test_a_resume_that_is_killed_keeps_the_history(make_config: MakeConfig, monk
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_the_step_and_stops(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
+    make_config: MakeConfig, capfd: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     before = signal.getsignal(number)  # a shell's background jobs are started with SIGINT ignored
-    straight = train(make_config(folder="straight")).folder
-    with monkeypatch.context() as patch:
+    with resumed_equals_straight(make_config, saved=3, code=128 + number) as patch:
         before_step(patch, 2, lambda: signal.raise_signal(number))
-        with pytest.raises(SystemExit) as caught:
-            train(make_config())
-    assert caught.value.code == 128 + number
     said = capfd.readouterr().err
-    assert f"{number.name}: stopping after this step and its checkpoint" in said
-    assert "saved step 3" in said
-    assert "--resume" in said
+    for part in (f"{number.name}: stopping after this step and its checkpoint", "saved step 3", "--resume"):
+        assert part in said
     assert signal.getsignal(number) == before
-
-    assert records(train(make_config(), resume=True).folder) == records(straight)
 
 
 def test_a_second_signal_stops_at_once(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,26 +190,16 @@ def test_a_second_signal_stops_at_once(make_config: MakeConfig, monkeypatch: pyt
         train(make_config())
 
 
-@pytest.mark.parametrize("failure", ["signal", "image"])
-def test_a_validation_that_ends_early_costs_no_step(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, failure: str
-) -> None:
-    options = ("run.validate_every=1", "run.max_steps=6")
-    straight = train(make_config(*options, folder="straight")).folder
-
+@pytest.mark.parametrize("code", [None, 128 + signal.SIGTERM], ids=["image", "signal"])
+def test_a_validation_that_ends_early_costs_no_step(make_config: MakeConfig, code: int | None) -> None:
     def evaluate(*_: Any, **__: Any) -> None:
-        if failure == "image":
+        if code is None:
             raise DatasetError("val.png: corrupt")
         signal.raise_signal(signal.SIGTERM)
 
-    with monkeypatch.context() as patch:
+    options = ("run.validate_every=1", "run.max_steps=6")
+    with resumed_equals_straight(make_config, *options, saved=4, code=code) as patch:
         patch.setattr(train_module, "evaluate_loader", evaluate)
-        with pytest.raises((DatasetError, SystemExit)):
-            train(make_config(*options))
-    config = make_config(*options)
-    assert saved_step(config.run.folder) == 4
-
-    assert records(train(config, resume=True).folder) == records(straight)
 
 
 def test_a_finished_run_is_not_validated_again(
