@@ -213,7 +213,7 @@ def load_for_inference(checkpoint: Path, config: str | None, changes: list[str])
     if config is not None:
         options = load_config(config, changes)
         own, public = options.data.own, DATASETS.get(options.data.name)
-        info = own.info(options.data.name) if own is not None else public and public.info
+        info = own.info(options.data.name) if own is not None else public.info if public is not None else None
         trained = load_trained(checkpoint, config=options, info=info)
     else:
         trained = load_trained(checkpoint)

@@ -96,40 +96,42 @@ def train_in_a_process(config: TrainConfig) -> None:
     train(config, resume=True)
 
 
+def moments(folder: Path) -> list[Callable[[], bool]]:
+    """Of a kill: after a checkpoint, at any time (also inside a resume), while a file is written."""
+    return [lambda: saved_step(folder) > 2, lambda: True, lambda: any(folder.glob(".*.part"))]
+
+
 def test_a_run_that_is_killed_equals_one_that_is_not(make_config: MakeConfig, tmp_path: Path) -> None:
-    """Killed late, soon after a start (inside a resume), and while a file is written, PSPNET_FAST_CASES times."""
+    """PSPNET_FAST_CASES kills, or three, of runs that are resumed until they reach their end."""
     options = ("run.max_steps=12", "run.validate_every=1", "run.save_every_steps=3", "run.log_every=2")
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["pspnet_fast.engine", "timm", "torchmetrics"])  # a process then starts at once
 
-    def reaches_the_end(folder: str, seconds: float, while_writing: bool) -> bool:
-        """Whether a process does before it is killed, so long after its start."""
-        config = make_config(*options, "optim.ema=0.5", "data.workers=1", folder=folder)
+    def reaches_the_end(folder: Path, seconds: float, moment: Callable[[], bool]) -> bool:
+        """Whether a process does before it is killed, at a moment so long after its start."""
+        config = make_config(*options, "optim.ema=0.5", "data.workers=1", folder=folder.name)
         process = processes.Process(target=train_in_a_process, args=(config,))
         process.start()
         due = time.monotonic() + seconds
-        while process.is_alive() and (
-            time.monotonic() < due or (while_writing and not any((tmp_path / folder).glob(".*.part")))
-        ):
+        while process.is_alive() and not (time.monotonic() > due and moment()):
             time.sleep(0.0005)
         process.kill()
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
         return process.exitcode == 0
 
-    for folder in ("warm-up", "straight"):
+    for straight in (tmp_path / "warm-up", tmp_path / "straight"):
         begun = time.monotonic()
-        assert reaches_the_end(folder, math.inf, False)
+        assert reaches_the_end(straight, math.inf, bool)
         duration = time.monotonic() - begun
     draw, kills, most = random.Random(0), 0, int(os.environ.get("PSPNET_FAST_CASES", "3"))
     while kills < most:
-        folder, ended = f"from {kills}", False
+        folder, ended = tmp_path / f"from {kills}", False
         while not ended:
-            first, last, while_writing = ((0.4, 0.9, False), (0, 0.2, False), (0, 0.5, True))[kills % 3]
-            seconds = draw.uniform(first, last) * duration if kills < most else math.inf
-            ended = reaches_the_end(folder, seconds, while_writing)
+            seconds = draw.uniform(0, 0.4 * duration) if kills < most else math.inf
+            ended = reaches_the_end(folder, seconds, moments(folder)[kills % 3])
             kills += not ended
-        assert records(tmp_path / folder) == records(tmp_path / "straight")
+        assert records(folder) == records(straight)
 
 
 def test_resume_takes_changed_options(make_config: MakeConfig) -> None:
