@@ -44,12 +44,8 @@ _OF_TRAINING = (
 )
 
 
-class Format(StrEnum):
-    """The formats of :data:`pspnet_fast.deploy.SUFFIXES`, as typer's choices."""
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-    TORCH_EXPORT = "torch-export"
+Format = StrEnum("Format", {"ONNX": "onnx", "OPENVINO": "openvino", "TORCH_EXPORT": "torch-export"})
+"""The formats of :data:`pspnet_fast.deploy.SUFFIXES`, as typer's choices."""
 
 
 def evaluate(
