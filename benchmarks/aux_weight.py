@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = run_all(options)
     if options.save:
         print(write_json(RESULTS / f"aux_weight_{results['data']}.json", results))
-    print(aux_weight([{**results, "name": "aux_weight"}]))
+    print(aux_weight.render([{**results, "name": "aux_weight"}]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -9,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from benchmarks.memory import Line
 
 MEMORIES = (8, 24, 80)  # in GB, of GPUs
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -159,18 +158,29 @@ class Batches:
     weights_bytes: int
     image_bytes: int
 
-    def line(self, peaks: Mapping[str, float]) -> Line:
-        """All memory over the batch, from a call's peaks at both sizes."""
-        line = Line.through(peaks)
-        return Line(line.fixed + self.weights_bytes, line.each + self.image_bytes)
-
     def largest(self, peaks: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, int | None]]:
-        """The largest batch in each of :data:`MEMORIES`, from every peer's peaks at both sizes."""
-        lines = {peer: self.line(at) for peer, at in peaks.items()}
+        """The largest batch in each of :data:`MEMORIES`, from every peer's peaks at both sizes.
+
+        0 where not even the least batch fits, None where memory does not grow with the batch.
+        """
+
+        def within(limit: float, each: float, fixed: float) -> int | None:
+            batch = int((limit - fixed - self.weights_bytes) // each) if each > 0 else None
+            return 0 if batch is not None and batch < self.least else batch
+
+        lines = {peer: line_through(at) for peer, at in peaks.items()}
         return {
-            str(memory): {peer: line.largest(memory * 1e9, self.least) for peer, line in lines.items()}
+            str(memory): {
+                peer: within(memory * 1e9, each + self.image_bytes, fixed) for peer, (each, fixed) in lines.items()
+            }
             for memory in MEMORIES
         }
+
+
+def line_through(peaks: Mapping[str, float]) -> tuple[float, float]:
+    """Bytes for each image, and what comes on top, from those at two batch sizes (the keys, as JSON has them)."""
+    each, fixed = statistics.linear_regression([int(batch) for batch in peaks], list(peaks.values()))
+    return each, fixed
 
 
 def differentiated(function: Callable[..., Tensor], leaves: Sequence[Tensor], upstream: Tensor) -> Results:

@@ -11,6 +11,7 @@ memory, floor) is in ``extra_info``.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,19 @@ import pytest
 import torch
 
 from benchmarks.cases import TABLES, cases_of
-from benchmarks.markdown import summary
+from benchmarks.markdown import (
+    NOTHING,
+    Column,
+    Row,
+    by_peer,
+    median_time,
+    megabytes,
+    of_peer,
+    percent,
+    rates_text,
+    spread,
+    table,
+)
 from benchmarks.results import RESULTS, machine
 from benchmarks.session import Outcome, Plan, Session
 
@@ -74,17 +87,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "peer" not in metafunc.fixturenames:
         return
     config, parameters = metafunc.config, []
-    for table in TABLES:
-        options = {"options": config.getoption("network")} if table == "end_to_end" else {}
+    for name in TABLES:
+        options = {"options": config.getoption("network")} if name == "end_to_end" else {}
         try:
-            cases = cases_of(table, device_of(config), quick=config.getoption("quick"), **options)
+            cases = cases_of(name, device_of(config), quick=config.getoption("quick"), **options)
         except ValueError as error:
             raise pytest.UsageError(f"--network: {error}") from error
         for case in cases:
             mark = pytest.mark.benchmark(group=case.name, timer=replayed_clock)
             for peer in dict.fromkeys((*case.peers, *case.skipped)):
-                name = f"{table}/{case.id.rpartition('/')[0]}/{peer}".replace("/", "-").replace(" ", "_")
-                parameters.append(pytest.param(table, case, peer, id=name, marks=mark))
+                test = f"{name}/{case.id.rpartition('/')[0]}/{peer}".replace("/", "-").replace(" ", "_")
+                parameters.append(pytest.param(name, case, peer, id=test, marks=mark))
     metafunc.parametrize(("table", "case", "peer"), parameters)
 
 
@@ -117,3 +130,68 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     output_json["machine"] = {**machine(device_of(config)), "load": config.stash[LOAD], "cores": os.cpu_count()}
+
+
+# ---- the end of a run ------------------------------------------------------------------------------------------------
+
+IDLE = 0.25  # of the cores: a load up to this was the shell, and an editor
+LABELS = (
+    "axis", "value", "model", "configuration", "shape", "dtype", "layout", "direction", "logits", "compiled",
+    "arrangement",
+)  # fmt: skip
+LEGEND = (
+    "eager: stock operators as the project named in the heading arranges them; compile: torch.compile of the same; "
+    "a project's own name: its installed package.",
+    "Medians and 20th to 80th percentiles of rounds in which all peers of a table took their turn; x ours: of medians, "
+    "to the fastest pspnet_fast.",
+    "Peak: memory beyond inputs and weights. Floor: the longer of bytes over copy bandwidth and FLOP over the better "
+    "rate of a matrix product and a convolution.",
+    "No page faults: the same in a process whose C library keeps its memory. Graph: replayed as a CUDA graph.",
+)
+
+
+PEER_COLUMNS: tuple[Column, ...] = (
+    ("", "l", lambda row: row["peer"]),
+    ("median", "r", of_peer(median_time, "milliseconds")),
+    ("p20 to p80", "r", spread),
+    ("x ours", "r", of_peer("{:.2f}".format, "ratio")),
+    ("images/s", "r", of_peer(str, "images_per_second")),
+    ("peak", "r", of_peer(megabytes, "peak_bytes")),
+    ("of floor", "r", of_peer(lambda share: percent(share, 1), "floor_reached")),
+    ("graph", "r", of_peer(median_time, "graph_milliseconds")),
+    ("no page faults", "r", of_peer(median_time, "without_page_faults", "milliseconds")),
+    ("x ours ", "r", of_peer("{:.2f}".format, "without_page_faults", "times_ours")),
+)
+
+
+def case_table(row: Row) -> Iterator[str]:
+    """Heading, floor, and a line for each peer: those that were timed, then those that were not and why."""
+    yield ", ".join([row["operator"], *(str(row[name]) for name in LABELS if name in row)])
+    if (floor := row.get("floor")) and floor["flops"]:
+        yield (
+            f"floor: {floor['memory_milliseconds']:.4g} ms for {floor['bytes'] / 1e6:.4g} MB, "
+            f"{floor['arithmetic_milliseconds']:.4g} ms for {floor['flops'] / 1e9:.4g} GFLOP in {floor['rate']}"
+        )
+    if peers := by_peer([row]):
+        columns = [column for column in PEER_COLUMNS if any(column[2](peer) != NOTHING for peer in peers)]
+        yield from table(columns, peers).splitlines()
+    yield from (f"{peer}: {reason}" for peer, reason in row.get("skipped", {}).items())
+    yield from (f"{peer} FAILED: {reason}" for peer, reason in row["failures"].items())
+    for memory, found in row.get("largest_batch", {}).items():
+        yield f"largest batch in {memory} GB: {', '.join(f'{peer} {batch}' for peer, batch in found.items())}"
+
+
+def summary(rows: Iterable[Row], machine: Mapping[str, Any], load: float, cores: int) -> Iterator[str]:
+    """The tables of the rows, what they were measured with, and what the columns mean."""
+    rows = [row for row in rows if row.get("milliseconds") or row["failures"]]
+    if not rows:
+        return
+    yield f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}"
+    if load > IDLE * cores:
+        yield f"Do not quote these numbers: other work was running (a load of {load:.2f} on {cores} cores)."
+    yield from [rates_text(row["rates"]) for row in rows if "rates" in row][-1:]  # the best of the run
+    for row in rows:
+        yield ""
+        yield from case_table(row)
+    yield ""
+    yield from LEGEND

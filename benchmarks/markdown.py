@@ -1,17 +1,18 @@
-"""The cells, columns and lines of every table: in the pages, and at the end of a run in the terminal."""
+"""What tables are made of, in the pages and at the end of a run: files, commands, lines, columns, cells."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.peers import COMPILE, EAGER, OPTIMIZED, OPTIMIZED_COMPILED, OURS, OURS_COMPILED, is_ours
 
 Row = Mapping[str, Any]
 File = Mapping[str, Any]  # a result file, and its "name" without suffix
-# A column: title, alignment ("l" or "r"), and the cell of a row.
-Column = tuple[str, str, Callable[[Row], str]]
-Render = Callable[[Sequence[File]], str]
+Cell = Callable[[Row], str]
+Column = tuple[str, str, Cell]  # title, alignment ("l" or "r"), and the cell of a row
 
 TITLES = {
     EAGER: "stock PyTorch, eager",
@@ -22,6 +23,32 @@ TITLES = {
     OPTIMIZED_COMPILED: "**pspnet_fast**, optimized, `torch.compile`",
 }
 NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the pages, or a group of them.
+
+    Attributes:
+        files: names in results/ without suffix, or patterns of them.
+        command: measures them anew.
+        render: Markdown of all files that exist, of one at least.
+    """
+
+    files: tuple[str, ...]
+    command: str
+    render: Callable[[Sequence[File]], str]
+
+
+def measured_by(table: str, selection: str = "") -> str:
+    """The command that measures a table of cases.py, or the cases of some operators in it."""
+    expression = f"{table} and ({selection})" if " or " in selection else " and ".join(filter(None, (table, selection)))
+    return f"pytest benchmarks/ --save -k {shlex.quote(expression) if ' ' in expression else expression}"
+
+
+def from_files(*files: str, command: str) -> Callable[[Callable[[File], str]], Table]:
+    """Makes a :class:`Table` of a function that renders one file; several stand one below the other."""
+    return lambda render: Table(files, command, lambda found: region(*map(render, found)))
 
 
 def table(columns: Sequence[Column], rows: Iterable[Row]) -> str:
@@ -41,11 +68,6 @@ def region(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def each_file(render: Callable[[File], str]) -> Render:
-    """Renders every file by itself, one below the other."""
-    return lambda files: region(*map(render, files))
-
-
 def section(
     file: File,
     rows: Sequence[Row],
@@ -55,8 +77,7 @@ def section(
     lines: Sequence[Row],
     notes: Sequence[str] = (),
 ) -> str:
-    """A table of ``lines``, which of the ``rows`` failed, and what was measured where; "{rounds}" in the text is filled
-    in."""
+    """A table of ``lines``, which of the ``rows`` failed, and what was measured where, the {rounds} filled in."""
     note = f"{text.format(rounds=rounds(rows))}\n{machine_lines(file, rows)}"
     return region(table(columns, lines), *notes, *failures(rows), note)
 
@@ -171,11 +192,23 @@ def by_peer(rows: Iterable[Row]) -> list[Row]:
 # ---- columns ---------------------------------------------------------------------------------------------------------
 
 
-def median_of(peer: str) -> Callable[[Row], str]:
+def median_of(peer: str) -> Cell:
     return lambda row: milliseconds(medians(row).get(peer))
 
 
-def of_peer(text: Callable[[Any], str], *entry: str) -> Callable[[Row], str]:
+def over_ours(
+    values: Callable[[Row], Mapping[str, float]], peer: str, text: Callable[[float | None], str] = times
+) -> Cell:
+    """What part of this package's value (time, memory) a peer's is."""
+
+    def cell(row: Row) -> str:
+        found = values(row)
+        return text(found[peer] / found[OURS] if {peer, OURS} <= set(found) else None)
+
+    return cell
+
+
+def of_peer(text: Callable[[Any], str], *entry: str) -> Cell:
     """A cell with the value of a peer's row in an entry, or in an entry of an entry."""
 
     def cell(row: Row) -> str:
@@ -233,68 +266,4 @@ REACHED: Column = (
     "r",
     lambda row: percent(row.get("floor_reached", {}).get(row.get("ours"))),
 )
-
-
-# ---- the end of a run ------------------------------------------------------------------------------------------------
-
-IDLE = 0.25  # of the cores: a load up to this was the shell, and an editor
-LABELS = (
-    "axis", "value", "model", "configuration", "shape", "dtype", "layout", "direction", "logits", "compiled",
-    "arrangement",
-)  # fmt: skip
-LEGEND = (
-    "eager: stock operators as the project named in the heading arranges them; compile: torch.compile of the same; "
-    "a project's own name: its installed package.",
-    "Medians and 20th to 80th percentiles of rounds in which all peers of a table took their turn; x ours: of medians, "
-    "to the fastest pspnet_fast.",
-    "Peak: memory beyond inputs and weights. Floor: the longer of bytes over copy bandwidth and FLOP over the better "
-    "rate of a matrix product and a convolution.",
-    "No page faults: the same in a process whose C library keeps its memory. Graph: replayed as a CUDA graph.",
-)
-
-
-PEER_COLUMNS: tuple[Column, ...] = (
-    ("", "l", lambda row: row["peer"]),
-    ("median", "r", of_peer(median_time, "milliseconds")),
-    ("p20 to p80", "r", spread),
-    ("x ours", "r", of_peer("{:.2f}".format, "ratio")),
-    ("images/s", "r", of_peer(str, "images_per_second")),
-    ("peak", "r", of_peer(megabytes, "peak_bytes")),
-    ("of floor", "r", of_peer(lambda share: percent(share, 1), "floor_reached")),
-    ("graph", "r", of_peer(median_time, "graph_milliseconds")),
-    ("no page faults", "r", of_peer(median_time, "without_page_faults", "milliseconds")),
-    ("x ours ", "r", of_peer("{:.2f}".format, "without_page_faults", "times_ours")),
-)
-
-
-def case_table(row: Row) -> Iterator[str]:
-    """Heading, floor, and a line for each peer: those that were timed, then those that were not and why."""
-    yield ", ".join([row["operator"], *(str(row[name]) for name in LABELS if name in row)])
-    if (floor := row.get("floor")) and floor["flops"]:
-        yield (
-            f"floor: {floor['memory_milliseconds']:.4g} ms for {floor['bytes'] / 1e6:.4g} MB, "
-            f"{floor['arithmetic_milliseconds']:.4g} ms for {floor['flops'] / 1e9:.4g} GFLOP in {floor['rate']}"
-        )
-    if peers := by_peer([row]):
-        columns = [column for column in PEER_COLUMNS if any(column[2](peer) != NOTHING for peer in peers)]
-        yield from table(columns, peers).splitlines()
-    yield from (f"{peer}: {reason}" for peer, reason in row.get("skipped", {}).items())
-    yield from (f"{peer} FAILED: {reason}" for peer, reason in row["failures"].items())
-    for memory, found in row.get("largest_batch", {}).items():
-        yield f"largest batch in {memory} GB: {', '.join(f'{peer} {batch}' for peer, batch in found.items())}"
-
-
-def summary(rows: Iterable[Row], machine: Mapping[str, Any], load: float, cores: int) -> Iterator[str]:
-    """The tables of the rows, what they were measured with, and what the columns mean."""
-    rows = [row for row in rows if row.get("milliseconds") or row["failures"]]
-    if not rows:
-        return
-    yield f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}"
-    if load > IDLE * cores:
-        yield f"Do not quote these numbers: other work was running (a load of {load:.2f} on {cores} cores)."
-    yield from [rates_text(row["rates"]) for row in rows if "rates" in row][-1:]  # the best of the run
-    for row in rows:
-        yield ""
-        yield from case_table(row)
-    yield ""
-    yield from LEGEND
+OURS_COMPILED_TIME: Column = ("**ours**, compiled", "r", median_of(OURS_COMPILED))

@@ -28,6 +28,7 @@ from benchmarks.case import Rates
 from pspnet_fast.machine import status_bytes
 
 T = TypeVar("T")
+CGROUP = Path("/sys/fs/cgroup")
 MOST_ROUNDS = 100
 # The C library then keeps what is freed and never maps it anew: pages are faulted in once, and not in every call.
 NO_PAGE_FAULTS = {
@@ -143,6 +144,26 @@ def tensor_bytes(prepare: Callable[[], Callable[[], object]]) -> int:
         run()
     (peak,) = tracker.get_tracker_snapshot("peak").values()
     return int(peak["Total"]) - sum(int(peak[kind]) for kind in (_MemRefType.PARAM, _MemRefType.BUFFER))
+
+
+def available_bytes(device: str) -> int:
+    """What can still be allocated: of the GPU's memory, or of the machine's and its container's."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    return min(available, _container_bytes(CGROUP) or available)
+
+
+def _container_bytes(group: Path) -> int | None:
+    """What a container's limit leaves (cgroup v2), the cache that it would free included; None without a limit."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
+    return None if limit == "max" else int(limit) - used + int(statistics.get("inactive_file", 0))
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

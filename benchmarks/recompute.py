@@ -67,7 +67,7 @@ def measured(setting: Setting) -> dict[str, Any]:
 
 
 def main() -> None:
-    from benchmarks.render_networks import recompute
+    from benchmarks.render_networks import recomputed
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--save", action="store_true", help="keep the row in benchmarks/results")
@@ -75,7 +75,7 @@ def main() -> None:
     row = {"case": f"recompute/{SETTING.shape}", "shape": SETTING.shape, "failures": {}}
     row |= {**counted(SETTING, HALF), **measured(SETTING)}
     file = ResultFile(RESULTS / "recompute_cpu.json")
-    print(recompute([{"name": "recompute_cpu", "rows": [{**row, "machine": 0}], "machines": [file.now]}]))
+    print(recomputed({"name": "recompute_cpu", "rows": [{**row, "machine": 0}], "machines": [file.now]}))
     if options.save:
         file.add(row)
 

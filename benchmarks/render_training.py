@@ -1,39 +1,15 @@
-"""The tables of trainings: fused and plain, the auxiliary loss's weight, other libraries' models; a GPU's results."""
+"""The tables of trainings, fused and plain and with other weights of the auxiliary loss, and of a GPU's results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from benchmarks.markdown import (
-    MEMORY,
-    NOTHING,
-    OPERATOR_AND_DIRECTION,
-    REACHED,
-    SHAPE,
-    TIMES,
-    Column,
-    File,
-    Row,
-    each_file,
-    failures,
-    machine_line,
-    machine_lines,
-    median_of,
-    medians,
-    milliseconds,
-    peaks,
-    region,
-    section,
-    short,
-    table,
-    timed,
-    times,
-)
-from benchmarks.peers import COMPILE, EAGER, OURS, OURS_COMPILED
+from benchmarks import markdown as md
+from benchmarks.markdown import Cell, Column, File, Row, from_files
 from pspnet_fast.verification import KERNELS
 
+# ---- trainings -------------------------------------------------------------------------------------------------------
 
-@each_file
+
+@from_files("training_camvid", command="python -m benchmarks.compare_training --root data/camvid --save")
 def training(file: File) -> str:
     """A picture, and for each dtype how far fused and control end from plain."""
 
@@ -41,9 +17,9 @@ def training(file: File) -> str:
         return f"loss: {name}", "r", lambda row: f"{row['largest_difference'][name]:.2g}"
 
     def miou(name: str) -> Column:
-        return f"mIoU: {name}", "r", lambda row: f"{100 * row['miou'][name][-1]:.2f}" if "miou" in row else NOTHING
+        return f"mIoU: {name}", "r", lambda row: f"{100 * row['miou'][name][-1]:.2f}" if "miou" in row else md.NOTHING
 
-    columns: tuple[Column, ...] = (
+    columns = (
         ("training in", "l", lambda row: row["dtype"]),
         ("steps", "r", lambda row: str(row["steps"])),
         *map(gap, ("fused", "control")),
@@ -58,21 +34,21 @@ def training(file: File) -> str:
         f"in any step; the control is the plain network with its weights changed in the last digit.{note}\n"
     )
     picture = f"![Loss and mIoU of plain, fused and control]({file['name']}.png)"
-    return region(picture, table(columns, rows), text + machine_lines(file, rows))
+    return md.region(picture, md.table(columns, rows), text + md.machine_lines(file, rows))
 
 
-@each_file
+@from_files("aux_weight_camvid", command="python -m benchmarks.aux_weight --root data/camvid --save")
 def aux_weight(results: File) -> str:
     """What the weight of the auxiliary loss does to mIoU and main loss, over seeds."""
 
-    def spread(key: str, scale: float, form: str) -> Callable[[Row], str]:
+    def spread(key: str, scale: float, form: str) -> Cell:
         def cell(row: Row) -> str:
             mean, low, high = (format(scale * row[key][name], form) for name in ("mean", "min", "max"))
             return f"{mean} ({low} to {high})"
 
         return cell
 
-    columns: tuple[Column, ...] = (
+    columns = (
         ("λ", "r", lambda row: f"{row['weight']:g}"),
         ("val mIoU, %", "r", spread("final_miou", 100, ".2f")),
         ("against λ = 0", "r", spread("final_miou_difference", 100, "+.2f")),
@@ -88,82 +64,50 @@ def aux_weight(results: File) -> str:
         "differences are taken seed by seed.\n"
     )
     picture = f"![Loss and mIoU for each weight of the auxiliary loss]({results['name']}.png)"
-    return region(picture, table(columns, results["summary"]["weights"]), text + machine_line(results["machine"]))
+    table = md.table(columns, results["summary"]["weights"])
+    return md.region(picture, table, text + md.machine_line(results["machine"]))
 
 
-@each_file
-def accelerate(file: File) -> str:
-    """A training step of other libraries' models, as they are and accelerated; those of most classes first."""
+# ---- a GPU's results -------------------------------------------------------------------------------------------------
 
-    def classes(row: Row) -> int:
-        return int(row["shape"].rsplit(", ", 1)[1].removesuffix(" classes"))
-
-    def over_ours(values: Callable[[Row], Mapping[str, float]], peer: str) -> Callable[[Row], str]:
-        return lambda row: times(values(row)[peer] / values(row)[OURS] if peer in values(row) else None)
-
-    def memory(row: Row) -> str:
-        found = peaks(row)
-        sizes = (short(found[peer] / 1e6) if peer in found else NOTHING for peer in (EAGER, COMPILE, OURS))
-        return f"{' : '.join(sizes)} MB"
-
-    columns = (
-        ("model", "l", lambda row: row["model"]),
-        ("classes", "r", lambda row: str(classes(row))),
-        *TIMES[:3],
-        ("**ours**, compiled", "r", median_of(OURS_COMPILED)),
-        ("eager / ours", "r", over_ours(medians, EAGER)),
-        ("compile / ours", "r", over_ours(medians, COMPILE)),
-        ("peak memory, eager : compile : ours", "r", memory),
-        ("eager / ours ", "r", over_ours(peaks, EAGER)),
-    )
-
-    rows = sorted(file["rows"], key=classes, reverse=True)
-    batch, _, *size = rows[0]["shape"].split(", ")[0].split("x")
-    autocast = "" if rows[0]["dtype"] == "float32" else f" under autocast in {rows[0]['dtype']}"
-    text = (
-        f"Forward, loss at full resolution and backward of {batch} images of {'×'.join(size)}{autocast}, random "
-        "weights; medians of {rounds} rounds, the variants in turn. Ours: the same model after "
-        "`pspnet_fast.accelerate(model)`; compiled: `torch.compile` of the step inside `pspnet_fast.fuse()`. "
-        "– : not measured."
-    )
-    return section(file, rows, columns, text, lines=timed(rows))
+GPU = "python -m benchmarks.gpu --out runs/gpu --save"
 
 
-@each_file
+@from_files("gpu_*", command=GPU)
 def gpu(file: File) -> str:
     """What was tested, the operators' rows, and the training of fused and plain operators."""
 
     def graph(row: Row) -> str:
-        return milliseconds(row.get("graph_milliseconds", {}).get(row.get("ours"), {}).get("median"))
+        return md.milliseconds(row.get("graph_milliseconds", {}).get(row.get("ours"), {}).get("median"))
 
-    columns = (OPERATOR_AND_DIRECTION, SHAPE, *TIMES, ("as a CUDA graph, ours", "r", graph), REACHED, MEMORY)
+    def tested(kernels: str) -> str:
+        section = file["sections"].get(kernels, {"status": "not run"})
+        counts = section.get("counts", {})
+        if not any(counts.values()):  # of a run that was stopped there are none
+            return f"{kernels} {section['status']}"
+        commit = section["machine"]["commit"]
+        return f"{kernels} {counts['passed']} passed, {counts['failed']} failed (commit {commit})"
+
+    graphs = ("as a CUDA graph, ours", "r", graph)
+    columns = (md.OPERATOR_AND_DIRECTION, md.SHAPE, *md.TIMES, graphs, md.REACHED, md.MEMORY)
     rows, machine = file["rows"], file["machine"]
-    tests = "; ".join(f"{name} {_gpu_tests(file, name)}" for name in KERNELS)
-    trained = "; ".join(map(_gpu_training, file.get("training", [])))
-    return region(
+    trained = "; ".join(map(_trained, file.get("training", [])))
+    return md.region(
         f"### {machine['device']}",
-        table(columns, rows) if rows else "",
-        *failures(rows),
-        f"Tests by back end: {tests}.",
+        md.table(columns, rows) if rows else "",
+        *md.failures(rows),
+        f"Tests by back end: {'; '.join(map(tested, KERNELS))}.",
         f"Training: {trained}." if trained else "",
         _gpu_line(machine),
     )
 
 
-@each_file
+@from_files("gpu_*", command=GPU)
 def gpu_network(file: File) -> str:
     """A training step and inference of the whole network."""
-    columns = (OPERATOR_AND_DIRECTION, SHAPE, *TIMES, ("**ours**, compiled", "r", median_of(OURS_COMPILED)), MEMORY)
+    columns = (md.OPERATOR_AND_DIRECTION, md.SHAPE, *md.TIMES, md.OURS_COMPILED_TIME, md.MEMORY)
     rows = [row for row in file["rows"] if row["operator"] in ("training_step", "inference")]
-    return region(table(columns, rows), _gpu_line(file["machine"])) if rows else ""
-
-
-def _gpu_tests(file: File, kernels: str) -> str:
-    section = file["sections"].get(kernels, {"status": "not run"})
-    counts = section.get("counts", {})
-    if not any(counts.values()):  # of a run that was stopped there are none
-        return str(section["status"])
-    return f"{counts['passed']} passed, {counts['failed']} failed (commit {section['machine']['commit']})"
+    return md.region(md.table(columns, rows), _gpu_line(file["machine"])) if rows else ""
 
 
 def _gpu_line(machine: Row) -> str:
@@ -173,7 +117,7 @@ def _gpu_line(machine: Row) -> str:
     )
 
 
-def _gpu_training(row: Row) -> str:
+def _trained(row: Row) -> str:
     """The largest difference of the losses, mIoU and speed."""
     text = f"losses in {row['dtype']} differ by {row['largest_difference']['fused']:.1e} at most"
     speed = row.get("images_per_second", {})

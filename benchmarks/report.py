@@ -17,70 +17,24 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from benchmarks import pictures, render, render_networks, render_training
-from benchmarks.markdown import File, Render, region
+from benchmarks.markdown import File, Table, region
+from benchmarks.render_training import GPU
 from benchmarks.results import RESULTS, ROOT
 
 README, BENCHMARKS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 _REGION = re.compile(r"(<!-- benchmark:(\w+) -->\n)(.*?)(<!-- /benchmark -->)", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Table:
-    """One table, or a group of them.
-
-    Attributes:
-        files: names in results/ without suffix, or patterns of them.
-        command: measures them anew.
-        render: Markdown of all files that exist, of one at least.
-    """
-
-    files: tuple[str, ...]
-    command: str
-    render: Render
-
-
-def measured_by(table: str, selection: str = "") -> str:
-    """The command that measures a table of cases.py, or the cases of some operators in it."""
-    expression = f"{table} and ({selection})" if " or " in selection else " and ".join(filter(None, (table, selection)))
-    return f"pytest benchmarks/ --save -k {shlex.quote(expression) if ' ' in expression else expression}"
-
-
-OPERATORS, NETWORK = ("operators_cpu",), ("network_cpu",)
-GPU = "python -m benchmarks.gpu --out runs/gpu --save"
-LOSSES = "dual_cross_entropy or upsample_argmax"
 TABLES: dict[str, Table] = {
-    "training_step": Table(NETWORK, measured_by("network"), render.training_step),
-    "cross_entropy": Table(OPERATORS, measured_by("operators", LOSSES), render.cross_entropy),
-    "upsample_argmax": Table(OPERATORS, measured_by("operators", LOSSES), render.upsample_argmax),
-    "pyramid_pool": Table(OPERATORS, measured_by("operators", "pyramid_pool"), render.pyramid_pool),
-    "psp_head": Table(OPERATORS, measured_by("operators", "psp_head"), render.psp_head),
-    "upsample_add": Table(OPERATORS, measured_by("operators", "upsample_add"), render.upsample_add),
-    "pyramid_conv": Table(OPERATORS, measured_by("operators", "pyramid_conv"), render.pyramid_conv),
-    "network": Table(NETWORK, measured_by("network"), render.network),
-    "projects": Table(("projects_cpu", "projects_gpu"), measured_by("projects"), render.projects),
-    "floors": Table((*OPERATORS, *NETWORK), measured_by("operators or network"), render.floors),
-    "end_to_end": Table(("end_to_end_cpu", "end_to_end_gpu"), measured_by("end_to_end"), render_networks.end_to_end),
-    "recompute": Table(("recompute_cpu", "gpu_*"), "python -m benchmarks.recompute --save", render_networks.recompute),
-    "scaling": Table(("scaling_*",), measured_by("scaling"), render.scaling),
-    "runtimes": Table(("runtimes_cpu",), measured_by("runtimes"), render_networks.runtimes),
-    "scales": Table(("scales_cpu", "scales_gpu"), measured_by("scales"), render_networks.scales),
-    "training": Table(
-        ("training_camvid",),
-        "python -m benchmarks.compare_training --root data/camvid --save",
-        render_training.training,
-    ),
-    "aux_weight": Table(
-        ("aux_weight_camvid",), "python -m benchmarks.aux_weight --root data/camvid --save", render_training.aux_weight
-    ),
-    "accelerate": Table(("accelerate_cpu", "accelerate_gpu"), measured_by("accelerate"), render_training.accelerate),
-    "gpu": Table(("gpu_*",), GPU, render_training.gpu),
-    "gpu_network": Table(("gpu_*",), GPU, render_training.gpu_network),
+    name: table
+    for module in (render, render_networks, render_training)
+    for name, table in vars(module).items()
+    if isinstance(table, Table)
 }
 # What stands on which page: the README shows what the project is judged by, the other page all of it.
 PAGES: dict[Path, tuple[str, ...]] = {

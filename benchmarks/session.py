@@ -15,6 +15,7 @@ import torch
 from benchmarks.case import Call, Case, Rates, Results, difference
 from benchmarks.measure import (
     NO_PAGE_FAULTS,
+    available_bytes,
     in_new_process,
     interleaved,
     measure_rates,
@@ -22,7 +23,6 @@ from benchmarks.measure import (
     peak_bytes,
     timing,
 )
-from benchmarks.memory import available_bytes
 from benchmarks.peers import OPTIMIZED_COMPILED, OURS_COMPILED, is_ours, package_versions
 from benchmarks.results import ResultFile, Row
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, results
-from benchmarks.case import Batches, difference
+from benchmarks import measure, results
+from benchmarks.case import Batches, difference, line_through
 from benchmarks.measure import in_new_process, interleaved, measure_rates, on_threads, peak_bytes, tensor_bytes, timing
-from benchmarks.memory import Line
 from benchmarks.results import ResultFile
 
 
@@ -101,30 +100,28 @@ def test_tensors_are_counted_without_computing() -> None:
 # ---- how much fits ---------------------------------------------------------------------------------------------------
 
 
-def test_line_through_two_batches() -> None:
-    line = Line.through({"4": 1100, "2": 600})
-    assert (line.fixed, line.each) == (100, 250)
-    assert [line.largest(limit) for limit in (1100, 1099, 10)] == [4, 3, 0]
-    assert (line.largest(600, least=2), line.largest(599, least=2)) == (2, 0)
-    assert Line.through({"1": 500, "2": 500}).largest(10**9) is None
-    assert [line.at(batch) for batch in (0, 4)] == [100, 1100]
-    with pytest.raises(ValueError, match=r"two batch sizes, not at \['2'\]"):
-        Line.through({"2": 600})
-    batches = Batches(at=str, sizes=(2, 4), least=2, weights_bytes=1000, image_bytes=50)
-    assert batches.line({"2": 600, "4": 1100}) == Line(1100, 300)
+def test_largest_batches_follow_from_two() -> None:
+    """200 bytes and 250 more for each image, with what is not of the call."""
+    assert line_through({"4": 1200, "2": 700}) == (250, 200)
+    batches = Batches(at=str, sizes=(2, 4), least=2, weights_bytes=10**9, image_bytes=10**9)
+    grown = {"2": 2 * 10**9, "4": 4 * 10**9}  # of 8 GB 3.5 images fit
+    large = {"2": 6 * 10**9, "4": 12 * 10**9}  # of 8 GB 1.75
+    found = batches.largest({"grown": grown, "large": large, "shrinking": {"2": 5 * 10**9, "4": 10**9}})
+    assert found["8"] == {"grown": 3, "large": 0, "shrinking": None}
+    assert (found["24"]["large"], found["80"]["grown"]) == (5, 39)
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    unlimited = memory.available_bytes("cpu")
+    monkeypatch.setattr(measure, "CGROUP", tmp_path)
+    unlimited = measure.available_bytes("cpu")
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     assert 0 < unlimited <= int(total.split()[1]) * 1024
     (tmp_path / "memory.current").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 2000000\ninactive_file 400000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available_bytes("cpu") == pytest.approx(unlimited, rel=0.5)
+    assert measure.available_bytes("cpu") == pytest.approx(unlimited, rel=0.5)
     (tmp_path / "memory.max").write_text("5000000\n")
-    assert memory.available_bytes("cpu") == 2_400_000
+    assert measure.available_bytes("cpu") == 2_400_000
 
 
 # ---- result files ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from benchmarks import conftest as benchmarks_conftest
 from benchmarks import session as session_module
 from benchmarks.case import MEMORIES, Batches, Case, Rates
 from benchmarks.cases import cases_of
-from benchmarks.markdown import case_table, short
+from benchmarks.conftest import case_table
+from benchmarks.markdown import short
 from benchmarks.session import Outcome, Plan, Session, summarise
 
 pytest_plugins = ["pytester"]
