@@ -11,7 +11,7 @@ memory, floor) is in ``extra_info``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from benchmarks.markdown import (
     table,
 )
 from benchmarks.results import RESULTS, machine
-from benchmarks.session import Outcome, Plan, Session
+from benchmarks.session import Outcome, Session
 
 COLUMNS = ["median", "iqr", "min", "rounds"]  # besides the closing tables, what pytest-benchmark compares runs by
 QUICK_SECONDS = 0.1  # of each peer's rounds, at most, with --quick
@@ -109,19 +109,18 @@ def session(request: pytest.FixtureRequest) -> Session:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if "peer" in parameters:
             wanted.setdefault(parameters["case"].id, []).append(parameters["peer"])
-    option = request.config.option
-    seconds, quick = float(option.benchmark_max_time), bool(option.quick)
-    seconds = min(seconds, QUICK_SECONDS) if quick else seconds
-    plan = Plan(device_of(request.config), rounds=option.benchmark_min_rounds, seconds=seconds, quick=quick)
-    request.config.stash[SESSION] = Session(plan, wanted, option.save)
-    return request.config.stash[SESSION]
+    option, device = request.config.option, device_of(request.config)
+    seconds = float(option.benchmark_max_time)
+    seconds = min(seconds, QUICK_SECONDS) if option.quick else seconds
+    session = Session(device, wanted, option.benchmark_min_rounds, seconds, option.quick, option.save)
+    request.config.stash[SESSION] = session
+    return session
 
 
 @pytest.hookimpl(trylast=True)  # behind pytest-benchmark's own tables
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     session = config.stash.get(SESSION, None)
-    rows = [] if session is None else [outcome.row for outcome in session.outcomes.values()]
-    lines = list(summary(rows, machine(device_of(config)), config.stash[LOAD], os.cpu_count() or 1)) if rows else []
+    lines = [] if session is None else list(summary([outcome.row for outcome in session.outcomes.values()], config))
     if lines:
         terminalreporter.section("pspnet_fast compared with its peers")
     for line in lines:
@@ -181,12 +180,13 @@ def case_table(row: Row) -> Iterator[str]:
         yield f"largest batch in {memory} GB: {', '.join(f'{peer} {batch}' for peer, batch in found.items())}"
 
 
-def summary(rows: Iterable[Row], machine: Mapping[str, Any], load: float, cores: int) -> Iterator[str]:
+def summary(rows: Iterable[Row], config: pytest.Config) -> Iterator[str]:
     """The tables of the rows, what they were measured with, and what the columns mean."""
     rows = [row for row in rows if row.get("milliseconds") or row["failures"]]
     if not rows:
         return
-    yield f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, commit {machine['commit']}"
+    here, load, cores = machine(device_of(config)), config.stash[LOAD], os.cpu_count() or 1
+    yield f"{here['device']}, {here['threads']} threads, torch {here['torch']}, commit {here['commit']}"
     if load > IDLE * cores:
         yield f"Do not quote these numbers: other work was running (a load of {load:.2f} on {cores} cores)."
     yield from [rates_text(row["rates"]) for row in rows if "rates" in row][-1:]  # the best of the run

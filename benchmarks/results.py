@@ -30,16 +30,17 @@ Row = dict[str, Any]
 
 
 def machine(device: str | None = None) -> dict[str, Any]:
-    """Where a result was measured, on which sources, and when; "cuda" adds what a GPU's result depends on."""
+    """Where a result was measured, on which sources, and when.
+
+    "cuda" adds driver, clocks and versions, which a GPU's result depends on; None for what cannot be found out.
+    """
     described = {**describe_machine(device), "commit": commit(), "digest": digests(), "date": time.strftime("%Y-%m-%d")}
-    return {**described, **_gpu()} if device == "cuda" else described
-
-
-def _gpu() -> dict[str, Any]:
-    """Driver, clocks and versions; None for what cannot be found out."""
+    if device != "cuda":
+        return described
     query = f"--query-gpu=driver_version,{','.join(CLOCKS)}"
     driver, *clocks = output_of("nvidia-smi", query, "--format=csv,noheader").partition("\n")[0].split(", ")
     return {
+        **described,
         "processor": cpu_name(),
         "driver": driver or None,
         "clocks": dict(zip(CLOCKS, clocks, strict=False)),
@@ -61,11 +62,6 @@ def digests() -> dict[str, str | None]:
     return {**csrc_digests(), "triton": folder_digest(ROOT / "pspnet_fast" / "triton")}
 
 
-def same_sources(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two machines are one, with the same sources and versions; the day does not matter."""
-    return {**one, "date": None} == {**other, "date": None}
-
-
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -73,11 +69,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Write ``content``, replacing an older file in one step; each entry of a list is a line."""
     parts = []
     for key, value in content.items():
+        text = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list):
-            lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in value)
-            parts.append(f"{json.dumps(key)}: [\n{lines}\n]")
-        else:
-            parts.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+            text = "[\n" + ",\n".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n]"
+        parts.append(f"{json.dumps(key)}: {text}")
     with replacing(path) as file:
         file.write("{\n" + ",\n".join(parts) + "\n}\n")
     return path
@@ -97,9 +92,9 @@ class ResultFile:
         }
 
     def has(self, case_id: str) -> bool:
-        """Whether the case was measured on this machine, with these sources and versions."""
+        """Whether the case was measured on this machine, with these sources and versions; the day does not matter."""
         row = self.rows.get(case_id)
-        return row is not None and not row["failures"] and same_sources(row["machine"], self.now)
+        return row is not None and not row["failures"] and {**row["machine"], "date": self.now["date"]} == self.now
 
     def add(self, row: Row) -> None:
         """Keep a row; it is on disk when this returns."""

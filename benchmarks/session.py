@@ -27,22 +27,6 @@ from benchmarks.peers import OPTIMIZED_COMPILED, OURS_COMPILED, is_ours, package
 from benchmarks.results import ResultFile, Row
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a run measures.
-
-    Attributes:
-        device: "cpu" or "cuda".
-        rounds, seconds: at least so many rounds, and more until a peer has had so many seconds on average.
-        quick: whether the machine's rates are measured quickly.
-    """
-
-    device: str
-    rounds: int
-    seconds: float
-    quick: bool = False
-
-
 @dataclass
 class Outcome:
     """The result of a case: its row, and the milliseconds of every round of every peer that was timed."""
@@ -50,52 +34,48 @@ class Outcome:
     row: Row
     rounds: dict[str, list[float]] = field(default_factory=dict)
 
-    def wrong(self, peer: str) -> str | None:
-        """Why a peer's result is wrong, or None: it is right, or there is none."""
-        return self.row["failures"].get(peer) if peer in self.row.get("difference", {}) else None
-
-    @property
-    def unchecked(self) -> bool:
-        """Whether no peer gave a result to compare ours with (no memory for full-resolution logits?)"""
-        return all(is_ours(peer) for peer in self.row.get("difference", {}))
-
-    def broken(self, peer: str) -> str | None:
-        """Why a peer gives no result, or None."""
-        failures = self.row["failures"]
-        return failures.get("all") or (failures.get(peer) if self.wrong(peer) is None else None)
-
 
 def clock_of(case: Case) -> Callable[[], float]:
     """What times are read from: a floor is in the same time as what is compared with it."""
     return time.process_time if case.processor_time else time.perf_counter
 
 
+@dataclass(eq=False)
 class Session:
-    """The outcomes of a run.
+    """How a run measures, and what it found.
 
-    Args:
-        plan: how it measures.
+    Attributes:
+        device: "cpu" or "cuda".
         wanted: the selected peers of each case, by its id.
+        rounds, seconds: at least so many rounds, and more until a peer has had so many seconds on average.
+        quick: whether the machine's rates are measured quickly.
         save: the folder of the result files, where rows that were timed are kept.
+        outcomes: of the cases that were measured, by their ids.
+        best: the machine's rates, by threads and clock.
     """
 
-    def __init__(self, plan: Plan, wanted: Mapping[str, Sequence[str]], save: Path | None = None) -> None:
-        self.plan, self.wanted, self.save = plan, wanted, save
-        self.outcomes: dict[str, Outcome] = {}
-        self.best: dict[object, dict[str, float]] = {}  # by threads and clock
+    device: str
+    wanted: Mapping[str, Sequence[str]]
+    rounds: int
+    seconds: float
+    quick: bool = False
+    save: Path | None = None
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    best: dict[object, dict[str, float]] = field(default_factory=dict)
 
     @functools.cache  # noqa: B019 (a run has one session)
     def file(self, table: str) -> ResultFile | None:
         """The result file of a table, where results are kept."""
         if self.save is None:
             return None
-        kind = "gpu" if self.plan.device == "cuda" else "cpu"
-        return ResultFile(self.save / f"{table}_{kind}.json", self.plan.device)
+        kind = "gpu" if self.device == "cuda" else "cpu"
+        return ResultFile(self.save / f"{table}_{kind}.json", self.device)
 
     def outcome(self, case: Case, table: str, *, timed: bool) -> Outcome:
         """The outcome of a case, measured if it was not yet; without ``timed`` its results are only checked."""
         if case.id not in self.outcomes:
-            outcome = Outcome({**identity(case), "failures": {}})
+            labels = {"case": case.id, "operator": case.operator, **case.labels, "device": case.device}
+            outcome = Outcome({**labels, "skipped": dict(case.skipped), "failures": {}})
             try:
                 with on_threads(case.threads):
                     self._measure(case, outcome) if timed else self._check(case, outcome)
@@ -126,14 +106,13 @@ class Session:
         return calls
 
     def _measure(self, case: Case, outcome: Outcome) -> None:
-        row, plan = outcome.row, self.plan
-        rates = self._rates(case)
+        row, rates = outcome.row, self._rates(case)
         calls = self._check(case, outcome)
         if not calls:
             return
         for part in case.parts:
             calls[part] = case.build(part)
-        outcome.rounds = interleaved(calls, plan.rounds, case.device, plan.seconds, clock_of(case))
+        outcome.rounds = interleaved(calls, self.rounds, case.device, self.seconds, clock_of(case))
         times = {name: timing(values) for name, values in outcome.rounds.items()}
         row |= {"milliseconds": times, "rates": asdict(rates)}
         row["floor"] = {**asdict(case.floor), **case.floor.milliseconds(rates)}
@@ -143,21 +122,21 @@ class Session:
         if case.device == "cuda":
             row["peak_bytes"] = {peer: peak_bytes(lambda peer=peer: calls[peer], "cuda") for peer in peers}
             if case.graph:
-                graphs = interleaved(captured(calls), plan.rounds, "cuda")
+                graphs = interleaved(captured(calls), self.rounds, "cuda")
                 row["graph_milliseconds"] = {name: timing(values) for name, values in graphs.items()}
             calls.clear()
         else:
             row["peak_bytes"] = self._peaks(row, case, peers)
             if case.page_faults and peers:
-                kept = in_new_process(timed_alone, case, peers, plan.rounds, plan.seconds, environment=NO_PAGE_FAULTS)
+                kept = in_new_process(timed_alone, case, peers, self.rounds, self.seconds, environment=NO_PAGE_FAULTS)
                 row["without_page_faults"] = kept
         if case.batches is not None:
             self._count_batches(case, row, peers)
 
     def _rates(self, case: Case) -> Rates:
         """The best that the machine has shown in this run, measured again for each case: other work comes and goes."""
-        rounds, clock = 3 if self.plan.quick else 9, clock_of(case)
-        now = asdict(measure_rates(case.device, quick=self.plan.quick, rounds=rounds, clock=clock))
+        rounds, clock = 3 if self.quick else 9, clock_of(case)
+        now = asdict(measure_rates(case.device, quick=self.quick, rounds=rounds, clock=clock))
         best = self.best.setdefault((case.threads, clock), {})
         best |= {name: max(rate, best.get(name, 0.0)) for name, rate in now.items()}
         return Rates(**best)
@@ -174,7 +153,6 @@ class Session:
 
     def _count_batches(self, case: Case, row: Row, peers: Sequence[str]) -> None:
         """Images a second, and the largest batch in each memory."""
-        assert case.batches is not None
         batches, (small, large) = case.batches, case.batches.sizes
         second = self._peaks(row, batches.at(large), peers)
         row["images_per_second"] = {
@@ -187,12 +165,6 @@ class Session:
 
 
 # ---- parts of it, some of which run in processes of their own --------------------------------------------------------
-
-
-def identity(case: Case) -> Row:
-    """What a row says of its case."""
-    labels = {"case": case.id, "operator": case.operator, **case.labels, "device": case.device}
-    return {**labels, "skipped": dict(case.skipped)}
 
 
 def described(error: BaseException) -> str:
@@ -217,15 +189,15 @@ def agreeing(
             results = case.compared(call())
         except Exception as error:  # a peer's failure must not take the others' numbers away
             failures[peer] = described(error)
-            print(f"{case.id}: {peer} fails: {failures[peer]}", file=sys.stderr, flush=True)
-            continue
-        expected = results if expected is None else expected
-        errors[peer] = float(f"{difference(results, expected):.3g}")
-        if errors[peer] > case.tolerance:
-            failures[peer] = f"differs from {next(iter(errors))} by {errors[peer]}, allowed {case.tolerance}"
-            print(f"{case.id}: {peer} {failures[peer]}", file=sys.stderr, flush=True)
-        elif peer in peers:
-            calls[peer] = call
+        else:
+            expected = results if expected is None else expected
+            errors[peer] = float(f"{difference(results, expected):.3g}")
+            if errors[peer] > case.tolerance:
+                failures[peer] = f"differs from {next(iter(errors))} by {errors[peer]}, allowed {case.tolerance}"
+            elif peer in peers:
+                calls[peer] = call
+        if peer in failures:
+            print(f"{case.id}: {peer}: {failures[peer]}", file=sys.stderr, flush=True)
     return calls, errors, failures
 
 

@@ -19,7 +19,7 @@ from benchmarks.case import MEMORIES, Batches, Case, Rates
 from benchmarks.cases import cases_of
 from benchmarks.conftest import case_table
 from benchmarks.markdown import short
-from benchmarks.session import Outcome, Plan, Session, summarise
+from benchmarks.session import Outcome, Session, summarise
 
 pytest_plugins = ["pytester"]
 
@@ -69,7 +69,7 @@ def test_peers_that_agree_pass_and_are_shown(run: Run) -> None:
 def test_a_wrong_peer_fails_and_is_not_timed(run: Run, wrong: str, disabled: bool) -> None:
     result = run(fake_case({**RIGHT, wrong: ONE * 1.01}), *(["--benchmark-disable"] if disabled else []))
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.fnmatch_lines([f"*{wrong} differs from eager by 0.01, allowed 0.001"])
+    result.stdout.fnmatch_lines([f"*{wrong}: differs from eager by 0.01, allowed 0.001"])
     result.stdout.fnmatch_lines([f"{wrong} FAILED: differs from eager by 0.01, allowed 0.001"])
     result.stdout.no_fnmatch_line(f"| {wrong} | * ms *")
 
@@ -170,7 +170,7 @@ def test_pytest_alone_collects_the_tests_alone(pytestconfig: pytest.Config) -> N
 
 
 def measured(case: Case, peers: list[str]) -> Outcome:
-    session = Session(Plan("cpu", rounds=1, seconds=0.0, quick=True), {case.id: peers})
+    session = Session("cpu", {case.id: peers}, rounds=1, seconds=0.0, quick=True)
     return session.outcome(case, "operators", timed=True)
 
 
@@ -230,7 +230,7 @@ def test_floors_are_of_the_best_rates_of_the_run(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(session_module, "in_new_process", lambda *_, **__: 1)
     cases = [fake_case(RIGHT), fake_case(RIGHT, operator="pyramid_conv"), fake_case(RIGHT, operator="pyramid_pool")]
     cases[2] = replace(cases[2], processor_time=True)
-    session = Session(Plan("cpu", 1, 0.0), {case.id: ["eager"] for case in cases})
+    session = Session("cpu", {case.id: ["eager"] for case in cases}, rounds=1, seconds=0.0)
     first, second, by_processor = (session.outcome(case, "operators", timed=True).row["rates"] for case in cases)
     assert first == {"copy": 40.0, "float32": 100.0, "bfloat16": 400.0}
     assert second == {"copy": 40.0, "float32": 200.0, "bfloat16": 400.0}
