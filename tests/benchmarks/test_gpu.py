@@ -1,9 +1,10 @@
-"""The GPU command: sections that fail, hang and crash; the reports it reads."""
+"""The GPU command: sections that fail, hang and crash; the reports it reads; what it keeps, and counts as verified."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_result
 from benchmarks.gpu import SECTIONS, Section, run_section
-from benchmarks.gpu_reports import count_junit, own_kernels, read_sanitizer
+from benchmarks.gpu_result import own_kernels, read_sanitizer
+from benchmarks.results import write_json
 
 
 def run(tmp_path: Path, *codes: str, limit: float = 30.0, found: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -65,16 +67,13 @@ def test_limit_ends_a_section_and_its_children(tmp_path: Path, monkeypatch: pyte
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_sections_are_chosen_in_their_order(tmp_path: Path) -> None:
+def test_sections_are_chosen_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.names("cuda,build") == ["build", "cuda"]
     assert gpu.names("none") == []
     with pytest.raises(argparse.ArgumentTypeError, match="no section speed; choose from build, cuda, triton, cpu"):
         gpu.names("build,speed")
     assert gpu.parse(["--out", str(tmp_path)]).only == [name for name in SECTIONS if name != "cpu"]
     assert gpu.parse(["--out", str(tmp_path), "--device=cpu"]).only == ["cpu", "bench", "train"]
-
-
-def test_a_dry_run_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.parse(["--out", str(tmp_path), "--device=cpu", "--save"])
     assert "is a dry run" in capsys.readouterr().err
@@ -112,38 +111,38 @@ def test_exit_code_is_that_of_the_sections_that_ran(tmp_path: Path, monkeypatch:
 
 # ---- reports ---------------------------------------------------------------------------------------------------------
 
-JUNIT = """<testsuites><testsuite name="pytest" errors="1" failures="1" skipped="2" tests="9"/></testsuites>"""
 
-
-def test_junit_counts(tmp_path: Path) -> None:
-    (tmp_path / "junit.xml").write_text(JUNIT)
-    assert count_junit(tmp_path / "junit.xml") == {"passed": 5, "failed": 2, "skipped": 2}
-    assert count_junit(tmp_path / "absent.xml") == {"passed": 0, "failed": 0, "skipped": 0}
-
-
-@pytest.mark.parametrize(("failed", "passed", "clean"), [(0, 3, True), (1, 3, False), (0, 0, False)])
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_every_back_end_must_pass(backend: str, failed: int, passed: int, clean: bool, tmp_path: Path) -> None:
-    section = SECTIONS[backend](gpu.parse(["--out", str(tmp_path), "--device=cuda"]))
-    suite = f'<testsuite errors="0" failures="{failed}" skipped="0" tests="{passed + failed}"/>'
-    (tmp_path / f"tests_{backend}.xml").write_text(suite)
-    found = section.read("")
-    assert (not found["problems"]) is clean
-    assert found["counts"] == {"passed": passed, "failed": failed, "skipped": 0}
-    assert section.environment["PSPNET_FAST_EXPECT_BACKENDS"] == backend
-
-
-OURS = (
-    "========= Invalid __global__ read of size 4 bytes\n=========     at void pyramid_pool_bwd_nchw_kernel<float>+0x120"
+@pytest.mark.parametrize(
+    ("suite", "counts", "clean"),
+    [
+        ('errors="0" failures="0" skipped="0" tests="3"', (3, 0, 0), True),
+        ('errors="1" failures="1" skipped="2" tests="9"', (5, 2, 2), False),
+        ('errors="0" failures="0" skipped="4" tests="4"', (0, 0, 4), False),
+        ("", (0, 0, 0), False),
+    ],
+    ids=["passed", "failed", "skipped", "no report"],
 )
-THEIRS = "========= Uninitialized __global__ memory read\n=========     at void cublas_gemm<float>(const T1 *)+0x40"
-READER = "========= Uninitialized __global__ memory read\n=========     at void pyramid_conv_add_kernel<__half>+0x40"
-UNWRITTEN = "========= Uninitialized __global__ memory read\n=========     at void cross_entropy_kernel<float>+0x40"
+@pytest.mark.parametrize("name", ["cuda", "triton", "bench"])
+def test_every_back_end_must_pass(name: str, suite: str, counts: tuple[int, ...], clean: bool, tmp_path: Path) -> None:
+    """Benchmarks may all be skipped."""
+    section = SECTIONS[name](gpu.parse(["--out", str(tmp_path), "--device=cuda"]))
+    if suite:
+        path = tmp_path / ("bench.xml" if name == "bench" else f"tests_{name}.xml")
+        path.write_text(f"<testsuites><testsuite {suite}/></testsuites>")
+    found = section.read("")
+    assert tuple(found["counts"].values()) == counts
+    assert (not found["problems"]) is (clean or (name == "bench" and not counts[1]))
+    assert section.environment.get("PSPNET_FAST_EXPECT_BACKENDS", "bench") == name
+
+
+FOUND = "========= {} __global__ memory read\n=========     at void {}+0x40"
+OURS = FOUND.format("Invalid", "pyramid_pool_bwd_nchw_kernel<float>")
+THEIRS = FOUND.format("Uninitialized", "cublas_gemm<float>(const T1 *)")
+READER = FOUND.format("Uninitialized", "pyramid_conv_add_kernel<__half>")
+UNWRITTEN = FOUND.format("Uninitialized", "cross_entropy_kernel<float>")
 RACE = "========= Error: Race reported between Write access at pyramid_pool_bwd_nchw_kernel+0x80 in pool.cu:40"
 PASSED = '<testsuite tests="1"/>'
 FAILED = '<testsuite tests="1" failures="1"/>'
-
-
 VERDICTS = {
     "memcheck": ("", "ERROR SUMMARY: 0 errors", PASSED, True),
     "racecheck": ("", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", PASSED, True),
@@ -186,3 +185,111 @@ def test_sanitizer_is_looked_for_in_cuda_home(tmp_path: Path, monkeypatch: pytes
     commands = gpu.sanitizer(gpu.parse(["--out", str(tmp_path)])).commands
     assert len(commands) == 6
     assert commands[1][:3] == [str(program), "--tool", "racecheck"]
+
+
+# ---- the result ------------------------------------------------------------------------------------------------------
+
+MACHINE = {"device": "NVIDIA Test", "digest": {"cuda": "a", "triton": "b"}, "driver": "1.2", "commit": "c0ffee",
+           "date": "2026-01-02", "torch": "2.99", "triton": "3.9"}  # fmt: skip
+COUNTS = {name: {"passed": 5, "failed": 0, "skipped": 1} for name in ("cuda", "triton")}
+
+
+def write_section(out: Path, name: str, age: float = 0.0, **content: Any) -> None:
+    path = out / f"{name}.json"
+    write_json(path, {"status": "passed", "seconds": 1.0, "problems": [], "machine": MACHINE, **content})
+    os.utime(path, (1e9 - age, 1e9 - age))
+
+
+OTHERS = [{"device": "another"}, {"digest": {"cuda": "x", "triton": "b"}}, {"commit": "x"}]
+
+
+@pytest.mark.parametrize("change", [{}, *OTHERS], ids=str)
+def test_sections_and_rows_of_one_device_and_its_kernels_belong_together(tmp_path: Path, change: Any) -> None:
+    write_section(tmp_path, "large", age=100, machine={**MACHINE, **change})
+    write_section(tmp_path, "bench")
+    row = {"operator": "x", "ratio": {"eager": 2.0}}
+    rows = [{**row, "machine": 0}, {**row, "operator": "y", "machine": 1}]
+    write_json(tmp_path / "operators_gpu.json", {"machines": [MACHINE, {**MACHINE, **change}], "rows": rows})
+    found = gpu_result.assembled(tmp_path, list(SECTIONS))
+    kept = change in ({}, {"commit": "x"})
+    assert list(found["sections"]) == (["large", "bench"] if kept else ["bench"])
+    assert found["left_out"] == ([] if kept else ["large"])
+    assert [row["operator"] for row in found["rows"]] == (["x", "y"] if kept else ["x"])
+    text = gpu_result.summary(found)
+    assert "x 2.00x" in text
+    assert ("left out" in text) == (not kept)
+
+
+@pytest.mark.parametrize("change", [{}, *OTHERS], ids=str)
+@pytest.mark.parametrize("age", [-100, 100])
+def test_tests_of_a_back_end_stand_by_themselves(tmp_path: Path, age: int, change: Any) -> None:
+    for name in COUNTS:
+        write_section(tmp_path, name, age=age, machine={**MACHINE, **change}, counts=COUNTS[name])
+    write_section(tmp_path, "bench")
+    found = gpu_result.assembled(tmp_path, list(SECTIONS))
+    kept = [] if "device" in change else list(COUNTS)
+    assert (list(found["tests"]), found["machine"]) == (kept, MACHINE)
+    assert all(f"tests on {name}: 5 passed, 0 failed, 1 skipped" in gpu_result.summary(found) for name in kept)
+
+
+def test_save_keeps_the_result_and_enters_the_device(tmp_path: Path) -> None:
+    """The sanitizer ran on the CUDA kernels as they are, and on others of Triton."""
+    write_section(tmp_path, "cuda", counts=COUNTS["cuda"])
+    earlier = {**MACHINE, "commit": "earlier", "digest": {**MACHINE["digest"], "triton": "z"}}
+    write_section(tmp_path, "triton", machine=earlier, counts=COUNTS["triton"])
+    names = [f"{tool} {backend}" for backend in COUNTS for tool in ("memcheck", "initcheck")]
+    write_section(tmp_path, "sanitizer", runs={name: {"problems": ["x"] * ("init" in name)} for name in names})
+    found = gpu_result.assembled(tmp_path, list(SECTIONS))
+    verified = tmp_path / "verified.json"
+    old = {"device": "NVIDIA Test", "commit": "x", "digest": {"cuda": "z", "triton": "z"}}
+    verified.write_text(json.dumps([old, {**old, "device": "Another", "commit": "kept"}]))
+    kept, entered = gpu_result.save(found, tmp_path / "results", verified)
+    assert kept.name == "gpu_nvidia_test.json"
+    assert json.loads(kept.read_text())["sections"]["cuda"]["counts"] == COUNTS["cuda"]
+    other, *entries = json.loads(entered.read_text())
+    assert other["commit"] == "kept"
+    assert [(entry["commit"], entry["digest"], entry["sanitizer"]) for entry in entries] == [
+        ("c0ffee", {"cuda": "a"}, ["memcheck cuda"]),
+        ("earlier", {"triton": "z"}, []),
+    ]
+    assert all((entry["device"], entry["date"]) == ("NVIDIA Test", "2026-01-02") for entry in entries)
+
+
+NONE = {"passed": 0, "failed": 0, "skipped": 9}
+
+
+@pytest.mark.parametrize(
+    ("counts", "entered"),
+    [
+        ({**COUNTS, "cuda": NONE}, ["triton"]),  # out of time, say
+        ({**COUNTS, "triton": {**COUNTS["triton"], "failed": 1}}, ["cuda"]),
+        ({"cuda": COUNTS["cuda"]}, ["cuda", "triton"]),
+        ({"cuda": NONE, "triton": NONE}, []),
+    ],
+    ids=["cuda skipped", "triton failed", "no triton", "skipped"],
+)
+def test_kernels_are_verified_with_all_their_tests(tmp_path: Path, counts: dict[str, Any], entered: list[str]) -> None:
+    """Triton's were before, and stay so unless they are tested again."""
+    for name, own in counts.items():
+        write_section(tmp_path, name, status="failed", counts=own)
+    found, verified = gpu_result.assembled(tmp_path, list(SECTIONS)), tmp_path / "verified.json"
+    verified.write_text(json.dumps([{"device": "NVIDIA Test", "commit": "x", "digest": {"triton": "b"}}]))
+    gpu_result.save(found, tmp_path / "results", verified)
+    assert [list(entry["digest"]) for entry in json.loads(verified.read_text())] == [[name] for name in entered]
+
+
+def test_no_result_of_a_cpu_is_kept(tmp_path: Path) -> None:
+    write_section(tmp_path, "cuda", machine={**MACHINE, "driver": None}, counts=COUNTS["cuda"])
+    found = gpu_result.assembled(tmp_path, list(SECTIONS))
+    with pytest.raises(ValueError, match="no result of a GPU"):
+        gpu_result.save(found, tmp_path / "results", tmp_path / "verified.json")
+
+
+@pytest.mark.parametrize(
+    ("commit", "digest", "expected"),
+    [("abc", "same", "abc"), ("unknown", "same", "123-dirty"), ("unknown", "other", "unknown")],
+)
+def test_commit_of_a_copy_without_git(commit: str, digest: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_result.provenance, "digests", lambda: {"cuda": "same"})
+    monkeypatch.setattr(gpu_result.provenance, "commit", lambda: "123-dirty")
+    assert gpu_result.known({"commit": commit, "digest": {"cuda": digest}})["commit"] == expected
