@@ -20,56 +20,45 @@ from benchmarks.peers import COMPILE, EAGER, OURS, OURS_COMPILED, compiled, is_o
 from tests.plain_pspnet import PlainPSPNet
 
 
-def _transformers(name: str, classes: int, **options: Any) -> nn.Module:
+def _transformers(name: str, *, classes: int, **options: Any) -> nn.Module:
     import transformers
 
     config = getattr(transformers, f"{name}Config")(num_labels=classes, **options)
-    model: nn.Module = getattr(transformers, f"{name}ForSemanticSegmentation")(config)
-    return model
+    return getattr(transformers, f"{name}ForSemanticSegmentation")(config)
 
 
-def _upernet(backbone: str, classes: int, **options: Any) -> nn.Module:
+def _upernet(backbone: str, *, classes: int, **options: Any) -> nn.Module:
     import transformers
 
     stages = ["stage1", "stage2", "stage3", "stage4"]
     config = getattr(transformers, f"{backbone}Config")(out_features=stages, **options)
-    return _transformers("UperNet", classes, backbone_config=config, auxiliary_in_channels=384)
+    return _transformers("UperNet", classes=classes, backbone_config=config, auxiliary_in_channels=384)
 
 
-def _beit(classes: int) -> nn.Module:
-    sizes = {"image_size": 512, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
-    return _transformers("Beit", classes, out_indices=[3, 5, 7, 11], use_relative_position_bias=True, **sizes)
-
-
-def _smp(name: str, encoder: str, classes: int) -> nn.Module:
+def _smp(name: str, encoder: str, *, classes: int) -> nn.Module:
     import segmentation_models_pytorch as smp
 
-    model: nn.Module = getattr(smp, name)(encoder, encoder_weights=None, classes=classes)
-    return model
+    return getattr(smp, name)(encoder, encoder_weights=None, classes=classes)
 
 
-def _torchvision(name: str, classes: int, **options: Any) -> nn.Module:
+def _torchvision(name: str, *, classes: int, **options: Any) -> nn.Module:
     from torchvision.models import segmentation
 
-    options |= {"weights": None, "weights_backbone": None, "num_classes": classes}
-    model: nn.Module = getattr(segmentation, name)(**options)
-    return model
-
-
-def _plain(classes: int) -> nn.Module:
-    return PlainPSPNet(50, classes=classes)
+    return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=classes, **options)
 
 
 B2 = {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768}
+BEIT = {"image_size": 512, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
+BEIT |= {"out_indices": [3, 5, 7, 11], "use_relative_position_bias": True}
 CONVNEXT = {"depths": [3, 3, 9, 3], "hidden_sizes": [96, 192, 384, 768]}
 TRANSFORMERS, SMP, TORCHVISION = "transformers", "segmentation_models_pytorch", "torchvision"
-# Each model's package, and what makes it for a number of classes.
-MODELS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
+# Each model's package, and what makes it for a number of ``classes``.
+MODELS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "segformer-b0": (TRANSFORMERS, functools.partial(_transformers, "Segformer")),
     "segformer-b2": (TRANSFORMERS, functools.partial(_transformers, "Segformer", **B2)),
     "upernet-convnext": (TRANSFORMERS, functools.partial(_upernet, "ConvNext", **CONVNEXT)),
     "upernet-swin": (TRANSFORMERS, functools.partial(_upernet, "Swin")),
-    "beit": (TRANSFORMERS, _beit),
+    "beit": (TRANSFORMERS, functools.partial(_transformers, "Beit", **BEIT)),
     "mobilevit": (TRANSFORMERS, functools.partial(_transformers, "MobileViT", output_stride=16)),
     "mobilenetv2": (TRANSFORMERS, functools.partial(_transformers, "MobileNetV2", output_stride=16)),
     "dpt": (TRANSFORMERS, functools.partial(_transformers, "DPT", image_size=512, is_hybrid=False)),
@@ -80,7 +69,7 @@ MODELS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {
     "lraspp": (TORCHVISION, functools.partial(_torchvision, "lraspp_mobilenet_v3_large")),
     "deeplabv3": (TORCHVISION, functools.partial(_torchvision, "deeplabv3_resnet50", aux_loss=True)),
     "fcn": (TORCHVISION, functools.partial(_torchvision, "fcn_resnet50", aux_loss=True)),
-    "plain-pspnet50": ("torch", _plain),
+    "plain-pspnet50": ("torch", functools.partial(PlainPSPNet, 50)),
 }
 
 
@@ -90,8 +79,7 @@ def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         _, main, aux = model(images, labels)
         return main + 0.4 * aux
     if type(model).__module__.startswith("transformers."):
-        loss: Tensor = model(pixel_values=images, labels=labels).loss
-        return loss
+        return model(pixel_values=images, labels=labels).loss
     outputs = model(images)
     outputs = outputs if isinstance(outputs, dict) else {"out": outputs}
     losses = {name: F.cross_entropy(logits, labels, ignore_index=255) for name, logits in outputs.items()}
@@ -107,7 +95,7 @@ def fused_loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def build(name: str, classes: int, batch: int, size: int, place: Place, peer: str) -> Call:
     """A training step: forward, loss, backward; returns the loss."""
     torch.manual_seed(0)
-    model = MODELS[name][1](classes).to(place.device).train()
+    model = MODELS[name][1](classes=classes).to(place.device).train()
     for module in model.modules():  # without dropout, so that the peers' losses can be compared
         for attribute in ("p", "drop_prob"):
             if "drop" in type(module).__name__.lower() and hasattr(module, attribute):

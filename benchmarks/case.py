@@ -62,8 +62,9 @@ class Place:
         """ "float32" rather than "torch.float32"."""
         return str(self.dtype).removeprefix("torch.")
 
-    def labels(self, shape: str, direction: str = "forward + backward") -> dict[str, Any]:
+    def labels(self, shape: str, *, backward: bool = True) -> dict[str, Any]:
         """What every case tells of itself."""
+        direction = "forward + backward" if backward else "forward"
         return {"shape": shape, "dtype": self.dtype_name, "layout": self.layout, "direction": direction}
 
     def normal(self, *shape: int, seed: int = 0) -> Tensor:

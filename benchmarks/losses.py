@@ -188,7 +188,7 @@ def argmax(problem: Problem) -> Case:
     """Labels from logits, as in validation."""
     return Case(
         operator="upsample_argmax",
-        labels=problem.place.labels(problem.shape, "forward"),
+        labels=problem.place.labels(problem.shape, backward=False),
         device=problem.place.device,
         peers=(EAGER, COMPILE, *our_peers(["upsample_argmax"], problem.place.device)),
         build=functools.partial(build_argmax, problem),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import nn
@@ -45,7 +44,7 @@ def network(peer: str, setting: Setting, stock: nn.Module | None = None) -> nn.M
         weights = net.state_dict()
         net = pspnet_fast.PSPNet(layers=setting.layers, classes=setting.classes, pretrained=False)
         net.load_state_dict(weights)
-    return net.to(setting.place.device, memory_format=LAYOUTS[setting.place.layout])  # type: ignore[call-overload]
+    return net.to(setting.place.device, memory_format=LAYOUTS[setting.place.layout])
 
 
 def evaluated_network(peer: str, setting: Setting) -> nn.Module:
@@ -62,9 +61,8 @@ def evaluated_network(peer: str, setting: Setting) -> nn.Module:
     with torch.no_grad():
         stock.train()(images, torch.zeros(2, 65, 65, dtype=torch.int64))
         deviation, mean = torch.std_mean(stock.eval()(images), dim=(0, 2, 3))
-        classifier = cast(nn.Conv2d, stock.cls[4])
-        classifier.weight.div_(deviation.view(-1, 1, 1, 1))
-        cast(torch.Tensor, classifier.bias).sub_(mean).div_(deviation)
+        stock.cls[4].weight.div_(deviation.view(-1, 1, 1, 1))
+        stock.cls[4].bias.sub_(mean).div_(deviation)
     return network(peer, setting, stock).eval()
 
 
@@ -99,7 +97,7 @@ def build_inference(setting: Setting, peer: str) -> Call:
     """The labels of images at their full size."""
     net = evaluated_network(peer, setting)
     if peer.startswith(OPTIMIZED):
-        net = cast(pspnet_fast.PSPNet, net).optimize_for_inference()
+        net = net.optimize_for_inference()
     labels_of = compiled(net.predict if is_ours(peer) else lambda x: net(x).argmax(dim=1), peer)
     images = replace(setting.place, dtype=torch.float32)
     x = images.normal(setting.batch, 3, *setting.size)
@@ -133,8 +131,7 @@ def _flops(setting: Setting, training: bool) -> int:
             (main + aux).backward()
         else:
             net(x)
-    convolution = cast(nn.Conv2d, net.cls[0])
-    channels, out = convolution.in_channels // 2, convolution.out_channels
+    channels, out = net.cls[0].in_channels // 2, net.cls[0].out_channels
     pixels = setting.batch * ((setting.size[0] - 1) // 8 + 1) * ((setting.size[1] - 1) // 8 + 1)
     upsampled = 9 * channels * out * pixels
     instead = 9 * setting.batch * CELLS * out * channels // 4 + COLUMNS * out * pixels
@@ -147,11 +144,10 @@ def case(setting: Setting, mode: str, *, autotuned: bool = False) -> Case:
     The floor is arithmetic alone: what must pass through memory depends on the caches.
     """
     place, training = setting.place, mode == "training"
-    direction = "forward + backward" if training else "forward"
     extra = {"compiled": "max-autotune"} if autotuned else {}
     return Case(
         operator=OPERATORS[mode],
-        labels={**place.labels(setting.shape, direction), **extra},
+        labels={**place.labels(setting.shape, backward=training), **extra},
         device=place.device,
         peers=(OURS, MAX_AUTOTUNE) if autotuned else (EAGER, COMPILE, OURS, OURS_COMPILED),
         build=functools.partial(BUILD[mode], setting),

@@ -89,10 +89,9 @@ def pool(shape: Shape, place: Place, *, backward: bool = True) -> Case:
     """Pooling to every level: the same function in every project."""
     size, cells = shape[0] * shape[1] * shape[2] * shape[3], shape[0] * shape[1] * CELLS
     passes = 2 if backward else 1  # one read of x; one write of its gradient
-    direction = "forward + backward" if backward else "forward"
     return Case(
         operator="pyramid_pool",
-        labels=place.labels(dimensions(*shape), direction),
+        labels=place.labels(dimensions(*shape), backward=backward),
         device=place.device,
         peers=(EAGER, COMPILE, *our_peers(["pyramid_pool"], place.device)),
         build=functools.partial(build_pool, shape, place, backward),
@@ -179,7 +178,7 @@ class FusedHead(StockHead):
     def forward(self, x: Tensor) -> Tensor:
         pooled = pspnet_fast.pyramid_pool(x, BINS).split([k * k for k in BINS], dim=2)
         levels = [
-            level[1:](cells.unflatten(2, (k, k))).flatten(2)  # type: ignore[index]
+            level[1:](cells.unflatten(2, (k, k))).flatten(2)
             for level, cells, k in zip(self.levels, pooled, BINS, strict=True)
         ]
         y = pspnet_fast.pyramid_conv(x, torch.cat(levels, dim=2), self.conv.weight, **self.arrangement.options)
@@ -204,7 +203,7 @@ def build_head(shape: Shape, out_channels: int, place: Place, project: str, peer
     """A training step of the head: the result, and the gradients of the map and of every parameter."""
     batch, channels, *size = shape
     net = head_of(peer, channels, out_channels, project)
-    net = net.to(place.device, memory_format=LAYOUTS[place.layout]).train()  # type: ignore[call-overload]
+    net = net.to(place.device, memory_format=LAYOUTS[place.layout]).train()
     call = compiled(net, peer)
     x = place.normal(*shape).requires_grad_()  # under autocast the backbone's map comes in the half precision
     upstream = place.normal(batch, out_channels, *size, seed=1)

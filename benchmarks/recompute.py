@@ -36,7 +36,7 @@ def build(setting: Setting, variant: str) -> Call:
     if variant == EAGER:
         return build_training(setting, EAGER)
     net = network(OURS, setting)
-    net.recompute = variant  # type: ignore[assignment]
+    net.recompute = variant
     return build_training(setting, OURS, net)
 
 
@@ -69,7 +69,7 @@ def measured(setting: Setting) -> dict[str, Any]:
 def main() -> None:
     from benchmarks.render_networks import recomputed
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--save", action="store_true", help="keep the row in benchmarks/results")
     options = parser.parse_args()
     row = {"case": f"recompute/{SETTING.shape}", "shape": SETTING.shape, "failures": {}}

@@ -102,7 +102,7 @@ def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
                 skipped |= {peer: NO_BFLOAT16 for peer in PEERS if peer.startswith("onnxruntime")}
             yield Case(
                 operator="inference",
-                labels=setting.place.labels(setting.shape, "forward"),
+                labels=setting.place.labels(setting.shape, backward=False),
                 device=device,
                 peers=(EAGER, OURS, OPTIMIZED, *PEERS) if quick else (EAGER, COMPILE, *OURS_IN_TORCH, *PEERS),
                 build=functools.partial(build, setting),

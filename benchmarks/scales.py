@@ -144,7 +144,7 @@ def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
         place = Place(device)
         yield Case(
             operator="multi_scale_inference",
-            labels=place.labels(f"{dimensions(*setting.size)}, {setting.classes} classes, {way}", "forward"),
+            labels=place.labels(f"{dimensions(*setting.size)}, {setting.classes} classes, {way}", backward=False),
             device=device,
             peers=tuple(PEERS),
             build=functools.partial(build, setting, place),

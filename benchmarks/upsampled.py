@@ -117,7 +117,7 @@ def conv_case(shape: Shape, place: Place, *, backward: bool) -> Case:
     on_cpu = place.device == "cpu"
     return Case(
         operator="pyramid_conv",
-        labels=place.labels(title(shape), "forward + backward" if backward else "forward"),
+        labels=place.labels(title(shape), backward=backward),
         device=place.device,
         # On a GPU "auto" leaves such levels to cuDNN, whatever kernels there are.
         peers=(EAGER, COMPILE, *(our_peers(["pyramid_conv"], place.device) if on_cpu else (OURS,))),
