@@ -26,9 +26,9 @@ from benchmarks.peers import (
     backend_of,
     compiled,
     is_ours,
+    operator_case,
     our_peers,
     package_peers,
-    peer_call,
     transformers_loss,
 )
 
@@ -177,25 +177,17 @@ def stock_argmax(logits: Tensor, size: Size) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=True).argmax(dim=1)
 
 
-def build_argmax(problem: Problem, peer: str) -> Call:
-    """The most likely class of every pixel."""
-    logits = problem.place.normal(problem.batch, problem.classes, *problem.low)
-    stock, fused = (functools.partial(f, size=problem.high) for f in (stock_argmax, pspnet_fast.upsample_argmax))
-    return peer_call(peer, stock, fused, [logits])
-
-
 def argmax(problem: Problem) -> Case:
     """Labels from logits, as in validation."""
-    return Case(
-        operator="upsample_argmax",
-        labels=problem.place.labels(problem.shape, backward=False),
-        device=problem.place.device,
-        peers=(EAGER, COMPILE, *our_peers(["upsample_argmax"], problem.place.device)),
-        build=functools.partial(build_argmax, problem),
-        floor=Floor(
-            bytes=problem.place.dtype.itemsize * problem.nodes + 8 * problem.pixels,
-            flops=6 * problem.pixels * problem.classes,
-        ),
+    place = problem.place
+    stock, fused = (functools.partial(f, size=problem.high) for f in (stock_argmax, pspnet_fast.upsample_argmax))
+    return operator_case(
+        "upsample_argmax",
+        place,
+        (stock, fused),
+        [(problem.batch, problem.classes, *problem.low)],
+        title=problem.shape,
+        floor=Floor(place.dtype.itemsize * problem.nodes + 8 * problem.pixels, 6 * problem.pixels * problem.classes),
         tolerance=1e-4,  # of the pixels: two classes may tie to rounding
-        page_faults=problem.place.device == "cpu",
+        page_faults=place.device == "cpu",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.case import Call, Results, differentiated
+from benchmarks.case import Call, Case, Place, Results, differentiated, dimensions
 from pspnet_fast.backend import kernels, unavailable, use_backend
 
 EAGER, COMPILE, MAX_AUTOTUNE, OURS = "eager", "compile", "compile max-autotune", "pspnet_fast"
 OURS_COMPILED = "pspnet_fast+compile"  # of the whole network: torch.compile of what surrounds the fused operators
 OPTIMIZED, OPTIMIZED_COMPILED = "pspnet_fast+optimize", "pspnet_fast+optimize+compile"  # optimize_for_inference()
+PLAIN_READ = "x.sum()"  # no peer: one read of an operator's first input
 SEMSEG, MMSEG, SMP, TRANSFORMERS = "semseg", "mmsegmentation", "segmentation_models.pytorch", "transformers"
+Shape = tuple[int, ...]
+Functions = tuple[Callable[..., Tensor], Callable[..., Tensor]]  # in stock operators, and in this package
 # Projects that are peers where they are installed: the package's module, and its name for pip.
 PACKAGES = {
     SMP: ("segmentation_models_pytorch", "segmentation-models-pytorch"),
@@ -55,14 +59,18 @@ def compiled(function: Callable[..., Any], peer: str) -> Callable[..., Any]:
     return function
 
 
-def peer_call(
-    peer: str,
-    stock: Callable[..., Tensor],
-    fused: Callable[..., Tensor],
-    leaves: Sequence[Tensor],
-    upstream: Tensor | None = None,
+def operator_call(
+    functions: Functions, place: Place, shapes: Sequence[Shape], weight: Shape | None, result: Shape | None, peer: str
 ) -> Call:
-    """A peer's function of the leaves; with ``upstream``, and their gradients."""
+    """A peer's function of inputs of these shapes, then of a weight; with its result's shape, also all gradients."""
+    leaves = [place.normal(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    if peer == PLAIN_READ:
+        return lambda: (leaves[0].sum(),)
+    if weight is not None:  # scaled as in a network, so that results are about 1
+        leaves.append(place.normal(*weight, seed=len(leaves)) / math.prod(weight[1:]) ** 0.5)
+    leaves = [leaf.requires_grad_(result is not None) for leaf in leaves]
+    upstream = None if result is None else place.normal(*result, seed=len(leaves))
+    stock, fused = functions
     function = fused if is_ours(peer) else compiled(stock, peer)
 
     def call() -> Results:
@@ -70,6 +78,24 @@ def peer_call(
             return (function(*leaves),) if upstream is None else differentiated(function, leaves, upstream)
 
     return call
+
+
+def operator_case(
+    operator: str,
+    place: Place,
+    functions: Functions,
+    shapes: Sequence[Shape],
+    *,
+    title: str = "",
+    weight: Shape | None = None,
+    result: Shape | None = None,
+    **options: Any,
+) -> Case:
+    """One operator, stock and fused, as in :func:`operator_call`; ``options`` are the other fields of the case."""
+    labels = place.labels(title or dimensions(*shapes[0]), backward=result is not None)
+    build = functools.partial(operator_call, functions, place, shapes, weight, result)
+    peers = options.pop("peers", None) or (EAGER, COMPILE, *our_peers([operator], place.device))
+    return Case(operator=operator, labels=labels, device=place.device, peers=peers, build=build, **options)
 
 
 def package_peers(project: str) -> tuple[tuple[str, ...], Mapping[str, str]]:

@@ -7,6 +7,7 @@ channels, its upsampling, its kernel, and what is normalised.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,22 +21,23 @@ from benchmarks.peers import (
     COMPILE,
     EAGER,
     MMSEG,
+    PLAIN_READ,
     SEMSEG,
     SMP,
+    Shape,
     SmpHead,
     backend_of,
     compiled,
     is_ours,
+    operator_case,
     our_peers,
     package_peers,
-    peer_call,
 )
 from pspnet_fast import reference
 
 BINS = (1, 2, 3, 6)
 CELLS = sum(k * k for k in BINS)
-PLAIN_READ, X_ALONE = "x.sum()", "convolution of x alone"
-Shape = tuple[int, int, int, int]  # of the backbone's map: batch, channels, height, width
+X_ALONE = "convolution of x alone"
 # Behind a ReLU: where a value rounds to the other side of zero, its gradient comes or goes as a whole.
 HEAD_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 1e-1}
 POOL_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -76,25 +78,16 @@ ARRANGEMENTS = {
 # ---- pooling ---------------------------------------------------------------------------------------------------------
 
 
-def build_pool(shape: Shape, place: Place, backward: bool, peer: str) -> Call:
-    """Every level of the map, and with ``backward`` the gradient of the map."""
-    x = place.normal(*shape).requires_grad_(backward)
-    if peer == PLAIN_READ:
-        return lambda: (x.sum(),)
-    upstream = place.normal(*shape[:2], CELLS, seed=1) if backward else None
-    return peer_call(peer, reference.pyramid_pool, pspnet_fast.pyramid_pool, [x], upstream)
-
-
 def pool(shape: Shape, place: Place, *, backward: bool = True) -> Case:
     """Pooling to every level: the same function in every project."""
-    size, cells = shape[0] * shape[1] * shape[2] * shape[3], shape[0] * shape[1] * CELLS
+    size, cells = math.prod(shape), shape[0] * shape[1] * CELLS
     passes = 2 if backward else 1  # one read of x; one write of its gradient
-    return Case(
-        operator="pyramid_pool",
-        labels=place.labels(dimensions(*shape), backward=backward),
-        device=place.device,
-        peers=(EAGER, COMPILE, *our_peers(["pyramid_pool"], place.device)),
-        build=functools.partial(build_pool, shape, place, backward),
+    return operator_case(
+        "pyramid_pool",
+        place,
+        (reference.pyramid_pool, pspnet_fast.pyramid_pool),
+        [shape],
+        result=(*shape[:2], CELLS) if backward else None,
         floor=Floor(bytes=passes * (size + cells) * place.dtype.itemsize, flops=2 * passes * size),
         tolerance=POOL_TOLERANCE[place.dtype],
         parts=() if backward else (PLAIN_READ,),
@@ -105,39 +98,25 @@ def pool(shape: Shape, place: Place, *, backward: bool = True) -> Case:
 # ---- concatenation, and the convolution of it ------------------------------------------------------------------------
 
 
-def build_merging(operator: str, shape: Shape, place: Place, arrangement: HeadArrangement, peer: str) -> Call:
-    """An operator of the map and its levels, and of a weight where it has one, with all gradients."""
-    batch, channels, *size = shape
-    leaves = [place.normal(*shape), place.normal(batch, channels // len(BINS), CELLS, seed=1)]
-    out = 2 * channels
-    if operator == "pyramid_conv":
-        out, kernel = channels // 4, arrangement.kernel
-        # Scaled as in a network, so that results are about 1.
-        weight = place.normal(out, 2 * channels, kernel, kernel, seed=2) / (2 * channels) ** 0.5
-        leaves.append(weight.contiguous(memory_format=LAYOUTS[place.layout]))
-    leaves = [leaf.requires_grad_() for leaf in leaves]
-    upstream = place.normal(batch, out, *size, seed=3)
-    stock, fused = (
-        functools.partial(getattr(where, operator), **arrangement.options) for where in (reference, pspnet_fast)
-    )
-    return peer_call(peer, stock, fused, leaves, upstream)
-
-
 def merging(operator: str, shape: Shape, place: Place, project: str) -> Case:
     """``pyramid_concat``, or ``pyramid_conv`` of the same concatenation, as a project arranges it."""
-    batch, channels, height, width = shape
+    (batch, channels, *size), arrangement = shape, ARRANGEMENTS[project]
     if operator == "pyramid_conv":
-        floor = head_floor(shape, channels // 4, ARRANGEMENTS[project].kernel, place, with_levels=False)
+        out, weight = channels // 4, (channels // 4, 2 * channels, arrangement.kernel, arrangement.kernel)
+        floor = head_floor(shape, out, arrangement.kernel, place, with_levels=False)
     else:
-        elements = batch * channels * height * width
+        out, weight = 2 * channels, None
         # The result and its gradient have twice the channels; interpolating takes a multiply-add an element, each way.
+        elements = math.prod(shape)
         floor = Floor(bytes=6 * elements * place.dtype.itemsize, flops=2 * 2 * elements)
-    return Case(
-        operator=operator,
-        labels=place.labels(dimensions(*shape)),
-        device=place.device,
-        peers=(EAGER, COMPILE, *our_peers([operator], place.device)),
-        build=functools.partial(build_merging, operator, shape, place, ARRANGEMENTS[project]),
+    stock, fused = (functools.partial(getattr(at, operator), **arrangement.options) for at in (reference, pspnet_fast))
+    return operator_case(
+        operator,
+        place,
+        (stock, fused),
+        [shape, (batch, channels // len(BINS), CELLS)],
+        weight=weight,
+        result=(batch, out, *size),
         floor=floor,
         tolerance=TOLERANCE[place.dtype],
     )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from benchmarks import markdown as md
 from benchmarks.cases import AXES
 from benchmarks.markdown import Cell, Column, File, Row, Table, from_files, measured_by
-from benchmarks.peers import COMPILE, EAGER, OURS, PACKAGES
-from benchmarks.pyramid import PLAIN_READ, X_ALONE
+from benchmarks.peers import COMPILE, EAGER, OURS, PACKAGES, PLAIN_READ
+from benchmarks.pyramid import X_ALONE
 
 OPERATORS, NETWORK = "operators_cpu", "network_cpu"
 LOSSES = "dual_cross_entropy or upsample_argmax"
