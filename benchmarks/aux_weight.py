@@ -6,8 +6,8 @@
 
 The claim (Zhao et al. 2017, sections 3.3 and 5.1.2): an auxiliary loss on layer3, added with λ = 0.4, helps to train
 the deep network. The runs of a seed differ in λ alone: initial weights, crops, their order and dropout are the same, so
-that pairs are compared. Each run is an ordinary training (:func:`pspnet_fast.engine.train`) in a folder of its own; a
-command that was stopped continues from its last checkpoint, and finished runs are read.
+that pairs are compared. Each run is an ordinary training (:func:`pspnet_fast.engine.train`) in a folder of its own,
+which a command that was stopped continues.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def configuration(options: argparse.Namespace, weight: float, seed: int) -> Trai
 
 
 def trained(config: TrainConfig) -> dict[str, Any]:
-    """Train, go on, or read what was trained; the curves, and the metrics of the last weights.
+    """Train, go on, or find all trained; the curves, and the metrics of the last weights.
 
     The last weights, whichever were the best: a choice by the images that are then counted would be biased.
 
@@ -63,10 +63,8 @@ def trained(config: TrainConfig) -> dict[str, Any]:
         kept = load_config(folder / "config.yaml")
         if changes := changed_keys(kept.to_dict(), config.to_dict()):
             raise ValueError(f"{folder} is of another setting ({'; '.join(changes)}): choose another --out")
+    train(config, resume=True)
     curve, validations = read_table(folder / "losses.csv"), read_table(folder / "metrics.csv")
-    if not validations or int(validations[-1]["step"]) < (config.run.max_steps or 0):
-        train(config, resume=True)
-        curve, validations = read_table(folder / "losses.csv"), read_table(folder / "metrics.csv")
     last = validations[-1]
     return {
         "main_loss": thinned([(int(row["step"]), float(row["main_loss"])) for row in curve]),
@@ -79,9 +77,7 @@ def trained(config: TrainConfig) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header; none where it does not exist."""
-    if not path.is_file():
-        return []
+    """The rows of a CSV file with a header."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -100,8 +96,8 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
         for weight in options.weights:
             config = configuration(options, weight, seed)
             runs.append({"weight": weight, "seed": seed, **trained(config)})
-            print(f"{Path(str(config.run.folder)).name}: mIoU {100 * runs[-1]['miou']:.2f}, "
-                  f"main loss {runs[-1]['main_loss'][-1][1]:.4f}", flush=True)  # fmt: skip
+            miou, loss = 100 * runs[-1]["miou"], runs[-1]["main_loss"][-1][1]
+            print(f"seed{seed}_weight{weight:g}: mIoU {miou:.2f}, main loss {loss:.4f}", flush=True)
     tree = config.to_dict()
     for name in SEPARATE:
         section, key = name.split(".")
@@ -134,11 +130,7 @@ def measured(run: Run) -> dict[str, float]:
     """The numbers of one run that are compared."""
     losses = [value for _, value in run["main_loss"]]
     last = losses[-max(1, round(LAST * len(losses))) :]
-    return {
-        "final_miou": run["miou"],
-        "final_loss": statistics.fmean(last),
-        "mean_loss": statistics.fmean(losses),
-    }
+    return {"final_miou": run["miou"], "final_loss": statistics.fmean(last), "mean_loss": statistics.fmean(losses)}
 
 
 def smooth(curve: Curve) -> list[tuple[float, float]]:

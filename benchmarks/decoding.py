@@ -26,26 +26,31 @@ from pspnet_fast.data.classes import label_table
 from pspnet_fast.data.scenes import draw_scene
 
 SIZE, ROUNDS = (1024, 2048), 15
+FILES = ("image.png", "image.jpg", "label.png")
 TABLE = label_table({index: index for index in range(255)}, (255,))
-MODES = {"image": ("RGB", ImageReadMode.RGB), "label": ("L", ImageReadMode.GRAY)}
 
 
 def pillow(path: Path) -> Tensor:
     with Image.open(path) as picture:
-        pixels = torch.from_numpy(np.array(picture.convert(MODES[path.stem][0])))
-    return pixels if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
+        return from_rows(np.array(picture.convert("L" if path.stem == "label" else "RGB")))
 
 
 def torchvision(path: Path) -> Tensor:
-    return decode_image(read_file(str(path)), MODES[path.stem][1])
+    return decode_image(read_file(str(path)), ImageReadMode.GRAY if path.stem == "label" else ImageReadMode.RGB)
 
 
 def opencv(path: Path) -> Tensor:
     import cv2
 
     if path.stem == "label":
-        return torch.from_numpy(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
-    return torch.from_numpy(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
+        return from_rows(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    return from_rows(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB))
+
+
+def from_rows(pixels: np.ndarray) -> Tensor:
+    """Rows of pixels as a tensor; the colours of an image come first."""
+    tensor = torch.from_numpy(pixels)
+    return tensor if tensor.dim() == 2 else tensor.permute(2, 0, 1).contiguous()
 
 
 def ours(path: Path) -> Tensor:
@@ -57,27 +62,18 @@ READERS |= {"OpenCV": opencv} if find_spec("cv2") else {}
 READERS |= {"`pspnet_fast.data`, with its checks": ours}
 
 
-def write_files(folder: Path) -> list[Path]:
-    """A scene and its label."""
+def measured(folder: Path) -> str:
+    """The table of a scene and its label, which are written into the folder."""
     image, label = draw_scene(0, SIZE)
-    files = [folder / name for name in ("image.png", "image.jpg", "label.png")]
-    for file, pixels in zip(files, (image, image, label), strict=True):
-        Image.fromarray(pixels).save(file, quality=90)
-    return files
-
-
-def measured(files: list[Path]) -> str:
-    calls = {f"{name}/{file.name}": partial(read, file) for name, read in READERS.items() for file in files}
-    times = {name: f"{statistics.median(values):.1f} ms" for name, values in interleaved(calls, ROUNDS).items()}
-    columns = [(file.name, "r", lambda row, file=file: times[f"{row['name']}/{file.name}"]) for file in files]
+    for file in FILES:
+        Image.fromarray(label if "label" in file else image).save(folder / file, quality=90)
+    calls = {(name, file): partial(read, folder / file) for name, read in READERS.items() for file in FILES}
+    medians = {key: statistics.median(values) for key, values in interleaved(calls, ROUNDS).items()}
+    columns = [(file, "r", lambda row, file=file: f"{medians[row['name'], file]:.1f} ms") for file in FILES]
     return table([("2048x1024", "l", lambda row: row["name"]), *columns], [{"name": name} for name in READERS])
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        print(measured(write_files(Path(folder))))
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        print(measured(Path(scratch)))

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 
-from benchmarks.case import Rates
+from benchmarks.case import Rates, rounded
 from pspnet_fast.machine import status_bytes
 
 T = TypeVar("T")
@@ -93,12 +93,8 @@ def timing(milliseconds: list[float]) -> dict[str, float]:
     """Median, 20th and 80th percentile, to four significant digits, and the number of rounds."""
     ordered = sorted(milliseconds)
     last = len(ordered) - 1
-    values = {
-        "median": statistics.median(ordered),
-        "p20": ordered[round(0.2 * last)],
-        "p80": ordered[round(0.8 * last)],
-    }
-    return {**{name: float(f"{value:.4g}") for name, value in values.items()}, "rounds": len(ordered)}
+    numbers = statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)]
+    return {**dict(zip(("median", "p20", "p80"), map(rounded, numbers), strict=True)), "rounds": len(ordered)}
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

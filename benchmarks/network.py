@@ -36,6 +36,10 @@ class Setting:
     def shape(self) -> str:
         return f"PSPNet{self.layers}, {dimensions(self.batch, 3, *self.size)}, {self.classes} classes"
 
+    def images(self) -> torch.Tensor:
+        """Random images in float32."""
+        return replace(self.place, dtype=torch.float32).normal(self.batch, 3, *self.size)
+
 
 def network(peer: str, setting: Setting, stock: nn.Module | None = None) -> nn.Module:
     """The stock network or this package's, with the weights of ``stock``; by default with random ones."""
@@ -76,8 +80,7 @@ def build_training(setting: Setting, peer: str, net: nn.Module | None = None) ->
     """A training step: forward, both losses, backward; returns the loss. The optimizer is the same for all."""
     net = (net or network(peer, setting)).train()
     call = compiled(net, peer)
-    images = replace(setting.place, dtype=torch.float32)
-    x = images.normal(setting.batch, 3, *setting.size)
+    x = setting.images()
     y = blocky_labels(setting.batch, *setting.size, setting.classes, setting.place.device)
 
     def step() -> Results:
@@ -99,8 +102,7 @@ def build_inference(setting: Setting, peer: str) -> Call:
     if peer.startswith(OPTIMIZED):
         net = net.optimize_for_inference()
     labels_of = compiled(net.predict if is_ours(peer) else lambda x: net(x).argmax(dim=1), peer)
-    images = replace(setting.place, dtype=torch.float32)
-    x = images.normal(setting.batch, 3, *setting.size)
+    x = setting.images()
 
     @torch.inference_mode()
     def predict() -> Results:

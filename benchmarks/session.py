@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.case import Call, Case, Rates, Results, difference
+from benchmarks.case import Call, Case, Rates, Results, difference, rounded
 from benchmarks.measure import (
     NO_PAGE_FAULTS,
     available_bytes,
@@ -155,9 +155,8 @@ class Session:
         """Images a second, and the largest batch in each memory."""
         batches, (small, large) = case.batches, case.batches.sizes
         second = self._peaks(row, batches.at(large), peers)
-        row["images_per_second"] = {
-            peer: float(f"{1e3 * small / row['milliseconds'][peer]['median']:.4g}") for peer in peers
-        }
+        medians = {peer: row["milliseconds"][peer]["median"] for peer in peers}
+        row["images_per_second"] = {peer: rounded(1e3 * small / median) for peer, median in medians.items()}
         row["memory_batches"] = [small, large]
         both = {peer: {str(small): row["peak_bytes"][peer], str(large): second[peer]} for peer in second}
         row |= {"peak_bytes_at": both, "weights_bytes": batches.weights_bytes, "image_bytes": batches.image_bytes}
@@ -191,7 +190,7 @@ def agreeing(
             failures[peer] = described(error)
         else:
             expected = results if expected is None else expected
-            errors[peer] = float(f"{difference(results, expected):.3g}")
+            errors[peer] = rounded(difference(results, expected), 3)
             if errors[peer] > case.tolerance:
                 failures[peer] = f"differs from {next(iter(errors))} by {errors[peer]}, allowed {case.tolerance}"
             elif peer in peers:

@@ -88,7 +88,7 @@ def test_finished_runs_are_read_and_other_settings_refused(
     finished: tuple[Path, dict[str, Any]], scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, results = finished
-    monkeypatch.setattr(aux_weight, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "_train_step", lambda *_: pytest.fail("trained again"))
     assert aux_weight.run_all(tiny(scenes, out))["runs"] == results["runs"]
     with pytest.raises(ValueError, match=r"another setting \(run.max_steps: 4 -> 5\): choose another --out"):
         aux_weight.run_all(tiny(scenes, out, "run.max_steps=5"))
