@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.markdown import File, Row, by_peer, peaks
+from benchmarks.markdown import File, by_peer, peaks
 from benchmarks.peers import EAGER, OURS, is_ours
 from benchmarks.render import MEANING, rows_of_axis
 from benchmarks.render_networks import setting, title
@@ -51,10 +51,15 @@ def scaling(axis: str, file: File) -> Figure:
         2, len(operators), figsize=(3.4 * len(operators) + 0.6, 5), layout="constrained", squeeze=False, sharex=True
     )
     for column, operator in zip(axes.T, operators, strict=True):
-        own = [row for row in rows if row["operator"] == operator]
         for peer in (EAGER, OURS):
-            _over_axis(column[0], peer, [(row["value"], _spread(row, peer)) for row in own])
-            _over_axis(column[1], peer, [(row["value"], _peak(row, peer)) for row in own])
+            times, sizes = [], []
+            for row in (row for row in rows if row["operator"] == operator):
+                if time := row.get("milliseconds", {}).get(row.get("ours") if peer == OURS else peer):
+                    times.append((row["value"], time["median"], time["p20"], time["p80"]))
+                if size := peaks(row).get(peer):
+                    sizes.append((row["value"], size / 1e6))
+            _over_axis(column[0], peer, times)
+            _over_axis(column[1], peer, sizes)
         for part in column:
             _logarithmic(part)
         column[0].set_title(operator)
@@ -67,26 +72,13 @@ def scaling(axis: str, file: File) -> Figure:
     return figure
 
 
-def _spread(row: Row, peer: str) -> tuple[float, ...] | None:
-    """Median, 20th and 80th percentile of a variant's milliseconds."""
-    time = row.get("milliseconds", {}).get(row.get("ours") if peer == OURS else peer)
-    return None if time is None else (time["median"], time["p20"], time["p80"])
-
-
-def _peak(row: Row, peer: str) -> tuple[float, ...] | None:
-    size = peaks(row).get(peer)
-    return None if size is None else (size / 1e6,)
-
-
-def _over_axis(axes: Axes, peer: str, points: Sequence[tuple[float, tuple[float, ...] | None]]) -> None:
-    """A line through the points that were measured, in a band between the percentiles where there are some."""
-    measured = [(value, *numbers) for value, numbers in points if numbers is not None and numbers[0] > 0]
-    if not measured:
-        return
-    values, middle, *band = zip(*measured, strict=True)
-    axes.plot(values, middle, "o-", color=COLORS[peer], label=peer, markersize=4)
-    if band:
-        axes.fill_between(values, *band, color=COLORS[peer], alpha=0.25, linewidth=0)
+def _over_axis(axes: Axes, peer: str, points: Sequence[tuple[float, ...]]) -> None:
+    """A line through what was measured, in a band between the percentiles where there are some."""
+    if points:
+        values, middle, *band = zip(*points, strict=True)
+        axes.plot(values, middle, "o-", color=COLORS[peer], label=peer, markersize=4)
+        if band:
+            axes.fill_between(values, *band, color=COLORS[peer], alpha=0.25, linewidth=0)
 
 
 def _logarithmic(axes: Axes) -> None:
@@ -142,7 +134,8 @@ def aux_weight(file: File) -> Figure:
 
     from benchmarks.aux_weight import smooth
 
-    weights = [row["weight"] for row in file["summary"]["weights"]]
+    rows = file["summary"]["weights"]
+    weights = [row["weight"] for row in rows]
     shades = iter(matplotlib.colormaps["plasma"](np.linspace(0.15, 0.85, sum(weight > 0 for weight in weights))))
     colors = {weight: WITHOUT if weight == 0 else next(shades) for weight in weights}
     figure, (loss, miou, final) = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")
@@ -151,7 +144,6 @@ def aux_weight(file: File) -> Figure:
         style = {"color": color, "label": f"λ = {weight:g}", "linestyle": "--" if weight == 0 else "-"}
         _band(loss, [smooth(run["main_loss"]) for run in runs], style)
         _band(miou, [[(step, 100 * value) for step, value in run["subset_miou"]] for run in runs], style)
-    rows = file["summary"]["weights"]
     for values in zip(*(row["final_miou"]["values"] for row in rows), strict=True):
         final.plot(weights, [100 * value for value in values], color="#8792a2", linewidth=0.8, marker=".", zorder=1)
     means = [100 * row["final_miou"]["mean"] for row in rows]
@@ -227,10 +219,9 @@ def draw(file: File, name: str, figure_of: Callable[[File], Figure], folder: Pat
 
     picture = folder / f"{name}{SUFFIX}"
     with matplotlib.rc_context(STYLE):
-        figure = figure_of(file)
         description = f"{file['name']}.json, sha256 {digest(file)}"
-        figure.savefig(picture, dpi=100, metadata={"Description": description})
-        pyplot.close(figure)
+        figure_of(file).savefig(picture, dpi=100, metadata={"Description": description})
+        pyplot.close()
     return picture
 
 

@@ -78,7 +78,7 @@ class Session:
             outcome = Outcome({**labels, "skipped": dict(case.skipped), "failures": {}})
             try:
                 with on_threads(case.threads):
-                    self._measure(case, outcome) if timed else self._check(case, outcome)
+                    self._measure(case, outcome) if timed else self._check(case, outcome.row)
             except Exception as error:  # reported by every peer's test, and not tried again for each
                 outcome.row["failures"]["all"] = described(error)
             self.outcomes[case.id] = outcome
@@ -90,24 +90,21 @@ class Session:
                 torch.cuda.empty_cache()
         return self.outcomes[case.id]
 
-    def _runnable(self, case: Case, row: Row) -> list[str]:
-        """The selected peers that are not skipped; those without enough memory are skipped here."""
-        available = available_bytes(case.device)
+    def _check(self, case: Case, row: Row) -> dict[str, Call]:
+        """The calls of the selected peers that agree; those without enough memory are skipped."""
+        available, skipped = available_bytes(case.device), row["skipped"]
         for peer, needed in case.needed_bytes.items():
             if needed > available:
-                row["skipped"].setdefault(
-                    peer, f"needs about {needed / 1e9:.3g} GB, and {available / 1e9:.3g} GB are available"
-                )
-        return [peer for peer in case.peers if peer in self.wanted[case.id] and peer not in row["skipped"]]
-
-    def _check(self, case: Case, outcome: Outcome) -> dict[str, Call]:
-        calls, errors, failures = agreeing(case, self._runnable(case, outcome.row), outcome.row["skipped"])
-        outcome.row |= {"difference": errors, "tolerance": case.tolerance, "failures": failures}
+                reason = f"needs about {needed / 1e9:.3g} GB, and {available / 1e9:.3g} GB are available"
+                skipped.setdefault(peer, reason)
+        peers = [peer for peer in case.peers if peer in self.wanted[case.id] and peer not in skipped]
+        calls, errors, failures = agreeing(case, peers, skipped)
+        row |= {"difference": errors, "tolerance": case.tolerance, "failures": failures}
         return calls
 
     def _measure(self, case: Case, outcome: Outcome) -> None:
         row, rates = outcome.row, self._rates(case)
-        calls = self._check(case, outcome)
+        calls = self._check(case, row)
         if not calls:
             return
         for part in case.parts:

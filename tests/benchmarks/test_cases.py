@@ -66,23 +66,16 @@ def test_another_projects_loss_is_found_out(project: str, other: str) -> None:
 
 @pytest.mark.parametrize("option", [{"align_corners": False}, {"x_first": False}], ids=str)
 def test_another_head_is_found_out(option: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    case = cases.head_case(SMALL, EXACT, SEMSEG)
-    changed = replace(pyramid.ARRANGEMENTS[SEMSEG], **option)
-
-    def build(peer: str) -> Call:
-        with monkeypatch.context() as patch:
-            if is_ours(peer):
-                patch.setitem(pyramid.ARRANGEMENTS, SEMSEG, changed)
-            return case.build(peer)
-
+    monkeypatch.setitem(pyramid.ARRANGEMENTS, "other", replace(pyramid.ARRANGEMENTS[SEMSEG], **option))
+    case, other = (cases.head_case(SMALL, EXACT, project) for project in (SEMSEG, "other"))
     ours = case.peers[-1]
-    _, errors, _ = agreeing(replace(case, build=build), [EAGER, ours])
+    _, errors, _ = agreeing(with_ours(case, other), [EAGER, ours])
     assert errors[ours] > 3 * case.tolerance
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [False, True])
-def test_cases_have_distinct_names(device: str, quick: bool) -> None:
+def test_cases_have_distinct_names_and_travel_to_other_processes(device: str, quick: bool) -> None:
     found = [case for table in TABLES for case in cases_of(table, device, quick=quick)]
     assert len({case.id for case in found}) == len(found)
     assert not any(character.isspace() for case in found for character in case.id)
@@ -90,13 +83,8 @@ def test_cases_have_distinct_names(device: str, quick: bool) -> None:
         "pyramid_levels", "pyramid_conv_norm_relu", "upsample_cross_entropy", "upsample_softmax_add",
     }  # fmt: skip
     assert {case.labels.get("arrangement") for case in found} == {None, SEMSEG, MMSEG, SMP, TRANSFORMERS}
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_cases_travel_to_other_processes(table: str) -> None:
-    for case in cases_of(table, "cpu", quick=True):
-        copy = pickle.loads(pickle.dumps(case))
-        assert (copy.id, copy.floor, copy.peers) == (case.id, case.floor, case.peers)
+    copies = pickle.loads(pickle.dumps(found))
+    assert [(copy.id, copy.floor, copy.peers) for copy in copies] == [(c.id, c.floor, c.peers) for c in found]
 
 
 def test_recipes_have_the_maps_of_their_crops() -> None:
@@ -120,13 +108,10 @@ def test_peers_follow_the_kernels() -> None:
 # ---- the least work --------------------------------------------------------------------------------------------------
 
 
-def test_floor_is_the_longer_of_memory_and_arithmetic() -> None:
-    def longer(**work: int | str) -> float:
-        return max(Floor(**work).milliseconds(RATES).values())  # type: ignore[arg-type]
-
-    assert longer(bytes=10**8, flops=0) == pytest.approx(1.0)
-    assert longer(bytes=10**8, flops=2 * 10**9) == pytest.approx(2.0)
-    assert longer(bytes=10**8, flops=2 * 10**9, rate="bfloat16") == pytest.approx(1.0)
+@pytest.mark.parametrize(("rate", "arithmetic"), [("float32", 2.0), ("bfloat16", 0.5)])
+def test_floor_is_of_memory_and_arithmetic(rate: str, arithmetic: float) -> None:
+    times = Floor(bytes=10**8, flops=2 * 10**9, rate=rate).milliseconds(RATES)
+    assert times == {"memory_milliseconds": 1.0, "arithmetic_milliseconds": arithmetic}
 
 
 def test_heads_floor_counts_its_products() -> None:
@@ -171,10 +156,7 @@ def test_needed_memory_is_above_what_was_measured() -> None:
 def test_memory_besides_a_call() -> None:
     training, inference = cases.end_to_end("cpu", quick=True, options="size=33")
     net = network.PlainPSPNet(layers=18, classes=19)
-    weights = sum(p.nbytes for p in net.parameters())
-    statistics = sum(b.nbytes for b in net.buffers())
-    assert training.batches is not None
-    assert inference.batches is not None
+    weights, statistics = (sum(tensor.nbytes for tensor in group) for group in (net.parameters(), net.buffers()))
     assert training.batches.weights_bytes == 2 * weights + statistics
     assert training.batches.image_bytes == 33 * 33 * (3 * 4 + 8)
     assert training.batches.sizes == (2, 6)
@@ -200,8 +182,7 @@ def test_blocky_labels() -> None:
 
 
 def test_losses_are_far_apart_where_they_say() -> None:
-    near, far = (
-        losses.Problem(1, 4, (3, 3), (9, 9), EXACT, far_apart=apart).logits(0).detach() for apart in (False, True)
-    )
+    problem = losses.Problem(1, 4, (3, 3), (9, 9), EXACT)
+    near, far = problem.logits(0).detach(), replace(problem, far_apart=True).logits(0).detach()
     assert difference((near[:, 1:],), (far[:, 1:],)) == 0
     assert float((near - far).amax()) == pytest.approx(losses.FAR_BELOW, rel=1e-5)

@@ -200,36 +200,35 @@ def write_section(out: Path, name: str, age: float = 0.0, **content: Any) -> Non
     os.utime(path, (1e9 - age, 1e9 - age))
 
 
-OTHERS = [{"device": "another"}, {"digest": {"cuda": "x", "triton": "b"}}, {"commit": "x"}]
+def assembled(out: Path) -> dict[str, Any]:
+    return gpu_result.assembled(out, list(SECTIONS))
 
 
-@pytest.mark.parametrize("change", [{}, *OTHERS], ids=str)
-def test_sections_and_rows_of_one_device_and_its_kernels_belong_together(tmp_path: Path, change: Any) -> None:
-    write_section(tmp_path, "large", age=100, machine={**MACHINE, **change})
+OTHER_KERNELS = {"digest": {"cuda": "x", "triton": "b"}}
+
+
+@pytest.mark.parametrize("age", [-100, 100])
+@pytest.mark.parametrize("change", [{}, {"commit": "x"}, {"device": "another"}, OTHER_KERNELS], ids=str)
+def test_one_device_and_its_kernels_belong_together(tmp_path: Path, change: dict[str, Any], age: int) -> None:
+    """The tests of a back end stand by themselves, on the same device."""
+    other = {**MACHINE, **change}
+    write_section(tmp_path, "large", age=200, machine=other)
+    for name in COUNTS:
+        write_section(tmp_path, name, age=age, machine=other, counts=COUNTS[name])
     write_section(tmp_path, "bench")
     row = {"operator": "x", "ratio": {"eager": 2.0}}
     rows = [{**row, "machine": 0}, {**row, "operator": "y", "machine": 1}]
-    write_json(tmp_path / "operators_gpu.json", {"machines": [MACHINE, {**MACHINE, **change}], "rows": rows})
-    found = gpu_result.assembled(tmp_path, list(SECTIONS))
-    kept = change in ({}, {"commit": "x"})
-    assert list(found["sections"]) == (["large", "bench"] if kept else ["bench"])
-    assert found["left_out"] == ([] if kept else ["large"])
-    assert [row["operator"] for row in found["rows"]] == (["x", "y"] if kept else ["x"])
+    write_json(tmp_path / "operators_gpu.json", {"machines": [MACHINE, other], "rows": rows})
+    found = assembled(tmp_path)
+    same_kernels = change in ({}, {"commit": "x"})
+    tests, large = [] if "device" in change else list(COUNTS), ["large"] if same_kernels else []
+    assert (found["machine"], list(found["tests"])) == (MACHINE, tests)
+    assert list(found["sections"]) == [*tests, *large, "bench"]
+    assert sorted(found["left_out"]) == sorted({"large", *COUNTS} - {*tests, *large})
+    assert [row["operator"] for row in found["rows"]] == (["x", "y"] if same_kernels else ["x"])
     text = gpu_result.summary(found)
-    assert "x 2.00x" in text
-    assert ("left out" in text) == (not kept)
-
-
-@pytest.mark.parametrize("change", [{}, *OTHERS], ids=str)
-@pytest.mark.parametrize("age", [-100, 100])
-def test_tests_of_a_back_end_stand_by_themselves(tmp_path: Path, age: int, change: Any) -> None:
-    for name in COUNTS:
-        write_section(tmp_path, name, age=age, machine={**MACHINE, **change}, counts=COUNTS[name])
-    write_section(tmp_path, "bench")
-    found = gpu_result.assembled(tmp_path, list(SECTIONS))
-    kept = [] if "device" in change else list(COUNTS)
-    assert (list(found["tests"]), found["machine"]) == (kept, MACHINE)
-    assert all(f"tests on {name}: 5 passed, 0 failed, 1 skipped" in gpu_result.summary(found) for name in kept)
+    assert text.count("left out") == len(found["left_out"])
+    assert all(line in text for line in ("x 2.00x", *(f"{name}: 5 passed, 0 failed, 1 skipped" for name in tests)))
 
 
 def test_save_keeps_the_result_and_enters_the_device(tmp_path: Path) -> None:
@@ -239,7 +238,7 @@ def test_save_keeps_the_result_and_enters_the_device(tmp_path: Path) -> None:
     write_section(tmp_path, "triton", machine=earlier, counts=COUNTS["triton"])
     names = [f"{tool} {backend}" for backend in COUNTS for tool in ("memcheck", "initcheck")]
     write_section(tmp_path, "sanitizer", runs={name: {"problems": ["x"] * ("init" in name)} for name in names})
-    found = gpu_result.assembled(tmp_path, list(SECTIONS))
+    found = assembled(tmp_path)
     verified = tmp_path / "verified.json"
     old = {"device": "NVIDIA Test", "commit": "x", "digest": {"cuda": "z", "triton": "z"}}
     verified.write_text(json.dumps([old, {**old, "device": "Another", "commit": "kept"}]))
@@ -272,7 +271,7 @@ def test_kernels_are_verified_with_all_their_tests(tmp_path: Path, counts: dict[
     """Triton's were before, and stay so unless they are tested again."""
     for name, own in counts.items():
         write_section(tmp_path, name, status="failed", counts=own)
-    found, verified = gpu_result.assembled(tmp_path, list(SECTIONS)), tmp_path / "verified.json"
+    found, verified = assembled(tmp_path), tmp_path / "verified.json"
     verified.write_text(json.dumps([{"device": "NVIDIA Test", "commit": "x", "digest": {"triton": "b"}}]))
     gpu_result.save(found, tmp_path / "results", verified)
     assert [list(entry["digest"]) for entry in json.loads(verified.read_text())] == [[name] for name in entered]
@@ -280,7 +279,7 @@ def test_kernels_are_verified_with_all_their_tests(tmp_path: Path, counts: dict[
 
 def test_no_result_of_a_cpu_is_kept(tmp_path: Path) -> None:
     write_section(tmp_path, "cuda", machine={**MACHINE, "driver": None}, counts=COUNTS["cuda"])
-    found = gpu_result.assembled(tmp_path, list(SECTIONS))
+    found = assembled(tmp_path)
     with pytest.raises(ValueError, match="no result of a GPU"):
         gpu_result.save(found, tmp_path / "results", tmp_path / "verified.json")
 

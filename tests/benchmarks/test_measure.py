@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import measure, results
 from benchmarks.case import Batches, difference, line_through
-from benchmarks.measure import in_new_process, interleaved, measure_rates, on_threads, peak_bytes, tensor_bytes, timing
+from benchmarks.measure import in_new_process, interleaved, on_threads, peak_bytes, tensor_bytes, timing
 from benchmarks.results import ResultFile
 
 
@@ -40,10 +40,6 @@ def test_difference() -> None:
     assert difference((x + torch.tensor([0.0, 0.5]),), (x,)) == pytest.approx(0.1)
     assert difference((torch.tensor([1, 2, 3, 5]),), (labels,)) == 0.25
     assert difference((x * torch.nan,), (x,)) == torch.inf
-
-
-def test_quick_rates() -> None:
-    assert all(value > 0 for value in vars(measure_rates("cpu", quick=True, rounds=1)).values())
 
 
 def peak_of_64_mb(warm: bool) -> float:
@@ -93,7 +89,6 @@ def layer(features: int) -> Callable[[], object]:
 
 def test_tensors_are_counted_without_computing() -> None:
     """At most there are the result's gradient, which is one number expanded, and the weights'."""
-    assert tensor_bytes(functools.partial(layer, 100)) == pytest.approx(4 * 100 * 100, rel=0.15)
     assert tensor_bytes(functools.partial(layer, 400)) == pytest.approx(4 * 400 * 400, rel=0.05)
 
 
