@@ -1,11 +1,9 @@
 """Options, session, clock and closing tables of `pytest benchmarks/` (see README.md in this folder).
 
-pytest-benchmark times one test after the other. On a machine that others use, whose clock moves, peers timed minutes
-apart are not compared with each other but with two states of the machine. So all peers of a case are timed in turn,
-round after round (:func:`benchmarks.measure.interleaved`), and each test then lets pytest-benchmark "time" its peer
-with a clock that replays the rounds of that peer. Statistics, tables, storage, ``--benchmark-json`` and
-``--benchmark-compare`` are pytest-benchmark's own and hold real rounds; what it has no column for (percentiles, ratios,
-memory, floor) is in ``extra_info``.
+pytest-benchmark times one test after the other: peers timed minutes apart, on a machine whose clock moves. So all peers
+of a case are timed in turn (:func:`benchmarks.measure.interleaved`), and each test lets pytest-benchmark "time" a peer
+with a clock that replays its rounds. Statistics, storage and comparisons hold real rounds; what pytest-benchmark has no
+column for (percentiles, ratios, memory, floor) is in ``extra_info``.
 """
 
 from __future__ import annotations
@@ -18,20 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import markdown as md
 from benchmarks.cases import TABLES, cases_of
-from benchmarks.markdown import (
-    NOTHING,
-    Column,
-    Row,
-    by_peer,
-    median_time,
-    megabytes,
-    of_peer,
-    percent,
-    rates_text,
-    spread,
-    table,
-)
+from benchmarks.markdown import Column, Row
 from benchmarks.results import RESULTS, machine
 from benchmarks.session import Outcome, Session
 
@@ -151,15 +138,15 @@ LEGEND = (
 
 PEER_COLUMNS: tuple[Column, ...] = (
     ("", "l", lambda row: row["peer"]),
-    ("median", "r", of_peer(median_time, "milliseconds")),
-    ("p20 to p80", "r", spread),
-    ("x ours", "r", of_peer("{:.2f}".format, "ratio")),
-    ("images/s", "r", of_peer(str, "images_per_second")),
-    ("peak", "r", of_peer(megabytes, "peak_bytes")),
-    ("of floor", "r", of_peer(lambda share: percent(share, 1), "floor_reached")),
-    ("graph", "r", of_peer(median_time, "graph_milliseconds")),
-    ("no page faults", "r", of_peer(median_time, "without_page_faults", "milliseconds")),
-    ("x ours ", "r", of_peer("{:.2f}".format, "without_page_faults", "times_ours")),
+    ("median", "r", md.of_peer(md.median_time, "milliseconds")),
+    ("p20 to p80", "r", md.spread),
+    ("x ours", "r", md.of_peer("{:.2f}".format, "ratio")),
+    ("images/s", "r", md.of_peer(str, "images_per_second")),
+    ("peak", "r", md.of_peer(md.megabytes, "peak_bytes")),
+    ("of floor", "r", md.of_peer(lambda share: md.percent(share, 1), "floor_reached")),
+    ("graph", "r", md.of_peer(md.median_time, "graph_milliseconds")),
+    ("no page faults", "r", md.of_peer(md.median_time, "without_page_faults", "milliseconds")),
+    ("x ours ", "r", md.of_peer("{:.2f}".format, "without_page_faults", "times_ours")),
 )
 
 
@@ -171,9 +158,9 @@ def case_table(row: Row) -> Iterator[str]:
             f"floor: {floor['memory_milliseconds']:.4g} ms for {floor['bytes'] / 1e6:.4g} MB, "
             f"{floor['arithmetic_milliseconds']:.4g} ms for {floor['flops'] / 1e9:.4g} GFLOP in {floor['rate']}"
         )
-    if peers := by_peer([row]):
-        columns = [column for column in PEER_COLUMNS if any(column[2](peer) != NOTHING for peer in peers)]
-        yield from table(columns, peers).splitlines()
+    if peers := md.by_peer([row]):
+        columns = [column for column in PEER_COLUMNS if any(column[2](peer) != md.NOTHING for peer in peers)]
+        yield from md.table(columns, peers).splitlines()
     yield from (f"{peer}: {reason}" for peer, reason in row.get("skipped", {}).items())
     yield from (f"{peer} FAILED: {reason}" for peer, reason in row["failures"].items())
     for memory, found in row.get("largest_batch", {}).items():
@@ -189,7 +176,7 @@ def summary(rows: Iterable[Row], config: pytest.Config) -> Iterator[str]:
     yield f"{here['device']}, {here['threads']} threads, torch {here['torch']}, commit {here['commit']}"
     if load > IDLE * cores:
         yield f"Do not quote these numbers: other work was running (a load of {load:.2f} on {cores} cores)."
-    yield from [rates_text(row["rates"]) for row in rows if "rates" in row][-1:]  # the best of the run
+    yield from [md.rates_text(row["rates"]) for row in rows if "rates" in row][-1:]  # the best of the run
     for row in rows:
         yield ""
         yield from case_table(row)

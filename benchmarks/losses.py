@@ -29,7 +29,6 @@ from benchmarks.peers import (
     operator_case,
     our_peers,
     package_peers,
-    transformers_loss,
 )
 
 AUX_WEIGHT = 0.4
@@ -93,14 +92,25 @@ def fused_losses(arrangement: LossArrangement, main: Tensor, aux: Tensor, target
     if not arrangement.labels:
         return (pspnet_fast.dual_cross_entropy(main, aux, target, **options).loss,)
     result = pspnet_fast.dual_cross_entropy_argmax(main, aux, target, **options)
-    assert result.labels is not None
     return result.loss, result.labels
 
 
-def transformers_losses(main: Tensor, aux: Tensor, target: Tensor) -> Results:
-    """The package's own function."""
+def transformers_losses() -> Losses:
+    """The package's own function.
+
+    Raises:
+        RuntimeError: the installed transformers has none.
+    """
+    import transformers
+    from transformers.loss.loss_utils import LOSS_MAPPING
+
+    name = "ForSemanticSegmentation"
+    if name not in LOSS_MAPPING:
+        raise RuntimeError(
+            f"transformers {transformers.__version__} has no {name} in LOSS_MAPPING: install a newer one"
+        )
     options = {"ignore_index": IGNORE_INDEX, "auxiliary_loss_weight": AUX_WEIGHT}
-    return (transformers_loss()(main, target, auxiliary_logits=aux, **options),)
+    return lambda main, aux, target: (LOSS_MAPPING[name](main, target, auxiliary_logits=aux, **options),)
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ def build_losses(problem: Problem, arrangement: LossArrangement, peer: str) -> C
     if is_ours(peer):
         function = functools.partial(fused_losses, arrangement)
     elif peer == TRANSFORMERS:
-        function = transformers_losses
+        function = transformers_losses()
 
     def step() -> Results:
         with problem.place.autocast(), backend_of(peer):

@@ -113,39 +113,14 @@ def package_versions(peers: Iterable[str]) -> dict[str, str]:
     return {peer: importlib.metadata.version(PACKAGES[peer][1]) for peer in peers if peer in PACKAGES}
 
 
-@functools.cache
-def transformers_loss() -> Callable[..., Tensor]:
-    """transformers' loss of semantic segmentation: low-resolution logits of one or two heads against labels.
-
-    Raises:
-        RuntimeError: the installed transformers has none.
-    """
-    import transformers
-    from transformers.loss.loss_utils import LOSS_MAPPING
-
-    name = "ForSemanticSegmentation"
-    if name not in LOSS_MAPPING:
-        raise RuntimeError(
-            f"transformers {transformers.__version__} has no {name} in LOSS_MAPPING: install a newer one"
-        )
-    loss: Callable[..., Tensor] = LOSS_MAPPING[name]
-    return loss
-
-
-class SmpHead(nn.Module):
+def smp_head(channels: int, out_channels: int, weights: Mapping[str, Tensor]) -> nn.Module:
     """The decoder of segmentation_models.pytorch's PSPNet, without its dropout, which each peer would draw anew.
 
-    ``weights`` are those of the same head in stock operators: the decoder has its parameters and statistics in the
-    same order, under other names.
+    It takes a list of maps. ``weights`` are those of the same head in stock operators: the decoder has its parameters
+    and statistics in the same order, under other names.
     """
+    from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder
 
-    def __init__(self, channels: int, out_channels: int, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder
-
-        self.decoder = PSPDecoder([channels], out_channels=out_channels, dropout=0.0)
-        self.decoder.load_state_dict(dict(zip(self.decoder.state_dict(), weights.values(), strict=True)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.decoder([x])
-        return result
+    decoder = PSPDecoder([channels], out_channels=out_channels, dropout=0.0)
+    decoder.load_state_dict(dict(zip(decoder.state_dict(), weights.values(), strict=True)))
+    return decoder

@@ -25,13 +25,13 @@ from benchmarks.peers import (
     SEMSEG,
     SMP,
     Shape,
-    SmpHead,
     backend_of,
     compiled,
     is_ours,
     operator_case,
     our_peers,
     package_peers,
+    smp_head,
 )
 from pspnet_fast import reference
 
@@ -175,7 +175,7 @@ def head_of(peer: str, channels: int, out_channels: int, project: str) -> nn.Mod
         fused = FusedHead(channels, out_channels, ARRANGEMENTS[project])
         fused.load_state_dict(stock.state_dict())
         return fused
-    return SmpHead(channels, out_channels, stock.state_dict()) if peer == SMP else stock
+    return smp_head(channels, out_channels, stock.state_dict()) if peer == SMP else stock
 
 
 def build_head(shape: Shape, out_channels: int, place: Place, project: str, peer: str) -> Call:
@@ -190,7 +190,7 @@ def build_head(shape: Shape, out_channels: int, place: Place, project: str, peer
 
     def step() -> Results:
         with place.autocast(), backend_of(peer):
-            return differentiated(lambda x, *_: call(x), leaves, upstream)
+            return differentiated(lambda x, *_: call([x] if peer == SMP else x), leaves, upstream)
 
     return step
 

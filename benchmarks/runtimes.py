@@ -8,18 +8,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 import pspnet_fast
 from benchmarks import network
-from benchmarks.case import Call, Case, Floor, Place, Results
-from benchmarks.network import Setting, build_inference, evaluated_network, network_flops
+from benchmarks.case import Call, Case, Place, Results
+from benchmarks.network import Setting, build_inference, evaluated_network
 from benchmarks.peers import COMPILE, EAGER, OPTIMIZED, OPTIMIZED_COMPILED, OURS
 from benchmarks.results import ROOT
 from pspnet_fast.deploy.runtimes import onnxruntime_run, openvino_run
@@ -39,8 +38,7 @@ class Labels(nn.Module):
         self.network = network
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        labels: torch.Tensor = self.network(image).argmax(dim=1)
-        return labels.to(torch.uint8)
+        return self.network(image).argmax(dim=1).to(torch.uint8)
 
 
 def graph_file(setting: Setting, graph: str) -> Path:
@@ -60,9 +58,8 @@ def graph_file(setting: Setting, graph: str) -> Path:
             pspnet_fast.export_onnx(net, part, setting.size, batch=setting.batch)
         else:
             example = torch.zeros(setting.batch, 3, *setting.size)
-            torch.onnx.export(
-                Labels(net).eval(), (example,), part, input_names=["image"], external_data=False, verbose=False
-            )
+            options = {"input_names": ["image"], "external_data": False, "verbose": False}
+            torch.onnx.export(Labels(net).eval(), (example,), part, **options)
         part.rename(file)
     return file
 
@@ -73,7 +70,6 @@ def build(setting: Setting, peer: str) -> Call:
     if runtime not in RUNTIMES:
         return build_inference(setting, peer)
     file, threads = graph_file(setting, graph), torch.get_num_threads()
-    run: Callable[[Any], Any]
     if runtime == "onnxruntime":
         run = onnxruntime_run(file, threads)
     else:
@@ -100,16 +96,12 @@ def cases(device: str, *, quick: bool = False) -> Iterator[Case]:
             skipped = {peer: reason for name, reason in missing.items() for peer in PEERS if peer.startswith(name)}
             if dtype == torch.bfloat16:
                 skipped |= {peer: NO_BFLOAT16 for peer in PEERS if peer.startswith("onnxruntime")}
-            yield Case(
-                operator="inference",
-                labels=setting.place.labels(setting.shape, backward=False),
-                device=device,
+            yield replace(
+                network.case(setting, "inference"),
                 peers=(EAGER, OURS, OPTIMIZED, *PEERS) if quick else (EAGER, COMPILE, *OURS_IN_TORCH, *PEERS),
                 build=functools.partial(build, setting),
-                floor=Floor(0, network_flops(setting, "inference"), setting.place.dtype_name),
                 # Random weights leave many pixels undecided in half precision.
                 tolerance=0.3 if dtype == torch.bfloat16 else 1e-3,
-                graph=False,
                 threads=1,
                 processor_time=True,
                 hoarding=PEERS,

@@ -1,10 +1,5 @@
 """Every operator and network, compared with its peers: results must agree; then all peers of a case are timed in turn.
 
-    pytest benchmarks/ --quick                                small shapes, in some minutes
-    pytest benchmarks/ -k "projects and psp_head and semseg"  some cases; "and not compile": without a peer
-    pytest benchmarks/ --benchmark-disable                    results alone
-    pytest benchmarks/ -k "operators or network" --save       for README.md and docs/benchmarks.md
-
 A wrong result fails; time never does. A peer that cannot run here is skipped, with the reason. A test's name begins
 with that of its table in cases.py.
 """
