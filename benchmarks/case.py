@@ -13,6 +13,7 @@ from torch import Tensor
 
 MEMORIES = (8, 24, 80)  # in GB, of GPUs
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+Shape = tuple[int, ...]
 Results = tuple[Tensor, ...]
 Call = Callable[[], Results]
 

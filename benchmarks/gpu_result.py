@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results as provenance
-from benchmarks.results import ROOT, write_json
+from benchmarks.results import ROOT, Row, load, write_json
 from pspnet_fast.files import replacing
 from pspnet_fast.verification import KERNELS, VERIFIED, read_verified
 
@@ -86,9 +86,8 @@ def assembled(out: Path, names: Sequence[str]) -> dict[str, Any]:
     from the section written last is left out; sections are named in "left_out". The tests of a back end stand by
     themselves, on the same device: their section says which kernels they were.
     """
-    files = sorted(
-        (path for name in names if (path := out / f"{name}.json").is_file()), key=lambda p: p.stat().st_mtime
-    )
+    files = [path for name in names if (path := out / f"{name}.json").is_file()]
+    files.sort(key=lambda path: path.stat().st_mtime)
     sections = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
     last = [name for name in sections if name not in KERNELS] or list(sections)
     machine = sections[last[-1]]["machine"] if last else None
@@ -99,8 +98,8 @@ def assembled(out: Path, names: Sequence[str]) -> dict[str, Any]:
         "sections": kept,
         "tests": {name: kept[name]["counts"] for name in KERNELS if "counts" in kept.get(name, {})},
         "left_out": [name for name in sections if name not in kept],
-        "rows": [row for name in ROWS for row in rows_of(out / f"{name}.json", machine)],
-        "training": [row for path in sorted(out.glob("training_*.json")) for row in rows_of(path, machine)],
+        "rows": rows_of(out, ROWS, machine),
+        "training": rows_of(out, ["training_*"], machine),
     }
 
 
@@ -110,12 +109,10 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any] | None, kernels: bool 
     return other is not None and all(one.get(key) == other.get(key) for key in keys)
 
 
-def rows_of(path: Path, machine: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The rows of a result file that were measured on this machine with these kernels."""
-    if not path.is_file():
-        return []
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return [row for row in content["rows"] if same(content["machines"][row["machine"]], machine)]
+def rows_of(out: Path, files: Sequence[str], machine: Mapping[str, Any] | None) -> list[Row]:
+    """The rows of result files that were measured on this machine with these kernels."""
+    found = load(out, files)
+    return [row for file in found for row in file["rows"] if same(file["machines"][row["machine"]], machine)]
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -131,11 +128,8 @@ def summary(result: Mapping[str, Any]) -> str:
     lines += [f"{name:<11} left out: another device, or other kernels" for name in result["left_out"]]
     for backend, counts in result["tests"].items():
         lines.append(f"tests on {backend}: " + ", ".join(f"{number} {word}" for word, number in counts.items()))
-    lines += [
-        f"{row['operator']} {row['ratio'].get('eager', float('nan')):.2f}x"
-        for row in result["rows"]
-        if row.get("ratio")
-    ]
+    ratios = [(row["operator"], row.get("ratio")) for row in result["rows"]]
+    lines += [f"{operator} {ratio.get('eager', float('nan')):.2f}x" for operator, ratio in ratios if ratio]
     return "\n".join(lines)
 
 
@@ -148,10 +142,8 @@ def save(result: Mapping[str, Any], results: Path, verified: Path = VERIFIED) ->
     machine = result["machine"]
     if not machine or machine.get("driver") is None:
         raise ValueError("there is no result of a GPU in this folder")
-    result = {**result, "machine": known(machine)}
-    result["sections"] = {
-        name: {**section, "machine": known(section["machine"])} for name, section in result["sections"].items()
-    }
+    sections = {name: {**found, "machine": known(found["machine"])} for name, found in result["sections"].items()}
+    result = {**result, "machine": known(machine), "sections": sections}
     device = machine["device"]
     name = re.sub(r"\W+", "_", device).strip("_").lower()
     paths = [write_json(results / f"gpu_{name}.json", result)]

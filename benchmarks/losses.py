@@ -17,19 +17,7 @@ from torch import Tensor
 
 import pspnet_fast
 from benchmarks.case import Call, Case, Floor, Place, Results, blocky_labels, dimensions
-from benchmarks.peers import (
-    COMPILE,
-    EAGER,
-    MMSEG,
-    SEMSEG,
-    TRANSFORMERS,
-    backend_of,
-    compiled,
-    is_ours,
-    operator_case,
-    our_peers,
-    package_peers,
-)
+from benchmarks.peers import MMSEG, SEMSEG, TRANSFORMERS, backend_of, compiled, is_ours, operator_case, peers_of
 
 AUX_WEIGHT = 0.4
 IGNORE_INDEX = 255
@@ -166,12 +154,11 @@ def build_losses(problem: Problem, arrangement: LossArrangement, peer: str) -> C
 def losses(problem: Problem, arrangement: str | None = None) -> Case:
     """The losses as a project arranges them; without a name, as this package's network does."""
     kind = NETWORK if arrangement is None else ARRANGEMENTS[arrangement]
-    packages, skipped = package_peers(arrangement or "")
     return Case(
         operator="dual_cross_entropy",
         labels={**problem.place.labels(problem.shape), **({"logits": "far apart"} if problem.far_apart else {})},
         device=problem.place.device,
-        peers=(EAGER, COMPILE, *packages, *our_peers(["dual_cross_entropy"], problem.place.device)),
+        **peers_of(["dual_cross_entropy"], problem.place.device, arrangement or ""),
         build=functools.partial(build_losses, problem, kind),
         floor=Floor(
             bytes=2 * 2 * problem.nodes * problem.place.dtype.itemsize + (16 if kind.labels else 8) * problem.pixels,
@@ -179,7 +166,6 @@ def losses(problem: Problem, arrangement: str | None = None) -> Case:
         ),
         tolerance=TOLERANCE[problem.place.dtype],
         page_faults=problem.place.device == "cpu",
-        skipped=skipped,
     )
 
 

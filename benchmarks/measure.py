@@ -97,6 +97,11 @@ def timing(milliseconds: list[float]) -> dict[str, float]:
     return {**dict(zip(("median", "p20", "p80"), map(rounded, numbers), strict=True)), "rounds": len(ordered)}
 
 
+def timings(milliseconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
+    """:func:`timing` of every variant."""
+    return {name: timing(values) for name, values in milliseconds.items()}
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -212,8 +217,8 @@ def measure_rates(
             runs[name], work[name] = run, flops
 
     # The 20th percentile: another process's disturbance must not lower what the machine can do.
-    times = {name: timing(values)["p20"] for name, values in interleaved(runs, rounds, device, clock=clock).items()}
-    rates = {name: round(work[name] / times[name] / 1e6, 1) for name in runs}
+    times = timings(interleaved(runs, rounds, device, clock=clock))
+    rates = {name: round(work[name] / times[name]["p20"] / 1e6, 1) for name in runs}
     best = {dtype: max(rate for name, rate in rates.items() if dtype in name) for dtype in ("float32", "bfloat16")}
     return Rates(rates["copy"], **best)
 

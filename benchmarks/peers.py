@@ -6,14 +6,14 @@ import functools
 import importlib.metadata
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.case import Call, Case, Place, Results, differentiated, dimensions
+from benchmarks.case import Call, Case, Place, Results, Shape, differentiated, dimensions
 from pspnet_fast.backend import kernels, unavailable, use_backend
 
 EAGER, COMPILE, MAX_AUTOTUNE, OURS = "eager", "compile", "compile max-autotune", "pspnet_fast"
@@ -21,7 +21,6 @@ OURS_COMPILED = "pspnet_fast+compile"  # of the whole network: torch.compile of 
 OPTIMIZED, OPTIMIZED_COMPILED = "pspnet_fast+optimize", "pspnet_fast+optimize+compile"  # optimize_for_inference()
 PLAIN_READ = "x.sum()"  # no peer: one read of an operator's first input
 SEMSEG, MMSEG, SMP, TRANSFORMERS = "semseg", "mmsegmentation", "segmentation_models.pytorch", "transformers"
-Shape = tuple[int, ...]
 Functions = tuple[Callable[..., Tensor], Callable[..., Tensor]]  # in stock operators, and in this package
 # Projects that are peers where they are installed: the package's module, and its name for pip.
 PACKAGES = {
@@ -43,6 +42,14 @@ def our_peers(operators: Sequence[str], device: str) -> tuple[str, ...]:
         if any(name in kernels(op) and unavailable(op, name, device) is None for op in operators)
     ]
     return tuple(f"{OURS} {name}" for name in backends) or (OURS,)
+
+
+def peers_of(kernels: Sequence[str], device: str, project: str = "") -> dict[str, Any]:
+    """A case's "peers" (stock operators, a project's own package, this package) and "skipped"."""
+    packages, skipped = [project] if project in PACKAGES else [], {}
+    if packages and importlib.util.find_spec(PACKAGES[project][0]) is None:
+        packages, skipped = [], {project: f"not installed: pip install {PACKAGES[project][1]}"}
+    return {"peers": (EAGER, COMPILE, *packages, *our_peers(kernels, device)), "skipped": skipped}
 
 
 def backend_of(peer: str) -> AbstractContextManager[None]:
@@ -94,33 +101,10 @@ def operator_case(
     """One operator, stock and fused, as in :func:`operator_call`; ``options`` are the other fields of the case."""
     labels = place.labels(title or dimensions(*shapes[0]), backward=result is not None)
     build = functools.partial(operator_call, functions, place, shapes, weight, result)
-    peers = options.pop("peers", None) or (EAGER, COMPILE, *our_peers([operator], place.device))
-    return Case(operator=operator, labels=labels, device=place.device, peers=peers, build=build, **options)
-
-
-def package_peers(project: str) -> tuple[tuple[str, ...], Mapping[str, str]]:
-    """A project's own code as a peer, or the reason why it is none; nothing for a project without a package."""
-    if project not in PACKAGES:
-        return (), {}
-    module, distribution = PACKAGES[project]
-    if importlib.util.find_spec(module) is None:
-        return (), {project: f"not installed: pip install {distribution}"}
-    return (project,), {}
+    options = {**peers_of([operator], place.device), **options}
+    return Case(operator=operator, labels=labels, device=place.device, build=build, **options)
 
 
 def package_versions(peers: Iterable[str]) -> dict[str, str]:
     """The installed versions of the peers that are packages."""
     return {peer: importlib.metadata.version(PACKAGES[peer][1]) for peer in peers if peer in PACKAGES}
-
-
-def smp_head(channels: int, out_channels: int, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The decoder of segmentation_models.pytorch's PSPNet, without its dropout, which each peer would draw anew.
-
-    It takes a list of maps. ``weights`` are those of the same head in stock operators: the decoder has its parameters
-    and statistics in the same order, under other names.
-    """
-    from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder
-
-    decoder = PSPDecoder([channels], out_channels=out_channels, dropout=0.0)
-    decoder.load_state_dict(dict(zip(decoder.state_dict(), weights.values(), strict=True)))
-    return decoder

@@ -16,23 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pspnet_fast
-from benchmarks.case import LAYOUTS, Call, Case, Floor, Place, Results, differentiated, dimensions
-from benchmarks.peers import (
-    COMPILE,
-    EAGER,
-    MMSEG,
-    PLAIN_READ,
-    SEMSEG,
-    SMP,
-    Shape,
-    backend_of,
-    compiled,
-    is_ours,
-    operator_case,
-    our_peers,
-    package_peers,
-    smp_head,
-)
+from benchmarks.case import LAYOUTS, Call, Case, Floor, Place, Results, Shape, differentiated, dimensions
+from benchmarks.peers import MMSEG, PLAIN_READ, SEMSEG, SMP, backend_of, compiled, is_ours, operator_case, peers_of
 from pspnet_fast import reference
 
 BINS = (1, 2, 3, 6)
@@ -164,6 +149,19 @@ class FusedHead(StockHead):
         return F.relu(self.bn(y))
 
 
+def smp_head(channels: int, out_channels: int, weights: dict[str, Tensor]) -> nn.Module:
+    """The decoder of segmentation_models.pytorch's PSPNet, without its dropout, which each peer would draw anew.
+
+    It takes a list of maps. ``weights`` are those of the same head in stock operators: the decoder has its parameters
+    and statistics in the same order, under other names.
+    """
+    from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder
+
+    decoder = PSPDecoder([channels], out_channels=out_channels, dropout=0.0)
+    decoder.load_state_dict(dict(zip(decoder.state_dict(), weights.values(), strict=True)))
+    return decoder
+
+
 def head_of(peer: str, channels: int, out_channels: int, project: str) -> nn.Module:
     """A peer's head; all have the same weights. Also the convolution of x alone, which none can leave out."""
     torch.manual_seed(0)
@@ -209,12 +207,11 @@ def levels_together(count: int, results: Results) -> Results:
 def head(shape: Shape, place: Place, project: str = SEMSEG, *, out: int = 0) -> Case:
     """The head of a map [batch, channels, height, width] with ``out`` channels behind it (a quarter by default)."""
     arrangement, out_channels = ARRANGEMENTS[project], out or shape[1] // 4
-    packages, skipped = package_peers(project)
     return Case(
         operator="psp_head",
         labels=place.labels(dimensions(*shape)),
         device=place.device,
-        peers=(EAGER, COMPILE, *packages, *our_peers(["pyramid_pool", "pyramid_conv"], place.device)),
+        **peers_of(["pyramid_pool", "pyramid_conv"], place.device, project),
         build=functools.partial(build_head, shape, out_channels, place, project),
         floor=head_floor(shape, out_channels, arrangement.kernel, place, with_levels=True),
         tolerance=HEAD_TOLERANCE[place.dtype],
@@ -222,7 +219,6 @@ def head(shape: Shape, place: Place, project: str = SEMSEG, *, out: int = 0) -> 
         compared=functools.partial(levels_together, 3 * len(BINS) - (0 if arrangement.normalised_1x1 else 1)),
         parts=(X_ALONE,),
         page_faults=True,
-        skipped=skipped,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.case import Call, Place
-from benchmarks.measure import in_new_process, interleaved, peak_bytes, tensor_bytes, timing
+from benchmarks.measure import in_new_process, interleaved, peak_bytes, tensor_bytes, timings
 from benchmarks.network import Setting, build_training, end_to_end, network
 from benchmarks.peers import EAGER, OURS
 from benchmarks.results import RESULTS, ResultFile
@@ -63,7 +63,7 @@ def measured(setting: Setting) -> dict[str, Any]:
     """Peak memory and times."""
     peaks = {name: in_new_process(peak, setting, name) for name in VARIANTS}
     times = interleaved({name: build(setting, name) for name in VARIANTS}, ROUNDS)
-    return {"peak_bytes": peaks, "milliseconds": {name: timing(values) for name, values in times.items()}}
+    return {"peak_bytes": peaks, "milliseconds": timings(times)}
 
 
 def main() -> None:

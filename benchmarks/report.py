@@ -11,7 +11,6 @@ way.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shlex
 import subprocess
@@ -22,9 +21,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import pictures, render, render_networks, render_training
-from benchmarks.markdown import File, Table, region
+from benchmarks.markdown import Table, region
 from benchmarks.render_training import GPU
-from benchmarks.results import RESULTS, ROOT
+from benchmarks.results import RESULTS, ROOT, load
 
 README, BENCHMARKS = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 _REGION = re.compile(r"(<!-- benchmark:(\w+) -->\n)(.*?)(<!-- /benchmark -->)", re.DOTALL)
@@ -45,12 +44,6 @@ PAGES: dict[Path, tuple[str, ...]] = {
     # gpu_network are rows of the table "gpu".
     BENCHMARKS: tuple(name for name in TABLES if name not in ("gpu_network", "recompute")),
 }
-
-
-def load(results: Path, patterns: Sequence[str]) -> list[File]:
-    """The result files that match, each with its "name"; in the order of the patterns, then of the alphabet."""
-    paths = [path for pattern in patterns for path in sorted(results.glob(f"{pattern}.json"))]
-    return [{**json.loads(path.read_text(encoding="utf-8")), "name": path.stem} for path in paths]
 
 
 def rendered(table: Table, results: Path = RESULTS) -> str:

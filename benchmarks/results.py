@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     with replacing(path) as file:
         file.write("{\n" + ",\n".join(parts) + "\n}\n")
     return path
+
+
+def load(folder: Path, patterns: Sequence[str]) -> list[Row]:
+    """The files that match, each with its "name" without suffix; in the order of the patterns, then of the alphabet."""
+    paths = [path for pattern in patterns for path in sorted(folder.glob(f"{pattern}.json"))]
+    return [{**json.loads(path.read_text(encoding="utf-8")), "name": path.stem} for path in paths]
 
 
 class ResultFile:

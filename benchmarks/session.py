@@ -12,17 +12,8 @@ from typing import Any
 
 import torch
 
+from benchmarks import measure
 from benchmarks.case import Call, Case, Rates, Results, difference, rounded
-from benchmarks.measure import (
-    NO_PAGE_FAULTS,
-    available_bytes,
-    in_new_process,
-    interleaved,
-    measure_rates,
-    on_threads,
-    peak_bytes,
-    timing,
-)
 from benchmarks.peers import OPTIMIZED_COMPILED, OURS_COMPILED, is_ours, package_versions
 from benchmarks.results import ResultFile, Row
 
@@ -77,7 +68,7 @@ class Session:
             labels = {"case": case.id, "operator": case.operator, **case.labels, "device": case.device}
             outcome = Outcome({**labels, "skipped": dict(case.skipped), "failures": {}})
             try:
-                with on_threads(case.threads):
+                with measure.on_threads(case.threads):
                     self._measure(case, outcome) if timed else self._check(case, outcome.row)
             except Exception as error:  # reported by every peer's test, and not tried again for each
                 outcome.row["failures"]["all"] = described(error)
@@ -92,7 +83,7 @@ class Session:
 
     def _check(self, case: Case, row: Row) -> dict[str, Call]:
         """The calls of the selected peers that agree; those without enough memory are skipped."""
-        available, skipped = available_bytes(case.device), row["skipped"]
+        available, skipped = measure.available_bytes(case.device), row["skipped"]
         for peer, needed in case.needed_bytes.items():
             if needed > available:
                 reason = f"needs about {needed / 1e9:.3g} GB, and {available / 1e9:.3g} GB are available"
@@ -109,31 +100,31 @@ class Session:
             return
         for part in case.parts:
             calls[part] = case.build(part)
-        outcome.rounds = interleaved(calls, self.rounds, case.device, self.seconds, clock_of(case))
-        times = {name: timing(values) for name, values in outcome.rounds.items()}
+        outcome.rounds = measure.interleaved(calls, self.rounds, case.device, self.seconds, clock_of(case))
+        times = measure.timings(outcome.rounds)
         row |= {"milliseconds": times, "rates": asdict(rates)}
         row["floor"] = {**asdict(case.floor), **case.floor.milliseconds(rates)}
         row |= {"threads": torch.get_num_threads(), "versions": package_versions(times)}
         summarise(row)
         peers = [peer for peer in case.peers if peer in calls]
         if case.device == "cuda":
-            row["peak_bytes"] = {peer: peak_bytes(lambda peer=peer: calls[peer], "cuda") for peer in peers}
+            row["peak_bytes"] = {peer: measure.peak_bytes(lambda peer=peer: calls[peer], "cuda") for peer in peers}
             if case.graph:
-                graphs = interleaved(captured(calls), self.rounds, "cuda")
-                row["graph_milliseconds"] = {name: timing(values) for name, values in graphs.items()}
+                graphs = measure.interleaved(captured(calls), self.rounds, "cuda")
+                row["graph_milliseconds"] = measure.timings(graphs)
             calls.clear()
         else:
             row["peak_bytes"] = self._peaks(row, case, peers)
             if case.page_faults and peers:
-                kept = in_new_process(timed_alone, case, peers, self.rounds, self.seconds, environment=NO_PAGE_FAULTS)
-                row["without_page_faults"] = kept
+                arguments = (timed_alone, case, peers, self.rounds, self.seconds)
+                row["without_page_faults"] = measure.in_new_process(*arguments, environment=measure.NO_PAGE_FAULTS)
         if case.batches is not None:
             self._count_batches(case, row, peers)
 
     def _rates(self, case: Case) -> Rates:
         """The best that the machine has shown in this run, measured again for each case: other work comes and goes."""
         rounds, clock = 3 if self.quick else 9, clock_of(case)
-        now = asdict(measure_rates(case.device, quick=self.quick, rounds=rounds, clock=clock))
+        now = asdict(measure.measure_rates(case.device, quick=self.quick, rounds=rounds, clock=clock))
         best = self.best.setdefault((case.threads, clock), {})
         best |= {name: max(rate, best.get(name, 0.0)) for name, rate in now.items()}
         return Rates(**best)
@@ -143,7 +134,7 @@ class Session:
         found = {}
         for peer in peers:
             try:
-                found[peer] = in_new_process(peak_of, case, peer, preload=__name__)
+                found[peer] = measure.in_new_process(peak_of, case, peer, preload=__name__)
             except Exception as error:  # out of memory, most likely
                 row["failures"][f"{peer}, memory"] = f"its process ended: {described(error)}"
         return found
@@ -230,13 +221,13 @@ def captured(calls: Mapping[str, Call]) -> dict[str, Callable[[], object]]:
 
 def peak_of(case: Case, peer: str) -> int:
     """Bytes that a peer's call takes on top of its inputs and modules."""
-    with on_threads(case.threads):
-        return peak_bytes(lambda: case.build(peer), case.device, warm=peer not in case.hoarding)
+    with measure.on_threads(case.threads):
+        return measure.peak_bytes(lambda: case.build(peer), case.device, warm=peer not in case.hoarding)
 
 
 def timed_alone(case: Case, peers: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]:
     """Times, and the ratios to the fastest of ours."""
     calls = {peer: case.build(peer) for peer in peers}
-    times = {name: timing(values) for name, values in interleaved(calls, rounds, case.device, seconds).items()}
+    times = measure.timings(measure.interleaved(calls, rounds, case.device, seconds))
     row = {"milliseconds": times, "floor": case.floor.milliseconds(Rates(1.0, 1.0, 1.0))}
     return {"milliseconds": times, "times_ours": summarise(row)["ratio"]}

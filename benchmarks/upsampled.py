@@ -112,5 +112,5 @@ def conv_case(shape: Shape, place: Place, *, backward: bool) -> Case:
         threads=1 if on_cpu else None,
         processor_time=on_cpu,
         # On a GPU "auto" leaves such levels to cuDNN, whatever kernels there are.
-        peers=None if on_cpu else (EAGER, COMPILE, OURS),
+        **({} if on_cpu else {"peers": (EAGER, COMPILE, OURS)}),
     )

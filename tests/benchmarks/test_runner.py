@@ -14,7 +14,7 @@ from samples import RATES, fake_case, operator_row, timings
 from torch import Tensor
 
 from benchmarks import conftest as benchmarks_conftest
-from benchmarks import session as session_module
+from benchmarks import measure
 from benchmarks.case import MEMORIES, Batches, Case, Rates
 from benchmarks.cases import cases_of
 from benchmarks.conftest import case_table
@@ -33,8 +33,8 @@ Run = Callable[..., pytest.RunResult]
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the suite's own test file and hooks over one case of the table "projects", without its processes."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # in whose processes pytest-benchmark measures nothing
-    monkeypatch.setattr(session_module, "measure_rates", lambda device, **_: RATES)
-    monkeypatch.setattr(session_module, "in_new_process", lambda *arguments, **options: 3_000_000)
+    monkeypatch.setattr(measure, "measure_rates", lambda device, **_: RATES)
+    monkeypatch.setattr(measure, "in_new_process", lambda *arguments, **options: 3_000_000)
 
     def result(case: Case, *arguments: str) -> pytest.RunResult:
         monkeypatch.setattr(benchmarks_conftest, "cases_of", lambda table, *_, **__: [case] * (table == "projects"))
@@ -91,7 +91,7 @@ def test_nothing_passes_unchecked(run: Run) -> None:
 
 
 def test_a_case_that_cannot_be_measured_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "interleaved", lambda *_: 1 / 0)
+    monkeypatch.setattr(measure, "interleaved", lambda *_: 1 / 0)
     result = run(fake_case(RIGHT))
     result.assert_outcomes(failed=1, skipped=2)
     result.stdout.fnmatch_lines(["*FAILED: ZeroDivisionError: division by zero"])
@@ -194,7 +194,7 @@ def test_a_peak_whose_process_dies_is_a_failure(monkeypatch: pytest.MonkeyPatch)
             raise RuntimeError("killed")
         return 1
 
-    monkeypatch.setattr(session_module, "in_new_process", dies)
+    monkeypatch.setattr(measure, "in_new_process", dies)
     row = measured(fake_case(RIGHT), list(RIGHT)).row
     assert row["peak_bytes"] == {"compile": 1, "pspnet_fast cpu": 1}
     assert row["failures"] == {"eager, memory": "its process ended: RuntimeError: killed"}
@@ -204,7 +204,7 @@ def test_largest_batches_follow_from_two_peaks(monkeypatch: pytest.MonkeyPatch) 
     """100 MB and 10 (ours) or 20 more for each image, with weights of 100 MB."""
     sizes = {"eager": 20, "compile": 20, "pspnet_fast cpu": 10}
     monkeypatch.setattr(
-        session_module,
+        measure,
         "in_new_process",
         lambda _, case, peer, **__: 10**6 * (100 + case.labels["batch"] * sizes[peer]),
     )
@@ -227,8 +227,8 @@ def test_floors_are_of_the_best_rates_of_the_run(monkeypatch: pytest.MonkeyPatch
         clocks.append(clock)
         return next(found)
 
-    monkeypatch.setattr(session_module, "measure_rates", measure_rates)
-    monkeypatch.setattr(session_module, "in_new_process", lambda *_, **__: 1)
+    monkeypatch.setattr(measure, "measure_rates", measure_rates)
+    monkeypatch.setattr(measure, "in_new_process", lambda *_, **__: 1)
     cases = [fake_case(RIGHT), fake_case(RIGHT, operator="pyramid_conv"), fake_case(RIGHT, operator="pyramid_pool")]
     cases[2] = replace(cases[2], processor_time=True)
     session = Session("cpu", {case.id: ["eager"] for case in cases}, rounds=1, seconds=0.0)
