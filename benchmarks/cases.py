@@ -231,52 +231,41 @@ HOLDS = {
 ONE_IMAGE = "batch normalisation over the 1x1 level cannot train on one image"
 
 
-@dataclass(frozen=True)
-class Point:
-    """Crops of ``size``² pixels; the losses get ``classes`` and the pyramid ``channels`` on an eighth of the size."""
-
-    batch: int
-    size: int
-    classes: int
-    channels: int
-    place: Place
-
-
-def middle(device: str, *, quick: bool) -> Point:
-    """The point that all axes run through. On a CPU the pyramid has PSPNet18's 512 channels, as 2048 take minutes."""
-    if quick:
-        return Point(2, 33, 5, 16, Place(device))
-    if device == "cpu":
-        return Point(2, 473, 19, 512, Place(device))
-    return Point(8, 473, 150, 2048, Place(device, torch.bfloat16, LAST))
-
-
 def scaling(device: str, *, quick: bool = False) -> Iterator[Case]:
-    """One axis varies, the rest stays in the middle. Only the losses know classes; a GPU has no threads."""
-    base = middle(device, quick=quick)
+    """One axis varies, the rest stays in the middle. Only the losses know classes; a GPU has no threads.
+
+    On a CPU the pyramid has PSPNet18's 512 channels, as 2048 take minutes.
+    """
+    place = Place(device) if quick or device == "cpu" else Place(device, torch.bfloat16, LAST)
+    middle = {"batch": 8, "size": 473, "classes": 150, "channels": 2048}
+    if device == "cpu":
+        middle |= {"batch": 2, "classes": 19, "channels": 512}
+    if quick:
+        middle = {"batch": 2, "size": 33, "classes": 5, "channels": 16}
     for axis, values in (QUICK_AXES if quick else AXES).items():
         if axis == "threads" and device == "cpu":
             values = tuple(1 << i for i in range(torch.get_num_threads().bit_length()))
         for operator in ("dual_cross_entropy",) if axis == "classes" else HOLDS:
             for value in values:
-                point = base if axis == "threads" else replace(base, **{axis: value})
-                case = at_point(operator, point)
+                case = at_point(operator, place, **(middle if axis == "threads" else {**middle, axis: value}))
                 labels = {"axis": axis, "value": value, **case.labels}
                 yield replace(case, labels=labels, threads=value if axis == "threads" else None)
 
 
-def at_point(operator: str, point: Point) -> Case:
-    """The operator's case with eager and this package alone, and about what they need."""
-    low = map_size(point.size, point.size)
+def at_point(operator: str, place: Place, *, batch: int, size: int, classes: int, channels: int) -> Case:
+    """The operator's case with eager and this package alone, and about what they need.
+
+    Crops are of ``size``² pixels; the losses get the classes, and the pyramid the channels on an eighth of the size.
+    """
+    low = map_size(size, size)
     if operator == "dual_cross_entropy":
-        case = losses.losses(Problem(point.batch, point.classes, low, (point.size, point.size), point.place))
-        one = point.classes * point.size**2
+        case = losses.losses(Problem(batch, classes, low, (size, size), place))
+        one = classes * size**2
     else:
-        shape = point.batch, point.channels, *low
-        case = (pyramid.pool if operator == "pyramid_pool" else pyramid.head)(shape, point.place)
-        one = point.channels * low[0] * low[1]
-    needed = {peer: 4 * point.batch * one * tensors for peer, tensors in HOLDS[operator].items()}
-    skipped = dict.fromkeys((EAGER, OURS), ONE_IMAGE) if operator == "psp_head" and point.batch == 1 else {}
+        case = (pyramid.pool if operator == "pyramid_pool" else pyramid.head)((batch, channels, *low), place)
+        one = channels * low[0] * low[1]
+    needed = {peer: 4 * batch * one * tensors for peer, tensors in HOLDS[operator].items()}
+    skipped = dict.fromkeys((EAGER, OURS), ONE_IMAGE) if operator == "psp_head" and batch == 1 else {}
     return replace(uncompiled(case), parts=(), page_faults=False, graph=False, needed_bytes=needed, skipped=skipped)
 
 

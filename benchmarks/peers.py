@@ -44,12 +44,12 @@ def our_peers(operators: Sequence[str], device: str) -> tuple[str, ...]:
     return tuple(f"{OURS} {name}" for name in backends) or (OURS,)
 
 
-def peers_of(kernels: Sequence[str], device: str, project: str = "") -> dict[str, Any]:
+def peers_of(operators: Sequence[str], device: str, project: str = "") -> dict[str, Any]:
     """A case's "peers" (stock operators, a project's own package, this package) and "skipped"."""
     packages, skipped = [project] if project in PACKAGES else [], {}
     if packages and importlib.util.find_spec(PACKAGES[project][0]) is None:
         packages, skipped = [], {project: f"not installed: pip install {PACKAGES[project][1]}"}
-    return {"peers": (EAGER, COMPILE, *packages, *our_peers(kernels, device)), "skipped": skipped}
+    return {"peers": (EAGER, COMPILE, *packages, *our_peers(operators, device)), "skipped": skipped}
 
 
 def backend_of(peer: str) -> AbstractContextManager[None]:
