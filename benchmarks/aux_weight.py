@@ -64,7 +64,8 @@ def trained(config: TrainConfig) -> dict[str, Any]:
         if changes := changed_keys(kept.to_dict(), config.to_dict()):
             raise ValueError(f"{folder} is of another setting ({'; '.join(changes)}): choose another --out")
     train(config, resume=True)
-    curve, validations = read_table(folder / "losses.csv"), read_table(folder / "metrics.csv")
+    texts = ((folder / name).read_text(encoding="utf-8") for name in ("losses.csv", "metrics.csv"))
+    curve, validations = (list(csv.DictReader(text.splitlines())) for text in texts)
     last = validations[-1]
     return {
         "main_loss": thinned([(int(row["step"]), float(row["main_loss"])) for row in curve]),
@@ -74,12 +75,6 @@ def trained(config: TrainConfig) -> dict[str, Any]:
         "iou": {name.removeprefix("iou_"): float(value) for name, value in last.items() if name.startswith("iou_")},
         "minutes": round(float(last["minutes"]), 2),
     }
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def thinned(curve: Curve) -> list[list[float]]:

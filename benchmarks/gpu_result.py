@@ -48,12 +48,6 @@ def find_sanitizer() -> str | None:
     return shutil.which("compute-sanitizer", path=path) or next(packed, None)
 
 
-def own_kernels() -> list[str]:
-    """The names of the kernels in csrc/cuda and pspnet_fast/triton."""
-    sources = [*(ROOT / "csrc" / "cuda").rglob("*.cu*"), *(ROOT / "pspnet_fast" / "triton").glob("*.py")]
-    return sorted({name for path in sources for name in _KERNEL.findall(path.read_text(encoding="utf-8"))})
-
-
 def read_sanitizer(report: Path, junit: Path) -> dict[str, Any]:
     """The verdict on one run: the tool found nothing in this project's kernels, and the program under it ended well.
 
@@ -61,7 +55,9 @@ def read_sanitizer(report: Path, junit: Path) -> dict[str, Any]:
     Errors that cannot be attributed count as this project's.
     """
     text = report.read_text(errors="replace") if report.is_file() else ""
-    lines, kernels = text.splitlines(), re.compile(rf"\b({'|'.join(own_kernels())})\b")
+    sources = [*(ROOT / "csrc" / "cuda").rglob("*.cu*"), *(ROOT / "pspnet_fast" / "triton").glob("*.py")]
+    own = {name for path in sources for name in _KERNEL.findall(path.read_text(encoding="utf-8"))}
+    lines, kernels = text.splitlines(), re.compile(rf"\b({'|'.join(own)})\b")
     starts = [index for index, line in enumerate(lines) if _FINDING.match(line)]
     blocks = [" ".join(part.lstrip("= ") for part in lines[index : index + 4]) for index in starts]
     ours = [block[:300] for block in blocks if kernels.search(block) and not _UNCERTAIN.search(block)]

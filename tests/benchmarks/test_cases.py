@@ -168,8 +168,6 @@ def test_end_to_end_depends_on_device_and_options() -> None:
     assert [c.labels["size"] for c in cases.end_to_end("cuda")] == [473] * 4
     chosen = cases.end_to_end("cpu", options="layers=34 dtype=bfloat16")
     assert [(c.labels["layers"], c.labels["dtype"]) for c in chosen] == [(34, "bfloat16")] * 2
-    with pytest.raises(ValueError, match="no option depth of the network; choose from layers, size"):
-        list(cases.end_to_end("cpu", options="depth=3"))
 
 
 def test_blocky_labels() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import measure, results
-from benchmarks.case import Batches, difference, line_through
+from benchmarks.case import difference
 from benchmarks.measure import in_new_process, interleaved, on_threads, peak_bytes, tensor_bytes, timing
 from benchmarks.results import ResultFile
 
@@ -93,17 +93,6 @@ def test_tensors_are_counted_without_computing() -> None:
 
 
 # ---- how much fits ---------------------------------------------------------------------------------------------------
-
-
-def test_largest_batches_follow_from_two() -> None:
-    """200 bytes and 250 more for each image, with what is not of the call."""
-    assert line_through({"4": 1200, "2": 700}) == (250, 200)
-    batches = Batches(at=str, sizes=(2, 4), least=2, weights_bytes=10**9, image_bytes=10**9)
-    grown = {"2": 2 * 10**9, "4": 4 * 10**9}  # of 8 GB 3.5 images fit
-    large = {"2": 6 * 10**9, "4": 12 * 10**9}  # of 8 GB 1.75
-    found = batches.largest({"grown": grown, "large": large, "shrinking": {"2": 5 * 10**9, "4": 10**9}})
-    assert found["8"] == {"grown": 3, "large": 0, "shrinking": None}
-    assert (found["24"]["large"], found["80"]["grown"]) == (5, 39)
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
