@@ -16,20 +16,13 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 Shape = tuple[int, ...]
 Results = tuple[Tensor, ...]
 Call = Callable[[], Results]
+# What the machine reaches: "copy" in GB a second, read and written; "float32" and "bfloat16" in GFLOP a second.
+Rates = Mapping[str, float]
 
 
 def rounded(number: float, digits: int = 4) -> float:
     """To significant digits, as numbers stand in result files."""
     return float(f"{number:.{digits}g}")
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What the machine reaches: gigabytes a second (a copy's read and written bytes both count), GFLOP a second."""
-
-    copy: float
-    float32: float
-    bfloat16: float
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ class Floor:
 
     def milliseconds(self, rates: Rates) -> dict[str, float]:
         """The times of both at the machine's rates; the longer one is the floor."""
-        memory, arithmetic = self.bytes / rates.copy / 1e6, self.flops / getattr(rates, self.rate) / 1e6
+        memory, arithmetic = self.bytes / rates["copy"] / 1e6, self.flops / rates[self.rate] / 1e6
         return {"memory_milliseconds": rounded(memory), "arithmetic_milliseconds": rounded(arithmetic)}
 
 

@@ -220,7 +220,7 @@ def measure_rates(
     times = timings(interleaved(runs, rounds, device, clock=clock))
     rates = {name: round(work[name] / times[name]["p20"] / 1e6, 1) for name in runs}
     best = {dtype: max(rate for name, rate in rates.items() if dtype in name) for dtype in ("float32", "bfloat16")}
-    return Rates(rates["copy"], **best)
+    return {"copy": rates["copy"], **best}
 
 
 def _arithmetic(dtype: torch.dtype, device: str, *, quick: bool) -> dict[str, tuple[Callable[[], object], int]]:

@@ -40,30 +40,19 @@ def build(setting: Setting, variant: str) -> Call:
     return build_training(setting, OURS, net)
 
 
-def peak(setting: Setting, variant: str) -> int:
-    return peak_bytes(partial(build, setting, variant), "cpu")
-
-
-def counted(setting: Setting, half: Setting) -> dict[str, Any]:
-    """The bytes of a step's tensors, and the largest batches in bfloat16."""
-    batches = end_to_end(half, "training", COUNTED[1]).batches
-    assert batches is not None
+def measured() -> dict[str, Any]:
+    """The bytes of a step's tensors, the largest batches in bfloat16, peak memory, and times."""
     at = {
-        name: {str(size): tensor_bytes(partial(build, replace(half, batch=size), name)) for size in COUNTED}
+        name: {str(size): tensor_bytes(partial(build, replace(HALF, batch=size), name)) for size in COUNTED}
         for name in VARIANTS
     }
     return {
-        "tensor_bytes": {name: tensor_bytes(partial(build, setting, name)) for name in VARIANTS},
+        "tensor_bytes": {name: tensor_bytes(partial(build, SETTING, name)) for name in VARIANTS},
         "tensor_bytes_at": at,
-        "largest_batch": batches.largest(at),
+        "largest_batch": end_to_end(HALF, "training", COUNTED[1]).batches.largest(at),
+        "peak_bytes": {name: in_new_process(peak_bytes, partial(build, SETTING, name), "cpu") for name in VARIANTS},
+        "milliseconds": timings(interleaved({name: build(SETTING, name) for name in VARIANTS}, ROUNDS)),
     }
-
-
-def measured(setting: Setting) -> dict[str, Any]:
-    """Peak memory and times."""
-    peaks = {name: in_new_process(peak, setting, name) for name in VARIANTS}
-    times = interleaved({name: build(setting, name) for name in VARIANTS}, ROUNDS)
-    return {"peak_bytes": peaks, "milliseconds": timings(times)}
 
 
 def main() -> None:
@@ -72,8 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--save", action="store_true", help="keep the row in benchmarks/results")
     options = parser.parse_args()
-    row = {"case": f"recompute/{SETTING.shape}", "shape": SETTING.shape, "failures": {}}
-    row |= {**counted(SETTING, HALF), **measured(SETTING)}
+    row = {"case": f"recompute/{SETTING.shape}", "shape": SETTING.shape, "failures": {}, **measured()}
     file = ResultFile(RESULTS / "recompute_cpu.json")
     print(recomputed({"name": "recompute_cpu", "rows": [{**row, "machine": 0}], "machines": [file.now]}))
     if options.save:

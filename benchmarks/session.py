@@ -101,11 +101,10 @@ class Session:
         for part in case.parts:
             calls[part] = case.build(part)
         outcome.rounds = measure.interleaved(calls, self.rounds, case.device, self.seconds, clock_of(case))
-        times = measure.timings(outcome.rounds)
-        row |= {"milliseconds": times, "rates": asdict(rates)}
-        row["floor"] = {**asdict(case.floor), **case.floor.milliseconds(rates)}
+        times, floor = measure.timings(outcome.rounds), case.floor.milliseconds(rates)
+        row |= {"milliseconds": times, "rates": rates, "floor": {**asdict(case.floor), **floor}}
         row |= {"threads": torch.get_num_threads(), "versions": package_versions(times)}
-        summarise(row)
+        row |= summarised(times, max(floor.values()))
         peers = [peer for peer in case.peers if peer in calls]
         if case.device == "cuda":
             row["peak_bytes"] = {peer: measure.peak_bytes(lambda peer=peer: calls[peer], "cuda") for peer in peers}
@@ -124,10 +123,10 @@ class Session:
     def _rates(self, case: Case) -> Rates:
         """The best that the machine has shown in this run, measured again for each case: other work comes and goes."""
         rounds, clock = 3 if self.quick else 9, clock_of(case)
-        now = asdict(measure.measure_rates(case.device, quick=self.quick, rounds=rounds, clock=clock))
+        now = measure.measure_rates(case.device, quick=self.quick, rounds=rounds, clock=clock)
         best = self.best.setdefault((case.threads, clock), {})
         best |= {name: max(rate, best.get(name, 0.0)) for name, rate in now.items()}
-        return Rates(**best)
+        return dict(best)
 
     def _peaks(self, row: Row, case: Case, peers: Sequence[str]) -> dict[str, int]:
         """Peak memory of each peer in a process of its own; one whose process dies is a failure."""
@@ -188,19 +187,19 @@ def agreeing(
     return calls, errors, failures
 
 
-def summarise(row: Row) -> Row:
-    """Add what follows from a row's numbers: our best back end, ratios to it, and the share of the floor reached.
+def summarised(times: Mapping[str, Mapping[str, float]], floor: float = 0.0) -> Row:
+    """What follows from a case's times: our best back end, ratios to it, and the share of the floor reached.
 
     A network that is compiled around our operators is not what others are compared with.
     """
-    medians = {name: time["median"] for name, time in row["milliseconds"].items()}
-    compiled = (OURS_COMPILED, OPTIMIZED_COMPILED)
-    ours = {name: median for name, median in medians.items() if is_ours(name) and name not in compiled}
-    floor = max(row["floor"]["memory_milliseconds"], row["floor"]["arithmetic_milliseconds"])
-    row["ours"] = min(ours, key=lambda name: ours[name]) if ours else None
-    row["ratio"] = {name: round(median / ours[row["ours"]], 3) for name, median in medians.items()} if ours else {}
-    row["floor_reached"] = {name: round(floor / median, 4) for name, median in medians.items() if floor and median}
-    return row
+    medians = {name: time["median"] for name, time in times.items()}
+    ours = [name for name in medians if is_ours(name) and name not in (OURS_COMPILED, OPTIMIZED_COMPILED)]
+    best = min(ours, key=lambda name: medians[name], default=None)
+    return {
+        "ours": best,
+        "ratio": {name: round(median / medians[best], 3) for name, median in medians.items()} if best else {},
+        "floor_reached": {name: round(floor / median, 4) for name, median in medians.items() if floor and median},
+    }
 
 
 def captured(calls: Mapping[str, Call]) -> dict[str, Callable[[], object]]:
@@ -214,8 +213,8 @@ def captured(calls: Mapping[str, Call]) -> dict[str, Callable[[], object]]:
         except RuntimeError as error:
             print(f"{name} cannot be captured: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
             torch.cuda.synchronize()
-            continue
-        graphs[name] = graph.replay
+        else:
+            graphs[name] = graph.replay
     return graphs
 
 
@@ -229,5 +228,4 @@ def timed_alone(case: Case, peers: Sequence[str], rounds: int, seconds: float) -
     """Times, and the ratios to the fastest of ours."""
     calls = {peer: case.build(peer) for peer in peers}
     times = measure.timings(measure.interleaved(calls, rounds, case.device, seconds))
-    row = {"milliseconds": times, "floor": case.floor.milliseconds(Rates(1.0, 1.0, 1.0))}
-    return {"milliseconds": times, "times_ours": summarise(row)["ratio"]}
+    return {"milliseconds": times, "times_ours": summarised(times)["ratio"]}

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.case import Case, Floor, Rates
+from benchmarks.case import Case, Floor
 from benchmarks.results import write_json
 
 MACHINE = {
     "device": "A CPU, 2 cores", "threads": 2, "python": "3.11.7", "torch": "2.99.0", "commit": "abc123",
     "date": "2026-01-02",
 }  # fmt: skip
-RATES = Rates(copy=100.0, float32=1000.0, bfloat16=4000.0)
+RATES = {"copy": 100.0, "float32": 1000.0, "bfloat16": 4000.0}
 LABELS = {
     "configuration": "VOC 473", "shape": "3x4", "dtype": "float32", "layout": "NCHW", "direction": "forward",
     "arrangement": "semseg",
@@ -59,7 +59,7 @@ def operator_row(operator: str, **changes: Any) -> dict[str, Any]:
         "floor": {"bytes": 5_000_000, "flops": 10**8, "rate": "float32", "memory_milliseconds": 0.125,
                   "arithmetic_milliseconds": 0.5},
         "floor_reached": {"eager": 0.0042, "compile": 0.0002, "pspnet_fast cpu": 0.354},
-        "rates": {"copy": 40.0, "float32": 200.0, "bfloat16": 800.0}, **changes,
+        "rates": RATES, **changes,
     }  # fmt: skip
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from benchmarks import conftest as benchmarks_conftest
 from benchmarks import measure
-from benchmarks.case import MEMORIES, Batches, Case, Rates
+from benchmarks.case import MEMORIES, Batches, Case
 from benchmarks.cases import cases_of
 from benchmarks.conftest import case_table
 from benchmarks.markdown import short
-from benchmarks.session import Outcome, Session, summarise
+from benchmarks.session import Outcome, Session, summarised
 
 pytest_plugins = ["pytester"]
 
@@ -222,12 +222,12 @@ def test_largest_batches_follow_from_two_peaks(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_floors_are_of_the_best_rates_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = iter([Rates(40.0, 100.0, 400.0), Rates(20.0, 200.0, 300.0), Rates(1.0, 3.0, 4.0)])
+    numbers = iter([(40.0, 100.0, 400.0), (20.0, 200.0, 300.0), (1.0, 3.0, 4.0)])
     clocks: list[object] = []
 
-    def measure_rates(device: str, *, clock: object, **_: object) -> Rates:
+    def measure_rates(device: str, *, clock: object, **_: object) -> dict[str, float]:
         clocks.append(clock)
-        return next(found)
+        return dict(zip(RATES, next(numbers), strict=True))
 
     monkeypatch.setattr(measure, "measure_rates", measure_rates)
     monkeypatch.setattr(measure, "in_new_process", lambda *_, **__: 1)
@@ -243,12 +243,7 @@ def test_floors_are_of_the_best_rates_of_the_run(monkeypatch: pytest.MonkeyPatch
 
 def test_ratios_and_floor() -> None:
     times = {"eager": 12.0, "compile": 6.0, "pspnet_fast cuda": 2.0, "pspnet_fast triton": 3.0, "x.sum()": 1.0}
-    row = summarise(
-        {
-            "milliseconds": {name: {"median": value} for name, value in times.items()},
-            "floor": {"memory_milliseconds": 0.5, "arithmetic_milliseconds": 1.0},
-        }
-    )
+    row = summarised({name: {"median": value} for name, value in times.items()}, floor=1.0)
     assert (row["ours"], row["floor_reached"]["pspnet_fast cuda"]) == ("pspnet_fast cuda", 0.5)
     assert row["ratio"] == {name: value / 2 for name, value in times.items()}
 
