@@ -35,19 +35,19 @@ Curve = Sequence[Sequence[float]]  # of (step, value)
 
 def configuration(options: argparse.Namespace, weight: float, seed: int) -> TrainConfig:
     """The training of one run: camvid_r18's recipe, its schedule over a number of steps."""
-    settings = {
-        "data.name": "camvid" if options.root else "scenes",
-        "data.root": options.root or options.out / "scenes",
-        "data.crop": 97,
-        "optim.schedule_by": "steps",
-        "run.max_minutes": "null",
-        "run.max_steps": 360,
-        "run.validate_every": 2,
-        "run.pictures": 0,
-    }
-    own = {"optim.aux_weight": weight, "run.seed": seed, "run.folder": options.out / f"seed{seed}_weight{weight:g}"}
-    words = [*(f"{key}={value}" for key, value in settings.items()), *options.overrides]
-    return load_config("camvid_r18", [*words, *(f"{key}={value}" for key, value in own.items())])
+    first = [
+        f"data.name={'camvid' if options.root else 'scenes'}",
+        f"data.root={options.root or options.out / 'scenes'}",
+        "data.crop=97",
+        "optim.schedule_by=steps",
+        "run.max_minutes=null",
+        "run.max_steps=360",
+        "run.validate_every=2",
+        "run.pictures=0",
+    ]
+    folder = options.out / f"seed{seed}_weight{weight:g}"
+    last = [f"optim.aux_weight={weight}", f"run.seed={seed}", f"run.folder={folder}"]
+    return load_config("camvid_r18", [*first, *options.overrides, *last])
 
 
 def trained(config: TrainConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,25 @@ from pspnet_fast.engine import TrainConfig, load_config
 SCENES = {"train": 160, "val": 24, "size": (144, 192)}
 AGREES = 1e-6  # the largest difference of a loss in float64; it is 1e-14 to 1e-11 where nothing is wrong
 VALIDATE_EVERY = 50  # steps; in float64 at the end alone
-SETTINGS = {
-    "data.crop": 129,
-    "data.workers": 0,
-    "optim.batch_size": 4,
-    "optim.class_weights": "none",
-    "optim.schedule_by": "steps",
-    "run.amp": "none",
-    "run.max_minutes": "null",
-    "run.validate_every": 0,
-    "run.save_every_seconds": 1e9,
-    "run.pictures": 0,
-}
+SETTINGS = (
+    "data.crop=129",
+    "data.workers=0",
+    "optim.batch_size=4",
+    "optim.class_weights=none",
+    "optim.schedule_by=steps",
+    "run.amp=none",
+    "run.max_minutes=null",
+    "run.validate_every=0",
+    "run.save_every_seconds=1e9",
+    "run.pictures=0",
+)
 
 
 def configuration(options: argparse.Namespace, root: Path, steps: int, amp: str) -> TrainConfig:
     """camvid_r18's recipe over a number of steps, with the overrides of the command line."""
-    data = {"data.name": options.data, "data.root": root}
-    last = {"run.max_steps": steps, "run.save_every_steps": steps + 1, "run.amp": amp}
-    words = [f"{key}={value}" for key, value in {**SETTINGS, **data}.items()]
-    return load_config("camvid_r18", [*words, *options.overrides, *(f"{key}={value}" for key, value in last.items())])
+    first = [f"data.name={options.data}", f"data.root={root}", *SETTINGS]
+    last = [f"run.max_steps={steps}", f"run.save_every_steps={steps + 1}", f"run.amp={amp}"]
+    return load_config("camvid_r18", [*first, *options.overrides, *last])
 
 
 def row_of(options: argparse.Namespace, config: TrainConfig, dtype: str, runs: Mapping[str, Run]) -> dict[str, Any]:
@@ -77,23 +77,13 @@ def row_of(options: argparse.Namespace, config: TrainConfig, dtype: str, runs: M
 def compare_all(options: argparse.Namespace, root: Path, folder: Path) -> list[dict[str, Any]]:
     """Compare in float64, then in the precision of the training; each row is kept as it comes."""
     file = ResultFile(options.save / f"training_{options.data}.json") if options.save else None
+    plans = [("float64", options.steps, options.steps, "none")]
+    plans += [("float32", options.training_steps, VALIDATE_EVERY, options.amp)]
     rows = []
-    for dtype, steps, every, amp in (
-        ("float64", options.steps, options.steps, "none"),
-        ("float32", options.training_steps, VALIDATE_EVERY, options.amp),
-    ):
-        if steps == 0:
-            continue
+    for dtype, steps, every, amp in (plan for plan in plans if plan[1] > 0):
         config = configuration(options, root, steps, amp)
-        runs = compare(
-            config,
-            folder / dtype,
-            steps,
-            dtype=dtype,
-            validate_every=every,
-            val_images=options.val_images,
-            progress=lambda line: print(line, flush=True),
-        )
+        details = {"dtype": dtype, "validate_every": every, "val_images": options.val_images}
+        runs = compare(config, folder / dtype, steps, **details, progress=partial(print, flush=True))
         rows.append(row_of(options, config, dtype if amp == "none" else amp, runs))
         if file is not None:
             file.add(rows[-1])

@@ -7,8 +7,9 @@ the options that give it.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pspnet_fast
-from benchmarks.case import Call, Case, Floor, Place, Results, blocky_labels, dimensions
+from benchmarks.case import Call, Case, Floor, Place, Results, Shape, blocky_labels, dimensions
 from benchmarks.peers import MMSEG, SEMSEG, TRANSFORMERS, backend_of, compiled, is_ours, operator_case, peers_of
 
 AUX_WEIGHT = 0.4
@@ -114,20 +115,19 @@ class Problem:
 
     @property
     def shape(self) -> str:
-        return f"{dimensions(self.batch, self.classes, *self.low)} -> {dimensions(*self.high)}"
+        return f"{dimensions(*self.maps)} -> {dimensions(*self.high)}"
 
     @property
-    def nodes(self) -> int:
-        return self.batch * self.low[0] * self.low[1] * self.classes
+    def maps(self) -> Shape:
+        return self.batch, self.classes, *self.low
 
     @property
     def pixels(self) -> int:
-        return self.batch * self.high[0] * self.high[1]
+        return self.batch * math.prod(self.high)
 
     def logits(self, seed: int) -> Tensor:
         """One head's logits, of standard deviation 3."""
-        exact = Place(self.place.device, layout=self.place.layout)
-        z = 3 * exact.normal(self.batch, self.classes, *self.low, seed=seed)
+        z = 3 * replace(self.place, dtype=torch.float32).normal(*self.maps, seed=seed)
         if self.far_apart:
             z[:, 0] -= FAR_BELOW
         return z.to(self.place.dtype).requires_grad_()
@@ -151,21 +151,22 @@ def build_losses(problem: Problem, arrangement: LossArrangement, peer: str) -> C
     return step
 
 
-def losses(problem: Problem, arrangement: str | None = None) -> Case:
+def losses(problem: Problem, arrangement: str = "") -> Case:
     """The losses as a project arranges them; without a name, as this package's network does."""
-    kind = NETWORK if arrangement is None else ARRANGEMENTS[arrangement]
+    place, kind = problem.place, ARRANGEMENTS[arrangement] if arrangement else NETWORK
+    per_pixel, flops = (16, 2 * 8 + 4) if kind.labels else (8, 2 * 8)
     return Case(
         operator="dual_cross_entropy",
-        labels={**problem.place.labels(problem.shape), **({"logits": "far apart"} if problem.far_apart else {})},
-        device=problem.place.device,
-        **peers_of(["dual_cross_entropy"], problem.place.device, arrangement or ""),
+        labels={**place.labels(problem.shape), **({"logits": "far apart"} if problem.far_apart else {})},
+        device=place.device,
+        **peers_of(["dual_cross_entropy"], place.device, arrangement),
         build=functools.partial(build_losses, problem, kind),
         floor=Floor(
-            bytes=2 * 2 * problem.nodes * problem.place.dtype.itemsize + (16 if kind.labels else 8) * problem.pixels,
-            flops=(2 * 8 + (4 if kind.labels else 0)) * problem.pixels * problem.classes,
+            bytes=2 * 2 * math.prod(problem.maps) * place.dtype.itemsize + per_pixel * problem.pixels,
+            flops=flops * problem.pixels * problem.classes,
         ),
-        tolerance=TOLERANCE[problem.place.dtype],
-        page_faults=problem.place.device == "cpu",
+        tolerance=TOLERANCE[place.dtype],
+        page_faults=place.device == "cpu",
     )
 
 
@@ -181,9 +182,12 @@ def argmax(problem: Problem) -> Case:
         "upsample_argmax",
         place,
         (stock, fused),
-        [(problem.batch, problem.classes, *problem.low)],
+        [problem.maps],
         title=problem.shape,
-        floor=Floor(place.dtype.itemsize * problem.nodes + 8 * problem.pixels, 6 * problem.pixels * problem.classes),
+        floor=Floor(
+            bytes=math.prod(problem.maps) * place.dtype.itemsize + 8 * problem.pixels,
+            flops=6 * problem.pixels * problem.classes,
+        ),
         tolerance=1e-4,  # of the pixels: two classes may tie to rounding
         page_faults=place.device == "cpu",
     )
