@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +18,6 @@ from tests.plain_pspnet import PlainPSPNet
 
 OPERATORS = {"training": "training_step", "inference": "inference"}
 COLUMNS = 3 * sum(BINS)
-LEAST = {"training": 2, "inference": 1}  # batch normalisation over the 1x1 level cannot train on one image
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,6 @@ def build_inference(setting: Setting, peer: str) -> Call:
     return predict
 
 
-BUILD: dict[str, Callable[[Setting, str], Call]] = {"training": build_training, "inference": build_inference}
-
-
 def network_flops(setting: Setting, mode: str) -> int:
     """The stock network's convolutions and products, with the head's convolution split as this package has it."""
     pair = replace(setting, batch=2, place=Place())  # one image has no batch statistics
@@ -124,7 +119,7 @@ def network_flops(setting: Setting, mode: str) -> int:
 @functools.cache
 def _flops(setting: Setting, training: bool) -> int:
     with torch.device("meta"):
-        net = PlainPSPNet(layers=setting.layers, classes=setting.classes).train(training)
+        net = stock_network(setting).train(training)
         x = torch.zeros(setting.batch, 3, *setting.size)
         y = torch.zeros(setting.batch, *setting.size, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
@@ -152,7 +147,7 @@ def case(setting: Setting, mode: str, *, autotuned: bool = False) -> Case:
         labels={**place.labels(setting.shape, backward=training), **extra},
         device=place.device,
         peers=(OURS, MAX_AUTOTUNE) if autotuned else (EAGER, COMPILE, OURS, OURS_COMPILED),
-        build=functools.partial(BUILD[mode], setting),
+        build=functools.partial(build_training if training else build_inference, setting),
         floor=Floor(0, network_flops(setting, mode), place.dtype_name),
         # Dropout is drawn anew by torch.compile, and random weights leave many pixels undecided in half precision.
         tolerance=0.05 if training else 0.2 if place.dtype == torch.bfloat16 else 1e-3,
@@ -165,15 +160,14 @@ def end_to_end(setting: Setting, mode: str, second_batch: int) -> Case:
 
     Gradients are the call's own, as they are created and freed in it.
     """
-
     with torch.device("meta"):
-        net = PlainPSPNet(layers=setting.layers, classes=setting.classes)
+        net = stock_network(setting)
     parameters, statistics = (sum(t.nbytes for t in tensors) for tensors in (net.parameters(), net.buffers()))
     momentum, label_bytes = (parameters, 8) if mode == "training" else (0, 0)
     batches = Batches(
         at=functools.partial(at_batch, setting, mode),
         sizes=(setting.batch, second_batch),
-        least=LEAST[mode],
+        least=2 if mode == "training" else 1,  # batch normalisation over the 1x1 level cannot train on one image
         weights_bytes=parameters + statistics + momentum,
         image_bytes=(3 * 4 + label_bytes) * setting.size[0] * setting.size[1],
     )

@@ -21,17 +21,13 @@ FACTORS = (2, 4, 8)  # the levels' strides over the map's
 KERNEL = 3
 
 
-def level_sizes(shape: Shape) -> list[tuple[int, int]]:
-    return [(shape[2] // factor, shape[3] // factor) for factor in FACTORS]
-
-
-def map_shapes(shape: Shape) -> list[tuple[int, ...]]:
+def map_shapes(shape: Shape) -> list[Shape]:
     """Of a base [batch, channels, height, width], and of levels of a half, a quarter and an eighth of its sides."""
-    return [shape, *((*shape[:2], *size) for size in level_sizes(shape))]
+    return [(*shape[:2], shape[2] // factor, shape[3] // factor) for factor in (1, *FACTORS)]
 
 
 def title(shape: Shape) -> str:
-    return f"{' + '.join(dimensions(*size) for size in level_sizes(shape))} -> {dimensions(*shape)}"
+    return f"{' + '.join(dimensions(*level[2:]) for level in map_shapes(shape)[1:])} -> {dimensions(*shape)}"
 
 
 def packed(levels: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -89,7 +85,7 @@ def fused_conv(base: Tensor, *others: Tensor) -> Tensor:
 def conv_case(shape: Shape, place: Place, *, backward: bool) -> Case:
     """A convolution of levels and a base of ``shape`` to as many channels; on a CPU on one thread, by its own time."""
     batch, channels, height, width = shape
-    pixels, cells = batch * height * width, batch * sum(h * w for h, w in level_sizes(shape))
+    pixels, cells = batch * height * width, sum(batch * h * w for *_, h, w in map_shapes(shape)[1:])
     # The base's and every level's own products; a pixel reads two columns of every level at each tap.
     products = KERNEL**2 * channels**2 * (pixels + cells) + 2 * KERNEL * len(FACTORS) * channels * pixels
     weight = KERNEL**2 * channels**2 * (1 + len(FACTORS))
