@@ -22,7 +22,7 @@ from benchmarks.measure import in_new_process, interleaved, peak_bytes, tensor_b
 from benchmarks.network import Setting, build_training, end_to_end, network
 from benchmarks.peers import EAGER, OURS
 from benchmarks.results import RESULTS, ResultFile
-from pspnet_fast.nn.recompute import RECOMPUTE
+from pspnet_fast.nn.resnet import RECOMPUTE
 
 SETTING = Setting(layers=50, classes=150, batch=2, size=(473, 473), place=Place())
 HALF = replace(SETTING, place=Place("cpu", torch.bfloat16, "channels_last"))

@@ -12,7 +12,7 @@ from benchmarks.peers import EAGER, OURS
 from benchmarks.render import SPREAD
 from benchmarks.runtimes import PEERS as RUNTIME_PEERS
 from benchmarks.runtimes import RUNTIMES
-from pspnet_fast.nn.recompute import RECOMPUTE
+from pspnet_fast.nn.resnet import RECOMPUTE
 
 NAMES = {EAGER: "stock PyTorch, eager"} | {mode: f"`model.checkpoint={mode}`" for mode in RECOMPUTE}
 PEERS = {RECOMPUTE[0]: OURS}  # what the results of a GPU call it

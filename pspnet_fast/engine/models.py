@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pspnet_fast.data import DatasetInfo, eval_transform
 from pspnet_fast.nn import DualCrossEntropyLoss, FocalLoss, LowResolutionLoss, OhemCrossEntropyLoss, PSPNet, WithDice
-from pspnet_fast.nn.published import IMAGENET, published_weights
+from pspnet_fast.nn.backbones import IMAGENET, published_weights
 from pspnet_fast.nn.weights import CLASS_LAYERS, load_checkpoint_weights, load_imagenet_resnet, read_state_dict
 
 from . import checkpoint

@@ -1,11 +1,8 @@
 """The network: PSPNet, its parts, and loading of weights."""
 
-from .focal import FocalLoss, WithDice, dice_loss
-from .heads import AuxHead, PSPHead
-from .loss import DualCrossEntropyLoss, LowResolutionLoss
-from .ohem import OhemCrossEntropyLoss
+from .heads import AuxHead, PSPHead, PyramidPooling
+from .loss import DualCrossEntropyLoss, FocalLoss, LowResolutionLoss, OhemCrossEntropyLoss, WithDice, dice_loss
 from .pspnet import PSPNet
-from .pyramid import PyramidPooling
 from .weights import LoadReport, load_checkpoint_weights, load_imagenet_resnet
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Backbones of torchvision and timm at output stride 8, by name."""
+"""Backbones of torchvision and timm at output stride 8, by name, and their published ImageNet weights."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import difflib
 import functools
 import importlib
 import inspect
-from types import ModuleType
+import os
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .norm import Norm, make_norm
-from .resnet import Stages
+from .resnet import Norm, Stages, make_norm
 
 OUTPUT_STRIDE = 8
+
+IMAGENET = "imagenet"
+"""In the place of a file: the published weights of the backbone."""
 
 
 def external_stages(name: str, norm: Norm = "batch") -> Stages:
@@ -56,8 +60,7 @@ def _bare_name(name: str, norm: Norm) -> Stages:
 
 
 def _torchvision_stages(name: str, norm: Norm) -> Stages:
-    resnet: Any = _import("torchvision.models.resnet", remedy="pip install torchvision")
-    builder = getattr(resnet, name, None)
+    builder = getattr(_import("torchvision.models.resnet"), name, None)
     if not inspect.isfunction(builder) or "weights" not in inspect.signature(builder).parameters:
         raise ValueError(f"{name!r} is not one of torchvision's ResNets")
     try:
@@ -79,7 +82,7 @@ def _torchvision_stages(name: str, norm: Norm) -> Stages:
 
 
 def _timm_stages(name: str) -> Stages:
-    timm = _import("timm", remedy="pip install timm")
+    timm = _import("timm")
     if not timm.is_model(name):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models()))
         raise ValueError(f"{name!r} is not a model of timm {timm.__version__}" + (f"; near: {near}" if near else ""))
@@ -99,8 +102,70 @@ def _timm_stages(name: str) -> Stages:
     return Stages({"backbone": net}, stage3_channels=channels[0], stage4_channels=channels[1])
 
 
-def _import(name: str, remedy: str) -> ModuleType:
+def published_weights(layers: int, backbone: str | None) -> tuple[dict[str, Tensor], str]:
+    """The state dict of an ImageNet classifier with the PSPNet's backbone, and what it is.
+
+    - the deep-stem ResNet of 50, 101 and 152 layers: GluonCV's ResNet-s, from timm.
+    - torchvision's ResNets: the newest of torchvision's weights.
+    - timm's models: the weights that timm names first.
+
+    They are downloaded once, into TORCH_HOME or HF_HOME.
+
+    Raises:
+        ValueError: the backbone has no published weights.
+        OSError: they are neither there nor can be downloaded; the message says where the file belongs.
+        ImportError: the library is not installed.
+    """
+    if backbone is None:
+        if layers < 50:
+            raise ValueError(
+                f"none are published for the deep-stem ResNet of {layers} layers; take backbone=timm/resnet{layers}"
+            )
+        state, source = _from_timm(f"resnet{layers}s.gluon_in1k")
+        # timm's stem is a sequence "conv1" of the same modules but for the last normalisation.
+        places = {"conv1": "layer0", "bn1": "layer0.7"}
+        parts = [key.partition(".") for key in state]
+        keys = [f"{places.get(head, head)}.{rest}" for head, _, rest in parts]
+        return dict(zip(keys, state.values(), strict=True)), source
+    library, slash, model = backbone.partition("/")
+    name = model if slash else backbone
+    if library != "timm" and hasattr(_import("torchvision.models.resnet"), name):
+        return _from_torchvision(name)
+    return _from_timm(name)
+
+
+def _from_torchvision(name: str) -> tuple[dict[str, Tensor], str]:
+    weights = _import("torchvision.models").get_model_weights(name).DEFAULT
+    try:
+        state = weights.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+        raise OSError(f"{weights.url} cannot be fetched ({error}); put the file at {place} (TORCH_HOME)") from error
+    return dict(state), f"torchvision's {weights}"
+
+
+def _from_timm(name: str) -> tuple[dict[str, Tensor], str]:
+    timm = _import("timm")
+    config = timm.models.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise ValueError(f"timm publishes no weights for {name}; give a file")
+    repository = config.hf_hub_id or config.url
+    try:
+        net = timm.create_model(name, pretrained=True)
+    # huggingface_hub and urllib raise many kinds of errors where there is no connection, and no common one.
+    except Exception as error:
+        home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+        raise OSError(
+            f"{repository} cannot be fetched ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); "
+            f"where there is a connection run `hf download {repository}`, and copy its {home}/hub to {home}/hub here "
+            "(HF_HOME); or give the file itself in the place of 'imagenet'"
+        ) from error
+    return net.state_dict(), f"timm's {config.hf_hub_id or name}"
+
+
+def _import(name: str) -> Any:
+    library = name.partition(".")[0]
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{name.partition('.')[0]} is not installed ({error}): {remedy}") from error
+        raise ImportError(f"{library} is not installed ({error}): pip install {library}") from error

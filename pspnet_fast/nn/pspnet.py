@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pspnet_fast.ops.checks import LABEL_DTYPES
 from pspnet_fast.ops.dual_cross_entropy import dual_cross_entropy_argmax
 from pspnet_fast.ops.upsample_argmax import upsample_argmax
 
 from .backbones import external_stages
-from .fusibility import log_unfused
-from .heads import AuxHead, PSPHead, unfusable_reason
-from .loss import LowResolutionLoss, check_criterion, check_target, fusable_options
-from .norm import Norm
-from .optimized import InferenceOnly, arranged, fuse_stages, packed_head
-from .pyramid import PyramidPooling
-from .recompute import RECOMPUTE, Recompute, run_stage
-from .resnet import resnet_stages
+from .fusibility import fusable_options, log_unfused
+from .heads import AuxHead, PSPHead, PyramidPooling, unfusable_reason
+from .loss import LowResolutionLoss
+from .resnet import RECOMPUTE, Norm, Recompute, resnet_stages, run_stage
 from .weights import initial_weights, load_imagenet_resnet
 
 STAGES = ("layer0", "layer1", "layer2", "layer3", "layer4")
@@ -97,7 +93,7 @@ class PSPNet(nn.Module):
             raise ValueError("bins must not be empty; use_ppm=False leaves the pyramid out")
         if recompute not in RECOMPUTE:
             raise ValueError(f"recompute must be one of {', '.join(RECOMPUTE)}, not {recompute!r}")
-        check_criterion(criterion)
+        _check_criterion(criterion)
         weights = initial_weights(pretrained, layers, backbone)
 
         self.layers = layers
@@ -142,13 +138,13 @@ class PSPNet(nn.Module):
 
         if y is None:
             raise ValueError("in training mode PSPNet needs labels: model(x, y); for logits call model.eval() first")
-        check_criterion(self.criterion)  # it may have been replaced
+        _check_criterion(self.criterion)  # it may have been replaced
         options = fusable_options(self.criterion)
         low_resolution = isinstance(self.criterion, LowResolutionLoss)
         if options is not None and y.is_floating_point() and y.dim() == 4:
             options = None  # class probabilities [N, C, h, w]: nn.CrossEntropyLoss takes them, the fused loss does not
         if options is not None or low_resolution:
-            check_target(y, (x.shape[0], *size))
+            _check_target(y, (x.shape[0], *size))
         self._check_batch(x)
 
         stage3, stage4 = self._features(x)
@@ -180,10 +176,12 @@ class PSPNet(nn.Module):
         return upsample_argmax(self.low_resolution_logits(x), self.output_size(x) if size is None else tuple(size))
 
     def optimize_for_inference(self) -> PSPNet:
-        """A copy for inference: the same function in evaluation mode, faster; see :class:`OptimizedPSPNet`.
+        """A copy for inference: the same function in evaluation mode, faster; see :class:`.optimized.OptimizedPSPNet`.
 
         It has no gradients, refuses ``train()`` and ``state_dict()``, and does not follow this network when it changes.
         """
+        from .optimized import OptimizedPSPNet
+
         return OptimizedPSPNet(self)
 
     def low_resolution_logits(self, x: Tensor) -> Tensor:
@@ -234,7 +232,7 @@ class PSPNet(nn.Module):
             self.get_submodule(name).requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> PSPNet:
+    def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``; frozen modules stay in evaluation mode."""
         super().train(mode)
         for name, module in self.named_children():
@@ -268,33 +266,22 @@ def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=True)
 
 
-class OptimizedPSPNet(InferenceOnly, PSPNet):
-    """The same function as ``net`` in evaluation mode, faster; made by :meth:`PSPNet.optimize_for_inference`.
+def _check_criterion(criterion: object) -> None:
+    """Raise ValueError if ``criterion`` has a weight of the auxiliary loss, which PSPNet would not apply."""
+    if isinstance(criterion, LowResolutionLoss) and criterion.aux_weight is not None:
+        raise ValueError(
+            f"criterion has aux_weight={criterion.aux_weight}, but PSPNet returns the main and the auxiliary loss "
+            f"unweighted; leave aux_weight out and train on main_loss + {criterion.aux_weight} * aux_loss"
+        )
 
-    Batch normalisation is folded into the convolutions of the backbone, each convolution is one kernel with the sum
-    and ReLU behind it, and on a CPU its weights are kept in oneDNN's order, for every precision that is used. The
-    auxiliary head is left out. It is a copy: later changes of ``net`` do not reach it.
 
-    It has no gradients, cannot be trained, and has no ``state_dict``: save ``net``.
-    """
-
-    def __init__(self, net: PSPNet) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(copy.deepcopy(net).eval().__dict__)
-        del self.aux
-        self.requires_grad_(False)
-        fuse_stages(self, self._unfused_reasons)
-        fusable = self.use_ppm and not unfusable_reason(self.ppm, self.cls)
-        self.packed_head = packed_head(self.ppm, self.cls) if fusable else None
-
-    def _main_logits(self, stage4: Tensor) -> Tensor:
-        if self.packed_head is None or stage4.device.type != "cpu" or unfusable_reason(self.ppm, self.cls):
-            return super()._main_logits(stage4)
-        x: Tensor = self.packed_head(*self.ppm.forward_levels(stage4), self.ppm.bins)
-        for module in list(self.cls)[3:]:
-            x = module(x)
-        return x
-
-    @torch.no_grad()
-    def low_resolution_logits(self, x: Tensor) -> Tensor:
-        return super().low_resolution_logits(arranged(x))
+def _check_target(target: Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError unless ``target`` holds class indices of the given [B, H, W]."""
+    if target.dtype not in LABEL_DTYPES:
+        raise ValueError(f"labels must be int64, int32 or uint8, not {target.dtype}; convert them with labels.long()")
+    if tuple(target.shape) != tuple(shape):
+        hint = " (remove the channel axis with labels.squeeze(1))" if target.dim() == 4 else ""
+        raise ValueError(
+            f"labels must be [N, h, w] = {list(shape)}, the size of the output, not {list(target.shape)}{hint}; "
+            "the output is (H - 1) * zoom_factor // 8 + 1 high for an input of height H"
+        )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pspnet_fast import PSPNet
 from pspnet_fast.nn import DualCrossEntropyLoss, OhemCrossEntropyLoss
-from pspnet_fast.nn.loss import fusable_options
+from pspnet_fast.nn.fusibility import fusable_options
 
 WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pspnet_fast import PSPNet
-from pspnet_fast.nn.fused_conv import FusedConv2d, fuse_convolutions
+from pspnet_fast.nn.optimized import FusedConv2d, fuse_convolutions
 
 
 def network(**options: object) -> PSPNet:

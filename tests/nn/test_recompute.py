@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pspnet_fast import PSPNet
-from pspnet_fast.nn.recompute import RECOMPUTE
+from pspnet_fast.nn.resnet import RECOMPUTE
 
 
 def step(model: PSPNet, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

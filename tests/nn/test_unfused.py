@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize
 
-from pspnet_fast.nn import PSPNet, PyramidPooling, heads, pyramid
+from pspnet_fast.nn import PSPNet, PyramidPooling, heads
 from pspnet_fast.nn.heads import unfusable_reason
 
 
@@ -135,8 +135,8 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     for module, name in (
         (heads, "pyramid_conv"),
         (heads, "pyramid_conv_norm_relu"),
-        (pyramid, "pyramid_pool_through"),
-        (pyramid, "pyramid_levels"),
+        (heads, "pyramid_pool_through"),
+        (heads, "pyramid_levels"),
     ):
         operator = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, _op=operator, _n=name, **k: calls.append(_n) or _op(*a, **k))
