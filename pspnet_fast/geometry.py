@@ -124,13 +124,6 @@ def tap_matrix(n: int, k: int, align_corners: bool, taps: int, dtype: torch.dtyp
     return _windows(up, taps).to(device=device, dtype=dtype)
 
 
-def tap_matrices(
-    n: int, sides: Sequence[int], align_corners: bool, taps: int, dtype: torch.dtype, device: torch.device
-) -> list[Tensor]:
-    """:func:`tap_matrix` for every ``k`` of ``sides``."""
-    return [tap_matrix(n, k, align_corners, taps, dtype, device) for k in sides]
-
-
 def exported_tap_matrices(
     n: int, sides: Sequence[int], align_corners: bool, taps: int, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:

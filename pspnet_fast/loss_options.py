@@ -26,11 +26,6 @@ class LossOptions(NamedTuple):
     label_smoothing: float = 0.0
     align_corners: bool = True
 
-    def check_numbers(self) -> None:
-        """Raise ValueError for a number out of its range."""
-        if not 0.0 <= self.label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1], not {self.label_smoothing!r}")
-
     def class_weight(self, dtype: torch.dtype) -> Tensor | None:
         """``weight`` in ``dtype``."""
         return None if self.weight is None else self.weight.to(dtype)

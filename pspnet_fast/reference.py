@@ -104,30 +104,16 @@ def accumulation(x: Tensor) -> Tensor:
 
 
 def pyramid_concat(
-    x: Tensor,
-    levels: Tensor,
-    *,
-    bins: Sequence[Bin] = DEFAULT_BINS,
-    align_corners: bool = True,
-    x_first: bool = True,
+    x: Tensor, levels: Tensor, bins: Sequence[Bin] = DEFAULT_BINS, align_corners: bool = True, x_first: bool = True
 ) -> Tensor:
     """``x [B, C, H, W]`` and the levels ``[B, Ck, Σhw]`` upsampled to ``H x W``, concatenated over channels."""
     ups = [upsample(level, x.shape[2:], align_corners) for level in unpack_levels(levels, bins)]
     return torch.cat([x, *ups] if x_first else [*ups, x], dim=1)
 
 
-def pyramid_conv(
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    bins: Sequence[Bin] = DEFAULT_BINS,
-    align_corners: bool = True,
-    x_first: bool = True,
-) -> Tensor:
+def pyramid_conv(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
     """Convolution ("same" zero padding, stride 1) of :func:`pyramid_concat` by ``weight [O, C + L·Ck, kh, kw]``."""
-    merged = pyramid_concat(x, levels, bins=bins, align_corners=align_corners, x_first=x_first)
+    merged = pyramid_concat(x, levels, **options)
     # int(): PyTorch's second derivative of a convolution takes no symbolic padding (torch.compile with dynamic shapes).
     padding = int(weight.shape[2]) // 2, int(weight.shape[3]) // 2
     return F.conv2d(merged, weight, bias, padding=padding)
@@ -171,7 +157,8 @@ def cross_entropy(
         return loss.sum()
     if isinstance(denominator, str):
         divisor = loss_divisor(labels, class_weight, pixel_weight, ignore_index, denominator, up.dtype)
-        return divide_or_empty(loss.sum(), divisor, empty)
+        mean = loss.sum() / divisor.masked_fill(divisor == 0, 1)  # with zero gradient where nothing is left
+        return mean.masked_fill(divisor == 0, torch.nan if empty == "nan" else 0.0)
     return loss.sum() / denominator
 
 
@@ -197,13 +184,6 @@ def loss_divisor(
     if pixel_weight is not None:
         share = share * pixel_weight.to(dtype)
     return share.sum()
-
-
-def divide_or_empty(total: Tensor, divisor: Tensor, empty: str) -> Tensor:
-    """``total / divisor``; where the divisor is zero, NaN or 0 as ``empty`` says, with zero gradient either way."""
-    nothing = divisor == 0
-    mean = total / divisor.where(~nothing, 1)
-    return mean.where(~nothing, torch.nan if empty == "nan" else 0.0)
 
 
 def dual_cross_entropy(

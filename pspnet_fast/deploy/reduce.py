@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from pspnet_fast import ops
-from pspnet_fast.ops.pyramid_conv_norm_relu import fold_norm
+from pspnet_fast.ops.pyramid_conv_composed import fold_norm
 from pspnet_fast.ops.pyramid_pool import exported_pool
 from pspnet_fast.reference import NormStatistics
 

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pspnet_fast.ops.pyramid_concat import pyramid_concat
-from pspnet_fast.ops.pyramid_conv import pyramid_conv
-from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
-from pspnet_fast.ops.pyramid_levels import pyramid_levels
-from pspnet_fast.ops.pyramid_pool import pyramid_pool, pyramid_pool_through
+from pspnet_fast.ops.pyramid_conv import pyramid_conv, pyramid_conv_norm_relu
+from pspnet_fast.ops.pyramid_pool import pyramid_levels, pyramid_pool, pyramid_pool_through
 from pspnet_fast.reference import NormStatistics, unpack_levels
 
 from .fusibility import changed_reason, frozen_norm, global_hook_reason, log_unfused

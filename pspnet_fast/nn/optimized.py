@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pspnet_fast.ops.pyramid_conv import pyramid_conv
-from pspnet_fast.ops.pyramid_conv_norm_relu import fold_norm
+from pspnet_fast.ops.pyramid_conv_composed import fold_norm
 from pspnet_fast.reference import Bin, NormStatistics
 
 from .fusibility import changed_reason, frozen_norm, log_unfused

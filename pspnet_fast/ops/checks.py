@@ -73,30 +73,22 @@ def check_map(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} has no pixels: its shape is {tuple(x.shape)}")
 
 
-def check_packed_levels(levels: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
-    """Raises unless ``levels`` packs one floating-point map for each of ``sizes``."""
+def check_levels(levels: Tensor, bins: Sequence[Bin], x: Tensor | None = None) -> None:
+    """Raises unless ``levels`` packs a map for each of ``bins``, for the batch of ``x`` or else in floating point."""
     check_tensor("levels", levels)
-    packed = sum(h * w for h, w in sizes)
-    if levels.dim() != 3 or levels.shape[2] != packed:
-        raise ValueError(f"levels must be [B, C, {packed}] for sizes {sizes}, not {tuple(levels.shape)}")
-    if not levels.dtype.is_floating_point:
+    packed = sum(h * w for h, w in level_sizes(bins))
+    if levels.dim() != 3 or levels.shape[2] != packed or (x is not None and levels.shape[0] != x.shape[0]):
+        batch, given = ("B, C", "") if x is None else (f"{x.shape[0]}, channels", f"x of batch {x.shape[0]} and ")
+        raise ValueError(
+            f"levels must be [{batch}, {packed}] for {given}bins {tuple(bins)} (packed as pyramid_pool packs them), "
+            f"not {tuple(levels.shape)}"
+        )
+    if x is None and not levels.dtype.is_floating_point:
         raise TypeError(f"levels must be floating-point, not {levels.dtype}; convert it with levels.float()")
     if levels.shape[1] < 1:
         raise ValueError(f"levels have no channels: their shape is {tuple(levels.shape)}")
-
-
-def check_levels(x: Tensor, levels: Tensor, bins: Sequence[Bin]) -> None:
-    """Raises unless ``levels`` packs one map per entry of ``bins`` for the batch of ``x``."""
-    check_tensor("levels", levels)
-    packed = sum(h * w for h, w in level_sizes(bins))
-    if levels.dim() != 3 or levels.shape[0] != x.shape[0] or levels.shape[2] != packed:
-        raise ValueError(
-            f"levels must be [{x.shape[0]}, channels, {packed}] for x of batch {x.shape[0]} and bins {tuple(bins)} "
-            f"(packed as pyramid_pool packs them), not {tuple(levels.shape)}"
-        )
-    if levels.shape[1] < 1:
-        raise ValueError(f"levels have no channels: their shape is {tuple(levels.shape)}")
-    same_device("levels", levels, "x", x)
+    if x is not None:
+        same_device("levels", levels, "x", x)
 
 
 def check_target(logits: Tensor, target: Tensor) -> None:
@@ -120,8 +112,9 @@ def same_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
         )
 
 
-def check_dtype(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raises unless both tensors have one dtype, or autocast will give them one."""
+def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises unless both tensors are on one device and have one dtype, or autocast will give them one."""
+    same_device(name, tensor, other_name, other)
     if tensor.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
         raise TypeError(f"{name} is {tensor.dtype} but {other_name} {other.dtype}; convert it with .to({other.dtype})")
 

@@ -8,7 +8,6 @@ nothing, and backward is the gradient of the sum whose pixels are weighted by th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +31,8 @@ def check_options(
 ) -> tuple[LossOptions, Reduction]:
     """Validate the public options, see :func:`pspnet_fast.upsample_cross_entropy`."""
     given = LossOptions(**options)
-    given.check_numbers()
+    if not 0.0 <= given.label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1], not {given.label_smoothing!r}")
     check_choice("reduction", reduction, ("none", "sum", "mean"))
     check_choice("empty", empty, ("nan", "zero"))
     if isinstance(denominator, str):
@@ -42,19 +42,15 @@ def check_options(
     if target.shape[1] < 1 or target.shape[2] < 1:
         raise ValueError(f"target has no pixels: its shape is {tuple(target.shape)}")
     if given.weight is not None:
-        if given.weight.shape != logits.shape[1:2]:
-            raise ValueError(f"weight must be [{logits.shape[1]}], one per class, not {tuple(given.weight.shape)}")
-        _check_factor("weight", given.weight, logits)
+        _check_factor("weight", given.weight, logits.shape[1:2], f"[{logits.shape[1]}], one per class", logits)
     if given.pixel_weight is not None:
-        if given.pixel_weight.shape != target.shape:
-            raise ValueError(
-                f"pixel_weight must be {tuple(target.shape)}, as target, not {tuple(given.pixel_weight.shape)}"
-            )
-        _check_factor("pixel_weight", given.pixel_weight, logits)
+        _check_factor("pixel_weight", given.pixel_weight, target.shape, f"{tuple(target.shape)}, as target", logits)
     return given, Reduction(reduction, denominator, empty)
 
 
-def _check_factor(name: str, tensor: Tensor, logits: Tensor) -> None:
+def _check_factor(name: str, tensor: Tensor, shape: torch.Size, expected: str, logits: Tensor) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must be {expected}, not {tuple(tensor.shape)}")
     if tensor.is_complex():
         raise TypeError(f"{name} must be real, not {tensor.dtype}; convert it with {name}.real")
     if tensor.requires_grad:
@@ -67,12 +63,12 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def define(logits: Tensor, target: Tensor, per_pixel: bool, _: bool, *options: Any) -> tuple[Tensor, Tensor]:
-    """``(losses, divisor)`` of one head by the definition, which autograd differentiates."""
+def define(logits: Tensor, target: Tensor, per_pixel: bool, _: bool, *options: Any) -> tuple[Tensor, Tensor, None]:
+    """``(losses, divisor, None)`` of one head by the definition, which autograd differentiates."""
     given = LossOptions(*options)
     reduction = "none" if per_pixel else "sum"
     losses = reference.upsample_cross_entropy(logits, target, reduction=reduction, **given._asdict())
-    return losses, _divisor(logits, target, given)
+    return losses, _divisor(logits, target, given), None
 
 
 def _divisor(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
@@ -86,7 +82,7 @@ def compose(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(losses, divisor, state)`` of one head by PyTorch operators, for devices without a kernel."""
     if per_pixel or not gradient:
-        return *define(logits, target, per_pixel, gradient, *options), _no_state(logits)
+        return *define(logits, target, per_pixel, gradient, *options)[:2], _no_state(logits)
     # Loss and gradient read the same upsampled logits, which are built once.
     given, labels = LossOptions(*options), target.long()
     of_map = given._asdict()
@@ -128,12 +124,6 @@ def scale_state(grad: Tensor, logits: Tensor, state: Tensor) -> Tensor:
     if state.shape != logits.shape:
         raise RuntimeError("the cross-entropy was computed without its gradient: call the operator with gradient=True")
     return torch.mul(state, grad, out=empty_like_dense(logits))
-
-
-def only_losses_are_differentiable(ctx: Any, outputs: Sequence[Tensor]) -> None:
-    """Tell autograd so of an operator's other ``outputs``, which would else get gradients of zeros in full size."""
-    ctx.mark_non_differentiable(*outputs)
-    ctx.set_materialize_grads(False)
 
 
 def _no_state(logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ The main head's arg-max, which training scripts report accuracy from, falls out 
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,15 +15,9 @@ from torch import Tensor
 from pspnet_fast import reference
 from pspnet_fast.loss_options import LossOptions
 from pspnet_fast.ops.checks import check_map, check_target, differentiable
-from pspnet_fast.ops.cross_entropy_composed import (
-    check_options,
-    compose,
-    define,
-    fake,
-    only_losses_are_differentiable,
-)
-from pspnet_fast.ops.operator import Autocast, Operator
-from pspnet_fast.ops.upsample_cross_entropy import differentiate_head
+from pspnet_fast.ops.cross_entropy_composed import check_options, compose, define, fake
+from pspnet_fast.ops.operator import Operator
+from pspnet_fast.ops.upsample_cross_entropy import differentiate_head, save_head
 from pspnet_fast.reference import DEFAULT_AUX_WEIGHT, DualLoss, DualPrediction
 
 
@@ -129,20 +124,17 @@ def _check_aux_weight(aux_weight: object) -> None:
         raise TypeError(f"aux_weight must be a number or a 0-d floating-point tensor, not {aux_weight!r}")
 
 
-def _define(main: Tensor, aux: Tensor, target: Tensor, *flags_and_options: Any) -> tuple[Tensor | None, ...]:
-    per_pixel, gradient, labels, correct, *options = flags_and_options
-    main_losses, divisor = define(main, target, per_pixel, gradient, *options)
-    aux_losses, _ = define(aux, target, per_pixel, gradient, *options)
-    found = _argmax(main, target, labels, correct, LossOptions(*options))
-    return main_losses, aux_losses, divisor, None, None, *found
+def _both_heads(one_head: Callable[..., Any]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The operator in PyTorch operators, of ``one_head`` in them."""
 
+    def both(main: Tensor, aux: Tensor, target: Tensor, *flags_and_options: Any) -> tuple[Tensor | None, ...]:
+        per_pixel, gradient, labels, correct, *options = flags_and_options
+        main_losses, divisor, main_state = one_head(main, target, per_pixel, gradient, *options)
+        aux_losses, _, aux_state = one_head(aux, target, per_pixel, gradient, *options)
+        found = _argmax(main, target, labels, correct, LossOptions(*options))
+        return main_losses, aux_losses, divisor, main_state, aux_state, *found
 
-def _compose(main: Tensor, aux: Tensor, target: Tensor, *flags_and_options: Any) -> tuple[Tensor, ...]:
-    per_pixel, gradient, labels, correct, *options = flags_and_options
-    main_losses, divisor, main_state = compose(main, target, per_pixel, gradient, *options)
-    aux_losses, _, aux_state = compose(aux, target, per_pixel, gradient, *options)
-    found = _argmax(main, target, labels, correct, LossOptions(*options))
-    return main_losses, aux_losses, divisor, main_state, aux_state, *found
+    return both
 
 
 def _argmax(main: Tensor, target: Tensor, labels: bool, correct: bool, options: LossOptions) -> tuple[Tensor, Tensor]:
@@ -170,27 +162,24 @@ def _fake(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     main, aux, target, ctx.per_pixel, _, _, _, *options = inputs
-    ctx.options = LossOptions(*options)
     frozen = [losses for losses, needed in zip(output[:2], ctx.needs_input_grad[:2], strict=True) if not needed]
-    only_losses_are_differentiable(ctx, [*frozen, *output[2:]])
-    ctx.save_for_backward(main, aux, target, *output[3:5], ctx.options.weight, ctx.options.pixel_weight)
+    save_head(ctx, [*frozen, *output[2:]], options, main, aux, target, *output[3:5])
 
 
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     main, aux, target, main_state, aux_state, *weights = ctx.saved_tensors
-    return tuple(
-        differentiate_head(ctx, grad, logits, target, state, weights)
-        for grad, logits, state in zip(grads[:2], (main, aux), (main_state, aux_state), strict=True)
+    return (
+        differentiate_head(ctx, grads[0], main, target, main_state, *weights),
+        differentiate_head(ctx, grads[1], aux, target, aux_state, *weights),
     )
 
 
 DUAL = Operator(
     "dual_cross_entropy",
     fake=_fake,
-    definition=_define,
-    composition=_compose,
+    definition=_both_heads(define),
+    composition=_both_heads(compose),
     triton="cross_entropy:dual_cross_entropy",
     save=_save,
     gradient=_differentiate,
-    autocast=Autocast(),
 )

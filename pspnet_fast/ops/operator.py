@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from torch import Tensor
 
 from pspnet_fast import backend
 from pspnet_fast.extension import EXTENSION
+from pspnet_fast.layout import is_channels_last
 from pspnet_fast.ops.checks import differentiable
+from pspnet_fast.reference import NormStatistics
 
 NAMESPACE = "pspnet_fast"
 
@@ -68,27 +69,12 @@ def exporting() -> bool:
 
 def in_standard_operators() -> bool:
     """Whether an export for other runtimes runs: :func:`standard_operators`, or ``torch.onnx.export``."""
-    if _standard_operators:
-        return True
-    return (exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
+    return _standard_operators or ((exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export())
 
 
 def overload(name: str) -> Any:
     """``torch.ops.pspnet_fast.<name>.default``."""
     return getattr(getattr(torch.ops, NAMESPACE), name).default
-
-
-@dataclass(frozen=True)
-class Autocast:
-    """What an operator does under autocast, which is off inside it either way.
-
-    Attributes:
-        lower_precision: whether tensors are cast to the autocast dtype, as for a convolution; else they keep theirs.
-        keep: the arguments that keep their dtype anyway.
-    """
-
-    lower_precision: bool = False
-    keep: tuple[str, ...] = ()
 
 
 class Operator:
@@ -104,9 +90,11 @@ class Operator:
         exported: the operator in standard operators at any size, static or symbolic, for other runtimes; the definition
             where None.
         triton: "module:function" below :mod:`pspnet_fast.triton`, imported at the first call; or a function.
-        save: ``save(ctx, inputs, output)``, what the gradient needs; ``ctx.variant`` is set already.
+        save: ``save(ctx, inputs, output)``, what the gradient needs besides ``ctx.options``, all inputs behind the
+            leading tensors.
         gradient: ``gradient(ctx, *grads)``, the gradients of the first arguments; those of the others are None.
-        autocast: None for operators that autocast never sees, as backward's.
+        lower_precision: whether autocast casts the tensors to its dtype, as for a convolution, all but statistics of a
+            normalisation. It is off inside either way; backward operators it never sees.
     """
 
     def __init__(
@@ -122,7 +110,7 @@ class Operator:
         triton: str | Callable[..., Any] | None = None,
         save: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
         gradient: Callable[..., Sequence[Tensor | None]] | None = None,
-        autocast: Autocast | None = None,
+        lower_precision: bool = False,
     ) -> None:
         self.name = name
         self.definition = definition
@@ -132,7 +120,7 @@ class Operator:
         self._save, self._gradient = save, gradient
         self._variants = {"": overload(name)}
         # What it keeps for backward, torch.jit.trace would find in a trace with gradients and miss in one without.
-        self._traceable = len(overload(name)._schema.returns) == 1
+        self.traceable = len(overload(name)._schema.returns) == 1
 
         torch.library.impl(f"{NAMESPACE}::{name}", "CompositeExplicitAutograd")(composition)
         if triton is not None:
@@ -146,8 +134,8 @@ class Operator:
             torch.library.register_fake(function.name(), fake)
             if gradient is not None:
                 self._register_gradient(variant, gradient)
-            if autocast is not None:
-                _register_autocast(function, autocast)
+            if definition is not None:
+                _register_autocast(function, lower_precision)
         if definition is not None:
             OPERATORS[name] = self
 
@@ -164,7 +152,7 @@ class Operator:
 
     def backend(self, tensor: Tensor) -> str:
         """What the operator runs on for ``tensor``'s device, see :func:`pspnet_fast.backend.select`."""
-        if torch.jit.is_tracing() and not self._traceable:
+        if torch.jit.is_tracing() and not self.traceable:
             return "reference"
         return backend.select(self.name, tensor.device.type, self.composed, tensor.device.index)
 
@@ -181,7 +169,8 @@ class Operator:
     def _register_gradient(self, variant: str, gradient: Callable[..., Sequence[Tensor | None]]) -> None:
         # torch.library.register_autograd reads the schema at every call: 40 of a loss's 240 us, for which a GPU waits.
         function, save = self._variants[variant], self._save
-        count = len(function._schema.arguments)
+        types = [str(argument.type) for argument in function._schema.arguments]
+        tensors = next(i for i, kind in enumerate(types) if "Tensor" not in kind)
 
         def below_autograd(*arguments: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
@@ -189,14 +178,14 @@ class Operator:
 
         def forward(ctx: Any, *arguments: Any) -> Any:
             output = below_autograd(*arguments)
-            ctx.variant = variant
+            ctx.variant, ctx.options = variant, arguments[tensors:]
             if save is not None:
                 save(ctx, arguments, output)
             return output
 
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             found = gradient(ctx, *grads)
-            return *found, *[None] * (count - len(found))
+            return *found, *[None] * (len(types) - len(found))
 
         # The node of the graph has this name: profiles show it.
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -230,16 +219,15 @@ def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
 def _savable(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments; where autograd will save them, copies of those that come from inference mode."""
     tensors = [a for a in arguments if isinstance(a, Tensor)]
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
-        return arguments
-    if not any(t.is_inference() for t in tensors):
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if not recorded or not any(t.is_inference() for t in tensors):
         return arguments
     return tuple(a.clone() if isinstance(a, Tensor) and a.is_inference() else a for a in arguments)
 
 
-def _register_autocast(function: Any, autocast: Autocast) -> None:
+def _register_autocast(function: Any, lower_precision: bool) -> None:
     # torch.library.register_autocast knows only a fixed dtype.
-    lowered = [autocast.lower_precision and a.name not in autocast.keep for a in function._schema.arguments]
+    lowered = [lower_precision and a.name not in NormStatistics._fields for a in function._schema.arguments]
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         kernel = _autocast_kernel(function, device_type, key, lowered)
         torch.library.impl(function.name(), key)(kernel)
@@ -267,19 +255,19 @@ def _lower(argument: Any, dtype: torch.dtype) -> Any:
     return argument
 
 
+def save_map(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keep shape and layout of the first argument, a map ``[B, C, H, W]``: all that a linear operator needs."""
+    ctx.shape, ctx.channels_last = inputs[0].shape, is_channels_last(inputs[0])
+
+
 def second_gradient(
     function: Callable[..., Any], inputs: Sequence[Tensor], grad: Tensor, cotangents: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """Differentiate a backward pass once more, by the definition of its forward.
 
-    Args:
-        function: the definition of the forward operator, over the tensors ``inputs``.
-        inputs: the differentiable inputs of forward.
-        grad: the upstream gradient that backward was given.
-        cotangents: the gradients with respect to backward's results, one per input; None where there is none.
-
-    Returns:
-        The gradients with respect to ``grad`` and to each of ``inputs``.
+    ``function`` is that definition over ``inputs``, the differentiable ones; ``grad`` is what backward was given, and
+    ``cotangents`` are the gradients by its results, one per input, None where there is none. Returned are the gradients
+    by ``grad`` and by each of ``inputs``.
     """
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in inputs]
@@ -296,5 +284,5 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return {
         overload(name): operator.exported
         for name, operator in OPERATORS.items()
-        if operator.exported is not None and len(overload(name)._schema.returns) == 1
+        if operator.exported is not None and operator.traceable
     }

@@ -12,7 +12,7 @@ from pspnet_fast import reference
 from pspnet_fast.geometry import upsample_adjoint
 from pspnet_fast.layout import empty_map, is_channels_last, memory_format
 from pspnet_fast.ops.checks import check_bins, check_levels, check_map
-from pspnet_fast.ops.operator import Autocast, Operator
+from pspnet_fast.ops.operator import Operator, save_map
 from pspnet_fast.reference import DEFAULT_BINS
 
 
@@ -30,9 +30,7 @@ def pyramid_concat(
         x: ``[B, C, H, W]``, floating-point.
         levels: ``[B, Ck, Σk²]``, packed as :func:`pspnet_fast.pyramid_pool` packs them.
         bins: the sides of the levels, in their order in ``levels`` and in the result.
-        align_corners: as in ``torch.nn.functional.interpolate(mode="bilinear")``.
-        x_first: whether x comes before the levels (semseg, mmsegmentation) or after them
-            (segmentation_models.pytorch).
+        align_corners, x_first: as for :func:`pspnet_fast.pyramid_conv`.
 
     Returns:
         ``[B, C + L·Ck, H, W]``, of the wider dtype of the two, in x's memory layout.
@@ -44,19 +42,16 @@ def pyramid_concat(
     """
     checked = check_bins(bins)
     check_map("x", x)
-    check_levels(x, levels, checked)
+    check_levels(levels, checked, x)
     dtype = torch.promote_types(x.dtype, levels.dtype)
     x, levels = x.to(dtype), levels.to(dtype)
     output: Tensor = CONCAT(x, levels, checked, align_corners, x_first)
     return output
 
 
-def _define(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
-    return reference.pyramid_concat(x, levels, bins=bins, align_corners=align_corners, x_first=x_first)
-
-
 def _concat(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
-    return _define(x, levels, bins, align_corners, x_first).contiguous(memory_format=memory_format(x))
+    merged = reference.pyramid_concat(x, levels, bins, align_corners, x_first)
+    return merged.contiguous(memory_format=memory_format(x))
 
 
 def _fake_concat(x: Tensor, levels: Tensor, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
@@ -73,51 +68,38 @@ def _concat_backward(grad: Tensor, channels: int, bins: list[int], align_corners
     return torch.cat(grad_levels, dim=2).to(grad.dtype)
 
 
-def _fake_concat_backward(grad: Tensor, channels: int, bins: list[int], align_corners: bool, x_first: bool) -> Tensor:
-    return grad.new_empty(grad.shape[0], (grad.shape[1] - channels) // len(bins), sum(k * k for k in bins))
-
-
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, _, ctx.bins, ctx.align_corners, ctx.x_first = inputs
-    ctx.channels = x.shape[1]
-
-
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     # x was copied unchanged: its gradient is a part of grad, and needs no kernel.
-    first = 0 if ctx.x_first else grad.shape[1] - ctx.channels
-    grad_x = grad.narrow(1, first, ctx.channels) if ctx.needs_input_grad[0] else None
-    grad_levels = None
-    if ctx.needs_input_grad[1]:
-        grad_levels = CONCAT_BACKWARD.like(ctx)(grad, ctx.channels, ctx.bins, ctx.align_corners, ctx.x_first)
+    channels, x_first = ctx.shape[1], ctx.options[2]
+    first = 0 if x_first else grad.shape[1] - channels
+    grad_x = grad.narrow(1, first, channels) if ctx.needs_input_grad[0] else None
+    grad_levels = CONCAT_BACKWARD.like(ctx)(grad, channels, *ctx.options) if ctx.needs_input_grad[1] else None
     return grad_x, grad_levels
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, ctx.channels, ctx.bins, ctx.align_corners, ctx.x_first = inputs
-    ctx.size = grad.shape[-2:]
-
-
 def _differentiate_again(ctx: Any, grad_levels: Tensor) -> tuple[Tensor]:
-    zeros = grad_levels.new_zeros(grad_levels.shape[0], ctx.channels, *ctx.size)
-    return (CONCAT.like(ctx)(zeros, grad_levels, ctx.bins, ctx.align_corners, ctx.x_first),)
+    channels, *options = ctx.options
+    zeros = grad_levels.new_zeros(grad_levels.shape[0], channels, *ctx.shape[2:])
+    return (CONCAT.like(ctx)(zeros, grad_levels, *options),)
 
 
 CONCAT = Operator(
     "pyramid_concat",
     fake=_fake_concat,
-    definition=_define,
+    definition=reference.pyramid_concat,
     composition=_concat,
     composed=True,
     triton="pyramid_concat:pyramid_concat_forward",
-    save=_save_forward,
+    save=save_map,
     gradient=_differentiate,
-    autocast=Autocast(),
 )
 CONCAT_BACKWARD = Operator(
     "pyramid_concat_backward",
-    fake=_fake_concat_backward,
+    fake=lambda grad, channels, bins, align_corners, x_first: grad.new_empty(
+        grad.shape[0], (grad.shape[1] - channels) // len(bins), sum(k * k for k in bins)
+    ),
     composition=_concat_backward,
     triton="pyramid_concat:pyramid_concat_backward",
-    save=_save_backward,
+    save=save_map,
     gradient=_differentiate_again,
 )

@@ -17,15 +17,16 @@ tensors: it is the transpose of the same three steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.geometry import exported_tap_matrices, size_pairs, tap_matrices
+from pspnet_fast.geometry import exported_tap_matrices, size_pairs, tap_matrix
 from pspnet_fast.layout import is_channels_last, memory_format
+from pspnet_fast.reference import NormStatistics
 
 
 class WeightParts(NamedTuple):
@@ -52,52 +53,74 @@ def convolve_x(x: Tensor, weight: Tensor, bias: Tensor | None, part: slice) -> T
 
 
 def convolve_x_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, part: slice, want_x: bool, want_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of :func:`convolve_x` by ``x``, in x's layout, and by ``weight[:, part]``."""
-    if not (want_x or want_weight):
-        return None, None
+    grad: Tensor, x: Tensor, weight: Tensor, part: slice, mask: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of :func:`convolve_x` by ``x``, in x's layout, and by ``weight``, of which ``part`` is written.
+
+    ``mask`` is that of ``pyramid_conv_backward``; what it does not select is an empty tensor.
+    """
+    grad_x, grad_weight = x.new_empty(0), torch.empty_like(weight) if mask[2] else weight.new_empty(0)
     if x.shape[1] == 0:
-        return torch.zeros_like(x), torch.zeros_like(weight[:, part])
-    padding = [weight.shape[2] // 2, weight.shape[3] // 2]
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight[:, part], None, [1, 1], padding, [1, 1], False, [0, 0], 1, [want_x, want_weight, False]
-    )
-    return grad_x.contiguous(memory_format=memory_format(x)) if want_x else None, grad_weight
+        return torch.zeros_like(x) if mask[0] else grad_x, grad_weight
+    if mask[0] or mask[2]:
+        padding = [weight.shape[2] // 2, weight.shape[3] // 2]
+        found, found_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight[:, part], None, [1, 1], padding, [1, 1], False, [0, 0], 1, [mask[0], mask[2], False]
+        )
+        if mask[0]:
+            grad_x = found.contiguous(memory_format=memory_format(x))
+        if mask[2]:
+            grad_weight[:, part] = found_weight
+    return grad_x, grad_weight
+
+
+def fold_norm(weight: Tensor, bias: Tensor | None, norm: NormStatistics) -> tuple[Tensor, Tensor]:
+    """Weight ``[O, …]`` and bias ``[O]`` of a convolution that gives what ``norm`` makes of the result of this one."""
+    scale = norm.gamma / (norm.var + norm.eps).sqrt()
+    centre = norm.mean if bias is None else norm.mean - bias
+    return weight * scale.view(-1, *[1] * (weight.dim() - 1)), norm.beta - centre * scale
 
 
 def forward(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    """``pyramid_conv`` as an operator; ``options`` are ``sizes, align_corners, x_first``."""
-    sizes, align_corners, x_first = options
+    """``pyramid_conv`` or ``pyramid_conv_norm_relu`` as an operator.
+
+    ``options`` are ``sizes, align_corners, x_first``, behind those of :class:`pspnet_fast.ops.NormStatistics` if any.
+    """
+    *norm, sizes, align_corners, x_first = options
     bins = size_pairs(sizes)
     parts = weight_parts(x, levels, len(bins), x_first)
     y = convolve_x(x, weight, bias, parts.x)
-    if y.numel() == 0:
-        return y
-    rows, columns = _taps(x, bins, weight.shape[2:], align_corners)
-    batch, out_channels, height, width = y.shape
-    channels_last = is_channels_last(y)
-    terms = _row_terms(levels, weight, parts.levels, rows, bins, channels_last)
+    if y.numel() > 0:
+        rows, columns = _taps(x, bins, weight.shape[2:], align_corners)
+        batch, out_channels, height, width = y.shape
+        channels_last = is_channels_last(y)
+        terms = _row_terms(levels, weight, parts.levels, rows, bins, channels_last)
 
-    # Added into the convolution's own output, in its own layout: no second full-size tensor.
-    if channels_last:
-        image_rows = y.permute(0, 2, 3, 1).view(batch * height, width, out_channels)
-        image_rows.baddbmm_(columns.expand(batch * height, -1, -1), terms)
-    else:
-        y.view(-1, width).addmm_(terms.view(-1, columns.shape[1]), columns.mT)
+        # Added into the convolution's own output, in its own layout: no second full-size tensor.
+        if channels_last:
+            image_rows = y.permute(0, 2, 3, 1).view(batch * height, width, out_channels)
+            image_rows.baddbmm_(columns.expand(batch * height, -1, -1), terms)
+        else:
+            y.view(-1, width).addmm_(terms.view(-1, columns.shape[1]), columns.mT)
+    if norm:
+        mean, var, gamma, beta, eps = norm
+        y = torch.relu_(torch.batch_norm(y, gamma, beta, mean, var, False, 0.0, eps, False))
     return y
 
 
 def export(x: Tensor, levels: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    """``pyramid_conv`` as an export records it: at any size of x, and nothing is written to."""
-    sizes, align_corners, x_first = options
+    """:func:`forward` as an export records it: at any size of x, and nothing is written to."""
+    *norm, sizes, align_corners, x_first = options
+    if norm:
+        weight, bias = fold_norm(weight, bias, NormStatistics(*norm))
     bins = size_pairs(sizes)
     parts = weight_parts(x, levels, len(bins), x_first)
     y = convolve_x(x, weight, bias, parts.x)
-    rows, columns = _taps(x, bins, weight.shape[2:], align_corners, exported_tap_matrices)
+    rows, columns = _taps(x, bins, weight.shape[2:], align_corners, exported=True)
     terms = _row_terms(levels, weight, parts.levels, rows, bins, channels_last=False)
     rows_of_pixels = y.reshape(-1, y.shape[3])
-    return torch.addmm(rows_of_pixels, terms.reshape(-1, columns.shape[1]), columns.mT).view(y.shape)
+    y = torch.addmm(rows_of_pixels, terms.reshape(-1, columns.shape[1]), columns.mT).view(y.shape)
+    return y.relu() if norm else y
 
 
 def _row_terms(
@@ -124,20 +147,12 @@ def _row_terms(
     return torch.cat(terms, dim=1 if channels_last else 2)
 
 
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    levels: Tensor,
-    weight: Tensor,
-    sizes: list[int],
-    align_corners: bool,
-    x_first: bool,
-    mask: Sequence[bool],
-) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, x: Tensor, levels: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, ...]:
     """``pyramid_conv_backward`` as an operator: the gradients by x, levels and weight that ``mask`` selects.
 
-    The others are empty tensors.
+    The others are empty tensors. ``options`` are ``sizes, align_corners, x_first, mask``.
     """
+    sizes, align_corners, x_first, mask = options
     if grad.numel() == 0:
         return tuple(
             torch.zeros_like(t) if wanted else t.new_empty(0)
@@ -145,12 +160,7 @@ def backward(
         )
     bins = size_pairs(sizes)
     parts = weight_parts(x, levels, len(bins), x_first)
-    grad_x, grad_weight_x = convolve_x_backward(grad, x, weight, parts.x, mask[0], mask[2])
-    grad_weight = torch.empty_like(weight) if mask[2] else weight.new_empty(0)
-    if grad_weight_x is not None:
-        grad_weight[:, parts.x] = grad_weight_x
-        del grad_weight_x
-
+    grad_x, grad_weight = convolve_x_backward(grad, x, weight, parts.x, mask)
     grad_levels = []
     if mask[1] or mask[2]:
         kernel = weight.shape[2:]
@@ -163,26 +173,19 @@ def backward(
             if mask[1]:
                 positions = grad_q.mT @ _taps_by_channels(weight, part)
                 grad_levels.append(positions.view(batch, h * w, channels).mT)
-    return (
-        x.new_empty(0) if grad_x is None else grad_x,
-        torch.cat(grad_levels, dim=2) if mask[1] else levels.new_empty(0),
-        grad_weight,
-    )
+    return grad_x, torch.cat(grad_levels, dim=2) if mask[1] else levels.new_empty(0), grad_weight
 
 
 def _taps(
-    x: Tensor,
-    bins: list[tuple[int, int]],
-    kernel: Sequence[int],
-    align_corners: bool,
-    matrices: Callable[..., list[Tensor]] = tap_matrices,
+    x: Tensor, bins: list[tuple[int, int]], kernel: Sequence[int], align_corners: bool, exported: bool = False
 ) -> tuple[list[Tensor], Tensor]:
     """Interpolation weights: rows ``[H, kh·h]`` over (dy, i) per level, columns ``[W, Σ kw·w]`` for all levels."""
-    rows, columns = (
-        [matrix.flatten(1) for matrix in matrices(n, sides, align_corners, taps, x.dtype, x.device)]
-        for n, taps, sides in zip(x.shape[2:], kernel, zip(*bins, strict=True), strict=True)
-    )
-    return rows, torch.cat(columns, dim=1)
+    axes = []
+    for n, taps, sides in zip(x.shape[2:], kernel, zip(*bins, strict=True), strict=True):
+        options = align_corners, taps, x.dtype, x.device
+        found = exported_tap_matrices(n, sides, *options) if exported else [tap_matrix(n, k, *options) for k in sides]
+        axes.append([matrix.flatten(1) for matrix in found])
+    return axes[0], torch.cat(axes[1], dim=1)
 
 
 def _taps_by_channels(weight: Tensor, level: slice) -> Tensor:

@@ -3,12 +3,18 @@
 The bin edges of all levels cut each axis into a few intervals, and the map into atoms. The kernels sum every atom once
 and every bin from its atoms, so ``x`` is read once, not once a level; in backward the gradient is constant on an atom
 and is written once. Native kernels: csrc/cpu/pyramid_pool*.cpp, csrc/cuda/pyramid_pool*.cu, triton/pyramid_pool.py.
+
+In evaluation mode a 1x1 convolution, normalisation and ReLU may follow at every size. Normalisation by fixed statistics
+is a factor and a sum, so one kernel applies it, and the ReLU, to the products of all levels, and packs them:
+csrc/cuda/pyramid_levels.cu. Elsewhere that is composed of the fused pooling and PyTorch operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,10 +22,9 @@ from torch import Tensor
 from pspnet_fast import reference
 from pspnet_fast.geometry import bin_averages
 from pspnet_fast.layout import empty_map, format_of, is_channels_last, is_dense
-from pspnet_fast.ops.checks import check_bins, check_map, differentiable
-from pspnet_fast.ops.operator import Autocast, Operator
-from pspnet_fast.ops.ownership import holders, holders_of_owned
-from pspnet_fast.reference import DEFAULT_BINS
+from pspnet_fast.ops.checks import check_alike, check_bins, check_map, check_norm, check_tensor, differentiable
+from pspnet_fast.ops.operator import Operator, overload, save_map
+from pspnet_fast.reference import DEFAULT_BINS, NormStatistics
 
 
 def pyramid_pool(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> Tensor:
@@ -65,6 +70,74 @@ def pyramid_pool_through(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> tuple
     return through
 
 
+def pyramid_levels(
+    x: Tensor, weights: Sequence[Tensor], norms: Sequence[NormStatistics], bins: Sequence[int] = DEFAULT_BINS
+) -> Tensor:
+    """Pool ``x`` to every size of ``bins``, and project, normalise and rectify each level.
+
+    Args:
+        x: ``[B, C, H, W]``, floating-point, NCHW or channels_last.
+        weights: a level's 1x1 convolution ``[Ck, C, 1, 1]`` for each of ``bins``, of x's dtype.
+        norms: statistics of a level's batch normalisation for each of ``bins``, ``[Ck]`` tensors.
+        bins: the sides of the levels, in the order they are packed.
+
+    Returns:
+        ``[B, Ck, Σk²]`` of x's dtype: level after level, each row-major.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices do not fit together, or the lists are not as long as ``bins``.
+
+    Made for inference: where a gradient is wanted it runs as differentiable PyTorch operators behind the fused pooling.
+    Under autocast it runs in the lower precision, as a convolution does.
+    """
+    checked = check_bins(bins)
+    check_map("x", x)
+    _check_levels(x, weights, norms, checked)
+    mean, var, gamma, beta, eps = (list(values) for values in zip(*norms, strict=True))
+    output: Tensor = LEVELS(x, checked, list(weights), mean, var, gamma, beta, eps)
+    return output
+
+
+def holders(grad: Tensor) -> tuple[int, int, int]:
+    """How many hold ``grad``: references from C++ to the tensor, of tensors to its memory, and from Python to it.
+
+    Other holders than a backward itself are a hook that kept the gradient, ``torch.autograd.grad`` that returns it,
+    another function that was handed the same one, or a view.
+    """
+    memory = torch._C._storage_Use_Count(grad.untyped_storage()._cdata)
+    return cast(Any, grad)._use_count(), memory, sys.getrefcount(grad)
+
+
+@functools.cache
+def holders_of_owned() -> tuple[int, int, int]:
+    """What :func:`holders` counts where ``backward`` alone holds its parameter.
+
+    It depends on the versions of Python and of torch, so it is counted in a graph where no other code can hold one.
+    """
+    # Code that Dynamo compiles has other references, and a caller may be run by it.
+    dynamo = sys.modules.get("torch._dynamo")
+    counted: tuple[int, int, int] = _count() if dynamo is None else dynamo.disable(_count)()
+    return counted
+
+
+def _count() -> tuple[int, int, int]:
+    found = []
+
+    class Count(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            found.append(holders(grad))
+            return grad
+
+    with torch.enable_grad():
+        (Count.apply(torch.zeros(1, device="cpu", requires_grad=True)) * 2).backward()
+    return found[0]
+
+
 class _PoolThrough(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, bins: list[int], backend: str) -> tuple[Tensor, Tensor]:
@@ -87,14 +160,6 @@ class _PoolThrough(torch.autograd.Function):
             grad_x = grad_x.clone()
         POOL_BACKWARD_ADD.run(ctx.backend, grad_x, grad_pooled, ctx.bins)
         return grad_x, None, None
-
-
-def _fake_forward(x: Tensor, bins: list[int]) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1], sum(k * k for k in bins))
-
-
-def _fake_backward(grad: Tensor, height: int, width: int, bins: list[int], channels_last: bool) -> Tensor:
-    return empty_map(grad, grad.shape[1], height, width, channels_last)
 
 
 def _compose_backward(grad: Tensor, height: int, width: int, bins: list[int], channels_last: bool) -> Tensor:
@@ -126,40 +191,55 @@ def _export(x: Tensor, bins: list[int]) -> Tensor:
     return torch.cat([level.flatten(2) for level in exported_pool(x, [(k, k) for k in bins])], dim=2)
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, ctx.bins = inputs
-    ctx.size, ctx.channels_last = x.shape[-2:], is_channels_last(x)
-
-
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor]:
-    return (POOL_BACKWARD.like(ctx)(grad, *ctx.size, ctx.bins, ctx.channels_last),)
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.bins = inputs[3]
+    return (POOL_BACKWARD.like(ctx)(grad, *ctx.shape[2:], *ctx.options, ctx.channels_last),)
 
 
 def _differentiate_again(ctx: Any, grad: Tensor) -> tuple[Tensor]:
-    return (POOL.like(ctx)(grad, ctx.bins),)
+    return (POOL.like(ctx)(grad, ctx.options[2]),)
+
+
+def _check_levels(x: Tensor, weights: Sequence[Tensor], norms: Sequence[NormStatistics], bins: Sequence[int]) -> None:
+    if x.shape[1] < 1:
+        raise ValueError(f"x has no channels: its shape is {tuple(x.shape)}")
+    for name, given in (("weights", weights), ("norms", norms)):
+        if len(given) != len(bins):
+            raise ValueError(f"{name} must hold one entry for each of {len(bins)} bins, not {len(given)}")
+    for i, weight in enumerate(weights):
+        check_tensor(f"weights[{i}]", weight)
+    shape = (*weights[0].shape[:1], x.shape[1], 1, 1)
+    for i, (weight, norm) in enumerate(zip(weights, norms, strict=True)):
+        if weight.shape != shape:
+            raise ValueError(f"weights[{i}] must be {list(shape)}, as x and weights[0] say, not {list(weight.shape)}")
+        check_alike(f"weights[{i}]", weight, "x", x)
+        check_norm(f"norms[{i}]", norm, weight)
+
+
+def _behind(pool: Callable[[Tensor, list[int]], Tensor]) -> Callable[..., Tensor]:
+    """The operator in PyTorch operators behind this pooling."""
+
+    def levels(x: Tensor, bins: list[int], weight: list[Tensor], *norms: list[Any]) -> Tensor:
+        statistics = [NormStatistics(*norm) for norm in zip(*norms, strict=True)]
+        return reference.transform_levels(pool(x, bins), weight, statistics, bins)
+
+    return levels
 
 
 POOL = Operator(
     "pyramid_pool",
-    fake=_fake_forward,
+    fake=lambda x, bins: x.new_empty(*x.shape[:2], sum(k * k for k in bins)),
     definition=lambda x, bins: reference.pyramid_pool(x, bins),
     composition=lambda x, bins: reference.pyramid_pool(x, bins),
     exported=_export,
     triton="pyramid_pool:pyramid_pool_forward",
-    save=_save_forward,
+    save=save_map,
     gradient=_differentiate,
-    autocast=Autocast(),
 )
 POOL_BACKWARD = Operator(
     "pyramid_pool_backward",
-    fake=_fake_backward,
+    fake=lambda grad, height, width, bins, channels_last: empty_map(grad, grad.shape[1], height, width, channels_last),
     composition=_compose_backward,
     triton="pyramid_pool:pyramid_pool_backward",
-    save=_save_backward,
     gradient=_differentiate_again,
 )
 POOL_BACKWARD_ADD = Operator(
@@ -167,4 +247,14 @@ POOL_BACKWARD_ADD = Operator(
     fake=lambda grad_x, grad, bins: None,
     composition=_compose_backward_add,
     triton="pyramid_pool:pyramid_pool_backward_add",
+)
+LEVELS = Operator(
+    "pyramid_levels",
+    fake=lambda x, bins, weight, *norms: x.new_empty(x.shape[0], weight[0].shape[0], sum(k * k for k in bins)),
+    definition=_behind(reference.pyramid_pool),
+    composition=_behind(overload("pyramid_pool")),
+    recorded=_behind(pyramid_pool),
+    composed=True,
+    exported=_behind(pyramid_pool),
+    lower_precision=True,
 )

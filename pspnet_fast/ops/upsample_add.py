@@ -15,8 +15,8 @@ from torch import Tensor
 from pspnet_fast import reference
 from pspnet_fast.geometry import size_pairs, upsample_adjoint
 from pspnet_fast.layout import empty_levels, empty_map, format_of, is_channels_last
-from pspnet_fast.ops.checks import check_level_sizes, check_map, check_packed_levels, check_size, same_device
-from pspnet_fast.ops.operator import Autocast, Operator
+from pspnet_fast.ops.checks import check_level_sizes, check_levels, check_map, check_size, same_device
+from pspnet_fast.ops.operator import Operator, save_map
 from pspnet_fast.reference import Bin
 
 
@@ -48,7 +48,7 @@ def upsample_add(
     Differentiable any number of times. Autocast leaves the dtypes alone.
     """
     sizes = check_level_sizes(bins)
-    check_packed_levels(levels, sizes)
+    check_levels(levels, sizes)
     if base is not None:
         check_map("base", base)
         size = base.shape[2:] if size is None else size
@@ -100,23 +100,14 @@ def _fake_backward(grad: Tensor, sizes: list[int], align_corners: bool) -> Tenso
     return empty_levels(grad, sum(h * w for h, w in size_pairs(sizes)))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.sizes, ctx.align_corners = inputs[4], inputs[5]
-
-
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted_levels, wanted_base = ctx.needs_input_grad[:2]
-    grad_levels = ADD_BACKWARD.like(ctx)(grad, ctx.sizes, ctx.align_corners) if wanted_levels else None
+    grad_levels = ADD_BACKWARD.like(ctx)(grad, *ctx.options[2:4]) if wanted_levels else None
     return grad_levels, grad if wanted_base else None
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, ctx.sizes, ctx.align_corners = inputs
-    ctx.size, ctx.channels_last = grad.shape[2:], is_channels_last(grad)
-
-
 def _differentiate_again(ctx: Any, cotangent: Tensor) -> tuple[Tensor]:
-    return (ADD.like(ctx)(cotangent, None, *ctx.size, ctx.sizes, ctx.align_corners, ctx.channels_last),)
+    return (ADD.like(ctx)(cotangent, None, *ctx.shape[2:], *ctx.options, ctx.channels_last),)
 
 
 ADD = Operator(
@@ -125,15 +116,13 @@ ADD = Operator(
     definition=_define,
     composition=_compose,
     triton="upsample_add:upsample_add",
-    save=_save,
     gradient=_differentiate,
-    autocast=Autocast(),
 )
 ADD_BACKWARD = Operator(
     "upsample_add_backward",
     fake=_fake_backward,
     composition=_compose_backward,
     triton="upsample_add:upsample_add_backward",
-    save=_save_backward,
+    save=save_map,
     gradient=_differentiate_again,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.ops.checks import LABEL_DTYPES, check_map, check_size
-from pspnet_fast.ops.operator import Autocast, Operator
+from pspnet_fast.ops.operator import Operator
 
 
 def upsample_argmax(
@@ -53,16 +53,13 @@ def _argmax(logits: Tensor, height: int, width: int, align_corners: bool, dtype:
     return labels
 
 
-def _fake_argmax(logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
-    return logits.new_empty((logits.shape[0], height, width), dtype=dtype)
-
-
 ARGMAX = Operator(
     "upsample_argmax",
-    fake=_fake_argmax,
+    fake=lambda logits, height, width, align_corners, dtype: logits.new_empty(
+        (len(logits), height, width), dtype=dtype
+    ),
     definition=_define,
     composition=_argmax,
     composed=True,
     triton="upsample_argmax:upsample_argmax",
-    autocast=Autocast(),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +13,8 @@ from torch import Tensor
 from pspnet_fast.layout import empty_like_dense
 from pspnet_fast.loss_options import LossOptions
 from pspnet_fast.ops.checks import check_map, check_target, differentiable
-from pspnet_fast.ops.cross_entropy_composed import (
-    check_options,
-    compose,
-    define,
-    fake,
-    only_losses_are_differentiable,
-    scale_state,
-)
-from pspnet_fast.ops.operator import Autocast, Operator, overload, second_gradient
+from pspnet_fast.ops.cross_entropy_composed import check_options, compose, define, fake, scale_state
+from pspnet_fast.ops.operator import Operator, overload, second_gradient
 
 
 def upsample_cross_entropy(
@@ -79,27 +74,54 @@ def upsample_cross_entropy(
     return how.apply([losses], divisor, target)[0]
 
 
+def check_labels(device: torch.device | str | int | None = None) -> None:
+    """Wait for a GPU, and raise if a cross-entropy there has met a label out of range since the last check.
+
+    On a GPU such a label raises in the next call of the same host thread, so the last call of a program never raises.
+    A replayed CUDA graph runs no host code: a loop of replays raises here alone. Call it at the end of every epoch, and
+    at the end. On the CPU the call itself raises, and there is nothing to wait for.
+
+    Args:
+        device: one GPU; None: every GPU that this process holds memory on.
+
+    Raises:
+        IndexError: a label outside ``[0, C)`` that is not ``ignore_index``, met by any thread of this process. Its
+            pixel was left out of loss and gradient. One label is named, and all are forgotten.
+    """
+    for checked in _used_gpus() if device is None else [torch.device(device)]:
+        like = torch.empty(0, device=checked)
+        CHECK_LABELS.run("cuda", like)
+        if "pspnet_fast.triton.label_flag" in sys.modules:
+            CHECK_LABELS.run("triton", like)
+
+
+def _used_gpus() -> list[torch.device]:
+    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return []
+    return [torch.device("cuda", i) for i in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(i) > 0]
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, ctx.per_pixel, _, *options = inputs
-    ctx.options = LossOptions(*options)
-    only_losses_are_differentiable(ctx, output[1:])
-    ctx.save_for_backward(logits, target, output[2], ctx.options.weight, ctx.options.pixel_weight)
+    save_head(ctx, output[1:], options, logits, target, output[2])
+
+
+def save_head(ctx: Any, rest: Sequence[Tensor], options: Sequence[Any], *tensors: Tensor) -> None:
+    """Keep what :func:`differentiate_head` needs; ``rest`` are outputs that are not differentiable."""
+    ctx.options = given = LossOptions(*options)
+    ctx.mark_non_differentiable(*rest)
+    ctx.set_materialize_grads(False)  # else these get gradients of zeros in full size
+    ctx.save_for_backward(*tensors, given.weight, given.pixel_weight)
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None]:
-    logits, target, state, *weights = ctx.saved_tensors
-    return (differentiate_head(ctx, grad, logits, target, state, weights),)
+    return (differentiate_head(ctx, grad, *ctx.saved_tensors),)
 
 
 def differentiate_head(
-    ctx: Any, grad: Tensor | None, logits: Tensor, target: Tensor, state: Tensor, weights: Sequence[Tensor | None]
+    ctx: Any, grad: Tensor | None, logits: Tensor, target: Tensor, state: Tensor, *weights: Tensor | None
 ) -> Tensor | None:
-    """The gradient by a head's logits, of the upstream gradient of its losses.
-
-    Args:
-        ctx: of a forward that saved ``options`` and ``per_pixel``.
-        weights: ``weight`` and ``pixel_weight`` of the options.
-    """
+    """The gradient by a head's logits, of the upstream gradient of its losses."""
     if grad is None:
         return None
     if not ctx.per_pixel and not torch.is_grad_enabled():  # not to be differentiated again
@@ -122,18 +144,9 @@ def _backward(
     return empty_like_dense(logits).copy_(state)
 
 
-def _backward_triton(*arguments: Any) -> Tensor:
-    return _backward(*arguments, variant="_triton")
-
-
-def _fake_backward(grad: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    return empty_like_dense(logits)
-
-
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     grad, logits, target, _, ctx.per_pixel, *options = inputs
-    ctx.options = LossOptions(*options)
-    ctx.save_for_backward(grad, logits, target, ctx.options.weight, ctx.options.pixel_weight)
+    save_head(ctx, (), options, grad, logits, target)
 
 
 def _differentiate_again(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -154,14 +167,17 @@ LOSS = Operator(
     triton="cross_entropy:upsample_cross_entropy",
     save=_save,
     gradient=_differentiate,
-    autocast=Autocast(),
 )
 # Of both cross-entropies, head by head.
 LOSS_BACKWARD = Operator(
     "upsample_cross_entropy_backward",
-    fake=_fake_backward,
+    fake=lambda grad, logits, *options: empty_like_dense(logits),
     composition=_backward,
-    triton=_backward_triton,
+    triton=partial(_backward, variant="_triton"),
     save=_save_backward,
     gradient=_differentiate_again,
+)
+# On the CPU labels have been looked at.
+CHECK_LABELS = Operator(
+    "check_labels", fake=lambda like: None, composition=lambda like: None, triton="label_flag:check_labels"
 )

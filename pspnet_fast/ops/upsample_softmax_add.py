@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pspnet_fast import reference
 from pspnet_fast.ops.checks import check_map, check_size, check_tensor, same_device
-from pspnet_fast.ops.operator import Autocast, Operator
+from pspnet_fast.ops.operator import Operator
 from pspnet_fast.reference import AxisTaps
 
 
@@ -120,5 +120,4 @@ ADD = Operator(
     composition=_add,
     composed=True,
     triton="upsample_softmax_add:upsample_softmax_add",
-    autocast=Autocast(),
 )

@@ -23,8 +23,8 @@ from torch import Tensor
 
 import pspnet_fast
 from pspnet_fast import reference
-from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
-from pspnet_fast.ops.pyramid_levels import pyramid_levels
+from pspnet_fast.ops.pyramid_conv import pyramid_conv_norm_relu
+from pspnet_fast.ops.pyramid_pool import pyramid_levels
 from pspnet_fast.reference import NormStatistics
 
 AUX_WEIGHT = 0.4

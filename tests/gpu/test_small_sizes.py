@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import pspnet_fast
-from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
-from pspnet_fast.ops.pyramid_levels import pyramid_levels
-from pspnet_fast.ops.pyramid_pool import pyramid_pool_through
+from pspnet_fast.ops.pyramid_conv import pyramid_conv_norm_relu
+from pspnet_fast.ops.pyramid_pool import pyramid_levels, pyramid_pool_through
 from pspnet_fast.reference import NormStatistics
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

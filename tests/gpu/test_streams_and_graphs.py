@@ -10,8 +10,8 @@ from real_sizes import DEVICE, blocky_labels, random, require_kernel
 from torch import Tensor
 
 import pspnet_fast
-from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
-from pspnet_fast.ops.pyramid_levels import pyramid_levels
+from pspnet_fast.ops.pyramid_conv import pyramid_conv_norm_relu
+from pspnet_fast.ops.pyramid_pool import pyramid_levels
 from pspnet_fast.reference import NormStatistics
 
 Call = Callable[[], list[Tensor]]

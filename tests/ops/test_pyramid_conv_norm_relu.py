@@ -23,7 +23,7 @@ from running import (
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.ops.pyramid_conv_norm_relu import pyramid_conv_norm_relu
+from pspnet_fast.ops.pyramid_conv import pyramid_conv_norm_relu
 from pspnet_fast.reference import NormStatistics
 
 OPERATOR = "pyramid_conv_norm_relu"

@@ -22,7 +22,7 @@ from running import (
 from torch import Tensor
 
 from pspnet_fast import reference
-from pspnet_fast.ops.pyramid_levels import pyramid_levels
+from pspnet_fast.ops.pyramid_pool import pyramid_levels
 from pspnet_fast.reference import NormStatistics
 
 OPERATOR = "pyramid_levels"

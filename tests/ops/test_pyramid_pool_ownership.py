@@ -10,8 +10,7 @@ from pool_gradients import PSPNET, check_sum, deliver, spread
 from running import Backend, random
 from torch import Tensor
 
-from pspnet_fast.ops.ownership import holders_of_owned
-from pspnet_fast.ops.pyramid_pool import pyramid_pool_through
+from pspnet_fast.ops.pyramid_pool import holders_of_owned, pyramid_pool_through
 
 OPERATOR = "pyramid_pool"
 
