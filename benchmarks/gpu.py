@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.gpu_result import assembled, count_junit, find_sanitizer, read_sanitizer, save, summary
 from benchmarks.results import RESULTS, ROOT, machine, write_json
-from pspnet_fast.verification import KERNELS
+from pspnet_fast.report import KERNELS
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 OUT_OF_TIME = (124, 137)  # exit codes of coreutils' timeout

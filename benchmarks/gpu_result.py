@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import results as provenance
 from benchmarks.results import ROOT, Row, load, write_json
 from pspnet_fast.files import replacing
-from pspnet_fast.verification import KERNELS, VERIFIED, read_verified
+from pspnet_fast.report import KERNELS, VERIFIED, read_verified
 
 ROWS = ("operators_gpu", "network_gpu")
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks import markdown as md
 from benchmarks.markdown import Cell, Column, File, Row, from_files
-from pspnet_fast.verification import KERNELS
+from pspnet_fast.report import KERNELS
 
 # ---- trainings -------------------------------------------------------------------------------------------------------
 

@@ -185,13 +185,10 @@ def _unsupported_gpu(index: int) -> str | None:
 
 
 def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
-    """Whether what nvcc made for ``architecture`` runs on a GPU of ``capability``.
+    """Whether what nvcc made for ``architecture``, as CMake names it, runs on a GPU of ``capability``.
 
-    Args:
-        architecture: as CMake names it: "90-real" is machine code for 9.0, which runs on the same major version and
-            that minor version or a newer one; "90-virtual" is PTX, which any newer GPU compiles. Code for "90a" uses
-            what 9.0 alone has, and runs on nothing else.
-        capability: major and minor version.
+    "90-real" is machine code for 9.0, which runs on the same major version and that minor version or a newer one;
+    "90-virtual" is PTX, which any newer GPU compiles. Code for "90a" uses what 9.0 alone has, and runs on nothing else.
     """
     number, kind = architecture.split("-")
     built = divmod(int(number.rstrip("a")), 10)

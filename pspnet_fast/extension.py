@@ -35,29 +35,27 @@ class Extension:
 
 def load(build_info: Path = BUILD_INFO, torch_version: str = torch.__version__) -> Extension:
     """Import ``_C`` if it was built for ``torch_version``; never raises for a missing or unfit extension."""
-    if not build_info.is_file():
-        reason = f"the extension was not built; run `{REBUILD}` in the source folder"
-        return Extension(reason, reason)
     try:
         info: dict[str, Any] = json.loads(build_info.read_text())
         built, skipped, built_for = info["built"], info["skipped"], info["torch"]
+    except FileNotFoundError:
+        return _unloaded("the extension was not built")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{build_info} is unreadable ({error}); run `{REBUILD}` in the source folder"
-        return Extension(reason, reason)
+        return _unloaded(f"{build_info} is unreadable ({error})")
     if "cpu" not in built:
         return Extension(skipped["cpu"], skipped["cuda"], info)
     if built_for != torch_version:
-        reason = (
-            f"built against torch {built_for}, but torch {torch_version} is imported; "
-            f"run `{REBUILD}` in the source folder"
-        )
-        return Extension(reason, reason, info)
+        return _unloaded(f"built against torch {built_for}, but torch {torch_version} is imported", info)
     try:
         importlib.import_module("pspnet_fast._C")
     except ImportError as error:
-        reason = f"the extension does not load ({error}); run `{REBUILD}` in the source folder"
-        return Extension(reason, reason, info)
+        return _unloaded(f"the extension does not load ({error})", info)
     return Extension(None, None if "cuda" in built else skipped["cuda"], info)
+
+
+def _unloaded(reason: str, info: dict[str, Any] | None = None) -> Extension:
+    reason = f"{reason}; run `{REBUILD}` in the source folder"
+    return Extension(reason, reason, info or {})
 
 
 EXTENSION = load()

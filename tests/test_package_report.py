@@ -18,7 +18,7 @@ from pspnet_fast import report as report_module
 from pspnet_fast.digest import folder_digest
 from pspnet_fast.extension import BUILD_INFO, EXTENSION, REBUILD, Extension, load
 from pspnet_fast.ops.operator import OPERATORS
-from pspnet_fast.verification import VERIFIED, current_digests, read_verified, verification
+from pspnet_fast.report import VERIFIED, current_digests, read_verified, verification
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTED = {"cuda": "a" * 64, "triton": "b" * 64}
