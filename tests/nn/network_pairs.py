@@ -14,15 +14,20 @@ CLASSES = 3
 SIZE = (57, 49)
 
 
-def make_pair(dtype: torch.dtype = torch.float64, **arguments: Any) -> tuple[PSPNet, PlainPSPNet]:
-    arguments = {"layers": 18, "classes": CLASSES, **arguments}
-    plain = PlainPSPNet(**arguments).to(dtype)
-    for module in plain.modules():  # as after some training, so that evaluation differs from an identity
+def with_statistics(net: Any) -> Any:
+    """``net`` as after some training, so that evaluation differs from an identity."""
+    for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
             nn.init.normal_(module.running_mean, std=0.2)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return net
+
+
+def make_pair(dtype: torch.dtype = torch.float64, **arguments: Any) -> tuple[PSPNet, PlainPSPNet]:
+    arguments = {"layers": 18, "classes": CLASSES, **arguments}
+    plain = with_statistics(PlainPSPNet(**arguments).to(dtype))
     fast = PSPNet(**arguments, pretrained=False).to(dtype)
     fast.load_state_dict(plain.state_dict())
     return fast, plain
@@ -75,3 +80,12 @@ def assert_same_step(actual: Step, expected: Step, tolerance: float = 1e-10) -> 
     assert actual.gradients.keys() == expected.gradients.keys()
     for name, gradient in expected.gradients.items():
         assert_near(actual.gradients[name], gradient, tolerance, f"gradient of {name}")
+
+
+def assert_trains_alike(fast: PSPNet, plain: PlainPSPNet, x: Tensor | None = None, y: Tensor | None = None) -> Step:
+    """A training step of both is the same; returned is that of ``fast``."""
+    if x is None or y is None:
+        x, y = make_batch()
+    step = training_step(fast, x, y)
+    assert_same_step(step, training_step(plain, x, y))
+    return step

@@ -1,19 +1,21 @@
-"""The ways in which training scripts run a network: mixed precision, compiled, checkpointed, distributed."""
+"""The ways in which training scripts run a network: mixed precision, compiled, checkpointed, distributed, frozen."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from network_pairs import Step, assert_near, assert_same_step, make_batch, make_pair, training_step
+from network_pairs import Step, assert_near, assert_same_step, assert_trains_alike, make_batch, make_pair, training_step
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from pspnet_fast.nn import PSPNet
+from pspnet_fast.nn.resnet import RECOMPUTE
 
 
 def test_autocast_bfloat16() -> None:
@@ -163,15 +165,15 @@ def test_replicas_share_no_state() -> None:
 def _replicate(module: nn.Module) -> nn.Module:
     """What ``torch.nn.parallel.replicate`` does to a module, without its need for GPUs."""
     copies = {m: m._replicate_for_data_parallel() for m in module.modules()}
-    for original, copy in copies.items():
+    for original, replica in copies.items():
         for name, child in original._modules.items():
-            copy._modules[name] = None if child is None else copies[child]
+            replica._modules[name] = None if child is None else copies[child]
         for name, parameter in original._parameters.items():
             if parameter is None:
-                copy._parameters[name] = None
+                replica._parameters[name] = None
             else:
-                setattr(copy, name, parameter.view_as(parameter))
-        copy._buffers = dict(original._buffers)
+                setattr(replica, name, parameter.view_as(parameter))
+        replica._buffers = dict(original._buffers)
     return copies[module]
 
 
@@ -188,12 +190,70 @@ def test_bfloat16_model_in_evaluation() -> None:
 def test_frozen_backbone() -> None:
     """Parameters that need no gradient get none, and the input's is not computed."""
     fast, plain = make_pair()
-    x, y = make_batch()
     for net in (fast, plain):
         for name in ("layer0", "layer1", "layer2", "layer3", "layer4"):
             net.get_submodule(name).requires_grad_(False)
         net.cls[0].requires_grad_(False)
-    assert_same_step(training_step(fast, x, y), training_step(plain, x, y))
-    assert isinstance(fast, PSPNet)
+    assert_trains_alike(fast, plain)
     assert fast.layer0[0].weight.grad is None
     assert fast.cls[0].weight.grad is None
+
+
+@pytest.mark.parametrize("backbone", [None, "torchvision/resnet50"])
+def test_recomputed_steps_equal_the_plain_one(backbone: str | None) -> None:
+    plain = PSPNet(layers=18, classes=3, pretrained=False, backbone=backbone)
+    others = {mode: copy.deepcopy(plain) for mode in RECOMPUTE[1:]}
+    x, y = make_batch(batch=2, size=(33, 41), dtype=torch.float32)
+    expected = training_step(plain, x, y)
+    buffers = dict(plain.named_buffers())
+    assert int(buffers["layer2.0.bn1.num_batches_tracked"]) == 1
+    for mode, model in others.items():
+        model.recompute = mode
+        calls: list[nn.Module] = []
+        model.layer3[0].conv1.register_forward_hook(lambda module, *_, calls=calls: calls.append(module))
+        assert_same_step(training_step(model, x, y), expected, tolerance=0)
+        torch.testing.assert_close(dict(model.named_buffers()), buffers, rtol=0, atol=0)
+        assert len(calls) == 2  # the module is called again; whether it computes again is the mode's
+
+
+def test_selective_keeps_convolutions() -> None:
+    """In backward, "full" convolves forward again, and "selective" only where that widens."""
+    calls = {}
+    for mode in RECOMPUTE:
+        model = PSPNet(layers=18, classes=3, pretrained=False, recompute=mode)
+        _, main, aux = model(torch.randn(2, 3, 33, 33), torch.zeros(2, 33, 33, dtype=torch.int64))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            (main + aux).backward()
+        counts = {event.key: event.count for event in profile.key_averages()}
+        calls[mode] = counts.get("aten::_convolution", 0)  # below what the checkpoint intercepts
+    stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+    blocks = [module for stage in stages for module in stage.modules() if isinstance(module, nn.Conv2d)]
+    widening = sum(module.out_channels > module.in_channels for module in blocks)
+    assert (calls["none"], calls["selective"]) == (0, widening)
+    assert calls["full"] > 2 * widening > 0
+
+
+def test_recompute_in_evaluation_and_refusals() -> None:
+    model = PSPNet(layers=18, classes=3, pretrained=False, recompute="full").eval()
+    assert model(torch.randn(1, 3, 33, 33)).shape == (1, 3, 33, 33)
+    with pytest.raises(ValueError, match="recompute must be one of none, selective, full"):
+        PSPNet(layers=18, classes=3, pretrained=False, recompute="half")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs residual blocks"):
+        PSPNet(backbone="timm/test_resnet", classes=3, pretrained=False, recompute="full")
+
+
+@pytest.mark.parametrize("frozen", [("backbone",), ("layer0", "layer1")])
+def test_frozen_modules_stay(frozen: tuple[str, ...]) -> None:
+    model = PSPNet(layers=18, classes=3, pretrained=False, recompute="selective")
+    model.freeze(*frozen)
+    before = copy.deepcopy(model.state_dict())
+    model.eval()
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    _, main, aux = model(torch.randn(2, 3, 33, 33), torch.zeros(2, 33, 33, dtype=torch.int64))
+    (main + aux).backward()
+    optimizer.step()
+    changed = {key.split(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"ppm", "cls", "aux"} | (set() if frozen == ("backbone",) else {"layer2", "layer3", "layer4"})
+    with pytest.raises(ValueError, match="'layer9' is no part of the network; choose from backbone, layer0"):
+        model.freeze("layer9")

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from network_pairs import with_statistics
 from torch import Tensor, nn
 
 from pspnet_fast import PSPNet
@@ -15,15 +16,8 @@ from pspnet_fast.nn.optimized import FusedConv2d, fuse_convolutions
 
 
 def network(**options: object) -> PSPNet:
-    """Random weights and statistics, none of them trivial."""
     torch.manual_seed(0)
-    net = PSPNet(**{"layers": 50, "classes": 19, "pretrained": False, **options}).eval()  # type: ignore[arg-type]
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    return net
+    return with_statistics(PSPNet(**{"layers": 50, "classes": 19, "pretrained": False, **options}).eval())
 
 
 VARIANTS = {

@@ -4,44 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from network_pairs import Step, assert_near, assert_same_step, make_batch, make_pair, training_step
+from network_pairs import Step, assert_near, assert_same_step, assert_trains_alike, make_batch, make_pair, training_step
 from torch import Tensor
 
 from pspnet_fast.backend import use_backend
 
-FORMATS = [torch.contiguous_format, torch.channels_last]
 
-
-@pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "channels_last"])
-def test_training_float64(memory_format: torch.memory_format) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+def test_float64(memory_format: torch.memory_format) -> None:
     fast, plain = (model.to(memory_format=memory_format) for model in make_pair())
     x, y = make_batch()
-    x = x.to(memory_format=memory_format)
-    assert_same_step(training_step(fast, x, y), training_step(plain, x, y))
-
-
-@pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "channels_last"])
-def test_evaluation_float64(memory_format: torch.memory_format) -> None:
-    fast, plain = (model.to(memory_format=memory_format).eval() for model in make_pair())
-    x = make_batch(batch=1)[0].to(memory_format=memory_format)
-    assert_near(fast(x), plain(x), 1e-10)
+    image = make_batch(batch=1)[0].to(memory_format=memory_format)
+    assert_near(fast.eval()(image), plain.eval()(image), 1e-10)
+    assert_trains_alike(fast, plain, x.to(memory_format=memory_format), y)
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        {"use_ppm": False},
-        {"bins": (6, 3, 2, 1)},
-        {"bins": (1, 4)},
-        {"layers": 34, "dropout": 0.5},
-        {"layers": 50},
-    ],
+    [{"use_ppm": False}, {"bins": (6, 3, 2, 1)}, {"bins": (1, 4)}, {"layers": 34, "dropout": 0.5}, {"layers": 50}],
     ids=str,
 )
 def test_constructor_arguments(arguments: dict[str, object]) -> None:
     fast, plain = make_pair(**arguments)
     x, y = make_batch(batch=2, size=(33, 25))
-    assert_same_step(training_step(fast, x, y), training_step(plain, x, y))
+    assert_trains_alike(fast, plain, x, y)
     assert_near(fast.eval()(x), plain.eval()(x), 1e-10)
 
 
@@ -53,7 +39,7 @@ def test_zoom_factors(zoom: int, size: tuple[int, int]) -> None:
     height, width = fast.output_size(x)
     if size == (473, 17):
         assert (height, width) == ({1: 60, 2: 119, 4: 237, 8: 473}[zoom], 2 * zoom + 1)
-    assert_same_step(training_step(fast, x, y), training_step(plain, x, y))
+    assert_trains_alike(fast, plain, x, y)
     logits = fast.eval()(x)
     assert logits.shape == (2, 3, height, width)
     assert_near(logits, plain.eval()(x), 1e-10)
@@ -64,8 +50,7 @@ def test_reference_backend_is_the_stock_chain() -> None:
     x, y = make_batch()
     with use_backend("reference"):
         step = training_step(fast, x, y)
-    expected = training_step(plain, x, y)
-    assert_same_step(step, expected, tolerance=1e-12)
+    assert_same_step(step, training_step(plain, x, y), tolerance=1e-12)
 
 
 def test_batch_statistics_follow() -> None:

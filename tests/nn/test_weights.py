@@ -1,12 +1,13 @@
-"""Loading of checkpoints and of ImageNet weights."""
+"""Backbones of torchvision and timm by name; loading of checkpoints and of ImageNet weights."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
-from network_pairs import assert_near, make_batch, make_pair
+from network_pairs import assert_near, make_batch, make_pair, training_step
 from torch import Tensor, nn
 
 from pspnet_fast.nn import PSPNet, load_checkpoint_weights, load_imagenet_resnet
@@ -74,26 +75,18 @@ def test_other_depth_and_missing_entries() -> None:
         load_checkpoint_weights(net, {"foo": torch.ones(1)}, strict=False)
 
 
-class Payload:
-    pass
-
-
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    file = tmp_path / "a.pth"
     with pytest.raises(FileNotFoundError):
-        load_checkpoint_weights(fresh(), tmp_path / "absent.pth")
-    torch.save({"state_dict": Payload()}, tmp_path / "code.pth")
-    with pytest.raises(ValueError, match=r"code.pth: holds test_weights.Payload besides tensors"):
-        load_checkpoint_weights(fresh(), tmp_path / "code.pth")
-    torch.save(fresh().state_dict(), tmp_path / "cut.pth")
-    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:10_000])
-    with pytest.raises(ValueError, match=r"cut.pth"):
-        load_checkpoint_weights(fresh(), tmp_path / "cut.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds a list"):
-        load_checkpoint_weights(fresh(), tmp_path / "list.pth")
-    torch.save({"epoch": 3}, tmp_path / "empty.pth")
-    with pytest.raises(ValueError, match="its keys are: epoch"):
-        load_checkpoint_weights(fresh(), tmp_path / "empty.pth")
+        load_checkpoint_weights(fresh(), file)
+    for content, message in (
+        ({"state_dict": nn.ReLU()}, r"a\.pth: holds torch.nn.modules.activation.ReLU besides tensors"),
+        ([1, 2], "holds a list"),
+        ({"epoch": 3}, "its keys are: epoch"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint_weights(fresh(), file)
 
 
 def classifier_state(net: PSPNet) -> dict[str, Tensor]:
@@ -121,17 +114,6 @@ def test_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: py
     assert [str(w.message) for w in recwarn if "backbone" in str(w.message)] == []
 
 
-def test_torchvision_weights_into_the_same_stem(tmp_path: Path) -> None:
-    models = pytest.importorskip("torchvision.models")
-    original = models.resnet50(weights=None)
-    torch.save(original.state_dict(), tmp_path / "resnet50.pth")
-    net = fresh(backbone="resnet50", pretrained=tmp_path / "resnet50.pth")
-    torch.testing.assert_close(net.layer0[0].weight, original.conv1.weight, rtol=0, atol=0)
-    for i in (1, 2, 3, 4):
-        assert_equal_states(original.get_submodule(f"layer{i}"), net.get_submodule(f"layer{i}"))
-    assert load_imagenet_resnet(net, original.state_dict()).complete
-
-
 def test_torchvision_weights_into_the_deep_stem() -> None:
     models = pytest.importorskip("torchvision.models")
     original = models.resnet50(weights=None).state_dict()
@@ -157,6 +139,65 @@ def test_partial_fit_is_said_at_construction(tmp_path: Path) -> None:
     torch.save(models.resnet18(weights=None).state_dict(), tmp_path / "tv.pth")
     with pytest.warns(UserWarning, match=r"fits the backbone in part only.*layer0.0.weight"):
         fresh(pretrained=tmp_path / "tv.pth")
+
+
+def test_torchvision_resnet(tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision.models")
+    original = models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
+    torch.save(original.state_dict(), tmp_path / "resnet50.pth")
+    net = fresh(backbone="resnet50", layers=50, pretrained=tmp_path / "resnet50.pth")
+    assert load_imagenet_resnet(net, original.state_dict()).complete
+    x, y = make_batch(batch=2, size=(41, 33), dtype=torch.float32)
+    assert net.eval()(x).shape == (2, 3, 41, 33)
+    assert net.low_resolution_logits(x).shape == (2, 3, 6, 5)
+    original.eval().avgpool = original.fc = nn.Identity()
+    torch.testing.assert_close(net._features(x)[1].flatten(1), original(x))
+
+    step = training_step(net, x, y)
+    assert step.gradients.keys() == {*dict(net.named_parameters()), "input"}
+    assert len(net.backbone_modules()) == 5
+
+
+def test_torchvision_with_group_norm() -> None:
+    pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        net = fresh(backbone="torchvision/resnext50_32x4d", norm="group")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    assert net.cls[0].weight.shape == (512, 4096, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("timm/resnet18", (256, 512)), ("mobilenetv3_small_050", (24, 288)), ("timm/convnext_atto", (160, 320))],
+)
+def test_timm(name: str, channels: tuple[int, int]) -> None:
+    pytest.importorskip("timm")
+    net = fresh(backbone=name)
+    x, y = make_batch(batch=2, size=(65, 50), dtype=torch.float32)
+    assert net.aux[0].in_channels == channels[0]
+    assert net.cls[0].in_channels == channels[1] + 4 * (channels[1] // 4)
+    assert net.eval()(x).shape == (2, 3, 65, 50)
+    step = training_step(copy.deepcopy(net), x, y)
+    assert step.gradients["input"].isfinite().all()
+    assert net.backbone_modules() == [net.backbone]
+    parameters = [p for module in (*net.backbone_modules(), *net.head_modules()) for p in module.parameters()]
+    assert len(parameters) == len(list(net.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet5O", r"(?s)neither by torchvision nor by timm.*near: .*resnet5"),
+        ("torchvision/resnet18", r"Use 'timm/resnet18', or layers=18"),
+        ("torchvision/vgg16", r"'vgg16' is not one of torchvision's ResNets"),
+        ("timm/vit_tiny_patch16_224", r"no feature maps at output stride 8"),
+        ("keras/resnet50", r"prefix must be 'torchvision/' or 'timm/'"),
+    ],
+)
+def test_unknown_or_unfit(name: str, message: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=message):
+        fresh(backbone=name)
 
 
 def test_timm_weights(tmp_path: Path) -> None:
