@@ -70,23 +70,20 @@ def upsample_softmax_add(
             "upsample_softmax_add has no gradient, but total or logits need one; call it under torch.no_grad() or "
             "detach them"
         )
-    tables: list[Tensor | None] = []
-    for name, taps, dim in (("rows", rows, 2), ("columns", columns, 3)):
-        if taps is None:
-            if total.shape[dim] != size[dim - 2]:
-                raise ValueError(
-                    f"total must be [B, C, {size[0]}, {size[1]}] where rows and columns are not given, "
-                    f"not {tuple(total.shape)}"
-                )
-            tables += [None, None]
-        else:
-            tables += _checked(name, taps, total, dim)
+    tables = [*_tables("rows", rows, total, size, 2), *_tables("columns", columns, total, size, 3)]
     ADD(total, logits.detach(), *size, align_corners, flip, float(weight), *tables)
     return total
 
 
-def _checked(name: str, taps: AxisTaps, total: Tensor, dim: int) -> list[Tensor]:
-    """The tables as the kernels take them: contiguous, int32 and of ``total``'s dtype."""
+def _tables(name: str, taps: AxisTaps | None, total: Tensor, size: Sequence[int], dim: int) -> list[Tensor | None]:
+    """Of one axis as the kernels take them: contiguous, int32 and of ``total``'s dtype; None where not given."""
+    if taps is None:
+        if total.shape[dim] != size[dim - 2]:
+            raise ValueError(
+                f"total must be [B, C, {size[0]}, {size[1]}] where rows and columns are not given, "
+                f"not {tuple(total.shape)}"
+            )
+        return [None, None]
     for field, table in zip(taps._fields, taps, strict=True):
         check_tensor(f"{name}.{field}", table)
         if table.shape != (total.shape[dim], 2):
