@@ -155,28 +155,23 @@ def cross_entropy(
         return loss
     if reduction == "sum":
         return loss.sum()
-    if isinstance(denominator, str):
-        divisor = loss_divisor(labels, class_weight, pixel_weight, ignore_index, denominator, up.dtype)
-        mean = loss.sum() / divisor.masked_fill(divisor == 0, 1)  # with zero gradient where nothing is left
-        return mean.masked_fill(divisor == 0, torch.nan if empty == "nan" else 0.0)
-    return loss.sum() / denominator
+    if not isinstance(denominator, str):
+        return loss.sum() / denominator
+    divisor = loss_divisor(labels, class_weight, pixel_weight, ignore_index, up.dtype)
+    if denominator == "all":
+        divisor = torch.full_like(divisor, labels.numel())
+    mean = loss.sum() / divisor.masked_fill(divisor == 0, 1)  # with zero gradient where nothing is left
+    return mean.masked_fill(divisor == 0, torch.nan if empty == "nan" else 0.0)
 
 
 def loss_divisor(
-    labels: Tensor,
-    weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    ignore_index: int,
-    denominator: str,
-    dtype: torch.dtype,
+    labels: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
 ) -> Tensor:
-    """What ``reduction="mean"`` divides by, as a 0-d tensor.
+    """What ``denominator="valid"`` divides by, 0-d, as in ``torch.nn.CrossEntropyLoss``.
 
-    ``"valid"``: the sum, over the pixels that are not ignored, of class weight times pixel weight (their number where
-    neither is given), as ``torch.nn.CrossEntropyLoss`` has it. ``"all"``: the number of pixels.
+    The sum, over the pixels that are not ignored, of class weight times pixel weight; their number where neither is
+    given.
     """
-    if denominator == "all":
-        return torch.full((), labels.numel(), dtype=dtype, device=labels.device)
     valid = labels != ignore_index
     share = valid.to(dtype)
     if weight is not None:

@@ -74,7 +74,7 @@ def define(logits: Tensor, target: Tensor, per_pixel: bool, _: bool, *options: A
 def _divisor(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
     dtype = loss_dtype(logits)
     weight, pixel_weight = options.class_weight(dtype), options.pixel_weight
-    return reference.loss_divisor(target.long(), weight, pixel_weight, options.ignore_index, "valid", dtype)
+    return reference.loss_divisor(target.long(), weight, pixel_weight, options.ignore_index, dtype)
 
 
 def compose(

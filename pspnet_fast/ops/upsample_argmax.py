@@ -55,9 +55,7 @@ def _argmax(logits: Tensor, height: int, width: int, align_corners: bool, dtype:
 
 ARGMAX = Operator(
     "upsample_argmax",
-    fake=lambda logits, height, width, align_corners, dtype: logits.new_empty(
-        (len(logits), height, width), dtype=dtype
-    ),
+    fake=lambda logits, height, width, _, dtype: logits.new_empty((logits.shape[0], height, width), dtype=dtype),
     definition=_define,
     composition=_argmax,
     composed=True,
