@@ -16,16 +16,18 @@ import torch
 
 ALL = os.environ.get("PSPNET_FAST_TESTS") == "all" or torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+APART = ("operator", "backend")
 
 
 def select(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """The items that run, in their order. The operators' tests cover the pairs on every back end."""
+    """The items that run, in their order. The operators' tests cover the pairs of each operator on every back end."""
     if ALL:
         return list(items)
     tests: dict[object, list[pytest.Item]] = {}
     for item in items:
         if not _is_skipped(_parameters(item)):
-            tests.setdefault((item.nodeid.partition("[")[0], _parameters(item).get("backend")), []).append(item)
+            own = map(_parameters(item).get, APART)
+            tests.setdefault((item.nodeid.partition("[")[0], *own), []).append(item)
     kept = {same[i] for same in tests.values() for i in covering_pairs([_values(item) for item in same])}
     return [item for item in items if item in kept]
 
@@ -49,10 +51,10 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
 def _values(item: pytest.Item) -> list[Hashable]:
     """One for each ``parametrize``, of which a line of a table of cases is one value, and for each fixture's parameter.
 
-    The back end is not among them: the pairs are covered on each.
+    The operator and the back end are not among them: the pairs are covered on each.
     """
     found: list[Hashable] = []
-    others = {name: id(value) for name, value in _parameters(item).items() if name != "backend"}
+    others = {name: id(value) for name, value in _parameters(item).items() if name not in APART}
     for mark in item.iter_markers("parametrize"):
         names = mark.args[0].replace(",", " ").split() if isinstance(mark.args[0], str) else mark.args[0]
         found.append(tuple(others.pop(name, None) for name in names))
@@ -61,4 +63,7 @@ def _values(item: pytest.Item) -> list[Hashable]:
 
 def _is_skipped(parameters: dict[str, Any]) -> bool:
     """Whether Backend.require skips these in Triton's interpreter: their pairs must run with others."""
-    return INTERPRETED and parameters.get("backend") == "triton" and torch.bfloat16 in parameters.values()
+    if not INTERPRETED or parameters.get("backend") != "triton":
+        return False
+    dtype = parameters.get("dtype", torch.float32)
+    return dtype == torch.bfloat16 or (dtype != torch.float32 and bool(parameters.get("options")))

@@ -22,21 +22,22 @@ BEYOND = r"AddressSanitizer: (heap-buffer-overflow|use-after-poison)"
 OTHER_TYPE = re.compile(r"(ElementType::(?:f64|f16|bf16)(?::|\))) return .*;$", re.MULTILINE)
 FLOAT32_ALONE = r'\1 throw std::runtime_error("a mutant is compiled for float32 alone");'
 
-POOL = "tests/ops/test_pyramid_pool.py::test_pyramid_pool"
+# In brackets the operator whose tests of the contract run.
+OPTIONS, SIZES, ANY_SIZE = (
+    f"tests/ops/test_contract.py::test_{of}" for of in ("options", "sizes", "any_size_and_options")
+)
+POOL = f"{SIZES}[pyramid_pool]"
 POOL_ADD = "tests/ops/test_pyramid_pool_through.py::test_backward_add"
-CONCAT = "tests/ops/test_pyramid_concat.py::test_pyramid_concat"
-CONCAT_SIZES = "tests/ops/test_pyramid_concat.py::test_sizes"
-CONV = "tests/ops/test_pyramid_conv.py::test_pyramid_conv"
-CONV_SIZES = "tests/ops/test_pyramid_conv.py::test_many_channels_and_columns"
-CONV_SHAPES = "tests/ops/test_pyramid_conv.py::test_any_shape_and_options"
-CONV_RELU = "tests/ops/test_pyramid_conv_norm_relu.py::test_pyramid_conv_norm_relu"
+CONCAT = f"{OPTIONS}[pyramid_concat]"
+CONCAT_SIZES = f"{SIZES}[pyramid_concat]"
+CONV = f"{OPTIONS}[pyramid_conv and not norm]"
+CONV_SIZES = f"{SIZES}[pyramid_conv and not norm]"
+CONV_RELU = f"{OPTIONS}[pyramid_conv_norm_relu]"
 SPECIAL = "tests/ops/test_special_values.py::test_pyramid_conv"
-LEVELS = "tests/ops/test_pyramid_levels.py::test_pyramid_levels"
-LOSS = "tests/ops/test_upsample_cross_entropy.py::test_upsample_cross_entropy"
+LEVELS = f"{SIZES}[pyramid_levels]"
+LOSS = f"{OPTIONS}[upsample_cross_entropy]"
 LOSS_SHAPES = "tests/ops/test_cross_entropy_paths.py::test_shapes"
-ARGMAX = "tests/ops/test_upsample_argmax.py::test_upsample_argmax"
-ADD = "tests/ops/test_upsample_softmax_add.py"
-UPSAMPLE_ADD = "tests/ops/test_upsample_add.py::test_"
+ARGMAX = f"{OPTIONS}[upsample_argmax]"
 CORRECT = "tests/ops/test_dual_cross_entropy.py::test_correct_pixels"
 
 
@@ -127,12 +128,13 @@ def argmax(name: str, before: str, after: str, shows: str, tests: str = ARGMAX, 
 
 
 def upsample_add(
-    name: str, before: str, after: str, shows: str, test: str = "upsample_add", variant: str = "plain"
+    name: str, before: str, after: str, shows: str, tests: str = OPTIONS, variant: str = "plain"
 ) -> Mutant:
     file = "upsample_add_bwd.cu" if name.startswith("bwd") else "upsample_add.cu"
-    return Mutant(f"upsample_add_{name}", file, before, after, shows, UPSAMPLE_ADD + test, variant)
+    return Mutant(f"upsample_add_{name}", file, before, after, shows, f"{tests}[upsample_add]", variant)
 
 
-def softmax_add(name: str, before: str, after: str, shows: str, test: str, variant: str = "plain") -> Mutant:
+def softmax_add(name: str, before: str, after: str, shows: str, test: str = "", variant: str = "plain") -> Mutant:
     file = "upsample_softmax_add.cu"
-    return Mutant(f"upsample_softmax_add_{name}", file, before, after, shows, f"{ADD}::{test}", variant)
+    tests = f"tests/ops/test_upsample_softmax_add.py::{test}" if test else f"{OPTIONS}[upsample_softmax_add]"
+    return Mutant(f"upsample_softmax_add_{name}", file, before, after, shows, tests, variant)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mutant import (
+    ANY_SIZE,
     ASTRAY,
     BEYOND,
     CONCAT_SIZES,
@@ -14,6 +15,7 @@ from mutant import (
     LOSS_SHAPES,
     ORDER,
     POOL_ADD,
+    SIZES,
     SPECIAL,
     SPREAD,
     UNWRITTEN,
@@ -201,7 +203,7 @@ MUTANTS = [
     loss("last_node", "lane.node() < ROWS &&", "lane.node() < 1 &&", WRONG, tests=LOSS_SHAPES),
     finish("barrier", "half /= 2) {\n    __syncthreads();", "half /= 2) {", ORDER),
     finish("edge_too_many", "* kThreads, values - 1);", "* kThreads, values);", BEYOND, "checked"),
-    argmax("last_row_left_out", "max(first, logit(rows.count - 1))", "first", SPREAD),
+    argmax("last_row_left_out", "max(first, logit(rows.count - 1))", "first", WRONG),
     argmax("column_too_many", "  if (x >= p.columns.out) rows.count = 0;\n", "", BEYOND, variant="checked"),
     argmax(
         "exited_lanes",
@@ -212,13 +214,11 @@ MUTANTS = [
     ),
     upsample_add("fwd_taps_barrier", "first, taps);\n  __syncthreads();", "first, taps);", ASTRAY, variant="checked"),
     upsample_add("fwd_wrong_row", "bins + tap.second * stride", "bins + tap.first * stride", WRONG),
-    upsample_add("fwd_row_too_many", "min(r, rows - 1) *", "r *", BEYOND, "any_shape_and_options", "checked"),
+    upsample_add("fwd_row_too_many", "min(r, rows - 1) *", "r *", BEYOND, ANY_SIZE, "checked"),
     upsample_add("bwd_cell_in_front", "int i = begin - 1; i < end", "int i = begin; i < end", WRONG),
     upsample_add("bwd_lines_barrier", "shared.lines);\n    __syncthreads();", "shared.lines);", ORDER),
-    upsample_add(
-        "bwd_tile_barrier", "    __syncthreads();\n  } while", "  } while", ORDER, "a_line_longer_than_a_task_holds"
-    ),
-    softmax_add("column_too_many", "  if (x >= p.width) return;\n", "", BEYOND, "test_taps", "checked"),
+    upsample_add("bwd_tile_barrier", "    __syncthreads();\n  } while", "  } while", ORDER, SIZES),
+    softmax_add("column_too_many", "  if (x >= p.width) return;\n", "", BEYOND, variant="checked"),
     softmax_add(
         "maximum", "if (!(logit <= pixel.most)) pixel.most = logit;", "pixel.most = 0;", SPREAD, "test_logits_far_apart"
     ),
@@ -229,5 +229,5 @@ MUTANTS = [
         SPREAD,
         "test_what_is_not_finite_stays_at_its_pixels",
     ),
-    softmax_add("flip", "flip ? axis.out - 1 - read : read", "read", WRONG, "test_upsample_softmax_add"),
+    softmax_add("flip", "flip ? axis.out - 1 - read : read", "read", WRONG),
 ]

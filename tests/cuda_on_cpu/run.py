@@ -30,10 +30,10 @@ def environment(variant: str, library: Path) -> dict[str, str]:
     return {**os.environ, **checked, **own}
 
 
-def arguments(variant: str, for_pytest: Sequence[str], but_not: str = "") -> list[str]:
-    """Of pytest, for ``variant``; ``but_not`` is an expression of names that are left out."""
+def arguments(variant: str, for_pytest: Sequence[str], of_names: str = "") -> list[str]:
+    """Of pytest, for ``variant``; ``of_names`` is an expression that the tests' names fulfil as well."""
     chosen = "(cuda or (opcheck and channels_last))" if variant == "plain" else "cuda and not compile and not export"
-    options = ["-k", f"{chosen} and not ({but_not})" if but_not else chosen]
+    options = ["-k", f"{chosen} and ({of_names})" if of_names else chosen]
     # A sanitizer's report goes past Python, and the process ends with it: pytest must not hold it back.
     return [*for_pytest, *options, *(["--capture=sys"] if variant == "checked" else [])]
 

@@ -39,8 +39,9 @@ def forks() -> Iterator[Callable[[Mutant], Forks]]:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_fault_turns_the_tests_red(mutant: Mutant, forks: Callable[[Mutant], Forks]) -> None:
-    left_out = "" if mutant.every_type else OTHER_TYPES
-    options = ["-x", "-p", "no:cacheprovider", *arguments(mutant.variant, [mutant.tests], left_out)]
+    tests, _, operator = mutant.tests.rstrip("]").partition("[")
+    names = [operator, "" if mutant.every_type else f"not ({OTHER_TYPES})"]
+    options = ["-x", "-p", "no:cacheprovider", *arguments(mutant.variant, [tests], " and ".join(filter(None, names)))]
     code, printed = forks(mutant).run(mutant.plant().output, options)
     assert code == 1, printed
     assert re.search(mutant.shows, printed), printed

@@ -66,7 +66,7 @@ def implementations(operator: str) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
+    if "backend" in metafunc.fixturenames and hasattr(metafunc.module, "OPERATOR"):  # or the module knows of several
         metafunc.parametrize("backend", implementations(metafunc.module.OPERATOR), indirect=True)
 
 

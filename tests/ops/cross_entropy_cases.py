@@ -7,8 +7,10 @@ from typing import Any
 import hypothesis.strategies as st
 import torch
 import torch.nn.functional as F
-from running import random
+from running import INTERPRETED, Sample, random
 from torch import Tensor
+
+from pspnet_fast import ops
 
 
 def stock_loss(
@@ -102,48 +104,60 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ignore_0": {"ignore_index": 0},
 }
 
-ANY_OPTIONS = st.fixed_dictionaries(
-    {
-        "weighted": st.booleans(),
-        "pixels_weighted": st.booleans(),
-        "ignore_index": st.sampled_from([255, -1, -100, 0]),
-        "label_smoothing": st.sampled_from([0.0, 0.05, 1.0]),
-        "reduction": st.sampled_from(["none", "sum", "mean"]),
-        "denominator": st.sampled_from(["valid", "all", 7.0]),
-        "empty": st.sampled_from(["nan", "zero"]),
-        "align_corners": st.booleans(),
-    }
-)
+ANY_OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "weighted": st.booleans(),
+    "pixels_weighted": st.booleans(),
+    "ignore_index": st.sampled_from([255, -1, -100, 0]),
+    "label_smoothing": st.sampled_from([0.0, 0.05, 1.0]),
+    "reduction": st.sampled_from(["none", "sum", "mean"]),
+    "denominator": st.sampled_from(["valid", "all", 7.0]),
+    "empty": st.sampled_from(["nan", "zero"]),
+    "align_corners": st.booleans(),
+}
 
-# (changed arguments, error, words of the message), for losses of logits [2, 3, 4, 5] and targets [2, 8, 10].
-BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"target": torch.zeros(2, 1, 8, 10)}, ValueError, r"target must be a label map \[2, H, W\] .* not of shape"),
-    ({"target": torch.zeros(3, 8, 10, dtype=torch.int64)}, ValueError, r"target must be a label map \[2, H, W\]"),
-    (
-        {"target": torch.zeros(2, 0, 10, dtype=torch.int64)},
-        ValueError,
-        r"target has no pixels: its shape is \(2, 0, 10\)",
-    ),
-    ({"target": torch.zeros(2, 8, 10)}, TypeError, r"target must be int64, int32 or uint8 .* not torch.float32"),
-    ({"reduction": "avg"}, ValueError, r"reduction must be one of 'none', 'sum', 'mean', not 'avg'"),
-    ({"denominator": "pixels"}, ValueError, r"denominator must be one of 'valid', 'all', not 'pixels'"),
-    ({"denominator": 0}, ValueError, r"denominator must be 'valid', 'all' or a positive number, not 0"),
-    ({"denominator": float("nan")}, ValueError, r"denominator must be 'valid', 'all' or a positive number, not nan"),
-    ({"empty": "none"}, ValueError, r"empty must be one of 'nan', 'zero', not 'none'"),
-    ({"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], not 1.5"),
-    ({"label_smoothing": -0.1}, ValueError, r"label_smoothing must be in \[0, 1\], not -0.1"),
-    ({"weight": torch.ones(4)}, ValueError, r"weight must be \[3\], one per class, not \(4,\)"),
-    ({"weight": torch.ones(3, requires_grad=True)}, ValueError, r"weight requires grad, .* pass weight.detach\(\)"),
-    ({"weight": torch.ones(3, dtype=torch.complex64)}, TypeError, r"weight must be real, not torch.complex64"),
-    (
-        {"pixel_weight": torch.ones(2, 8, 10, dtype=torch.complex64)},
-        TypeError,
-        r"pixel_weight must be real, not torch.complex64",
-    ),
-    ({"pixel_weight": torch.ones(2, 4, 5)}, ValueError, r"pixel_weight must be \(2, 8, 10\), as target"),
-    (
-        {"pixel_weight": torch.ones(2, 8, 10, requires_grad=True)},
-        ValueError,
-        r"pixel_weight requires grad, .* pass pixel_weight.detach\(\)",
-    ),
-]
+
+def of_images(x: Tensor, target: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a loss for the images of ``x``, which are others on meta tensors and where it is compiled."""
+    moved = {name: value.to(x.device) if isinstance(value, Tensor) else value for name, value in options.items()}
+    for name, value in {"target": target, "pixel_weight": options.get("pixel_weight")}.items():
+        moved[name] = None if value is None else value[: len(x)].to(x.device)
+    return moved
+
+
+def draw_loss(
+    low: tuple[int, int] = (4, 5), size: tuple[int, int] = (25, 33), classes: int = 5, scale: float = 3,
+    labels: torch.dtype = torch.int64, ignored: float = 0.2, layout: str = "nchw", batch: int = 2,
+    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any,
+) -> Sample:  # fmt: skip
+    logits = scale * random(batch, classes, *low, dtype=dtype, device=device, layout=layout)
+    target = draw_target((batch, *size), classes, options.get("ignore_index", 255), labels, device, ignored)
+    drawn = draw_options(target, classes, **options)
+    return Sample(
+        lambda z: ops.upsample_cross_entropy(z, **of_images(z, target, drawn)),
+        lambda z: stock_loss(z, **of_images(z, target, drawn)),
+        [logits],
+    )
+
+
+TWO_HEADS = (9, 13) if INTERPRETED else (17, 25)
+
+
+def draw_dual(
+    low: tuple[int, int] = (4, 5), aux_low: tuple[int, int] = (3, 5), size: tuple[int, int] = TWO_HEADS,
+    classes: int = 4, labels: torch.dtype = torch.int64, aux_weight: float = 0.4, layout: str = "nchw", batch: int = 2,
+    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any,
+) -> Sample:  # fmt: skip
+    """Of heads of sizes that differ, and of PSPNet's loss in stock operators. All three losses are results."""
+    heads = [2 * random(batch, classes, *n, dtype=dtype, device=device, layout=layout) for n in (low, aux_low)]
+    target = draw_target((batch, *size), classes, options.get("ignore_index", 255), labels, device)
+    drawn = draw_options(target, classes, **options)
+
+    def stock(main: Tensor, aux: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        losses = (stock_loss(head, **of_images(head, target, drawn)) for head in (main, aux))
+        main_loss, aux_loss = losses
+        return main_loss + aux_weight * aux_loss, main_loss, aux_loss
+
+    def fused(main: Tensor, aux: Tensor) -> ops.DualLoss:
+        return ops.dual_cross_entropy(main, aux, aux_weight=aux_weight, **of_images(main, target, drawn))
+
+    return Sample(fused, stock, heads)

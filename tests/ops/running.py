@@ -11,12 +11,14 @@ import pytest
 import torch
 from exactness import assert_as_exact_as_stock
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pspnet_fast.reference import NormStatistics
 
 Function = Callable[..., Any]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+LABELS = (torch.int64, torch.int32, torch.uint8)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA_ON_CPU = os.environ.get("PSPNET_FAST_CUDA_ON_CPU")  # the library of tests/cuda_on_cpu, if that is what runs
 
@@ -56,6 +58,7 @@ def home(backend: str) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
+DENSE = ("nchw", "channels_last")
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "nchw": lambda x: x.contiguous(),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -63,6 +66,12 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "sliced": lambda x: torch.nn.functional.pad(x, (1, 1)).repeat_interleave(2, dim=3)[..., 2:-2:2],
     "transposed": lambda x: x.mT.contiguous().mT,
 }
+
+
+class Sample(NamedTuple):
+    fused: Function  # the operator, of the inputs alone
+    definition: Function  # the same in stock operators, in the dtype of its inputs
+    inputs: list[Tensor]  # of one dtype; first those of an image, by which alone some tests differentiate
 
 
 def random(
@@ -78,14 +87,16 @@ def as_tuple(result: Any) -> tuple[Tensor, ...]:
 
 
 def differentiate(
-    function: Function, inputs: Sequence[Tensor], upstream: Sequence[Tensor] | None = None
+    function: Function, inputs: Sequence[Tensor], upstream: Sequence[Tensor] | None = None, gradient: bool = True
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The results of ``function(*inputs)``, and its gradients for ``upstream``.
+    """The results of ``function(*inputs)``, and its gradients for ``upstream`` (none without ``gradient``).
 
     Without one they are for ones; an empty list is filled with random gradients first, one per result.
     """
-    leaves = [t.detach().requires_grad_() for t in inputs]
+    leaves = [t.detach().requires_grad_(gradient) for t in inputs]
     results = as_tuple(function(*leaves))
+    if not gradient:
+        return results, ()
     if upstream == []:
         upstream += [random(*r.shape, dtype=r.dtype, device=r.device) for r in results]
     given = [u.to(r.dtype) for u, r in zip(upstream or map(torch.ones_like, results), results, strict=True)]
@@ -93,7 +104,11 @@ def differentiate(
 
 
 def check_exactness(
-    fused: Function, definition: Function, inputs: Sequence[Tensor], upstream_layout: str = "nchw"
+    fused: Function,
+    definition: Function,
+    inputs: Sequence[Tensor],
+    upstream_layout: str = "nchw",
+    gradient: bool = True,
 ) -> None:
     """Holds results and gradients of ``fused`` to the rule, for a random upstream gradient (maps in this layout).
 
@@ -102,19 +117,23 @@ def check_exactness(
     """
     dtype = inputs[0].dtype
     exact_inputs = [t.double() for t in inputs]
-    drawn = [random(*r.shape, dtype=dtype, device=r.device) for r in as_tuple(definition(*exact_inputs))]
-    upstream = [LAYOUTS[upstream_layout](u) if u.dim() == 4 else u for u in drawn]
-    actual = differentiate(fused, inputs, upstream)
-    stock = differentiate(definition, inputs, upstream)
-    exact = differentiate(definition, exact_inputs, upstream)
+    upstream = []
+    if gradient:
+        drawn = [random(*r.shape, dtype=dtype, device=r.device) for r in as_tuple(definition(*exact_inputs))]
+        upstream = [LAYOUTS[upstream_layout](u) if u.dim() == 4 else u for u in drawn]
+    actual = differentiate(fused, inputs, upstream, gradient)
+    stock = differentiate(definition, inputs, upstream, gradient)
+    exact = differentiate(definition, exact_inputs, upstream, gradient)
     for kind, results in zip(("result", "gradient"), zip(actual, stock, exact, strict=True), strict=True):
         for index, (a, s, e) in enumerate(zip(*results, strict=True)):
             assert_as_exact_as_stock(a, s, e, dtype, f"{kind} {index}")
-    for gradient, tensor in zip(actual[1], inputs, strict=True):
-        assert gradient.dtype == tensor.dtype
+    for derivative, tensor in zip(actual[1], inputs, strict=gradient):
+        assert derivative.dtype == tensor.dtype
 
 
-def check_same_bits(function: Function, inputs: Sequence[Tensor], threads: Sequence[int] = (1, 1)) -> None:
+def check_same_bits(
+    function: Function, inputs: Sequence[Tensor], threads: Sequence[int] = (1, 1), gradient: bool = True
+) -> None:
     """Results and gradients are the same to the last bit in runs with these numbers of threads.
 
     As far as stock operators inside can be: cuDNN has algorithms for gradients that are not.
@@ -124,11 +143,11 @@ def check_same_bits(function: Function, inputs: Sequence[Tensor], threads: Seque
     torch.set_num_threads(threads[0])
     upstream: list[Tensor] = []
     with deterministic():
-        results, gradients = differentiate(function, inputs, upstream)
+        first = differentiate(function, inputs, upstream, gradient)
         for count in threads[1:]:
             torch.set_num_threads(count)
-            again = differentiate(function, inputs, upstream)
-            torch.testing.assert_close(again, (results, gradients), rtol=0, atol=0, msg=f"differs with {count} threads")
+            again = differentiate(function, inputs, upstream, gradient)
+            torch.testing.assert_close(again, first, rtol=0, atol=0, msg=f"differs with {count} threads")
 
 
 @contextmanager
@@ -153,37 +172,37 @@ def poisoned() -> Iterator[None]:
         yield
 
 
-def check_writes_everything(function: Function, inputs: Sequence[Tensor]) -> None:
-    """No result or gradient has an element left from memory that was never written."""
+def check_writes_everything(function: Function, inputs: Sequence[Tensor], gradient: bool = True) -> None:
+    """No result or gradient has an element left from memory that was never written; the inputs stay as they are."""
     upstream: list[Tensor] = []
+    before = [t.clone() for t in inputs]
     with deterministic():
-        clean = differentiate(function, inputs, upstream)
+        clean = differentiate(function, inputs, upstream, gradient)
     with poisoned():
-        torch.testing.assert_close(differentiate(function, inputs, upstream), clean)
+        torch.testing.assert_close(differentiate(function, inputs, upstream, gradient), clean)
+    torch.testing.assert_close(list(inputs), before, rtol=0, atol=0)
 
 
-def check_meta(function: Function, inputs: Sequence[Tensor], strides: bool = True) -> None:
+def check_meta(function: Function, inputs: Sequence[Tensor], strides: bool = True, gradient: bool = True) -> None:
     """On meta tensors the operator tells shape, dtype and (with ``strides``) layout of results and gradients."""
-    real_results, real_gradients = differentiate(function, inputs)
     with torch.device("meta"):
         meta_inputs = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in inputs]
-    leaves = [t.requires_grad_() for t in meta_inputs]
-    results = as_tuple(function(*leaves))
-    gradients = torch.autograd.grad(results, leaves, [torch.empty_like(r) for r in results])
-    for meta, real in zip((*results, *gradients), (*real_results, *real_gradients), strict=True):
+    metas, reals = (differentiate(function, tensors, gradient=gradient) for tensors in (meta_inputs, inputs))
+    for meta, real in zip((*metas[0], *metas[1]), (*reals[0], *reals[1]), strict=True):
         assert meta.device.type == "meta"
         assert (meta.shape, meta.dtype) == (real.shape, real.dtype)
         assert not strides or meta.stride() == real.stride()
 
 
-def check_compiles(function: Function, *input_sets: Sequence[Tensor], backend: str) -> None:
+def check_compiles(function: Function, *input_sets: Sequence[Tensor], backend: str, gradient: bool = True) -> None:
     """Compiles without a graph break, for several sizes, to the same results and gradients."""
     torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, backend=backend)
     for inputs in input_sets:
         upstream: list[Tensor] = []
-        expected = differentiate(function, inputs, upstream)
-        torch.testing.assert_close(differentiate(compiled, inputs, upstream), expected, rtol=1e-4, atol=1e-5)
+        expected = differentiate(function, inputs, upstream, gradient)
+        actual = differentiate(compiled, inputs, upstream, gradient)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     torch.compiler.reset()
 
 
@@ -191,13 +210,13 @@ def check_exports(function: Function, inputs: Sequence[Tensor], operator: str) -
     """``torch.export`` keeps the operator as one node, and the exported program gives the same results."""
 
     class Wrapper(nn.Module):
-        def forward(self, *tensors: Tensor) -> Any:
-            return function(*tensors)
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+            return as_tuple(function(*tensors))
 
     exported = torch.export.export(Wrapper(), tuple(inputs))
     targets = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
     assert f"pspnet_fast.{operator}.default" in targets, f"{operator} is not in the exported graph: {targets}"
-    torch.testing.assert_close(as_tuple(exported.module()(*inputs)), as_tuple(function(*inputs)))
+    torch.testing.assert_close(exported.module()(*inputs), as_tuple(function(*inputs)))
 
 
 def check_gradients_twice(function: Function, inputs: Sequence[Tensor]) -> None:
@@ -213,21 +232,19 @@ def check_gradients_twice(function: Function, inputs: Sequence[Tensor]) -> None:
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True, nondet_tol=1e-10 if on_gpu else 0.0)
 
 
+class Calls(TorchDispatchMode):
+    """The operators that are called, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 def draw_norm(channels: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> NormStatistics:
     """Statistics of a normalisation, none of them trivial."""
     mean, var, gamma, beta = (random(channels, dtype=dtype, device=device) for _ in range(4))
     return NormStatistics(mean, 0.5 + var.square(), gamma, beta, 1e-3)
-
-
-def exact_norm(norm: NormStatistics) -> NormStatistics:
-    return NormStatistics(*(t.double() for t in norm[:4]), norm.eps)
-
-
-def check_inference(fused: Function, definition: Function, tensors: Sequence[Tensor], norms: Sequence[Any]) -> None:
-    """Holds ``fused(tensors, norms)``, which no gradient is wanted of, to the rule. See :func:`check_exactness`."""
-    dtype = tensors[0].dtype
-    actual = fused(tensors, norms)
-    stock = definition(tensors, [NormStatistics(*(t.to(dtype) for t in norm[:4]), norm.eps) for norm in norms])
-    exact = definition([t.double() for t in tensors], [exact_norm(n) for n in norms])
-    assert actual.dtype == dtype
-    assert_as_exact_as_stock(actual, stock, exact, dtype)

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 import torch
-from running import Backend
+from cross_entropy_cases import draw_target
+from running import Backend, differentiate, random
 
 from pspnet_fast import check_labels, upsample_cross_entropy
 
@@ -67,6 +68,32 @@ def test_of_all_gpus(backend: Backend) -> None:
         score(backend, 5)
         with pytest.raises(IndexError, match=r"Target 5 is out of bounds"):
             check_labels()
+
+
+@pytest.mark.parametrize("label", [3, 2**32, -2, -(2**63)])
+def test_triton_notes_a_label_and_leaves_its_pixel_out(
+    backend: Backend, label: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend.name != "triton":
+        pytest.skip("Triton's kernels' own")
+    from pspnet_fast.triton import cross_entropy, label_flag
+
+    monkeypatch.delenv("PSPNET_FAST_CHECK_LABELS", raising=False)
+    if backend.device.type == "cpu":  # the kernels do on the CPU what they do on a GPU
+        noted = torch.full((1,), label_flag.NOTHING)
+        monkeypatch.setattr(cross_entropy, "watch_labels", lambda *_: noted)
+    else:
+        noted = label_flag.watch_labels(torch.zeros(1, 1, 1, dtype=torch.int64, device=backend.device), 1, 255)
+    logits, clean = random(1, 3, 2, 3, device=backend.device), draw_target((1, 7, 9), 3, device=backend.device)
+    clean[0, 2, 1] = 255
+    bad = clean.clone()
+    bad[0, 2, 1] = label
+    # The clean one first: on a GPU the next call after that of a bad label raises.
+    expected, actual = (differentiate(lambda z, t=t: upsample_cross_entropy(z, t), [logits]) for t in (clean, bad))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    with pytest.raises(IndexError, match=rf"Target {label} is out of bounds, in an earlier call"):
+        label_flag.raise_noted(noted, "in an earlier call")
+    label_flag.raise_noted(noted, "which has been told")
 
 
 def test_a_thread_keeps_its_word_of_triton() -> None:

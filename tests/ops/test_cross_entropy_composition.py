@@ -8,9 +8,8 @@ import pytest
 import torch
 from cross_entropy_cases import OPTIONS, draw_options, draw_target, stock_loss
 from exactness import assert_as_exact_as_stock
-from running import DTYPES, LAYOUTS, differentiate, random
+from running import DTYPES, LAYOUTS, Calls, differentiate, random
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pspnet_fast
 from pspnet_fast.extension import EXTENSION
@@ -66,27 +65,15 @@ def test_layouts(layout: str) -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-class Recorder(TorchDispatchMode):
-    """The names of the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.skipif(EXTENSION.cpu is not None, reason="the definition runs")
 @pytest.mark.parametrize(("empty", "forward"), [("nan", 9), ("zero", 6)])
 def test_operators_of_a_step(empty: str, forward: int) -> None:
     """Few besides the operator itself, as each costs a launch on a GPU; backward is no operator of this package's."""
     heads, target = [logits.requires_grad_() for logits in torch.randn(2, 1, 5, 3, 4)], torch.randint(5, (1, 9, 11))
-    with Recorder() as recorder:
+    with Calls() as calls:
         loss = pspnet_fast.dual_cross_entropy(*heads, target, empty=empty).loss
-    assert len(recorder.names) == forward, recorder.names
-    with Recorder() as recorder:
+    assert len(calls.names) == forward, calls.names
+    with Calls() as calls:
         torch.autograd.grad(loss, heads)
     expected = ["ones_like.default", "mul.Scalar", *["div.Tensor"] * 2, *["empty_like.default", "mul.out"] * 2]
-    assert recorder.names == expected
+    assert calls.names == [f"aten.{name}" for name in expected]

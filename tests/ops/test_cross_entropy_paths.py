@@ -52,6 +52,13 @@ def check(
         (3, (8, 9), (65, 74)),  # cells of 8 and of 9 columns
         (3, (9, 10), (18, 21)),  # of 2 and 3
         (3, (7, 5), (7, 41)),  # one axis only
+        (3, (2, 40), (4, 43)),  # of Triton's kernels three blocks of cells, two of columns
+        (9, (2, 17), (5, 40)),  # two blocks of classes
+        (2, (9, 3), (4, 2)),  # cells without a pixel
+        (2, (4, 4), (4, 4)),
+        (2, (1, 1), (7, 40)),
+        (2, (5, 1), (1, 6)),
+        (1, (2, 3), (5, 5)),
     ],
     ids=str,
 )
@@ -139,10 +146,12 @@ def test_range_of_progressions(backend: Backend, span: float) -> None:
     check(backend, logits, (25, 25))
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-def test_logits_that_are_not_finite(backend: Backend, value: float) -> None:
+@pytest.mark.parametrize(
+    "values", [(value, value) for value in (torch.nan, torch.inf, -torch.inf)] + [(torch.inf, -torch.inf)], ids=str
+)
+def test_logits_that_are_not_finite(backend: Backend, values: tuple[float, float]) -> None:
     logits = random(1, 4, 5, 6, device=backend.device)
-    logits[0, 1, 2, 3] = logits[0, 3, 0, 0] = value
+    logits[0, 1, 2, 3], logits[0, 3, 0, 0] = values
     target = draw_target((1, 33, 41), 4, device=backend.device)
     for reduction in ("none", "sum"):
         actual, stock = (
@@ -154,6 +163,17 @@ def test_logits_that_are_not_finite(backend: Backend, value: float) -> None:
         finite = stock[1][0].isfinite()
         assert finite.any()
         torch.testing.assert_close(actual[1][0][finite], stock[1][0][finite])
+
+
+def test_a_masked_class_has_no_share(backend: Backend) -> None:
+    logits = random(1, 3, 2, 3, device=backend.device)
+    logits[:, 0] = -1e30
+    labels = draw_target((1, 5, 7), 2, device=backend.device)
+    target = torch.where(labels == 255, labels, labels + 1)
+    (loss,), (gradient,) = differentiate(lambda z: upsample_cross_entropy(z, target), [logits])
+    (expected,), (of_others,) = differentiate(lambda z: stock_loss(z, labels), [logits[:, 1:]])
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, F.pad(of_others, (0, 0, 0, 0, 1, 0)))
 
 
 def test_both_heads_at_once_are_each_on_its_own(backend: Backend) -> None:
@@ -264,8 +284,9 @@ def test_other_instruction_sets(isa: str) -> None:
     if EXTENSION.cpu is not None:
         pytest.skip(f"the extension is not loaded: {EXTENSION.cpu}")
     here = Path(__file__).parent
-    files = [here / "test_cross_entropy_paths.py", here / "test_upsample_argmax.py", *here.glob("test_pyramid_*.py")]
-    chosen = "cpu and not any_ and not compile and not instruction_sets and not 2_31 and not reference"
+    files = [here / f"test_{name}.py" for name in ("cross_entropy_paths", "contract", "upsample_argmax")]
+    files += here.glob("test_pyramid_*.py")
+    chosen = "cpu and not any_ and not compile and not export and not instruction_sets and not 2_31 and not reference"
     options = ["-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)]
     code = f"""
 import sys, pytest, torch

@@ -4,62 +4,38 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from running import draw_norm, random
+from descriptions import DESCRIPTIONS
+from running import as_tuple, draw_norm, random
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from pspnet_fast import BackendError, PSPNet, ops, use_backend
 from pspnet_fast.backend import kernels
 from pspnet_fast.nn import PyramidPooling
-from pspnet_fast.ops.operator import OPERATORS, exporting
+from pspnet_fast.ops.operator import exporting
 
 BINS = (1, 2)
 
 
-class Case(NamedTuple):
-    """A public function of one image's differentiable ``inputs``; each is given without its batch axis."""
+def case(name: str) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """The first result of an operator, as a function of one image: without the axis of the batch."""
+    (operator,) = (description for description in DESCRIPTIONS if description.name == name)
+    fused, _, inputs = operator.draw(**{"batch": 1, **operator.small})
+    images = [t for t in inputs if len(t) == 1]  # behind them are parameters
 
-    function: Callable[..., Tensor]
-    inputs: tuple[Tensor, ...]
+    def function(*images: Tensor) -> Tensor:
+        given = images if name in DIFFERENTIABLE else [t.detach() for t in images]
+        return as_tuple(fused(*(t[None] for t in given), *inputs[len(images) :]))[0]
 
-
-def case(name: str) -> Case:
-    x, levels, weight = random(3, 5, 4), random(2, 5), random(4, 7, 3, 3)
-    logits, target = random(3, 3, 4), torch.randint(0, 3, (1, 7, 9))
-    norm, level_norms = draw_norm(4), [draw_norm(2) for _ in BINS]
-    projections = [random(2, 3, 1, 1) for _ in BINS]
-    chosen: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
-        "pyramid_pool": (lambda x: ops.pyramid_pool(x[None], BINS), (x,)),
-        "pyramid_levels": (lambda x: ops.pyramid_levels(x[None], projections, level_norms, BINS), (x,)),
-        "pyramid_concat": (lambda x, p: ops.pyramid_concat(x[None], p[None], bins=BINS), (x, levels)),
-        "pyramid_conv": (lambda x, p: ops.pyramid_conv(x[None], p[None], weight, bins=BINS), (x, levels)),
-        "pyramid_conv_norm_relu": (
-            lambda x, p: ops.pyramid_conv_norm_relu(x[None], p[None], weight, norm, bins=BINS),
-            (x, levels),
-        ),
-        "upsample_cross_entropy": (lambda z: ops.upsample_cross_entropy(z[None], target), (logits,)),
-        "dual_cross_entropy": (
-            lambda z, a: ops.dual_cross_entropy(z[None], a[None], target).loss,
-            (logits, random(3, 2, 3)),
-        ),
-        "upsample_add": (
-            lambda p, x: ops.upsample_add(p[None], x[None], bins=(1, (2, 2))),
-            (random(3, 5), x),
-        ),
-        "upsample_argmax": (lambda z: ops.upsample_argmax(z[None], (7, 9)), (logits,)),
-        "upsample_softmax_add": (
-            lambda total, z: ops.upsample_softmax_add(1 * total.detach()[None], z.detach()[None], (7, 9)),
-            (random(3, 7, 9), logits),
-        ),
-    }
-    return Case(*chosen[name])
+    return function, tuple(t[0] for t in images)
 
 
-DIFFERENTIABLE = [name for name in OPERATORS if name not in ("upsample_argmax", "upsample_softmax_add")]
+NAMES = [operator.name for operator in DESCRIPTIONS]
+DIFFERENTIABLE = [operator.name for operator in DESCRIPTIONS if operator.gradient != "none"]
 
 
 def as_definition(transformed: Callable[..., Any], *arguments: Any) -> None:
@@ -95,7 +71,7 @@ def test_tangents(name: str) -> None:
     torch.testing.assert_close(compiled(), torch.func.jvp(function, inputs, tangents))
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_vmap(name: str) -> None:
     function, inputs = case(name)
     as_definition(torch.func.vmap(function), *batches(inputs))
@@ -126,7 +102,7 @@ def test_gradients_through_vmap(name: str) -> None:
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_jit_trace_with_and_without_gradients(name: str, recorded: bool) -> None:
     """torch.jit.trace compares its trace with one without gradients; a trace is saved, and differentiable."""
     function, inputs = case(name)
@@ -148,10 +124,11 @@ def test_jit_trace_of_a_network() -> None:
 
 
 @pytest.mark.skipif("cpu" not in kernels("pyramid_pool"), reason="there are no kernels to refuse")
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_forced_backend_refuses_transforms(name: str) -> None:
     function, inputs = case(name)
-    message = rf"backend 'cpu' cannot run {name} under a transform of torch.func. Use use_backend\('reference'\)"
+    operator = name.removesuffix("_through")
+    message = rf"backend 'cpu' cannot run {operator} under a transform of torch.func. Use use_backend\('reference'\)"
     with use_backend("cpu"), pytest.raises(BackendError, match=message):
         torch.func.vmap(function)(*batches(inputs))
 

@@ -1,36 +1,24 @@
-"""pyramid_pool_through: the pyramid's gradient is added into the one that came for x, in place."""
+"""pyramid_pool_through: the pyramid's gradient is added into the one that came for x, in place, where nobody else holds
+that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
-from pool_gradients import PSPNET, check_sum, deliver
-from running import (
-    DTYPES,
-    INTERPRETED,
-    LAYOUTS,
-    Backend,
-    check_compiles,
-    check_exactness,
-    check_gradients_twice,
-    check_same_bits,
-    differentiate,
-    random,
-)
+from exactness import assert_as_exact_as_stock
+from running import DENSE, DTYPES, LAYOUTS, Backend, Calls, check_exactness, random
+from samples import PSPNET, draw_through
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pspnet_fast import pyramid_conv, reference
 from pspnet_fast.ops.operator import overload
-from pspnet_fast.ops.pyramid_pool import _compose_backward_add, pyramid_pool_through
+from pspnet_fast.ops.pyramid_pool import _compose_backward_add, holders_of_owned, pyramid_pool_through
 
 OPERATOR = "pyramid_pool"
-DENSE = ("nchw", "channels_last")
 SHAPES = [
     ((2, 8, 12, 16), PSPNET),
     ((2, 3, 13, 9), PSPNET),
@@ -38,7 +26,48 @@ SHAPES = [
     ((1, 16, 1, 1), (1, 4)),
     ((1, 3, 11, 33), (6, 1)),
     ((1, 2, 5, 6), (9, 9, 9, 9)),
+    ((2, 3, 7, 20), PSPNET),
+    ((1, 130, 2, 5), (3, 1)),
 ]
+
+
+def spread(x: Tensor, grad: Tensor, bins: Sequence[int]) -> Tensor:
+    """The gradient that pooling ``x`` gives it, by stock operators."""
+    leaf = x.detach().requires_grad_()
+    (dx,) = torch.autograd.grad(reference.pyramid_pool(leaf, bins), leaf, grad)
+    return dx
+
+
+def check_sum(actual: Tensor, upstream: Tensor, x: Tensor, grad: Tensor, bins: Sequence[int]) -> None:
+    """``actual`` is ``upstream`` and the gradient of pooling, to the rule for exactness."""
+    stock = upstream + spread(x, grad, bins)
+    exact = upstream.double() + spread(x.double(), grad.double(), bins)
+    assert_as_exact_as_stock(actual, stock, exact, x.dtype)
+
+
+class Deliver(torch.autograd.Function):
+    """Hands a gradient over, and keeps nothing of it: what an operator that makes a new gradient does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grads: list[Tensor]) -> Tensor:
+        ctx.grads = grads
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.grads.pop(), None
+
+
+def deliver(x: Tensor, pooled: Tensor, upstream: Tensor, grad: Tensor) -> Tensor:
+    """A number whose gradients by x and by pooled are copies of these, in the same memory layout."""
+    own = torch.empty_strided(upstream.shape, upstream.stride(), dtype=upstream.dtype, device=upstream.device)
+    return Deliver.apply(x, [own.copy_(upstream)]) + Deliver.apply(pooled, [grad.clone()])
+
+
+def draw(backend: Backend) -> tuple[Tensor, Tensor, Tensor]:
+    """x, and gradients for the two results."""
+    x, upstream = (random(2, 3, 7, 9, device=backend.device) for _ in range(2))
+    return x.requires_grad_(), upstream, random(2, 3, 50, device=backend.device)
 
 
 def adding(backend: Backend) -> Any:
@@ -67,21 +96,6 @@ def test_backward_add(
     torch.testing.assert_close(grad, given_grad, rtol=0, atol=0)
 
 
-@given(
-    shape=st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 19), st.integers(1, 19)),
-    bins=st.lists(st.integers(1, 9), min_size=1, max_size=4),
-    layout=st.sampled_from(DENSE),
-)
-def test_backward_add_any_shape(
-    backend: Backend, shape: tuple[int, int, int, int], bins: list[int], layout: str
-) -> None:
-    upstream = random(*shape, device=backend.device, layout=layout)
-    grad = random(*shape[:2], sum(k * k for k in bins), device=backend.device)
-    total = upstream.clone()
-    adding(backend)(total, grad, bins)
-    check_sum(total, upstream, upstream, grad, bins)
-
-
 @pytest.mark.parametrize("layout", DENSE)
 def test_backward_add_into_a_part_of_a_batch(backend: Backend, layout: str) -> None:
     """What lies before and behind it in memory is left alone; nothing is aligned."""
@@ -105,12 +119,6 @@ def test_backward_add_takes_any_grad(backend: Backend) -> None:
             total = upstream.clone()
             adding(backend)(total, grad, list(PSPNET))
             check_sum(total, upstream, upstream, grad, PSPNET)
-
-
-def test_backward_add_to_an_empty_batch(backend: Backend) -> None:
-    adding(backend)(
-        torch.empty(0, 3, 5, 7, device=backend.device), torch.empty(0, 3, 50, device=backend.device), [*PSPNET]
-    )
 
 
 def test_backward_add_refuses(backend: Backend) -> None:
@@ -148,18 +156,6 @@ def test_through(backend: Backend, layout: str, upstream_layout: str, dtype: tor
     check_sum(dx, upstream, leaf, grad, PSPNET)
 
 
-class Calls(TorchDispatchMode):
-    """The operators that are called, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("layout", DENSE)
 def test_backward_makes_no_other_map(backend: Backend, layout: str) -> None:
     """It is one call of the operator that adds: nothing is spread, copied or summed besides."""
@@ -190,39 +186,16 @@ def test_backward_of_a_head_makes_no_other_map(backend: Backend) -> None:
 
 
 def test_one_of_the_two_results(backend: Backend) -> None:
-    leaf = random(2, 3, 7, 9, device=backend.device).requires_grad_()
-    upstream, grad = random(2, 3, 7, 9, device=backend.device), random(2, 3, 50, device=backend.device)
+    leaf, upstream, grad = draw(backend)
     (dx,) = torch.autograd.grad(pyramid_pool_through(leaf)[0], leaf, upstream.clone())
     torch.testing.assert_close(dx, upstream, rtol=0, atol=0)
     (dx,) = torch.autograd.grad(pyramid_pool_through(leaf)[1], leaf, grad)
     check_sum(dx, torch.zeros_like(leaf), leaf, grad, PSPNET)
 
 
-def test_expanded_gradient(backend: Backend) -> None:
-    """That of a sum is one number, seen everywhere: nothing may be added into it."""
-    leaf = random(2, 3, 7, 9, device=backend.device).requires_grad_()
-    x, pooled = pyramid_pool_through(leaf)
-    (dx,) = torch.autograd.grad(x.sum() + pooled.sum(), leaf)
-    check_sum(dx, torch.ones_like(leaf), leaf, torch.ones_like(pooled), PSPNET)
-
-
-def tripled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """A consumer of both that makes a new gradient for the map."""
-    through, pooled = pyramid_pool_through(x)
-    return through * 3, pooled
-
-
 def test_behind_another_operator(backend: Backend) -> None:
-    x = random(2, 3, 7, 9, device=backend.device)
-    check_exactness(lambda x: tripled(x.exp()), lambda x: (x.exp() * 3, reference.pyramid_pool(x.exp())), [x])
-
-
-def test_gradcheck(backend: Backend) -> None:
-    def bent(x: Tensor) -> tuple[Tensor, Tensor]:
-        through, pooled = pyramid_pool_through(x, (1, 3))
-        return through.sin() * pooled[..., :1, None], pooled.cos()
-
-    check_gradients_twice(bent, [random(1, 2, 5, 4, dtype=torch.float64, device=backend.device)])
+    fused, definition, inputs = draw_through(device=backend.device)
+    check_exactness(lambda x: fused(x.exp()), lambda x: definition(x.exp()), inputs)
 
 
 def test_create_graph_leaves_the_gradient_alone(backend: Backend) -> None:
@@ -237,24 +210,89 @@ def test_create_graph_leaves_the_gradient_alone(backend: Backend) -> None:
     assert dx.requires_grad
 
 
-def test_compile(backend: Backend) -> None:
-    sizes = [(2, 3, 7, 9), (1, 3, 10, 8)]
-    check_compiles(tripled, *([random(*size, device=backend.device)] for size in sizes), backend=backend.compiler)
-
-
-@pytest.mark.parametrize("layout", DENSE)
-def test_same_bits_every_run(backend: Backend, layout: str) -> None:
-    channels = 2 if INTERPRETED else 40  # enough for several threads
-    check_same_bits(tripled, [random(1, channels, 13, 11, device=backend.device, layout=layout)], threads=(1, 1, 2))
-
-
-def test_empty_batch(backend: Backend) -> None:
-    (x, pooled), (dx,) = differentiate(tripled, [torch.empty(0, 3, 5, 7, device=backend.device)])
-    assert (x.shape, pooled.shape, dx.shape) == ((0, 3, 5, 7), (0, 3, 50), (0, 3, 5, 7))
-
-
 def test_definition_returns_x_itself(backend: Backend) -> None:
     """As every back end does where no gradient is wanted: there is nothing to add into."""
     x = random(1, 2, 5, 4, device=backend.device)
     assert pyramid_pool_through(x)[0] is x
     assert (pyramid_pool_through(x.requires_grad_())[0] is x) == (backend.name == "reference")
+
+
+# ---- Who else holds the gradient ------------------------------------------------------------------------------------
+
+
+def keep_by_hook(x: Tensor, keep: list[Tensor]) -> None:
+    x.register_hook(keep.append)
+
+
+def keep_view_by_hook(x: Tensor, keep: list[Tensor]) -> None:
+    x.register_hook(lambda grad: keep.append(grad.detach()[:1]))
+
+
+def keep_by_hook_of_the_node(x: Tensor, keep: list[Tensor]) -> None:
+    torch.autograd.graph.get_gradient_edge(x).node.register_prehook(lambda grads: keep.append(grads[0]))
+
+
+def keep_by_hook_of_several(x: Tensor, keep: list[Tensor]) -> None:
+    torch.autograd.graph.register_multi_grad_hook([x], lambda grads: keep.append(grads[0]))
+
+
+def retain(x: Tensor, keep: list[Tensor]) -> None:
+    x.retain_grad()
+    keep.append(x)
+
+
+KEEPERS = [keep_by_hook, keep_view_by_hook, keep_by_hook_of_the_node, keep_by_hook_of_several, retain]
+
+
+def of_returned(backend: Backend, upstream: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the x that is returned; by the definition that is x itself, which is pooled too."""
+    return upstream + spread(leaf, grad, PSPNET) if backend.name == "reference" else upstream
+
+
+@pytest.mark.parametrize("keeper", KEEPERS, ids=lambda keeper: keeper.__name__)
+def test_a_gradient_that_is_kept_does_not_change(
+    backend: Backend, keeper: Callable[[Tensor, list[Tensor]], None]
+) -> None:
+    leaf, upstream, grad = draw(backend)
+    x, pooled = pyramid_pool_through(leaf)
+    kept: list[Tensor] = []
+    keeper(x, kept)
+    deliver(x, pooled, upstream, grad).backward()
+    (seen,) = [tensor.grad if tensor.grad is not None else tensor for tensor in kept]
+    torch.testing.assert_close(seen, of_returned(backend, upstream, leaf, grad)[: len(seen)])
+    check_sum(leaf.grad, upstream, leaf, grad, PSPNET)
+
+
+def test_a_gradient_that_is_returned_does_not_change(backend: Backend) -> None:
+    leaf, upstream, grad = draw(backend)
+    x, pooled = pyramid_pool_through(leaf)
+    dx, of_x = torch.autograd.grad(deliver(x, pooled, upstream, grad), [leaf, x])
+    torch.testing.assert_close(of_x, of_returned(backend, upstream, leaf, grad))
+    check_sum(dx, upstream, leaf, grad, PSPNET)
+
+
+def test_a_gradient_of_two_tensors_does_not_change(backend: Backend) -> None:
+    """Addition hands the same gradient to both."""
+    leaf = random(2, 3, 7, 9, device=backend.device).requires_grad_()
+    other = torch.zeros_like(leaf).requires_grad_()
+    upstream, grad = random(2, 3, 7, 9, device=backend.device), random(2, 3, 50, device=backend.device)
+    x, pooled = pyramid_pool_through(leaf)
+    deliver(x + other, pooled, upstream, grad).backward()
+    torch.testing.assert_close(other.grad, upstream, rtol=0, atol=0)
+    check_sum(leaf.grad, upstream, leaf, grad, PSPNET)
+
+
+def test_holders_are_counted_alike_where_compiled_code_calls() -> None:
+    """Dynamo compiles frames that compiled code calls, and their references are others."""
+    holders_of_owned.cache_clear()
+    plain = holders_of_owned()
+    found = []
+
+    def called(x: Tensor) -> Tensor:
+        holders_of_owned.cache_clear()
+        torch._dynamo.graph_break()
+        found.append(holders_of_owned())
+        return x
+
+    torch.compile(called, backend="eager")(torch.ones(1))
+    assert found == [plain]
