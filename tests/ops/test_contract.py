@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import fuzz
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -18,6 +19,7 @@ from hypothesis import given
 from running import (
     DENSE,
     DTYPES,
+    INTERPRETED,
     LAYOUTS,
     Backend,
     as_tuple,
@@ -33,6 +35,7 @@ from running import (
 from samples import Description
 from torch import Tensor
 
+CASES, CHUNK = 500, 25  # of fuzz.py
 # What a test takes of each operator's own, unless the test itself is given values.
 AXES = {"options": "options", "size": "sizes", "variant": "variants", "layout": "layouts", "dtype": "size_dtypes"}
 CONCERNED: dict[str, Callable[[Description], bool]] = {
@@ -43,6 +46,8 @@ CONCERNED: dict[str, Callable[[Description], bool]] = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "operator" not in metafunc.fixturenames:
+        return
     given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     axes = [axis for axis in AXES if axis in metafunc.fixturenames and axis not in given]
     concerned = CONCERNED.get(metafunc.function.__name__, lambda operator: True)
@@ -182,3 +187,11 @@ def test_autocast(operator: Description, backend: Backend, dtype: torch.dtype) -
     expected = differentiate(definition, [t.bfloat16().float() for t in inputs], gradient=gradient)
     torch.testing.assert_close([t.float() for t in results], list(expected[0]), rtol=0.02, atol=0.05)
     torch.testing.assert_close([t.float() for t in gradients], list(expected[1]), rtol=0.05, atol=0.1)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs what is fastest here, which is not the interpreter")
+@pytest.mark.parametrize("first", range(0, CASES, CHUNK))
+def test_random_cases(first: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ``python tests/ops/fuzz.py`` tests any number of, on the back end that is chosen by itself."""
+    wrong = fuzz.main(["--first", str(first), "--count", str(CHUNK)])
+    assert not wrong, capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import fuzz
 import pytest
 import torch
 from exactness import assert_as_exact_as_stock
@@ -136,3 +137,15 @@ def test_a_graph_break_is_seen() -> None:
 
     with pytest.raises(Exception, match=r"Data-dependent|item\(\)"):
         check_compiles(synchronises, [random(2, 5)], backend="aot_eager")
+
+
+@pytest.mark.parametrize(
+    "name", ["pyramid_pool", "pyramid_concat", "pyramid_conv", "upsample_cross_entropy", "upsample_softmax_add"]
+)
+def test_a_wrong_result_is_found(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = getattr(fuzz.ops, name)
+    monkeypatch.setattr(fuzz.ops, name, lambda *inputs, **options: right(*inputs, **options) * (1 + 1e-4))
+    assert fuzz.main(["--count", "60"]) == 1
+    assert name in capsys.readouterr().out

@@ -7,23 +7,18 @@ neighbours on an axis of equal sizes, too, and cuDNN has algorithms that spread 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from cross_entropy_cases import draw_target, stock_loss
 from running import INTERPRETED, LAYOUTS, Backend, differentiate, random
+from samples import draw_add, draw_concat, draw_conv
 from torch import Tensor
 
-from pspnet_fast import (
-    pyramid_concat,
-    pyramid_conv,
-    reference,
-    upsample_add,
-    upsample_argmax,
-    upsample_cross_entropy,
-)
+from pspnet_fast import reference, upsample_argmax, upsample_cross_entropy
 
 OPERATOR = "pyramid_conv"  # all operators here have the same back ends
 # Equal sizes, one equal side, a single node, nodes that are hit exactly, smaller results. Left out are sizes such as 1
@@ -109,85 +104,59 @@ def test_upsample_cross_entropy(
     torch.testing.assert_close(gradient.cpu()[finite], expected_gradient.float()[finite])
 
 
-@each_value
-@each_corners
-@pytest.mark.parametrize("pyramid", PYRAMIDS)
-@each_layout
-def test_pyramid_concat(backend: Backend, layout: str, pyramid: str, align_corners: bool, value: float) -> None:
-    size, bins = PYRAMIDS[pyramid]
-    options = {"bins": bins, "align_corners": align_corners}
-    check_spread(
-        lambda x, p: pyramid_concat(x, p, **options),
-        lambda x, p: reference.pyramid_concat(x, p, **options),
-        *(random(1, 2, *size), random(1, 3, sum(k * k for k in bins))),
-        *(value, layout, backend.device),
-    )
+SAMPLES = {
+    "pyramid_concat": functools.partial(draw_concat, channels=2, level_channels=3),
+    "upsample_add": draw_add,
+    "pyramid_conv-1x1": functools.partial(draw_conv, kernel=(1, 1), channels=2, outputs=5, biased=False),
+    "pyramid_conv-3x3": functools.partial(draw_conv, kernel=(3, 3), channels=2, outputs=5, biased=False),
+}
+# What does not take long in Triton's interpreter.
+INTERPRETED_CASES = [
+    *itertools.product(["pyramid_concat"], ["nchw", "channels_last"], PYRAMIDS),
+    *itertools.product(["upsample_add"], ["nchw", "channels_last"], ["equal_rows", "any"]),
+    *itertools.product(["pyramid_conv-1x1"], ["nchw"], ["any", "wide"]),
+    *itertools.product(["pyramid_conv-3x3"], ["channels_last"], ["equal", "equal_rows", "equal_columns", "single"]),
+]
 
 
 @each_value
 @each_corners
 @pytest.mark.parametrize("pyramid", PYRAMIDS)
 @each_layout
-def test_upsample_add(backend: Backend, layout: str, pyramid: str, align_corners: bool, value: float) -> None:
-    if INTERPRETED and pyramid not in ("equal_rows", "any"):
-        pytest.skip("takes long in Triton's interpreter")
-    size, bins = PYRAMIDS[pyramid]
-    options = {"bins": bins, "align_corners": align_corners}
-    check_spread(
-        lambda base, p: upsample_add(p, base, **options),
-        lambda base, p: reference.upsample_add(p, base, **options),
-        *(random(1, 3, *size), random(1, 3, sum(k * k for k in bins))),
-        *(value, layout, backend.device),
-    )
-
-
-@each_value
-@each_corners
-@pytest.mark.parametrize("pyramid", PYRAMIDS)
-@each_layout
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_pyramid_conv(
-    backend: Backend, kernel: int, layout: str, pyramid: str, align_corners: bool, value: float
+@pytest.mark.parametrize("operator", SAMPLES)
+def test_pyramids(
+    backend: Backend, operator: str, layout: str, pyramid: str, align_corners: bool, value: float
 ) -> None:
-    if INTERPRETED and (layout, kernel) != (("nchw", 1) if pyramid in ("any", "wide") else ("channels_last", 3)):
-        pytest.skip("takes long in Triton's interpreter")
-    size, bins = PYRAMIDS[pyramid]
-    options = {"bins": bins, "align_corners": align_corners}
-    weight = random(5, 2 + 3 * len(bins), kernel, kernel)
-    check_spread(
-        lambda x, p: pyramid_conv(x, p, weight.to(x.device), **options),
-        lambda x, p: reference.pyramid_conv(x, p, weight.to(x.dtype), **options),
-        *(random(1, 2, *size), random(1, 3, sum(k * k for k in bins))),
-        *(value, layout, backend.device),
-    )
-
-
-def check_spread(
-    fused: Callable[..., Tensor],
-    definition: Callable[..., Tensor],
-    x: Tensor,
-    levels: Tensor,
-    value: float,
-    layout: str,
-    device: torch.device,
-) -> None:
-    """``value`` at an input of the levels, and at an upstream gradient, spreads as in ``definition`` in float64.
+    """``value`` at an input of the levels, and at an upstream gradient, spreads as in the definition in float64.
 
     Results are compared number by number. Of a gradient the finite numbers are, and which numbers are not finite:
     whether a sum of several infinite terms is infinite or NaN depends on its order.
     """
-    x, levels = (t.repeat(PLACES, *[1] * (t.dim() - 1)) for t in (x, levels))
-    special = levels.clone()
-    replace(special[:, 1], value)
-    x_on_device = LAYOUTS[layout](x.to(device))
-    expected = definition(x.double(), special.double())
-    actual = fused(x_on_device, special.to(device))
+    if INTERPRETED and (operator, layout, pyramid) not in INTERPRETED_CASES:
+        pytest.skip("takes long in Triton's interpreter")
+    size, bins = PYRAMIDS[pyramid]
+    fused, definition, inputs = SAMPLES[operator](size, bins, align_corners=align_corners, layout=layout, batch=1)
+    maps, parameters = [t.repeat(PLACES, *[1] * (t.dim() - 1)) for t in inputs[:2]], inputs[2:]
+    special = [t.clone() for t in maps]
+    replace(special[0 if operator == "upsample_add" else 1][:, 1], value)
+
+    def on_device(*tensors: Tensor) -> Tensor:
+        return fused(*tensors, *(t.to(backend.device) for t in parameters))
+
+    def exactly(*tensors: Tensor) -> Tensor:
+        return definition(*tensors, *(t.double() for t in parameters))
+
+    def placed(tensors: list[Tensor]) -> list[Tensor]:
+        return [LAYOUTS[layout](t.to(backend.device)) if t.dim() == 4 else t.to(backend.device) for t in tensors]
+
+    expected = exactly(*(t.double() for t in special))
+    actual = on_device(*placed(special))
     torch.testing.assert_close(actual.cpu().double(), expected, rtol=1e-4, atol=1e-5, equal_nan=True)
 
     upstream = random(*expected.shape)
     replace(upstream[:, -2].flatten(1), value)
-    _, gradients = differentiate(fused, [x_on_device, levels.to(device)], [LAYOUTS[layout](upstream.to(device))])
-    _, exact = differentiate(definition, [x.double(), levels.double()], [upstream])
+    _, gradients = differentiate(on_device, placed(maps), placed([upstream]))
+    _, exact = differentiate(exactly, [t.double() for t in maps], [upstream])
     for a, e in zip((g.cpu() for g in gradients), exact, strict=True):
         torch.testing.assert_close(a.isfinite(), e.isfinite())
         torch.testing.assert_close(a.double()[e.isfinite()], e[e.isfinite()], rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ import importlib
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from running import INTERPRETED
+from torch import Tensor
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from pspnet_fast.geometry import LONGEST, bilinear_taps, partition_axis
-from pspnet_fast.triton import pyramid_concat, pyramid_conv, upsample_add
-from pspnet_fast.triton.cells import cut_axis
-from pspnet_fast.triton.partition import partition
+from pspnet_fast.triton import pyramid_concat, pyramid_conv, tables, upsample_add
+from pspnet_fast.triton.cells import _cut_axis, cut_axis
+from pspnet_fast.triton.partition import _partition, partition
+from pspnet_fast.triton.pyramid_taps import _pyramid_taps, pyramid_taps
 
+CPU = torch.device("cpu")
 KERNELS = {
     "pyramid_pool": (
         "atoms_nchw_fwd_kernel",
@@ -55,17 +59,10 @@ TILES = {
     "CHANNELS": 32, "ATOMS": 16, "CLASSES": 8, "SIDE": 16,
     "KERNEL_HEIGHT": 3, "KERNEL_WIDTH": 3, "EPS": 1e-5, "LOWEST": -3e38,
 }  # fmt: skip
-EVERYTHING = TILES | {"SMOOTHING": True, "PIXEL_WEIGHTS": True, "PARITY": 1, "ADD": True} | {
-    "ROW_TABLE": True, "COLUMN_TABLE": True,
-}  # fmt: skip
-PLAIN = TILES | {"SMOOTHING": False, "PIXEL_WEIGHTS": False, "PARITY": 0, "ADD": False} | {
-    "ROW_TABLE": False, "COLUMN_TABLE": False,
-} | dict.fromkeys(
-    (
-        "pixel_weight", "class_table", "main_loss", "aux_loss", "correct",
-        "mean", "var", "gamma", "beta",
-    )
-)  # fmt: skip
+SWITCHES = ("SMOOTHING", "PIXEL_WEIGHTS", "ADD", "ROW_TABLE", "COLUMN_TABLE")
+ABSENT = ("pixel_weight", "class_table", "main_loss", "aux_loss", "correct", "mean", "var", "gamma", "beta")
+EVERYTHING = TILES | {"PARITY": 1} | dict.fromkeys(SWITCHES, True)
+PLAIN = TILES | {"PARITY": 0} | dict.fromkeys(SWITCHES, False) | dict.fromkeys(ABSENT)
 OPTIONAL = (
     "cross_entropy_fwd_kernel", "cross_entropy_bwd_kernel", "atoms_nchw_bwd_kernel", "atoms_nhwc_bwd_kernel",
     "pyramid_conv_fwd_kernel", "upsample_softmax_add_kernel", "upsample_add_fwd_kernel",
@@ -109,7 +106,7 @@ def test_intervals_make_up_every_bin(n: int, bins: tuple[int, ...]) -> None:
 
 
 def test_pspnet_at_473_pixels_has_36_atoms() -> None:
-    cut = partition(60, 60, (1, 2, 3, 6), torch.device("cpu"))
+    cut = partition(60, 60, (1, 2, 3, 6), CPU)
     assert (cut.atoms, cut.packed_bins) == (36, 50)
     assert cut.column_interval.tolist() == [w // 10 for w in range(60)]
     assert cut.bin[:, 0].tolist() == [0, 6, 0, 6, 60, 60]
@@ -117,7 +114,7 @@ def test_pspnet_at_473_pixels_has_36_atoms() -> None:
 
 
 def test_slots_are_the_pixels_of_every_cell_side_by_side() -> None:
-    cells = cut_axis(3, 8, False, torch.float32, torch.device("cpu"))
+    cells = cut_axis(3, 8, False, torch.float32, CPU)
     assert cells.cell.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
     assert cells.edge.tolist() == [0, 4, 7, 8]
     assert cells.slot.tolist() == [0, 3, 6, 9, 1, 4, 7, 2]
@@ -139,7 +136,7 @@ def test_bilinear_taps(nodes: int, n: int, align_corners: bool) -> None:
 
 @given(nodes=st.integers(1, 40), n=st.integers(1, 100))
 def test_tiles_lie_in_one_cell(nodes: int, n: int) -> None:
-    cells = cut_axis(nodes, n, True, torch.float32, torch.device("cpu"))
+    cells = cut_axis(nodes, n, True, torch.float32, CPU)
     edges = cells.tile_edge.tolist()
     assert (edges[0], edges[-1]) == (0, n)
     for first, end in pairwise(edges):
@@ -149,7 +146,7 @@ def test_tiles_lie_in_one_cell(nodes: int, n: int) -> None:
 
 @pytest.mark.parametrize(("nodes", "n", "tile"), [(60, 473, 8), (60, 480, 8), (5, 61, 8), (9, 41, 2), (4, 4, 1)])
 def test_tiles_fit_the_cells(nodes: int, n: int, tile: int) -> None:
-    assert cut_axis(nodes, n, True, torch.float32, torch.device("cpu")).tile_rows == tile
+    assert cut_axis(nodes, n, True, torch.float32, CPU).tile_rows == tile
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
@@ -234,3 +231,64 @@ def test_every_kernel_is_listed() -> None:
         found = vars(importlib.import_module(f"pspnet_fast.triton.{module}"))
         kernels = {n for n, value in found.items() if isinstance(value, JITFunction) and n.endswith("_kernel")}
         assert kernels == set(names)
+
+
+# ---- Tables on their way to a device, the host's part ---------------------------------------------------------------
+
+TABLES: dict[str, tuple[Callable[..., tables.HostTables[Any]], Callable[..., Any], tuple[Any, ...]]] = {
+    "partition": (_partition, partition, (11, 7, (1, 2))),
+    "cells": (_cut_axis, cut_axis, (3, 8, False, torch.float32)),
+    "pyramid_taps": (_pyramid_taps, pyramid_taps, (11, 7, ((1, 1), (2, 3)), (3, 3), True, torch.float32)),
+}
+
+
+def tensors_of(made: Any) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(made).items() if isinstance(value, Tensor)}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_made_once_and_copied_for_each_call(kind: str) -> None:
+    """What becomes of one call's copy, on its stream or in its graph, is nothing to another call."""
+    make, bring, arguments = TABLES[kind]
+    host = make(*arguments)
+    assert make(*arguments) is host
+    expected = tensors_of(host.tables)
+    assert any(tensor.count_nonzero() for tensor in expected.values())
+    for name, tensor in tensors_of(bring(*arguments, CPU)).items():
+        assert tensor.dtype == expected[name].dtype
+        assert tensor.is_contiguous()
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+        tensor.zero_()
+    again = tensors_of(bring(*arguments, CPU))
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+    assert len({tensor.data_ptr() // tables.ALIGNMENT for tensor in again.values()}) == len(again)
+
+
+def test_what_a_graph_copies_from_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay reads the host's memory again, whatever a cache has dropped by then."""
+    kept: dict[int, Tensor] = {}
+    monkeypatch.setattr(tables, "_read_by_graphs", kept)
+    host = tables.host_tables(_partition(5, 4, (1, 2)).tables)
+    host.on(CPU)
+    assert kept == {}
+    monkeypatch.setattr(tables, "is_captured", lambda device: True)
+    host.on(CPU)
+    host.on(CPU)
+    assert list(kept.values()) == [host.memory]
+
+
+def test_pages_are_locked_outside_of_a_capture_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = []
+    empty = torch.empty
+
+    def recorded(*sizes: int, pin_memory: bool, **options: Any) -> Tensor:
+        locked.append(pin_memory)
+        return empty(*sizes, **options)
+
+    made = _partition(5, 4, (1, 2)).tables
+    monkeypatch.setattr(torch, "empty", recorded)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for captured in (False, True):
+        monkeypatch.setattr(tables, "is_captured", lambda device, captured=captured: captured)
+        tables.host_tables(made)
+    assert locked == [True, False]
