@@ -24,7 +24,7 @@ FLOAT32_ALONE = r'\1 throw std::runtime_error("a mutant is compiled for float32 
 
 # In brackets the operator whose tests of the contract run.
 OPTIONS, SIZES, ANY_SIZE = (
-    f"tests/ops/test_contract.py::test_{of}" for of in ("options", "sizes", "any_size_and_options")
+    f"tests/ops/test_operators.py::test_{of}" for of in ("options", "sizes", "any_size_and_options")
 )
 POOL = f"{SIZES}[pyramid_pool]"
 POOL_ADD = "tests/ops/test_pyramid_pool_through.py::test_backward_add"

@@ -23,12 +23,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
-from running import CUDA_ON_CPU, INTERPRETED, Backend, home
+from running import CUDA_ON_CPU, INTERPRETED, Backend, home, implementations
 
 from pspnet_fast import backend as backends
-from pspnet_fast.backend import COMPOSED, kernels, use_backend
-from pspnet_fast.ops.operator import OPERATORS
+from pspnet_fast.backend import COMPOSED, use_backend
 
 if CUDA_ON_CPU is not None:
     sys.path.append(str(Path(__file__).parents[1] / "cuda_on_cpu"))
@@ -52,17 +50,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("pspnet_fast")
-
-
-def implementations(operator: str) -> list[str]:
-    """What can run ``operator`` here, as ids of the fixture ``backend``."""
-    found = [name for name in kernels(operator) if backends.unavailable(operator, name, home(name).type) is None]
-    composed = []
-    if OPERATORS[operator].composed and "cpu" not in found:
-        composed.append(COMPOSED)
-    if OPERATORS[operator].composed and torch.cuda.is_available() and not {"triton", "cuda"}.intersection(found):
-        composed.append(f"{COMPOSED}-cuda")
-    return ["reference", *found, *composed]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

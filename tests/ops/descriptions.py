@@ -1,4 +1,4 @@
-"""What test_contract.py must know of each operator, in the manner of PyTorch's OpInfo: how to call it, and where it
+"""What test_operators.py must know of each operator, in the manner of PyTorch's OpInfo: how to call it, and where it
 differs from others. A new operator is one more :class:`Description`; its contract is then tested on every back end.
 """
 
@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import drawing
 import hypothesis.strategies as st
-import samples
 import torch
 from cross_entropy_cases import ANY_OPTIONS, OPTIONS, draw_dual, draw_loss
+from drawing import DEFAULT, PSPNET, Description, Table
 from running import DENSE, INTERPRETED, LABELS, LAYOUTS
-from samples import DEFAULT, PSPNET, Description, Table
 
 from pspnet_fast.reference import Bin
 
@@ -34,6 +34,7 @@ def lists(bins: st.SearchStrategy[Bin]) -> st.SearchStrategy[list[Bin]]:
 
 
 ALIGNED: Table = DEFAULT | {"centres": {"align_corners": False}}
+SIZE_ALIGNED = DEFAULT if INTERPRETED else ALIGNED
 PYRAMID = crossed(ALIGNED, DEFAULT | {"x_last": {"x_first": False}})
 ANY_LAYOUT = st.sampled_from(list(LAYOUTS))
 ANY_DENSE = st.sampled_from(DENSE)
@@ -51,8 +52,8 @@ SIZES_OF_CONV = table(
     **{"channels": 8, "biased": False, "batch": 1},
 )
 # Levels of more cells than the kernels for small ones take, in several panels and runs of outputs; one of one row, one
-# as large as the map, one larger.
-SIZES_OF_CONV |= crossed(
+# as large as the map, one larger. In Triton's interpreter, where they take long, each with another kernel.
+LARGE_LEVELS = crossed(
     table(
         "size bins level_channels outputs",
         ((24, 48), ((12, 24), (6, 12), (3, 6)), 12, 40),
@@ -62,6 +63,7 @@ SIZES_OF_CONV |= crossed(
     ),
     table("kernel align_corners", ((3, 3), False), ((1, 1), True), ((1, 5), False)),
 )
+SIZES_OF_CONV |= dict(list(LARGE_LEVELS.items())[:: 4 if INTERPRETED else 1])
 # Sizes behind what a tile of Triton's holds: columns and rows of the output, its channels, channels of a level, cells,
 # taps, wide levels, high ones; and more levels than tables hold.
 SIZES_OF_CONV |= table(
@@ -83,7 +85,7 @@ LONG_LINES = [((9, 700), ((5, 300), (3, 20)), 40), ((1 << 18, 1), ((4096, 1),), 
 DESCRIPTIONS = [
     Description(
         "pyramid_pool",
-        samples.draw_pool,
+        drawing.draw_pool,
         {"size": sides(19), "bins": lists(st.integers(1, 9)), "channels": st.integers(1, 5), "layout": ANY_LAYOUT},
         # Sides that the bins divide and sides they do not, fewer cells than bins, a single cell, bins without order.
         sizes=table(
@@ -105,7 +107,7 @@ DESCRIPTIONS = [
     ),
     Description(
         "pyramid_pool_through",
-        samples.draw_through,
+        drawing.draw_through,
         {"size": sides(19), "bins": lists(st.integers(1, 9)), "channels": st.integers(1, 5), "layout": ANY_LAYOUT},
         small={"size": (5, 4), "bins": (1, 3), "channels": 2},
         large={"size": (13, 11), "channels": 40},
@@ -113,7 +115,7 @@ DESCRIPTIONS = [
     ),
     Description(
         "pyramid_levels",
-        samples.draw_levels,
+        drawing.draw_levels,
         {"size": sides(10), "bins": lists(st.integers(1, 7)), "channels": st.integers(1, 16), "layout": ANY_LAYOUT},
         gradient="steps",
         # Sides that the bins divide and sides they do not, fewer cells than bins, more channels, cells and levels than
@@ -133,7 +135,7 @@ DESCRIPTIONS = [
     ),
     Description(
         "pyramid_concat",
-        samples.draw_concat,
+        drawing.draw_concat,
         {"size": sides(12), "bins": lists(st.integers(1, 8)), **ANY_PYRAMID},
         options=PYRAMID,
         # What kernels treat apart: packs of channels and planes that do or do not divide by them, more channels than a
@@ -154,7 +156,7 @@ DESCRIPTIONS = [
                 ((2, 5), (1,), 131, 129, 1, False),
                 ((18, 5), (17, 3), 1, 17, 1, False),
             ),
-            ALIGNED,
+            SIZE_ALIGNED,
         ),
         size_dtypes=(torch.float64, torch.bfloat16),
         variants=ALIGNED,
@@ -164,7 +166,7 @@ DESCRIPTIONS = [
     ),
     Description(
         "pyramid_conv",
-        samples.draw_conv,
+        drawing.draw_conv,
         {"size": sides(10), "bins": lists(st.one_of(st.integers(1, 7), sides(9))), **ANY_PYRAMID, **ANY_KERNEL},
         options=PYRAMID,
         sizes=SIZES_OF_CONV,
@@ -179,7 +181,7 @@ DESCRIPTIONS = [
     ),
     Description(
         "pyramid_conv_norm_relu",
-        samples.draw_norm_relu,
+        drawing.draw_norm_relu,
         {"size": sides(10), "bins": lists(st.integers(1, 7)), **ANY_PYRAMID, **ANY_KERNEL},
         gradient="steps",
         options=PYRAMID,
@@ -200,7 +202,7 @@ DESCRIPTIONS = [
     ),
     Description(
         "upsample_add",
-        samples.draw_add,
+        drawing.draw_add,
         {
             "size": sides(20, 40),
             "bins": lists(st.one_of(st.integers(1, 7), sides(24, 9))),
@@ -223,7 +225,7 @@ DESCRIPTIONS = [
     ),
     Description(
         "upsample_argmax",
-        samples.draw_argmax,
+        drawing.draw_argmax,
         {**ANY_LOGITS, "classes": st.integers(1, 6)},
         gradient="none",
         options=ALIGNED,
@@ -231,11 +233,11 @@ DESCRIPTIONS = [
         large={"low": (9, 9), "size": (65, 65)},
         other={"low": (5, 2), "batch": 1},
         inductor=False,
-        compared=samples.chosen_logits,
+        compared=drawing.chosen_logits,
     ),
     Description(
         "upsample_softmax_add",
-        samples.draw_softmax_add,
+        drawing.draw_softmax_add,
         {
             **ANY_LOGITS,
             "classes": st.integers(1, 6),
@@ -248,6 +250,7 @@ DESCRIPTIONS = [
         options=crossed(ALIGNED, DEFAULT | {"flip": {"flip": True, "weight": 0.25}})
         | table("reads flip", ((9, None), False), ((None, 40), False), ((9, 40), False), ((9, 40), True)),
         layouts=tuple(LAYOUTS),
+        large={"size": (33, 33), "reads": (20, None)},
         other={"low": (5, 2), "batch": 1},
         inductor=False,
     ),
@@ -274,7 +277,7 @@ DESCRIPTIONS = [
                 ((3, 3), (17, 17)),
                 reduction="none",
             ),
-            ALIGNED,
+            SIZE_ALIGNED,
         ),
         size_dtypes=(torch.float32,),
         variants=DEFAULT | table("reduction align_corners", ("sum", True), ("none", True), ("none", False)),

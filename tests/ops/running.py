@@ -13,6 +13,9 @@ from exactness import assert_as_exact_as_stock
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pspnet_fast import backend as backends
+from pspnet_fast.backend import COMPOSED, kernels
+from pspnet_fast.ops.operator import OPERATORS
 from pspnet_fast.reference import NormStatistics
 
 Function = Callable[..., Any]
@@ -56,6 +59,17 @@ def home(backend: str) -> torch.device:
         return torch.device("cpu")
     on_gpu = backend in ("triton", "cuda", "composed-cuda") and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
+
+
+def implementations(operator: str) -> list[str]:
+    """What can run ``operator`` here, as ids of the fixture ``backend``."""
+    found = [name for name in kernels(operator) if backends.unavailable(operator, name, home(name).type) is None]
+    composed = []
+    if OPERATORS[operator].composed and "cpu" not in found:
+        composed.append(COMPOSED)
+    if OPERATORS[operator].composed and torch.cuda.is_available() and not {"triton", "cuda"}.intersection(found):
+        composed.append(f"{COMPOSED}-cuda")
+    return ["reference", *found, *composed]
 
 
 DENSE = ("nchw", "channels_last")

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import implementations
-from running import Backend, draw_norm, random
+from running import Backend, draw_norm, implementations, random
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 

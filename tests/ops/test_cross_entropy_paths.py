@@ -284,7 +284,7 @@ def test_other_instruction_sets(isa: str) -> None:
     if EXTENSION.cpu is not None:
         pytest.skip(f"the extension is not loaded: {EXTENSION.cpu}")
     here = Path(__file__).parent
-    files = [here / f"test_{name}.py" for name in ("cross_entropy_paths", "contract", "upsample_argmax")]
+    files = [here / f"test_{name}.py" for name in ("cross_entropy_paths", "operators", "upsample_argmax")]
     files += here.glob("test_pyramid_*.py")
     chosen = "cpu and not any_ and not compile and not export and not instruction_sets and not 2_31 and not reference"
     options = ["-q", "-x", "-p", "no:cacheprovider", "-k", chosen, *map(str, files)]

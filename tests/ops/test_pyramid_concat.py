@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from drawing import draw_concat
 from running import DENSE, Backend, check_exactness
-from samples import draw_concat
 
 from pspnet_fast import pyramid_concat
 from pspnet_fast.ops.operator import overload

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import draw_conv, draw_norm_relu
 from running import DENSE, Backend, check_same_bits, deterministic, differentiate, random
-from samples import draw_conv, draw_norm_relu
 from torch import Tensor
 
 from pspnet_fast import pyramid_conv, reference

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from drawing import draw_norm_relu
 from running import DENSE, Backend, check_exactness
-from samples import draw_norm_relu
 
 from pspnet_fast import reference
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from drawing import draw_levels
 from running import Backend, check_exactness
-from samples import draw_levels
 
 OPERATOR = "pyramid_levels"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import PSPNET, draw_through
 from exactness import assert_as_exact_as_stock
 from running import DENSE, DTYPES, LAYOUTS, Backend, Calls, check_exactness, random
-from samples import PSPNET, draw_through
 from torch import Tensor
 
 from pspnet_fast import pyramid_conv, reference

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from cross_entropy_cases import draw_target, stock_loss
+from drawing import draw_add, draw_concat, draw_conv
 from running import INTERPRETED, LAYOUTS, Backend, differentiate, random
-from samples import draw_add, draw_concat, draw_conv
 from torch import Tensor
 
 from pspnet_fast import reference, upsample_argmax, upsample_cross_entropy

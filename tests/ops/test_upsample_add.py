@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import draw_add, draw_conv
 from running import DENSE, LAYOUTS, Backend, check_exactness, check_gradients_twice, random
-from samples import draw_add, draw_conv
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 

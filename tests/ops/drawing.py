@@ -68,6 +68,11 @@ class Description:
     def operator(self) -> str:
         return self.run_by or self.name
 
+    @property
+    def with_gradient(self) -> bool:
+        """Whether a gradient belongs to what is tested of the kernels."""
+        return self.gradient == "kernels"
+
 
 def both(name: str, **options: Any) -> tuple[Function, Function]:
     """The operator and its definition, with these options."""

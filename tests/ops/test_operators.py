@@ -13,8 +13,8 @@ import fuzz
 import hypothesis.strategies as st
 import pytest
 import torch
-from conftest import implementations
 from descriptions import ANY_LAYOUT, DESCRIPTIONS
+from drawing import Description
 from hypothesis import given
 from running import (
     DENSE,
@@ -31,16 +31,16 @@ from running import (
     check_same_bits,
     check_writes_everything,
     differentiate,
+    implementations,
 )
-from samples import Description
 from torch import Tensor
 
 CASES, CHUNK = 500, 25  # of fuzz.py
 # What a test takes of each operator's own, unless the test itself is given values.
 AXES = {"options": "options", "size": "sizes", "variant": "variants", "layout": "layouts", "dtype": "size_dtypes"}
 CONCERNED: dict[str, Callable[[Description], bool]] = {
-    "test_gradcheck": lambda operator: operator.gradient == "kernels",
-    "test_gradient_of_a_sum": lambda operator: operator.gradient == "kernels",
+    "test_gradcheck": lambda operator: operator.with_gradient,
+    "test_gradient_of_a_sum": lambda operator: operator.with_gradient,
     "test_gradients_come_from_the_steps": lambda operator: operator.gradient == "steps",
 }
 
@@ -64,7 +64,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def exact(operator: Description, upstream_layout: str = "nchw", **arguments: Any) -> None:
     """Holds a sample to the rule for exactness, with its gradients where the kernels compute them."""
     sample = operator.compared(operator.draw(**arguments))
-    check_exactness(*sample, upstream_layout, gradient=operator.gradient == "kernels")
+    check_exactness(*sample, upstream_layout, gradient=operator.with_gradient)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -85,7 +85,7 @@ def test_sizes(operator: Description, backend: Backend, size: dict[str, Any], la
 def test_layouts(operator: Description, backend: Backend, layout: str) -> None:
     """Of the inputs, and of the upstream gradient."""
     exact(operator, layout=layout, device=backend.device)
-    if operator.gradient == "kernels":
+    if operator.with_gradient:
         exact(operator, layout, device=backend.device)
 
 
@@ -109,7 +109,7 @@ def test_gradients_come_from_the_steps(operator: Description, backend: Backend) 
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", DENSE)
+@pytest.mark.parametrize("layout", DENSE[:1] if INTERPRETED else DENSE)
 def test_gradcheck(operator: Description, backend: Backend, variant: dict[str, Any], layout: str) -> None:
     arguments = {"batch": 1, "dtype": torch.float64, "layout": layout, **operator.small, **variant}
     fused, _, inputs = operator.draw(device=backend.device, **arguments)
@@ -128,20 +128,20 @@ def test_empty_batch(operator: Description, backend: Backend, variant: dict[str,
 def test_same_bits_every_run(operator: Description, backend: Backend, variant: dict[str, Any], layout: str) -> None:
     fused, _, inputs = operator.draw(layout=layout, device=backend.device, **{**operator.large, **variant})
     threads = operator.threads if backend.name == "cpu" else (1, 1)
-    check_same_bits(fused, inputs, threads, gradient=operator.gradient == "kernels")
+    check_same_bits(fused, inputs, threads, gradient=operator.with_gradient)
 
 
 @pytest.mark.parametrize("layout", DENSE)
 def test_writes_every_element(operator: Description, backend: Backend, variant: dict[str, Any], layout: str) -> None:
     fused, _, inputs = operator.draw(layout=layout, device=backend.device, **variant)
-    check_writes_everything(fused, inputs, gradient=operator.gradient == "kernels")
+    check_writes_everything(fused, inputs, gradient=operator.with_gradient)
 
 
 @pytest.mark.parametrize("layout", DENSE)
 def test_meta(operator: Description, backend: Backend, variant: dict[str, Any], layout: str) -> None:
     fused, _, inputs = operator.draw(layout=layout, device=backend.device, **variant)
     strides = backend.name != "reference" and layout in operator.meta_strides  # stock operators choose their own
-    check_meta(fused, inputs, strides, gradient=operator.gradient == "kernels")
+    check_meta(fused, inputs, strides, gradient=operator.with_gradient)
 
 
 def test_compile(operator: Description, backend: Backend) -> None:
@@ -156,7 +156,7 @@ def test_compile(operator: Description, backend: Backend) -> None:
         function,
         *(sample.inputs for sample in samples),
         backend=backend.compiler if operator.inductor else "aot_eager",
-        gradient=operator.gradient == "kernels",
+        gradient=operator.with_gradient,
     )
 
 
@@ -172,7 +172,7 @@ def test_autocast(operator: Description, backend: Backend, dtype: torch.dtype) -
     """It lowers what convolutions are part of, as it does a convolution; of other operators it changes nothing."""
     backend.require(torch.bfloat16 if operator.lowered else dtype)
     fused, definition, inputs = operator.draw(dtype=dtype, device=backend.device)
-    gradient = operator.gradient == "kernels"
+    gradient = operator.with_gradient
 
     def under_autocast(*tensors: Tensor) -> Sequence[Tensor]:
         with torch.autocast(backend.device.type, dtype=torch.bfloat16):
