@@ -11,6 +11,7 @@ tells what nvcc makes of them, too.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -50,7 +51,10 @@ def main() -> None:
     library = operators(variant)
     build([library])
     os.chdir(ROOT)
-    command = [sys.executable, "-m", "pytest", *arguments(variant, for_pytest or ["tests/ops"])]
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("-k", default="")
+    names, others = parser.parse_known_args(for_pytest)
+    command = [sys.executable, "-m", "pytest", *arguments(variant, others or ["tests/ops"], names.k)]
     os.execve(command[0], command, environment(variant, library.output))
 
 
