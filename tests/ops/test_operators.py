@@ -118,10 +118,11 @@ def test_gradcheck(operator: Description, backend: Backend, variant: dict[str, A
 
 def test_empty_batch(operator: Description, backend: Backend, variant: dict[str, Any]) -> None:
     fused, definition, inputs = operator.draw(batch=0, device=backend.device, **variant)
-    gradient = operator.gradient != "none"
-    results, gradients = differentiate(fused, inputs, gradient=gradient)
-    torch.testing.assert_close(results, as_tuple(definition(*inputs)), equal_nan=True)
-    torch.testing.assert_close(gradients, tuple(map(torch.zeros_like, inputs if gradient else ())))
+    results, gradients = differentiate(fused, inputs, gradient=operator.gradient != "none")
+    expected = as_tuple(definition(*(t.cpu() for t in inputs)))
+    torch.testing.assert_close([t.cpu() for t in results], list(expected), equal_nan=True)
+    for gradient, tensor in zip(gradients, inputs, strict=operator.gradient != "none"):
+        torch.testing.assert_close(gradient, torch.zeros_like(tensor))
 
 
 @pytest.mark.parametrize("layout", DENSE)

@@ -79,11 +79,17 @@ def test_native_operator_without_channels_of_x(backend: Backend, kernel: int) ->
     torch.testing.assert_close(actual[1], (expected[1][0], expected[1][1][:, 1:]))
 
 
-@pytest.mark.parametrize(("limit", "bound"), [("R_BYTES", 2 * 5 * (3 * 1 + 3 * 2) * 70 * 4), ("Q_BYTES", 1)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("limit", "bound", "dtype"),
+    [
+        ("R_BYTES", 2 * 5 * (3 * 1 + 3 * 2) * 70 * 4, torch.float32),  # of two images: rows, taps, outputs, bytes
+        ("Q_BYTES", 1, torch.float64),
+        ("Q_BYTES", 1, torch.float16),
+    ],
+)
 @pytest.mark.parametrize("draw", [draw_conv, draw_norm_relu], ids=lambda draw: draw.__name__)
 def test_triton_in_several_launches(
-    backend: Backend, draw: Any, dtype: torch.dtype, limit: str, bound: int, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, draw: Any, limit: str, bound: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch whose sums do not fit the cache, and levels whose products are too many at once, give the same bits.
 
