@@ -61,7 +61,7 @@ inline void for_each_panel(const ConvShape& s, int64_t run, Body body) {
   }
 }
 
-// Products [outs · taps, panel] into [batch · positions, out_pitch].
+// Products [outs · taps, panel] into [batch · positions, out_pitch]; the output channels are of one panel.
 template <typename Acc>
 void scatter_channels_last(const ConvShape& s, const Panel& panel, const Acc* q, int64_t out, int64_t outs, Acc* to) {
   const ConvLevel& level = s.level[panel.l];
@@ -101,7 +101,10 @@ void q_of(
           [&](int64_t m) { return part.base + m / taps * part.out + m % taps * part.tap; }, outs * taps,
           {1, 0, s.level_channels, part.channel}, pooled + level.pooled + panel.begin * s.level_channels, panel.width,
           panel.width / kLanes<Acc>, result, panel.width);
-      if (channels_last) scatter_channels_last(s, panel, result, out, outs, q);
+      // Of double in a short vector a panel of Q is narrower than a task.
+      for (int64_t o = 0; channels_last && o < outs; o += s.panel) {
+        scatter_channels_last(s, panel, result + o * taps * panel.width, out + o, smaller(s.panel, outs - o), q);
+      }
     });
   }
 }
