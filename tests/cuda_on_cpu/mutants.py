@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from mutant import ASTRAY, BEYOND, ORDER, SPREAD, UNWRITTEN, WRONG, mutants_of
 
-from mutant import (
-    ANY_SIZE,
-    ASTRAY,
-    BEYOND,
-    CONCAT_SIZES,
-    CONV_RELU,
-    CONV_SIZES,
-    CORRECT,
-    LOSS_SHAPES,
-    ORDER,
-    POOL_ADD,
-    SIZES,
-    SPECIAL,
-    SPREAD,
-    UNWRITTEN,
-    WRONG,
-    argmax,
-    concat,
-    conv,
-    finish,
-    levels,
-    loss,
-    nchw,
-    nhwc,
-    packs,
-    run_of,
-    softmax_add,
-    upsample_add,
+# In brackets the operator whose tests of the contract run.
+OPTIONS, SIZES, ANY_SIZE = (
+    f"tests/ops/test_operators.py::test_{of}" for of in ("options", "sizes", "any_size_and_options")
 )
+POOL = f"{SIZES}[pyramid_pool]"
+POOL_ADD = "tests/ops/test_pyramid_pool_through.py::test_backward_add"
+CONCAT = f"{OPTIONS}[pyramid_concat]"
+CONCAT_SIZES = f"{SIZES}[pyramid_concat]"
+CONV = f"{OPTIONS}[pyramid_conv and not norm]"
+CONV_SIZES = f"{SIZES}[pyramid_conv and not norm]"
+CONV_RELU = f"{OPTIONS}[pyramid_conv_norm_relu]"
+SPECIAL = "tests/ops/test_special_values.py::test_pyramids[pyramid_conv]"
+LEVELS = f"{SIZES}[pyramid_levels]"
+LOSS = f"{OPTIONS}[upsample_cross_entropy]"
+LOSS_SHAPES = "tests/ops/test_cross_entropy_paths.py::test_shapes"
+ARGMAX = f"{OPTIONS}[upsample_argmax]"
+CORRECT = "tests/ops/test_dual_cross_entropy.py::test_correct_pixels"
+SOFTMAX_ADD = "tests/ops/test_upsample_softmax_add.py"
+
+nchw, nhwc = (mutants_of(f"pyramid_pool_{layout}", POOL) for layout in ("nchw", "nhwc"))
+nchw_packs, nhwc_packs = (mutants_of(f"pyramid_pool_{layout}", POOL, "pyramid_pool.cuh") for layout in ("nchw", "nhwc"))
+concat_nchw, concat_nchw_bwd, concat_nhwc, concat_nhwc_bwd = (
+    mutants_of(f"pyramid_concat_{of}", CONCAT) for of in ("nchw", "nchw_bwd", "nhwc", "nhwc_bwd")
+)
+conv_add, conv_gather = (mutants_of(f"pyramid_conv_{of}", CONV) for of in ("add", "gather"))
+run_add, run_gather = (mutants_of(f"pyramid_conv_{of}", CONV, "pyramid_conv_run.cuh") for of in ("add", "gather"))
+levels = mutants_of("pyramid_levels", LEVELS)
+loss = mutants_of("cross_entropy", LOSS, "cross_entropy_tile.cuh")
+finish = mutants_of("cross_entropy_finish", LOSS)
+argmax = mutants_of("upsample_argmax", ARGMAX)
+add_fwd, add_bwd = (mutants_of(file, f"{OPTIONS}[upsample_add]") for file in ("upsample_add", "upsample_add_bwd"))
+softmax_add = mutants_of("upsample_softmax_add", f"{OPTIONS}[upsample_softmax_add]")
 
 MUTANTS = [
     nchw("lines_barrier", "sums);\n    }\n    __syncthreads();\n", "sums);\n    }\n", ORDER),
@@ -76,12 +79,11 @@ MUTANTS = [
     nhwc("unwritten_gradient", "t.channels / VEC, count, [", "t.channels / VEC, count - 1, [", UNWRITTEN),
     nhwc("bins_barrier", "bin.area;\n    }\n  }\n  __syncthreads();\n", "bin.area;\n    }\n  }\n", ORDER),
     nhwc("staged_barrier", "[lane] = sum; });\n    __syncthreads();\n", "[lane] = sum; });\n", ORDER),
-    replace(  # no test of it has as many channels as float32 needs
-        packs("batch_too_small", "nhwc", "sums[j] += load(pack.v[j]);", "sums[j] += load(pack.v[0]);", WRONG),
-        every_type=True,
+    nhwc_packs(  # no test of it has as many channels as float32 needs
+        "batch_too_small", "sums[j] += load(pack.v[j]);", "sums[j] += load(pack.v[0]);", WRONG, every_type=True
     ),
-    packs("written_over", "nchw", "if constexpr (ADD) sums[j] += load(packs[i].v[j]);", "", WRONG, POOL_ADD),
-    packs("last_bin", "nhwc", "r >= t.row_last[row]", "r > t.row_last[row]", WRONG),
+    nchw_packs("written_over", "if constexpr (ADD) sums[j] += load(packs[i].v[j]);", "", WRONG, tests=POOL_ADD),
+    nhwc_packs("last_bin", "r >= t.row_last[row]", "r > t.row_last[row]", WRONG),
     nhwc(
         "misaligned",
         "const bool aligned = t.channels % kVec == 0 && is_aligned(x, 16);",
@@ -89,108 +91,97 @@ MUTANTS = [
         r"misaligned address",
         "checked",
     ),
-    concat(
-        "nchw", "unwritten_channel", "shape.level_channels - begin)", "shape.level_channels - begin - 1)", UNWRITTEN
-    ),
-    concat("nchw", "unwritten_copy", "< packs) to[", "< packs - 1) to[", UNWRITTEN),
-    concat("nchw", "corner_too_far", "level.columns.next(j) - j", "1", BEYOND, "checked"),
-    concat(
-        "nchw_bwd",
+    concat_nchw("unwritten_channel", "shape.level_channels - begin)", "shape.level_channels - begin - 1)", UNWRITTEN),
+    concat_nchw("unwritten_copy", "< packs) to[", "< packs - 1) to[", UNWRITTEN),
+    concat_nchw("corner_too_far", "level.columns.next(j) - j", "1", BEYOND, "checked"),
+    concat_nchw_bwd(
         "lines_barrier",
         "columns, lines);\n    __syncthreads();\n",
         "columns, lines);\n",
         ORDER,
     ),
-    replace(
-        concat("nchw_bwd", "sums_barrier", "lines, totals);\n    __syncthreads();", "lines, totals);", ORDER),
+    concat_nchw_bwd(
+        "sums_barrier",
+        "lines, totals);\n    __syncthreads();",
+        "lines, totals);",
+        ORDER,
         tests=CONCAT_SIZES,
         every_type=True,
     ),
-    concat(
-        "nchw_bwd",
+    concat_nchw_bwd(
         "unwritten_node",
         "i < count; i += kThreads) output",
         "i < count - 1; i += kThreads) output",
         UNWRITTEN,
     ),
-    concat("nchw_bwd", "shared_too_small", "plan.parts * plan.tile + k)", "plan.parts * plan.tile)", BEYOND, "checked"),
-    concat("nhwc", "nodes_of_another_column", "if (j != column) {", "if (column < 0) {", WRONG),
-    concat("nhwc", "unwritten_pixel", "min(kColumns, shape.width - begin)", "shape.width - begin - 1", UNWRITTEN),
-    concat("nhwc_bwd", "unwritten_side", "side < 4; ++side", "side < 3; ++side", UNWRITTEN),
-    concat("nhwc_bwd", "sides_exchanged", "row_parts ? 2 : 0", "row_parts ? 0 : 2", WRONG),
-    concat("nhwc_bwd", "row_too_many", "h < rows.end; ++h", "h <= rows.end; ++h", BEYOND, "checked"),
-    conv("add", "staged_barrier", "return !__syncthreads_or(special != 0);", "return special == 0;", ORDER),
-    conv("add", "special", "!__syncthreads_or(special != 0)", "__syncthreads_or(1) != 0", SPREAD, tests=SPECIAL),
-    conv("gather", "special", "!__syncthreads_or(special != 0) ||", "!__syncthreads_or(0) ||", SPREAD, tests=SPECIAL),
-    conv(
-        "add",
+    concat_nchw_bwd("shared_too_small", "plan.parts * plan.tile + k)", "plan.parts * plan.tile)", BEYOND, "checked"),
+    concat_nhwc("nodes_of_another_column", "if (j != column) {", "if (column < 0) {", WRONG),
+    concat_nhwc("unwritten_pixel", "min(kColumns, shape.width - begin)", "shape.width - begin - 1", UNWRITTEN),
+    concat_nhwc_bwd("unwritten_side", "side < 4; ++side", "side < 3; ++side", UNWRITTEN),
+    concat_nhwc_bwd("sides_exchanged", "row_parts ? 2 : 0", "row_parts ? 0 : 2", WRONG),
+    concat_nhwc_bwd("row_too_many", "h < rows.end; ++h", "h <= rows.end; ++h", BEYOND, "checked"),
+    conv_add("staged_barrier", "return !__syncthreads_or(special != 0);", "return special == 0;", ORDER),
+    conv_add("special", "!__syncthreads_or(special != 0)", "__syncthreads_or(1) != 0", SPREAD, tests=SPECIAL),
+    conv_gather("special", "!__syncthreads_or(special != 0) ||", "!__syncthreads_or(0) ||", SPREAD, tests=SPECIAL),
+    conv_add(
         "taps_barrier",
         "find_row_taps(t, h, taps);\n    __syncwarp();",
         "find_row_taps(t, h, taps);",
         ASTRAY,
         "checked",
     ),
-    conv("add", "terms_barrier", "    __syncwarp();\n\n    if (!finite)", "\n    if (!finite)", ORDER),
-    conv(
-        "add",
+    conv_add("terms_barrier", "    __syncwarp();\n\n    if (!finite)", "\n    if (!finite)", ORDER),
+    conv_add(
         "wrong_tap",
         "tap[i].bottom_weight * q.data[bottom[i] + at]",
         "tap[i].bottom_weight * q.data[top[i] + at]",
         WRONG,
     ),
-    conv("add", "term_missing", "term < t.terms; ++term", "term < t.terms - 1; ++term", WRONG),
-    conv(
-        "add",
+    conv_add("term_missing", "term < t.terms; ++term", "term < t.terms - 1; ++term", WRONG),
+    conv_add(
         "channel_too_many",
         "i * 32 + lane < there ? from[i * 32 + lane] : Real(0)",
         "from[i * 32 + lane]",
         BEYOND,
         "checked",
     ),
-    conv("add", "no_epilogue", "norm.mean != nullptr ? shared.norm[o", "false ? shared.norm[o", WRONG, tests=CONV_RELU),
-    conv(
-        "gather",
+    conv_add("no_epilogue", "norm.mean != nullptr ? shared.norm[o", "false ? shared.norm[o", WRONG, tests=CONV_RELU),
+    conv_gather(
         "sums_barrier",
         "add_rows(t, shared, rows, global_sum);\n    }\n    __syncthreads();",
         "add_rows(t, shared, rows, global_sum);\n    }",
         ORDER,
         tests=CONV_SIZES,
     ),
-    conv(
-        "gather",
+    conv_gather(
         "rows_barrier",
         "(t, shared.u, staged, terms);\n      }\n    }\n    __syncthreads();",
         "(t, shared.u, staged, terms);\n      }\n    }\n",
         ORDER,
     ),
-    conv(
-        "gather",
+    conv_gather(
         "staged_barrier",
         "shared.rows + warp * t.row_terms);\n      __syncwarp();",
         "shared.rows + warp * t.row_terms);",
         ORDER,
     ),
-    conv("gather", "replaced_barrier", "__syncwarp();  // all have read what G may take the place of", "", ORDER),
-    conv("gather", "missing_run", "in_batches<4>(\n      count,", "in_batches<4>(\n      count - 1,", WRONG),
-    conv(
-        "gather",
+    conv_gather("replaced_barrier", "__syncwarp();  // all have read what G may take the place of", "", ORDER),
+    conv_gather("missing_run", "in_batches<4>(\n      count,", "in_batches<4>(\n      count - 1,", WRONG),
+    conv_gather(
         "row_missing",
         "const int rows = min(grid.warps, run.last_row - first);",
         "const int rows = min(grid.warps, run.last_row - first - 1);",
         WRONG,
     ),
-    conv("gather", "element_too_many", "if (i >= filters) return;", "if (i > filters) return;", BEYOND, "checked"),
-    conv(
-        "gather",
+    conv_gather("element_too_many", "if (i >= filters) return;", "if (i > filters) return;", BEYOND, "checked"),
+    conv_gather(
         "unwritten_sums",
         "    if (grid.staged) global_sum(p) = staged_sum(p);\n    special += Real(0) * global_sum(p);\n",
         "",
         UNWRITTEN,
     ),
-    run_of("add", "column_too_many", "i < lines && j < line ?", "i <= lines && j <= line ?", BEYOND, "checked"),
-    run_of(
-        "gather", "padding", "w < t.width ? w + dx - t.kernel_width / 2 : -1", "w + dx - t.kernel_width / 2 + 1", WRONG
-    ),
+    run_add("column_too_many", "i < lines && j < line ?", "i <= lines && j <= line ?", BEYOND, "checked"),
+    run_gather("padding", "w < t.width ? w + dx - t.kernel_width / 2 : -1", "w + dx - t.kernel_width / 2 + 1", WRONG),
     levels("norm_of_another_level", "first_bin + bin >= norms", "first_bin + bin > norms", WRONG),
     levels("unwritten_bin", "if (lane >= count) return;", "if (lane >= count - 1) return;", UNWRITTEN),
     levels("tile_barrier", "      });\n  __syncthreads();\n", "      });\n", ORDER),
@@ -204,30 +195,34 @@ MUTANTS = [
     finish("barrier", "half /= 2) {\n    __syncthreads();", "half /= 2) {", ORDER),
     finish("edge_too_many", "* kThreads, values - 1);", "* kThreads, values);", BEYOND, "checked"),
     argmax("last_row_left_out", "max(first, logit(rows.count - 1))", "first", WRONG),
-    argmax("column_too_many", "  if (x >= p.columns.out) rows.count = 0;\n", "", BEYOND, variant="checked"),
+    argmax("column_too_many", "  if (x >= p.columns.out) rows.count = 0;\n", "", BEYOND, "checked"),
     argmax(
         "exited_lanes",
         "if (p.correct == nullptr) return;",
         "if (p.correct == nullptr || rows.count == 0) return;",
         r"which is not active",
-        CORRECT,
+        tests=CORRECT,
     ),
-    upsample_add("fwd_taps_barrier", "first, taps);\n  __syncthreads();", "first, taps);", ASTRAY, variant="checked"),
-    upsample_add("fwd_wrong_row", "bins + tap.second * stride", "bins + tap.first * stride", WRONG),
-    upsample_add("fwd_row_too_many", "min(r, rows - 1) *", "r *", BEYOND, ANY_SIZE, "checked"),
-    upsample_add("bwd_cell_in_front", "int i = begin - 1; i < end", "int i = begin; i < end", WRONG),
-    upsample_add("bwd_lines_barrier", "shared.lines);\n    __syncthreads();", "shared.lines);", ORDER),
-    upsample_add("bwd_tile_barrier", "    __syncthreads();\n  } while", "  } while", ORDER, SIZES),
-    softmax_add("column_too_many", "  if (x >= p.width) return;\n", "", BEYOND, variant="checked"),
+    add_fwd("taps_barrier", "first, taps);\n  __syncthreads();", "first, taps);", ASTRAY, "checked"),
+    add_fwd("wrong_row", "bins + tap.second * stride", "bins + tap.first * stride", WRONG),
+    add_fwd("row_too_many", "min(r, rows - 1) *", "r *", BEYOND, "checked", tests=f"{ANY_SIZE}[upsample_add]"),
+    add_bwd("cell_in_front", "int i = begin - 1; i < end", "int i = begin; i < end", WRONG),
+    add_bwd("lines_barrier", "shared.lines);\n    __syncthreads();", "shared.lines);", ORDER),
+    add_bwd("tile_barrier", "    __syncthreads();\n  } while", "  } while", ORDER, tests=f"{SIZES}[upsample_add]"),
+    softmax_add("column_too_many", "  if (x >= p.width) return;\n", "", BEYOND, "checked"),
     softmax_add(
-        "maximum", "if (!(logit <= pixel.most)) pixel.most = logit;", "pixel.most = 0;", SPREAD, "test_logits_far_apart"
+        "maximum",
+        "if (!(logit <= pixel.most)) pixel.most = logit;",
+        "pixel.most = 0;",
+        SPREAD,
+        tests=f"{SOFTMAX_ADD}::test_logits_far_apart",
     ),
     softmax_add(
         "weight_of_nothing",
         "if (row[i].weight == 0 || column[j].weight == 0) continue;\n        sum",
         "sum",
         SPREAD,
-        "test_what_is_not_finite_stays_at_its_pixels",
+        tests=f"{SOFTMAX_ADD}::test_what_is_not_finite_stays_at_its_pixels",
     ),
     softmax_add("flip", "flip ? axis.out - 1 - read : read", "read", WRONG),
 ]
