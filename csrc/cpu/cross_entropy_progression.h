@@ -60,7 +60,7 @@ inline Shift choose_shift(
   return shift;
 }
 
-inline int64_t row_units(int64_t rows) { return (rows + kRowsAtOnce - 1) / kRowsAtOnce; }
+inline int64_t row_units(int64_t rows) { return ceil_div(rows, kRowsAtOnce); }
 inline int64_t progression_stride(int64_t rows) { return (2 + 2 * row_units(rows)) * kLanes<float>; }
 
 // Memory for tiles of so many rows and columns: progressions of every class, and of each pixel a weight and its label's term.
@@ -88,8 +88,8 @@ struct Ratio {
 template <bool NARROW>
 void start_progressions(const Tile<float>& tile, const Shift& shift, int64_t column) {
   using V = Lanes<float>;
-  const int64_t anchors = (tile.rows + kAnchorRows - 1) / kAnchorRows;
-  const int64_t units = row_units(tile.rows), units_per_anchor = (units + anchors - 1) / anchors;
+  const int64_t anchors = ceil_div(tile.rows, kAnchorRows);
+  const int64_t units = row_units(tile.rows), units_per_anchor = ceil_div(units, anchors);
   const V step = get(tile.step), t = get(tile.first) + static_cast<float>(column) * step;
   float* out = tile.memory;
   for (int64_t c = 0; c < tile.p.classes; ++c) {
@@ -124,7 +124,7 @@ void find_label_terms(const Tile<float>& tile, const Shift& shift, int64_t colum
   for (int64_t i = 0; i < tile.rows * columns; ++i) put(terms + i * L, all(1.0f));
   for (int64_t lane = 0; lane < L; ++lane) {
     if (!shift.mixed[lane]) continue;
-    const int64_t here = tile.p.columns.count[tile.cell + lane] - column, count = here < columns ? here : columns;
+    const int64_t here = tile.p.columns.count[tile.cell + lane] - column, count = smaller(here, columns);
     for (int64_t row = 0; row < tile.rows; ++row) {
       int64_t labels[kMaxProgression];
       tile.read_labels(lane, row, column, count, labels);
@@ -279,20 +279,7 @@ void sum_columns(const Tile<float>& tile, const Shift& shift, int64_t column, bo
 // Adds grad_weight · loss of the tile's pixels to `total`.
 template <bool NARROW>
 void sum_by_progression(const Tile<float>& tile, const Shift& shift, LossSum& total) {
-  // Equal shares of the columns: 12 of them as 6 + 6, not 9 + 3.
-  const int64_t parts = (tile.columns + kMaxProgression - 1) / kMaxProgression;
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t from = tile.columns * part / parts, columns = tile.columns * (part + 1) / parts - from;
-    const bool add = tile.add || part > 0;
-    switch (columns) {
-      case 2: sum_columns<NARROW, 2>(tile, shift, from, add, total); break;
-      case 3: sum_columns<NARROW, 3>(tile, shift, from, add, total); break;
-      case 4: sum_columns<NARROW, 4>(tile, shift, from, add, total); break;
-      case 5: sum_columns<NARROW, 5>(tile, shift, from, add, total); break;
-      case 6: sum_columns<NARROW, 6>(tile, shift, from, add, total); break;
-      case 7: sum_columns<NARROW, 7>(tile, shift, from, add, total); break;
-      case 8: sum_columns<NARROW, 8>(tile, shift, from, add, total); break;
-      default: sum_columns<NARROW, 9>(tile, shift, from, add, total); break;
-    }
-  }
+  for_equal_parts<kMaxProgression, 2>(tile.columns, [&]<int COLUMNS>(int64_t first) {
+    sum_columns<NARROW, COLUMNS>(tile, shift, first, tile.add || first > 0, total);
+  });
 }

@@ -1,5 +1,5 @@
 // What one thread holds of the cell rows of a task, and how it reads the labels of one cell row.
-// Included by kernel files inside their namespace (see isa.h), after cross_entropy_nodes.h.
+// Included by kernel files inside their namespace (see isa.h), behind cross_entropy_tile.h.
 
 template <typename Real>
 struct Workspace {
@@ -22,51 +22,43 @@ struct Workspace {
   bool uniform;               // every labelled pixel weighs 1
   Real own, smooth, class_sum;  // 1 - ε, ε / C and, if it matters, Σ_c w_c
 
-  // With `memory` null nothing is written, and bytes() tells how much is needed.
-  Workspace(const CrossEntropyProblem& problem, void* memory, int64_t tile_size);
-  int64_t bytes() const { return bytes_; }
+  // With an arena that measures nothing is written.
+  Workspace(const CrossEntropyProblem& problem, Arena<Real>& arena) : p(problem) {
+    padded = padded_cells<Real>(p.columns), map = p.classes * padded, right = p.columns.nodes == p.out_width ? 0 : 1;
+    uniform = p.class_weight == nullptr && p.pixel_weight == nullptr;
+    own = static_cast<Real>(1.0 - p.smoothing), smooth = static_cast<Real>(p.smoothing / static_cast<double>(p.classes));
+    const int64_t columns = p.columns.most * padded, pixels = p.rows.most * columns;
+    first = arena.take(padded), step = arena.take(padded), fraction = arena.take(columns), exists = arena.take(columns);
+    for (int64_t i = 0; i < p.heads; ++i) {
+      for (int side = 0; side < 2; ++side) nodes[i][side] = arena.take(map);
+      for (int side = 0; side < 2; ++side) peak[i][side] = arena.take(padded), range[i][side] = arena.take(padded);
+      for (int side = 0; side < 2; ++side) carry[i][side] = arena.take(map);
+    }
+    corner = arena.take(4 * map);
+    for (int side = 0; side < 2; ++side) label_share[side] = arena.take(map), smooth_share[side] = arena.take(padded);
+    grad_weight = arena.take(pixels);
+    loss = p.head[0].loss ? arena.take(pixels) : nullptr;
+    tile = arena.take(tile_memory(p));
+    present = reinterpret_cast<uint8_t*>(arena.take(p.classes));
+    label = reinterpret_cast<int32_t*>(arena.take(padded));
+    if (first == nullptr) return;
+
+    for (int64_t i = 0; i < columns; ++i) fraction[i] = exists[i] = 0;
+    for (int64_t q = 0; q < padded; ++q) first[q] = 0, step[q] = static_cast<Real>(step_in(p.columns, q));
+    for (int64_t q = 0; q < p.columns.cells; ++q) {
+      first[q] = static_cast<Real>(fraction_in(p.columns, q, 0));
+      for (int64_t k = 0; k < p.columns.count[q]; ++k) {
+        fraction[k * padded + q] = static_cast<Real>(fraction_in(p.columns, q, k)), exists[k * padded + q] = 1;
+      }
+    }
+    class_sum = 0;
+    for (int64_t c = 0; c < p.classes; ++c) class_sum += class_weight(c);
+    // No cell writes the last vector of a plane of corners; it is the left neighbour of the next plane's first cell.
+    for (int64_t plane = 1; plane <= 4 * p.classes; ++plane) put(corner + plane * padded - kLanes<Real>, Lanes<Real>{});
+  }
 
   Real class_weight(int64_t c) const { return p.class_weight ? static_cast<const Real*>(p.class_weight)[c] : Real(1); }
-
- private:
-  int64_t bytes_;
 };
-
-template <typename Real>
-Workspace<Real>::Workspace(const CrossEntropyProblem& problem, void* memory, int64_t tile_size) : p(problem) {
-  padded = padded_cells<Real>(p.columns), map = p.classes * padded, right = p.columns.nodes == p.out_width ? 0 : 1;
-  uniform = p.class_weight == nullptr && p.pixel_weight == nullptr;
-  own = static_cast<Real>(1.0 - p.smoothing), smooth = static_cast<Real>(p.smoothing / static_cast<double>(p.classes));
-  Arena<Real> arena{static_cast<Real*>(memory)};
-  first = arena.take(padded), step = arena.take(padded), fraction = arena.take(p.columns.most * padded), exists = arena.take(p.columns.most * padded);
-  for (int64_t i = 0; i < p.heads; ++i) {
-    for (int side = 0; side < 2; ++side) nodes[i][side] = arena.take(map);
-    for (int side = 0; side < 2; ++side) peak[i][side] = arena.take(padded), range[i][side] = arena.take(padded);
-    for (int side = 0; side < 2; ++side) carry[i][side] = arena.take(map);
-  }
-  corner = arena.take(4 * map);
-  for (int side = 0; side < 2; ++side) label_share[side] = arena.take(map), smooth_share[side] = arena.take(padded);
-  grad_weight = arena.take(p.rows.most * p.columns.most * padded);
-  loss = p.head[0].loss ? arena.take(p.rows.most * p.columns.most * padded) : nullptr;
-  tile = arena.take(tile_size);
-  present = reinterpret_cast<uint8_t*>(arena.take(p.classes));
-  label = reinterpret_cast<int32_t*>(arena.take(padded));
-  bytes_ = arena.bytes();
-  if (memory == nullptr) return;
-
-  for (int64_t i = 0; i < p.columns.most * padded; ++i) fraction[i] = exists[i] = 0;
-  for (int64_t q = 0; q < padded; ++q) first[q] = 0, step[q] = static_cast<Real>(step_in(p.columns, q));
-  for (int64_t q = 0; q < p.columns.cells; ++q) {
-    first[q] = static_cast<Real>(fraction_in(p.columns, q, 0));
-    for (int64_t k = 0; k < p.columns.count[q]; ++k) {
-      fraction[k * padded + q] = static_cast<Real>(fraction_in(p.columns, q, k)), exists[k * padded + q] = 1;
-    }
-  }
-  class_sum = 0;
-  for (int64_t c = 0; c < p.classes; ++c) class_sum += class_weight(c);
-  // No cell writes the last vector of a plane of corners; it is the left neighbour of the next plane's first cell.
-  for (int64_t plane = 1; plane <= 4 * p.classes; ++plane) put(corner + plane * padded - kLanes<Real>, Lanes<Real>{});
-}
 
 // Reads the labels of cell row r of image b: weights in the gradient, and the shares of labels and smoothing.
 template <typename Label, typename Real>
@@ -78,7 +70,7 @@ struct LabelReader {
 
   void read_row(int64_t b, int64_t r) {
     for (int64_t c = 0; c < p.classes; ++c) ws.present[c] = 0;
-    for (int side = 0; side < 2; ++side) zero(ws.smooth_share[side], ws.padded);
+    for (Real* share : ws.smooth_share) fill(share, ws.padded, Real(0));
     for (int64_t q = 0; q < ws.padded; ++q) ws.label[q] = kNone;
 
     const int64_t row = p.columns.most * ws.padded;
@@ -129,12 +121,8 @@ struct LabelReader {
     }
   }
 
-  int64_t at(int64_t b, int64_t r, int64_t j) const {
-    return (b * p.out_height + p.rows.begin[r] + j) * p.out_width;
-  }
-  Real row_fraction(int64_t r, int64_t j) const {
-    return static_cast<Real>(fraction_in(p.rows, r, j));
-  }
+  int64_t at(int64_t b, int64_t r, int64_t j) const { return (b * p.out_height + p.rows.begin[r] + j) * p.out_width; }
+  Real row_fraction(int64_t r, int64_t j) const { return static_cast<Real>(fraction_in(p.rows, r, j)); }
   Real column_fractions(int64_t q, int64_t k, int64_t k_end) const {  // Σ t over columns [k, k_end)
     return static_cast<Real>(k_end - k) * (ws.first[q] + ws.step[q] * (static_cast<Real>(k + k_end - 1) / 2));
   }
@@ -162,19 +150,19 @@ struct LabelReader {
   // Lines [j, j_end) and columns [k, k_end) of cell q have one label and weight: fills in grad_weight; false if ignored.
   bool score(int64_t label, int64_t q, int64_t j, int64_t j_end, int64_t k, int64_t k_end, Real weight) {
     Real* grad_weight = ws.grad_weight + j * p.columns.most * ws.padded + q;
-    const auto fill = [&](Real value) {
+    const auto weigh = [&](Real value) {
       for (int64_t line = j; line < j_end; ++line, grad_weight += p.columns.most * ws.padded) {
         for (int64_t i = k; i < k_end; ++i) grad_weight[i * ws.padded] = value;
       }
     };
     if (label == p.ignore_index || label < 0 || label >= p.classes) {
       if (label != p.ignore_index && bad_label == kNoLabel) bad_label = label;
-      fill(0);
+      weigh(0);
       return false;
     }
     const Real of_class = ws.class_weight(label);
     divisor += static_cast<double>((j_end - j) * (k_end - k)) * of_class * weight;
-    if (!ws.uniform) fill(weight * (ws.own * of_class + ws.smooth * ws.class_sum));
+    if (!ws.uniform) weigh(weight * (ws.own * of_class + ws.smooth * ws.class_sum));
     int32_t& cell = ws.label[q];
     cell = cell == kNone || cell == label ? static_cast<int32_t>(label) : kMixed;
     return true;
@@ -184,7 +172,7 @@ struct LabelReader {
   void share(int64_t label, int64_t q, Real weight, Real top_left, Real top_right, Real bottom_left, Real bottom_right) {
     if (!ws.present[label]) {
       ws.present[label] = 1;
-      for (int side = 0; side < 2; ++side) zero(ws.label_share[side] + label * ws.padded, ws.padded);
+      for (Real* share : ws.label_share) fill(share + label * ws.padded, ws.padded, Real(0));
     }
     const auto add = [&](Real* const* to, int64_t i, Real factor) {
       to[0][i] += factor * top_left, to[0][i + 1] += factor * top_right;
@@ -193,18 +181,4 @@ struct LabelReader {
     add(ws.label_share, label * ws.padded + q, weight);
     if (p.smoothing > 0) add(ws.smooth_share, q, weight);
   }
-
-  static void zero(Real* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = 0;
-  }
 };
-
-// Calls `use` with the reader of the problem's labels; it holds the sums of what it has read.
-template <typename Real, typename Use>
-void with_label_reader(Workspace<Real>& ws, const Use& use) {
-  switch (ws.p.label_type) {
-    case LabelType::i64: use(LabelReader<int64_t, Real>{ws}); break;
-    case LabelType::i32: use(LabelReader<int32_t, Real>{ws}); break;
-    default: use(LabelReader<uint8_t, Real>{ws});
-  }
-}

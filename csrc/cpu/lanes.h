@@ -1,26 +1,85 @@
-// One native register of numbers, by the compiler's vector extension (wider ones are lowered to scalars in places).
+// Numbers as kernels hold them: the element types, what they are summed in, and one native register of numbers.
 // Included by kernel files inside their namespace (see isa.h); PSPNET_FAST_VECTOR_BYTES comes with the instruction set.
+
+// ---- Elements: the half precisions are loaded to float, and stored with rounding to nearest even ---------------------
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+static inline float load(float v) { return v; }
+static inline double load(double v) { return v; }
+static inline float load(_Float16 v) { return static_cast<float>(v); }
+static inline float load(BFloat16 v) {
+  const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
+  float f;
+  __builtin_memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+static inline void store(float* p, float v) { *p = v; }
+static inline void store(double* p, double v) { *p = v; }
+static inline void store(_Float16* p, float v) { *p = static_cast<_Float16>(v); }
+static inline void store(BFloat16* p, float v) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &v, sizeof bits);
+  // Rounding would carry a NaN's payload into an infinity.
+  p->bits = v != v ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <typename Acc>
+inline void fill(Acc* p, int64_t n, Acc value) {
+  for (int64_t i = 0; i < n; ++i) p[i] = value;
+}
+
+template <typename T, typename Acc>
+inline void add(Acc* __restrict__ to, const T* __restrict__ from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] += load(from[i]);
+}
+
+// Calls `body`, a template of the element type and of the type that it is summed in.
+template <typename Body>
+void dispatch(ElementType type, Body body) {
+  switch (type) {
+    case ElementType::f32: return body.template operator()<float, float>();
+    case ElementType::f64: return body.template operator()<double, double>();
+    case ElementType::f16: return body.template operator()<_Float16, float>();
+    case ElementType::bf16: return body.template operator()<BFloat16, float>();
+  }
+}
+
+// Calls body<n>() for n = count, from LEAST to MOST; a larger count is MOST.
+template <int MOST, int LEAST = 1, typename Body>
+static inline __attribute__((always_inline)) void with_count(int64_t count, const Body& body) {
+  if constexpr (LEAST < MOST) {
+    if (count > LEAST) return with_count<MOST, LEAST + 1>(count, body);
+  }
+  body.template operator()<LEAST>();
+}
+
+// Calls body<n>(first) for equal shares [first, first + n) of `size`, n from LEAST to MOST: 12 are 6 + 6, not 9 + 3.
+template <int MOST, int LEAST = 1, typename Body>
+static inline __attribute__((always_inline)) void for_equal_parts(int64_t size, const Body& body) {
+  const int64_t parts = ceil_div(size, MOST);
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = size * part / parts, count = size * (part + 1) / parts - first;
+    with_count<MOST, LEAST>(count, [&]<int COUNT>() __attribute__((always_inline)) { body.template operator()<COUNT>(first); });
+  }
+}
+
+// ---- Registers, by the compiler's vector extension (wider vectors are lowered to scalars in places) ------------------
 
 constexpr int kVectorBytes = PSPNET_FAST_VECTOR_BYTES;
 
 template <typename Real>
-struct LanesOf;
-template <>
-struct LanesOf<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes)));
-  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-  typedef int32_t ints __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct LanesOf<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
-  typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
-  typedef int64_t ints __attribute__((vector_size(kVectorBytes)));
+struct LanesOf {
+  typedef Real type __attribute__((vector_size(kVectorBytes)));
+  typedef Real unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(Real)), may_alias));
 };
 template <typename Real>
 using Lanes = typename LanesOf<Real>::type;
 template <typename Real>
-using IntLanes = typename LanesOf<Real>::ints;
+using IntLanes = decltype(Lanes<Real>{} < Lanes<Real>{});  // as wide as Real: what comparisons give
 template <typename Real>
 constexpr int64_t kLanes = kVectorBytes / sizeof(Real);
 

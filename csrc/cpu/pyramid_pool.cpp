@@ -1,12 +1,10 @@
-// Pyramid pooling on CPU tensors: checks, geometry, scratch and threads round the kernels of pyramid_pool_*_kernel.cpp.
-//
-// Work is cut into planes (NCHW) or into bands and channel blocks (channels_last), each summed by one thread in one
-// order: the result does not depend on the number of threads.
-#include <ATen/Parallel.h>
+// Pyramid pooling on CPU tensors: checks, geometry, scratch and tasks round pyramid_pool_kernel.cpp. Tasks are planes in
+// NCHW, bands of rows and blocks of channels in channels_last.
 #include <torch/library.h>
 
 #include "../checks.h"
 #include "pyramid_pool_kernel.h"
+#include "tasks.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -15,7 +13,7 @@
 namespace pspnet_fast {
 namespace {
 
-// A thread is given at least this many elements of x.
+// There are no more threads than have this many elements of x each.
 constexpr int64_t kGrain = 32768;
 
 // The C library takes a large block from the system anew in every call, and the first write to each page of 4 KiB is a
@@ -31,34 +29,41 @@ void use_huge_pages(const at::Tensor& fresh) {
 #endif
 }
 
-struct Geometry {
+// The geometry of one call, as kernels take it.
+struct Pooling {
   Partition rows, columns;
-  PoolShape shape;
+  PoolProblem problem{};
 
-  Geometry(int64_t channels, int64_t height, int64_t width, at::IntArrayRef bins)
-      : rows(partition_axis(height, bins)), columns(partition_axis(width, bins)) {
-    shape = {
-        channels,
-        height,
-        width,
-        static_cast<int64_t>(bins.size()),
-        packed_bins(bins),
-        bins.data(),
-        rows.intervals(),
-        columns.intervals(),
-        rows.edge.data(),
-        columns.edge.data(),
-        rows.first.data(),
-        rows.last.data(),
-        columns.first.data(),
-        columns.last.data(),
-    };
+  Pooling(ElementType type, const at::Tensor& map, at::IntArrayRef bins)
+      : rows(partition_axis(map.size(2), bins)), columns(partition_axis(map.size(3), bins)) {
+    problem.type = type;
+    problem.batch = map.size(0), problem.channels = map.size(1);
+    problem.rows = axis(map.size(2), rows), problem.columns = axis(map.size(3), columns);
+    problem.levels = static_cast<int64_t>(bins.size()), problem.packed_bins = packed_bins(bins);
+    problem.bins = bins.data();
   }
-  Geometry(const Geometry&) = delete;  // shape points into rows and columns
+  Pooling(const Pooling&) = delete;  // problem points into rows and columns
 
-  int64_t plane_scratch(ElementType type) const { return PSPNET_FAST_PER_ISA(pool_nchw_scratch, type, shape); }
-  int64_t plane_grain() const { return std::max<int64_t>(1, kGrain / (shape.height * shape.width)); }
-  int64_t blocks_per_image() const { return (shape.channels + kChannelBlock - 1) / kChannelBlock; }
+  static PoolAxis axis(int64_t size, const Partition& partition) {
+    return {size, partition.intervals(), partition.edge.data(), partition.first.data(), partition.last.data()};
+  }
+
+  int64_t bands() const { return problem.batch * rows.intervals(); }
+  int64_t blocks() const { return problem.batch * ceil_div(problem.channels, kChannelBlock); }
+
+  void run(
+      Kernel<PoolProblem>* kernel, const at::Tensor& from, const at::Tensor& to, int64_t tasks, int64_t scratch = 0,
+      int64_t chunk = 1) {
+    problem.from = from.const_data_ptr(), problem.to = to.mutable_data_ptr();
+    run_tasks(kernel, problem, tasks, scratch, chunk);
+  }
+
+  // Planes are worked on in lanes: a thread takes all of its planes at once.
+  void run_planes(Kernel<PoolProblem>* kernel, const at::Tensor& from, const at::Tensor& to) {
+    const int64_t planes = problem.batch * problem.channels, elements = planes * problem.rows.size * problem.columns.size;
+    const int64_t threads = std::clamp<int64_t>(ceil_div(elements, kGrain), 1, at::get_num_threads());
+    run(kernel, from, to, planes, PSPNET_FAST_PER_ISA(pool_nchw_scratch)(problem), ceil_div(planes, threads));
+  }
 };
 
 at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
@@ -66,31 +71,18 @@ at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
   const ElementType type = element_type("x", input);
   const bool channels_last = is_channels_last(input);
   const at::Tensor x = channels_last ? input : input.contiguous();
+  Pooling pooling(type, x, bins);
   const int64_t batch = x.size(0), channels = x.size(1);
-  const Geometry geometry(channels, x.size(2), x.size(3), bins);
-  const PoolShape& shape = geometry.shape;
-  at::Tensor out = at::empty({batch, channels, shape.packed_bins}, x.options());
+  at::Tensor out = at::empty({batch, channels, pooling.problem.packed_bins}, x.options());
   if (out.numel() == 0) return out;
-
   if (!channels_last) {
-    at::parallel_for(0, batch * channels, geometry.plane_grain(), [&](int64_t begin, int64_t end) {
-      at::Tensor scratch = at::empty({geometry.plane_scratch(type)}, accumulator(x));
-      PSPNET_FAST_PER_ISA(
-          pool_nchw_forward, type, shape, x.const_data_ptr(), out.mutable_data_ptr(), scratch.mutable_data_ptr(),
-          begin, end);
-    });
+    pooling.run_planes(PSPNET_FAST_PER_ISA(pool_nchw_forward), x, out);
     return out;
   }
-  at::Tensor atoms =
-      at::empty({batch, shape.row_intervals, shape.column_intervals, channels}, accumulator(x));
-  at::parallel_for(0, batch * shape.row_intervals, 1, [&](int64_t begin, int64_t end) {
-    PSPNET_FAST_PER_ISA(
-        pool_nhwc_atoms_forward, type, shape, x.const_data_ptr(), atoms.mutable_data_ptr(), begin, end);
-  });
-  at::parallel_for(0, batch * geometry.blocks_per_image(), 1, [&](int64_t begin, int64_t end) {
-    PSPNET_FAST_PER_ISA(
-        pool_nhwc_bins_forward, type, shape, atoms.const_data_ptr(), out.mutable_data_ptr(), begin, end);
-  });
+  const at::Tensor atoms =
+      at::empty({batch, pooling.rows.intervals(), pooling.columns.intervals(), channels}, accumulator(x));
+  pooling.run(PSPNET_FAST_PER_ISA(pool_nhwc_atoms_forward), x, atoms, pooling.bands());
+  pooling.run(PSPNET_FAST_PER_ISA(pool_nhwc_bins_forward), atoms, out, pooling.blocks());
   return out;
 }
 
@@ -98,30 +90,14 @@ at::Tensor pyramid_pool_cpu(const at::Tensor& input, at::IntArrayRef bins) {
 void spread(const at::Tensor& upstream, const at::Tensor& grad_x, at::IntArrayRef bins, bool channels_last, bool add) {
   const ElementType type = element_type("grad", upstream);
   const at::Tensor grad = upstream.contiguous();
-  const int64_t batch = grad.size(0), channels = grad.size(1);
-  const Geometry geometry(channels, grad_x.size(2), grad_x.size(3), bins);
-  const PoolShape& shape = geometry.shape;
-
-  if (!channels_last) {
-    at::parallel_for(0, batch * channels, geometry.plane_grain(), [&](int64_t begin, int64_t end) {
-      at::Tensor scratch = at::empty({geometry.plane_scratch(type)}, accumulator(grad));
-      PSPNET_FAST_PER_ISA(
-          pool_nchw_backward, type, add, shape, grad.const_data_ptr(), grad_x.mutable_data_ptr(),
-          scratch.mutable_data_ptr(), begin, end);
-    });
-    return;
-  }
-  at::Tensor shares = at::empty({batch, shape.packed_bins, channels}, accumulator(grad));
-  at::parallel_for(0, batch * geometry.blocks_per_image(), 1, [&](int64_t begin, int64_t end) {
-    PSPNET_FAST_PER_ISA(
-        pool_nhwc_bins_backward, type, shape, grad.const_data_ptr(), shares.mutable_data_ptr(), begin, end);
-  });
-  at::parallel_for(0, batch * shape.row_intervals, 1, [&](int64_t begin, int64_t end) {
-    at::Tensor scratch = at::empty({shape.column_intervals, channels}, accumulator(grad));
-    PSPNET_FAST_PER_ISA(
-        pool_nhwc_atoms_backward, type, add, shape, shares.const_data_ptr(), grad_x.mutable_data_ptr(),
-        scratch.mutable_data_ptr(), begin, end);
-  });
+  Pooling pooling(type, grad_x, bins);
+  pooling.problem.add = add;
+  if (!channels_last) return pooling.run_planes(PSPNET_FAST_PER_ISA(pool_nchw_backward), grad, grad_x);
+  const at::TensorOptions sums = accumulator(grad);
+  const at::Tensor shares = at::empty({grad.size(0), pooling.problem.packed_bins, grad.size(1)}, sums);
+  const int64_t scratch = pooling.columns.intervals() * grad.size(1) * static_cast<int64_t>(sums.dtype().itemsize());
+  pooling.run(PSPNET_FAST_PER_ISA(pool_nhwc_bins_backward), grad, shares, pooling.blocks());
+  pooling.run(PSPNET_FAST_PER_ISA(pool_nhwc_atoms_backward), shares, grad_x, pooling.bands(), scratch);
 }
 
 at::Tensor pyramid_pool_backward_cpu(

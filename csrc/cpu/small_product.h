@@ -13,12 +13,7 @@ constexpr int64_t kTileVectors = kVectorBytes == 64 ? 4 : 2;
 template <typename Acc>
 constexpr int64_t kPanel = kTileVectors * kLanes<Acc>;
 
-template <typename Acc>
-static inline int64_t vectors_of(int64_t count) {
-  return (count + kLanes<Acc> - 1) / kLanes<Acc>;
-}
-
-template <int64_t kVectors, typename Acc>
+template <int kVectors, typename Acc>
 static void product_tile(
     const Acc* const* rows, const Summed& summed, const Acc* right, int64_t right_stride, Acc* out, int64_t out_stride,
     int64_t valid_rows, bool add) {
@@ -44,28 +39,20 @@ static void product_tile(
   }
 }
 
-// out [row_count, vectors · lanes] = left [row_count, summed] · right [summed, vectors · lanes], or with `add` that and
-// what is there; left(m) is row m.
+// out [row_count, columns] = left [row_count, summed] · right [summed, columns], or with `add` that and what is there;
+// left(m) is row m, columns are whole vectors.
 template <typename Acc, typename Left>
 static void product(
-    Left left, int64_t row_count, const Summed& summed, const Acc* right, int64_t right_stride, int64_t vectors,
-    Acc* out, int64_t out_stride, bool add = false) {
+    Left left, int64_t row_count, const Summed& summed, const Acc* right, int64_t right_stride, int64_t columns, Acc* out,
+    int64_t out_stride, bool add = false) {
   for (int64_t m = 0; m < row_count; m += kTileRows) {
-    const int64_t valid = row_count - m < kTileRows ? row_count - m : kTileRows;
+    const int64_t valid = smaller(kTileRows, row_count - m);
     const Acc* rows[kTileRows];
     for (int64_t i = 0; i < kTileRows; ++i) rows[i] = left(m + (i < valid ? i : 0));
-    for (int64_t v = 0; v < vectors; v += kTileVectors) {
-      const Acc* factor = right + v * kLanes<Acc>;
-      Acc* to = out + m * out_stride + v * kLanes<Acc>;
-      switch (vectors - v) {
-        case 1: product_tile<1>(rows, summed, factor, right_stride, to, out_stride, valid, add); break;
-        case 2: product_tile<2>(rows, summed, factor, right_stride, to, out_stride, valid, add); break;
-        case 3:
-          product_tile<(kTileVectors > 3 ? 3 : kTileVectors)>(
-              rows, summed, factor, right_stride, to, out_stride, valid, add);
-          break;
-        default: product_tile<kTileVectors>(rows, summed, factor, right_stride, to, out_stride, valid, add);
-      }
+    for (int64_t c = 0; c < columns; c += kPanel<Acc>) {
+      with_count<kTileVectors>((columns - c) / kLanes<Acc>, [&]<int kVectors>() {
+        product_tile<kVectors>(rows, summed, right + c, right_stride, out + m * out_stride + c, out_stride, valid, add);
+      });
     }
   }
 }

@@ -1,66 +1,72 @@
-// Sums of upsampled maps on CPU tensors: tables and threads round the kernels of upsample_add_kernel.cpp. Work is cut
-// into tasks by shape alone, each done by one thread in one order: the result does not depend on the number of threads.
-#include "upsample_add_kernel.h"
-
+// Sums of upsampled maps on CPU tensors: tables and tasks round upsample_add_kernel.cpp.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
 #include <vector>
 
 #include "../checks.h"
-#include "pyramid_conv_map.h"
+#include "pyramid_levels_kernel.h"
+#include "tasks.h"
 
 namespace pspnet_fast {
 namespace {
 
 struct AxisTables {
-  std::vector<int32_t> first, second, first_reader, last;
-  std::vector<double> first_weight, second_weight;
+  std::vector<AxisTap> taps;
+  std::vector<int32_t> first_reader, last;
 
   AxisTables(int64_t nodes, int64_t out, bool align_corners) : first_reader(nodes, 0), last(nodes, 0) {
-    for (int64_t i = 0; i < out; ++i) {
-      const Taps taps = bilinear_taps(i, nodes, out, align_corners);
-      first.push_back(taps.first), second.push_back(taps.second);
-      first_weight.push_back(taps.first_weight), second_weight.push_back(taps.second_weight);
-      for (const int32_t node : {taps.first, taps.second}) {
-        if (last[node] == 0) first_reader[node] = static_cast<int32_t>(i);
-        last[node] = static_cast<int32_t>(i) + 1;
+    for (int32_t i = 0; i < out; ++i) {
+      const Taps tap = bilinear_taps(i, nodes, out, align_corners);
+      taps.push_back({tap.first, tap.second, tap.first_weight, tap.second_weight});
+      for (const int32_t node : {tap.first, tap.second}) {
+        if (last[node] == 0) first_reader[node] = i;
+        last[node] = i + 1;
       }
     }
   }
-  UpsampleAxis axis() const { return {first.data(), second.data(), first_weight.data(), second_weight.data()}; }
 };
 
 // The geometry of one call, and what its pointers point into.
 struct UpsampleGeometry {
-  UpsampleShape shape{};
+  UpsampleProblem problem{};
 
   // `map` is the result or its gradient, dense.
-  UpsampleGeometry(const at::Tensor& map, bool channels_last, at::IntArrayRef sizes, bool align_corners) {
-    shape.planes = channels_last ? map.size(0) : map.size(0) * map.size(1);
-    shape.unit = channels_last ? map.size(1) : 1;
-    shape.height = map.size(2), shape.width = map.size(3);
-    shape.levels = static_cast<int64_t>(sizes.size()) / 2;
+  UpsampleGeometry(
+      ElementType type, const at::Tensor& map, bool channels_last, at::IntArrayRef sizes, bool align_corners) {
+    problem.type = type;
+    problem.planes = channels_last ? map.size(0) : map.size(0) * map.size(1);
+    problem.unit = channels_last ? map.size(1) : 1;
+    problem.height = map.size(2), problem.width = map.size(3);
+    problem.levels = static_cast<int64_t>(sizes.size()) / 2;
     tables_.reserve(sizes.size());
-    for (int64_t l = 0; l < shape.levels; ++l) {
-      UpsampleLevel level{};
-      level.height = sizes[2 * l], level.width = sizes[2 * l + 1];
-      level.first_bin = shape.packed_bins, level.first_row = shape.rows;
-      const AxisTables& rows = tables_.emplace_back(level.height, shape.height, align_corners);
-      const AxisTables& columns = tables_.emplace_back(level.width, shape.width, align_corners);
-      level.rows = rows.axis(), level.columns = columns.axis();
-      level.first_reader = rows.first_reader.data(), level.last = rows.last.data();
-      shape.packed_bins += level.height * level.width;
-      shape.rows += level.height;
-      levels_.push_back(level);
+    int64_t widest = 0;
+    for (int64_t l = 0; l < problem.levels; ++l) {
+      const int64_t height = sizes[2 * l], width = sizes[2 * l + 1];
+      const AxisTables& rows = tables_.emplace_back(height, problem.height, align_corners);
+      const AxisTables& columns = tables_.emplace_back(width, problem.width, align_corners);
+      levels_.push_back(
+          {height, width, problem.packed_bins, problem.rows, rows.taps.data(), columns.taps.data(),
+           rows.first_reader.data(), rows.last.data()});
+      problem.packed_bins += height * width;
+      problem.rows += height;
+      widest = std::max(widest, width);
     }
-    shape.level = levels_.data();
+    problem.level = levels_.data();
+    const int64_t forward = (upsample_add_rows(problem) + 2) * problem.line();
+    scratch_ = std::max(forward, problem.line() + widest * problem.unit) * accumulator(map).dtype().itemsize();
   }
   UpsampleGeometry(const UpsampleGeometry&) = delete;
+
+  void run(Kernel<UpsampleProblem>* kernel, const at::Tensor& from, const at::Tensor& to, int64_t tasks) {
+    problem.from = from.const_data_ptr(), problem.to = to.mutable_data_ptr();
+    run_tasks(kernel, problem, tasks, scratch_);
+  }
 
  private:
   std::vector<AxisTables> tables_;
   std::vector<UpsampleLevel> levels_;
+  int64_t scratch_;  // bytes, for either direction
 };
 
 at::Tensor upsample_add_cpu(
@@ -71,20 +77,13 @@ at::Tensor upsample_add_cpu(
   const bool channels_last = base ? is_channels_last(*base) : last_without_base;
   const at::Tensor y = empty_map(levels, height, width, channels_last);
   if (y.numel() == 0) return y;
-  const UpsampleGeometry geometry(y, channels_last, sizes, align_corners);
-  const UpsampleShape& shape = geometry.shape;
-  const ElementType type = element_type("levels", levels);
+  UpsampleGeometry geometry(element_type("levels", levels), y, channels_last, sizes, align_corners);
   // [planes, packed bins, unit]
   const at::Tensor packed = (channels_last ? levels.transpose(1, 2) : levels).contiguous();
   const at::Tensor onto = base && !channels_last ? base->contiguous() : base.value_or(at::Tensor());
-  const void* base_data = base ? onto.const_data_ptr() : nullptr;
-
-  const int64_t runs = ceil_div(height, PSPNET_FAST_PER_ISA(upsample_add_rows, shape));
-  const int64_t scratch = PSPNET_FAST_PER_ISA(upsample_add_scratch, shape);
-  for_tasks(shape.planes * runs, scratch, y, [&](void* own, int64_t begin, int64_t end) {
-    PSPNET_FAST_PER_ISA(
-        upsample_add, type, shape, packed.const_data_ptr(), base_data, y.mutable_data_ptr(), own, begin, end);
-  });
+  geometry.problem.base = base ? onto.const_data_ptr() : nullptr;
+  const int64_t runs = ceil_div(height, upsample_add_rows(geometry.problem));
+  geometry.run(PSPNET_FAST_PER_ISA(upsample_add), packed, y, geometry.problem.planes * runs);
   return y;
 }
 
@@ -95,14 +94,9 @@ at::Tensor upsample_add_backward_cpu(const at::Tensor& upstream, at::IntArrayRef
   const at::Tensor grad = channels_last ? upstream : upstream.contiguous();
   const at::Tensor grad_levels = empty_levels(grad, packed_sizes(sizes), channels_last);
   if (grad.numel() == 0) return grad_levels;
-  const UpsampleGeometry geometry(grad, channels_last, sizes, align_corners);
-  const UpsampleShape& shape = geometry.shape;
-  const ElementType type = element_type("grad", grad);
-  const int64_t scratch = PSPNET_FAST_PER_ISA(upsample_add_scratch, shape);
-  for_tasks(shape.planes * shape.rows, scratch, grad, [&](void* own, int64_t begin, int64_t end) {
-    PSPNET_FAST_PER_ISA(
-        upsample_add_backward, type, shape, grad.const_data_ptr(), grad_levels.mutable_data_ptr(), own, begin, end);
-  });
+  UpsampleGeometry geometry(element_type("grad", grad), grad, channels_last, sizes, align_corners);
+  const int64_t tasks = geometry.problem.planes * geometry.problem.rows;
+  geometry.run(PSPNET_FAST_PER_ISA(upsample_add_backward), grad, grad_levels, tasks);
   return grad_levels;
 }
 

@@ -1,22 +1,20 @@
 // Sums of upsampled maps and their gradient: columns at low resolution, rows along whole lines of pixels. Compiled once
 // per instruction set.
-#include "upsample_add_kernel.h"
+#include "pyramid_levels_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
 namespace {
 
-#include "elements.h"
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+#include "lanes.h"
 
 // A row of bins, its columns interpolated to a line.
 template <typename T, typename Acc>
-void expand(const UpsampleShape& s, const UpsampleLevel& level, const T* bins, Acc* __restrict__ line) {
-  const UpsampleAxis& columns = level.columns;
-  for (int64_t w = 0; w < s.width; ++w) {
-    const T *first = bins + columns.first[w] * s.unit, *second = bins + columns.second[w] * s.unit;
-    const Acc u = static_cast<Acc>(columns.first_weight[w]), v = static_cast<Acc>(columns.second_weight[w]);
-    for (int64_t c = 0; c < s.unit; ++c) line[w * s.unit + c] = u * load(first[c]) + v * load(second[c]);
+void expand(const UpsampleProblem& p, const UpsampleLevel& level, const T* bins, Acc* __restrict__ line) {
+  for (int64_t w = 0; w < p.width; ++w) {
+    const AxisTap& tap = level.columns[w];
+    const T *first = bins + tap.first * p.unit, *second = bins + tap.second * p.unit;
+    const Acc u = static_cast<Acc>(tap.first_weight), v = static_cast<Acc>(tap.second_weight);
+    for (int64_t c = 0; c < p.unit; ++c) line[w * p.unit + c] = u * load(first[c]) + v * load(second[c]);
   }
 }
 
@@ -33,32 +31,33 @@ inline void interpolate(
 
 // Scratch: sums [rows, line], two lines of a level.
 template <typename T, typename Acc>
-void forward(
-    const UpsampleShape& s, const T* levels, const T* base, T* y, Acc* scratch, int64_t begin, int64_t end) {
-  const int64_t most = upsample_add_rows(s), runs = (s.height + most - 1) / most, line = s.line();
-  Acc *sums = scratch, *lines = sums + most * line;
+void forward(const UpsampleProblem& p, Acc* sums, int64_t begin, int64_t end) {
+  const int64_t most = upsample_add_rows(p), runs = ceil_div(p.height, most), line = p.line();
+  const T* base = static_cast<const T*>(p.base);
+  T* y = static_cast<T*>(p.to);
+  Acc* lines = sums + most * line;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t plane = task / runs, first = task % runs * most, rows = smaller(most, s.height - first);
-    for (int64_t l = 0; l < s.levels; ++l) {
-      const UpsampleLevel& level = s.level[l];
-      const T* bins = levels + (plane * s.packed_bins + level.first_bin) * s.unit;
+    const int64_t plane = task / runs, first = task % runs * most, rows = smaller(most, p.height - first);
+    for (int64_t l = 0; l < p.levels; ++l) {
+      const UpsampleLevel& level = p.level[l];
+      const T* bins = static_cast<const T*>(p.from) + (plane * p.packed_bins + level.first_bin) * p.unit;
       // The rows that a row reads are neighbours or the same: one line for the even ones, one for the odd.
       int64_t held[2] = {-1, -1};
       const auto expanded = [&](int64_t row) {
         Acc* to = lines + row % 2 * line;
-        if (held[row % 2] != row) expand(s, level, bins + row * level.width * s.unit, to);
+        if (held[row % 2] != row) expand(p, level, bins + row * level.width * p.unit, to);
         held[row % 2] = row;
         return to;
       };
       for (int64_t r = 0; r < rows; ++r) {
-        const int64_t h = first + r;
-        const Acc *top = expanded(level.rows.first[h]), *bottom = expanded(level.rows.second[h]);
+        const AxisTap& tap = level.rows[first + r];
+        const Acc *top = expanded(tap.first), *bottom = expanded(tap.second);
         interpolate(
-            l > 0, top, bottom, static_cast<Acc>(level.rows.first_weight[h]),
-            static_cast<Acc>(level.rows.second_weight[h]), line, sums + r * line);
+            l > 0, top, bottom, static_cast<Acc>(tap.first_weight), static_cast<Acc>(tap.second_weight), line,
+            sums + r * line);
       }
     }
-    const int64_t at = (plane * s.height + first) * line, n = rows * line;
+    const int64_t at = (plane * p.height + first) * line, n = rows * line;
     if (base == nullptr) {
       for (int64_t i = 0; i < n; ++i) store(y + at + i, sums[i]);
     } else {
@@ -74,72 +73,47 @@ inline void accumulate(const T* __restrict__ pixels, Acc weight, int64_t n, Acc*
 
 // Scratch: a line of the gradient, a row of bins.
 template <typename T, typename Acc>
-void backward(const UpsampleShape& s, const T* grad, T* grad_levels, Acc* scratch, int64_t begin, int64_t end) {
-  const int64_t line = s.line();
+void backward(const UpsampleProblem& p, Acc* sum, int64_t begin, int64_t end) {
+  const int64_t line = p.line();
+  Acc* bins = sum + line;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t plane = task / s.rows;
+    const int64_t plane = task / p.rows;
     int64_t l = 0;
-    while (l + 1 < s.levels && s.level[l + 1].first_row <= task % s.rows) ++l;
-    const UpsampleLevel& level = s.level[l];
-    const int64_t row = task % s.rows - level.first_row;
+    while (l + 1 < p.levels && p.level[l + 1].first_row <= task % p.rows) ++l;
+    const UpsampleLevel& level = p.level[l];
+    const int64_t row = task % p.rows - level.first_row;
 
-    Acc* sum = scratch;
     fill(sum, line, Acc(0));
-    const UpsampleAxis& rows = level.rows;
     for (int64_t h = level.first_reader[row]; h < level.last[row]; ++h) {
-      const T* pixels = grad + (plane * s.height + h) * line;
+      const T* pixels = static_cast<const T*>(p.from) + (plane * p.height + h) * line;
+      const AxisTap& tap = level.rows[h];
       // Where both are this row, as behind the last one, both count: a weight of 0 too, which makes NaN of an infinity.
-      if (rows.first[h] == row) accumulate(pixels, static_cast<Acc>(rows.first_weight[h]), line, sum);
-      if (rows.second[h] == row) accumulate(pixels, static_cast<Acc>(rows.second_weight[h]), line, sum);
+      if (tap.first == row) accumulate(pixels, static_cast<Acc>(tap.first_weight), line, sum);
+      if (tap.second == row) accumulate(pixels, static_cast<Acc>(tap.second_weight), line, sum);
     }
 
-    Acc* bins = scratch + line;
-    fill(bins, level.width * s.unit, Acc(0));
-    const UpsampleAxis& columns = level.columns;
-    for (int64_t w = 0; w < s.width; ++w) {
-      const Acc u = static_cast<Acc>(columns.first_weight[w]), v = static_cast<Acc>(columns.second_weight[w]);
-      const Acc* pixel = sum + w * s.unit;
-      Acc *first = bins + columns.first[w] * s.unit, *second = bins + columns.second[w] * s.unit;
-      for (int64_t c = 0; c < s.unit; ++c) first[c] += u * pixel[c];
-      for (int64_t c = 0; c < s.unit; ++c) second[c] += v * pixel[c];
+    fill(bins, level.width * p.unit, Acc(0));
+    for (int64_t w = 0; w < p.width; ++w) {
+      const AxisTap& tap = level.columns[w];
+      const Acc u = static_cast<Acc>(tap.first_weight), v = static_cast<Acc>(tap.second_weight);
+      const Acc* pixel = sum + w * p.unit;
+      Acc *first = bins + tap.first * p.unit, *second = bins + tap.second * p.unit;
+      for (int64_t c = 0; c < p.unit; ++c) first[c] += u * pixel[c];
+      for (int64_t c = 0; c < p.unit; ++c) second[c] += v * pixel[c];
     }
-    T* to = grad_levels + (plane * s.packed_bins + level.first_bin + row * level.width) * s.unit;
-    for (int64_t i = 0; i < level.width * s.unit; ++i) store(to + i, bins[i]);
+    T* to = static_cast<T*>(p.to) + (plane * p.packed_bins + level.first_bin + row * level.width) * p.unit;
+    for (int64_t i = 0; i < level.width * p.unit; ++i) store(to + i, bins[i]);
   }
 }
 
 }  // namespace
 
-// As much as a processor's second-level cache holds besides the two lines.
-int64_t upsample_add_rows(const UpsampleShape& s) {
-  const int64_t rows = 65536 / s.line();
-  return rows < 4 ? 4 : rows < s.height ? rows : s.height;
+void upsample_add(const UpsampleProblem& p, void* scratch, int64_t begin, int64_t end) {
+  dispatch(p.type, [&]<typename T, typename Acc>() { forward<T>(p, static_cast<Acc*>(scratch), begin, end); });
 }
 
-int64_t upsample_add_scratch(const UpsampleShape& s) {
-  int64_t widest = 0;
-  for (int64_t l = 0; l < s.levels; ++l) widest = s.level[l].width > widest ? s.level[l].width : widest;
-  const int64_t forward = (upsample_add_rows(s) + 2) * s.line(), backward = s.line() + widest * s.unit;
-  return forward > backward ? forward : backward;
-}
-
-void upsample_add(
-    ElementType type, const UpsampleShape& shape, const void* levels, const void* base, void* y, void* scratch,
-    int64_t begin, int64_t end) {
-  dispatch(type, [&]<typename T, typename Acc>() {
-    forward(
-        shape, static_cast<const T*>(levels), static_cast<const T*>(base), static_cast<T*>(y),
-        static_cast<Acc*>(scratch), begin, end);
-  });
-}
-
-void upsample_add_backward(
-    ElementType type, const UpsampleShape& shape, const void* grad, void* grad_levels, void* scratch, int64_t begin,
-    int64_t end) {
-  dispatch(type, [&]<typename T, typename Acc>() {
-    backward(
-        shape, static_cast<const T*>(grad), static_cast<T*>(grad_levels), static_cast<Acc*>(scratch), begin, end);
-  });
+void upsample_add_backward(const UpsampleProblem& p, void* scratch, int64_t begin, int64_t end) {
+  dispatch(p.type, [&]<typename T, typename Acc>() { backward<T>(p, static_cast<Acc*>(scratch), begin, end); });
 }
 
 }  // namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE

@@ -7,48 +7,36 @@
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
 namespace {
 
-#include "cross_entropy_nodes.h"
+#include "lanes.h"
+
+#include "upsampled_nodes.h"
 
 constexpr int kMaxUnroll = 4;      // columns of a cell whose sums stay in registers
 constexpr int64_t kBlock = 64;     // columns of a total that is not contiguous along them
 constexpr int32_t kNone = INT32_MIN;
 
 template <typename Real>
-struct SoftmaxRows {
-  const SoftmaxAddProblem& p;
-  int64_t padded, map;
+struct SoftmaxRows : UpsampledRow<Real, SoftmaxAddProblem> {
+  using Base = UpsampledRow<Real, SoftmaxAddProblem>;
+  using Base::next, Base::p, Base::padded, Base::row;
   int64_t nowhere, slots;  // slot k · padded + q is the k-th column of cell q; slot `nowhere` holds 0
-  int64_t next;                // from a column's left node to its right one: 0 at equal sizes, else 1 (see bilinear_taps)
   int64_t image = -1;
   int32_t staged[2] = {kNone, kNone};  // the cell rows whose top nodes are in `nodes`
   int32_t held[2] = {kNone, kNone};    // the upsampled rows in `exponentials`
-  Real* nodes[2];         // [C, padded] top and bottom rows of nodes
-  Real* row;              // [C, padded] nodes interpolated to one upsampled row
-  Real* first;            // [padded] fraction of each cell's first column
-  Real* exponentials[2];  // [C, slots] of an upsampled row
-  Real* inverse[2];       // [slots] one by their sum
-  int32_t* slot[2];       // [total_width] where the two columns that a column of the total reads are
+  Real* exponentials[2];               // [C, slots] of an upsampled row
+  Real* inverse[2];                    // [slots] one by their sum
+  int32_t* slot[2];                    // [total_width] where the two columns that a column of the total reads are
   Real* column_weight[2];
   Real* factor[4];  // [total_width] of each tap: its weight by the sum of its exponentials
-  int64_t bytes;
 
-  SoftmaxRows(const SoftmaxAddProblem& problem, void* memory) : p(problem) {
-    padded = padded_cells<Real>(p.columns), map = p.classes * padded;
+  SoftmaxRows(const SoftmaxAddProblem& problem, Arena<Real>& arena) : Base(problem, arena) {
     nowhere = p.columns.most * padded, slots = nowhere + kLanes<Real>;
-    next = p.columns.nodes == p.out_width ? 0 : 1;
-    Arena<Real> arena{static_cast<Real*>(memory)};
-    for (Real*& side : nodes) side = arena.take(map);
-    row = arena.take(map), first = arena.take(padded);
     for (Real*& kept : exponentials) kept = arena.take(p.classes * slots);
     for (Real*& kept : inverse) kept = arena.take(slots);
     for (int32_t*& table : slot) table = reinterpret_cast<int32_t*>(arena.take(p.total_width));
     for (Real*& table : column_weight) table = arena.take(p.total_width);
     for (Real*& table : factor) table = arena.take(p.total_width);
-    bytes = arena.bytes();
-    if (memory == nullptr) return;
-    for (int64_t q = 0; q < padded; ++q) {
-      first[q] = q < p.columns.cells ? static_cast<Real>(fraction_in(p.columns, q, 0)) : Real(0);
-    }
+    if (row == nullptr) return;
     for (int place = 0; place < 2; ++place) {
       inverse[place][nowhere] = 0;
       for (int64_t c = 0; c < p.classes; ++c) exponentials[place][c * slots + nowhere] = 0;
@@ -65,9 +53,9 @@ struct SoftmaxRows {
     column_weight[tap][x] = weight;
   }
 
-  void stage(int64_t r) {
+  void stage_once(int64_t r) {
     if (staged[r & 1] == r) return;
-    copy_nodes(p, p.logits, image, node_at(p.rows, r), padded, nodes[r & 1]);
+    this->stage(image, r);
     staged[r & 1] = static_cast<int32_t>(r);
   }
 
@@ -78,10 +66,8 @@ struct SoftmaxRows {
     }
     const int i = keep == 0 ? 1 : 0;
     const int64_t r = p.cell_of_row[u];
-    stage(r), stage(r + 1);
-    const Real *top = nodes[r & 1], *bottom = p.rows.nodes == p.out_height ? top : nodes[(r & 1) ^ 1];
-    const Real s = static_cast<Real>(fraction_in(p.rows, r, u - p.rows.begin[r]));
-    for (int64_t j = 0; j < map; j += kLanes<Real>) put(row + j, (1 - s) * get(top + j) + s * get(bottom + j));
+    stage_once(r), stage_once(r + 1);
+    this->interpolate(r, u - p.rows.begin[r]);
     for (int64_t q = 0; q < p.columns.cells; q += kLanes<Real>) {
       int64_t k = 0;
       for (; k + kMaxUnroll <= p.columns.most; k += kMaxUnroll) exponentiate<kMaxUnroll>(i, q, k);
@@ -94,31 +80,31 @@ struct SoftmaxRows {
   template <int UNROLL>
   void exponentiate(int place, int64_t q, int64_t column) {
     using V = Lanes<Real>;
+    const Real *left = row + q, *right = left + next;
+    const int64_t classes = p.classes, pitch = padded;
     V t[UNROLL], u[UNROLL], most[UNROLL], sum[UNROLL];
     for (int k = 0; k < UNROLL; ++k) {
-      t[k] = get(first + q) + static_cast<Real>(column + k) * static_cast<Real>(p.columns.step);
-      t[k] = t[k] < Real(1) ? t[k] : all(Real(1));
+      t[k] = this->share(q, column + k);
       u[k] = Real(1) - t[k];
-      most[k] = u[k] * get(row + q) + t[k] * get(row + q + next);
+      most[k] = u[k] * get(left) + t[k] * get(right);
       sum[k] = V{};
     }
-    for (int64_t c = 1; c < p.classes; ++c) {
-      const V left = get(row + c * padded + q), right = get(row + c * padded + q + next);
+    for (int64_t c = 1; c < classes; ++c) {
       for (int k = 0; k < UNROLL; ++k) {
-        const V logit = u[k] * left + t[k] * right;
+        const V logit = u[k] * get(left + c * pitch) + t[k] * get(right + c * pitch);
         most[k] = logit > most[k] ? logit : most[k];
       }
     }
-    Real* to = exponentials[place] + column * padded + q;
-    for (int64_t c = 0; c < p.classes; ++c, to += slots) {
-      const V left = get(row + c * padded + q), right = get(row + c * padded + q + next);
+    Real* to = exponentials[place] + column * pitch + q;
+    for (int64_t c = 0; c < classes; ++c, to += slots) {
+      const V a = get(left + c * pitch), b = get(right + c * pitch);
       for (int k = 0; k < UNROLL; ++k) {
-        const V e = exp_nonpositive(u[k] * left + t[k] * right - most[k]);
+        const V e = exp_nonpositive(u[k] * a + t[k] * b - most[k]);
         sum[k] += e;
-        put(to + k * padded, e);
+        put(to + k * pitch, e);
       }
     }
-    for (int k = 0; k < UNROLL; ++k) put(inverse[place] + (column + k) * padded + q, Real(1) / sum[k]);
+    for (int k = 0; k < UNROLL; ++k) put(inverse[place] + (column + k) * pitch + q, Real(1) / sum[k]);
   }
 
   void add(int64_t y) {
@@ -151,7 +137,7 @@ struct SoftmaxRows {
     const bool contiguous = p.total_stride_w == 1;
     const int64_t block = contiguous ? p.total_width : kBlock;
     for (int64_t x = 0; x < p.total_width; x += block) {
-      const int64_t count = p.total_width - x < block ? p.total_width - x : block;
+      const int64_t count = smaller(block, p.total_width - x);
       for (int64_t c = 0; c < p.classes; ++c) {
         Real* line = to + c * p.total_stride_c + x * p.total_stride_w;
         contiguous ? add_line<TAPS, true>(line, c, x, count, from, at) : add_line<TAPS, false>(line, c, x, count, from, at);
@@ -175,20 +161,23 @@ struct SoftmaxRows {
 };
 
 template <typename Real>
-void add_rows(const SoftmaxAddProblem& p, int64_t b, int64_t begin, int64_t end, void* scratch) {
-  SoftmaxRows<Real> rows(p, scratch);
-  rows.image = b;
-  for (int64_t y = begin; y < end; ++y) rows.add(y);
+void add_rows(const SoftmaxAddProblem& p, void* scratch, int64_t begin, int64_t end) {
+  const int64_t blocks = ceil_div(p.total_height, kSoftmaxBlock);
+  for (int64_t i = begin; i < end; ++i) {
+    Arena<Real> arena{static_cast<Real*>(scratch)};
+    SoftmaxRows<Real> rows(p, arena);
+    rows.image = i / blocks;
+    const int64_t first = i % blocks * kSoftmaxBlock, last = smaller(p.total_height, first + kSoftmaxBlock);
+    for (int64_t y = first; y < last; ++y) rows.add(y);
+  }
 }
 
 }  // namespace
 
-int64_t softmax_add_scratch(const SoftmaxAddProblem& p) {
-  return p.type == ElementType::f64 ? SoftmaxRows<double>(p, nullptr).bytes : SoftmaxRows<float>(p, nullptr).bytes;
-}
+int64_t softmax_add_scratch(const SoftmaxAddProblem& p) { return bytes_of<SoftmaxRows>(p); }
 
-void upsample_softmax_add_rows(const SoftmaxAddProblem& p, int64_t b, int64_t begin, int64_t end, void* scratch) {
-  p.type == ElementType::f64 ? add_rows<double>(p, b, begin, end, scratch) : add_rows<float>(p, b, begin, end, scratch);
+void upsample_softmax_add(const SoftmaxAddProblem& p, void* scratch, int64_t begin, int64_t end) {
+  p.type == ElementType::f64 ? add_rows<double>(p, scratch, begin, end) : add_rows<float>(p, scratch, begin, end);
 }
 
 }  // namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE

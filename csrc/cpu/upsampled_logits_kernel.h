@@ -7,8 +7,6 @@
 // not depend on the number of threads.
 #pragma once
 
-#include <cstdint>
-
 #include "../types.h"
 #include "isa.h"
 
@@ -101,18 +99,16 @@ struct SoftmaxAddProblem : UpsampledLogits {
   int64_t total_stride_b, total_stride_c, total_stride_h, total_stride_w;
 };
 
-// A thread's memory for each, in bytes, aligned to 64.
+// Tasks are those of the problem; blocks of kArgmaxBlock cell rows of the batch; blocks of kSoftmaxBlock rows of each
+// image of the total. Neighbouring rows read the same nodes: so blocks of them.
+constexpr int64_t kArgmaxBlock = 4, kSoftmaxBlock = 16;
+PSPNET_FAST_DECLARE_PER_ISA(Kernel<CrossEntropyProblem> upsample_cross_entropy)
+PSPNET_FAST_DECLARE_PER_ISA(Kernel<ArgmaxProblem> upsample_argmax)
+PSPNET_FAST_DECLARE_PER_ISA(Kernel<SoftmaxAddProblem> upsample_softmax_add)
+
+// A thread's memory for each, in bytes.
 PSPNET_FAST_DECLARE_PER_ISA(int64_t cross_entropy_scratch(const CrossEntropyProblem& problem))
 PSPNET_FAST_DECLARE_PER_ISA(int64_t argmax_scratch(const ArgmaxProblem& problem))
 PSPNET_FAST_DECLARE_PER_ISA(int64_t softmax_add_scratch(const SoftmaxAddProblem& problem))
-
-PSPNET_FAST_DECLARE_PER_ISA(void cross_entropy_task(const CrossEntropyProblem& problem, int64_t task, void* scratch))
-// Cell rows begin, …, end - 1 of the batch.
-PSPNET_FAST_DECLARE_PER_ISA(
-    void upsample_argmax_rows(const ArgmaxProblem& problem, int64_t begin, int64_t end, void* scratch))
-// Rows begin, …, end - 1 of image b of the total.
-PSPNET_FAST_DECLARE_PER_ISA(
-    void upsample_softmax_add_rows(
-        const SoftmaxAddProblem& problem, int64_t b, int64_t begin, int64_t end, void* scratch))
 
 }  // namespace pspnet_fast
