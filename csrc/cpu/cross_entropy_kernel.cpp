@@ -46,8 +46,8 @@ void sum_tile(const Tile<double>& tile, const double* const (&)[2], const double
   sum_directly(tile, total);
 }
 
-// Σ grad_weight · (how far the label lies behind the log-sum-exp) over the pixels of cell row r; fills the corners of its
-// cells.
+// Σ grad_weight · (how far the label lies behind the log-sum-exp) over the pixels of cell row r; fills the corners of
+// its cells.
 template <typename Real>
 double sum_cells(Workspace<Real>& ws, int64_t head, int64_t b, int64_t r) {
   const CrossEntropyProblem& p = ws.p;
@@ -79,9 +79,9 @@ double sum_cells(Workspace<Real>& ws, int64_t head, int64_t b, int64_t r) {
   return total.total();
 }
 
-// Joins the corners of neighbouring cells to the gradient of the rows of nodes above and below, less what the labels take.
-// Returns what smoothing takes from the loss: ε / C times the sum over the classes, and over the pixels, of the class's
-// weight times its logit less the label's.
+// Joins the corners of neighbouring cells to the gradient of the rows of nodes above and below, less what the labels
+// take. Returns what smoothing takes from the loss: ε / C times the sum over the classes, and over the pixels, of the
+// class's weight times its logit less the label's.
 template <typename Real>
 double join_cells(Workspace<Real>& ws, int64_t head, int64_t r) {
   using V = Lanes<Real>;
@@ -107,7 +107,8 @@ double join_cells(Workspace<Real>& ws, int64_t head, int64_t r) {
       }
       if (!gradient) continue;
       const Real* corner = ws.corner + 4 * c * ws.padded + q;  // the right corner of a node lies one lane before it
-      const V top = get(corner) + get(corner + ws.padded - 1), bottom = get(corner + 2 * ws.padded) + get(corner + 3 * ws.padded - 1);
+      const V top = get(corner) + get(corner + ws.padded - 1);
+      const V bottom = get(corner + 2 * ws.padded) + get(corner + 3 * ws.padded - 1);
       put(ws.carry[head][above] + i, get(ws.carry[head][above] + i) + (top - share[0]));
       put(ws.carry[head][below] + i, bottom - share[1]);
     }
@@ -117,12 +118,13 @@ double join_cells(Workspace<Real>& ws, int64_t head, int64_t r) {
   return sum;
 }
 
-// ---- What leaves a task: rows of the gradient, and losses of pixels --------------------------------------------------
+// ---- What leaves a task: rows of the gradient, and losses of pixels ------------------------------------------------
 
-// Write or add [C, padded] to [C, w] of these strides; what lies behind the map belongs to its last node. (In front of it
-// stands nothing: its cells' pixels have no share of their left nodes.)
+// Write or add [C, padded] to [C, w] of these strides; what lies behind the map belongs to its last node. (In front of
+// it stands nothing: its cells' pixels have no share of their left nodes.)
 template <typename Real>
-void write_nodes(const CrossEntropyProblem& p, int64_t padded, Real* from, Real* to, int64_t stride_c, int64_t stride_w, bool add) {
+void write_nodes(
+    const CrossEntropyProblem& p, int64_t padded, Real* from, Real* to, int64_t stride_c, int64_t stride_w, bool add) {
   const int64_t width = p.columns.nodes, before = -p.columns.first_node;
   for (int64_t c = 0; c < p.classes; ++c) {
     Real* row = from + c * padded;
@@ -158,7 +160,8 @@ void emit_gradient(Workspace<Real>& ws, int64_t head, int64_t task, int64_t b, i
   const CrossEntropyProblem& p = ws.p;
   if (in_front(p.rows, r)) return;
   const int64_t begin = task_begin(p, task % p.tasks_per_image), h = node_at(p.rows, r);
-  const bool shared = begin > 0 && h == node_at(p.rows, begin), add = r > begin && !in_front(p.rows, r - 1) && h == node_at(p.rows, r - 1);
+  const bool shared = begin > 0 && h == node_at(p.rows, begin);
+  const bool add = r > begin && !in_front(p.rows, r - 1) && h == node_at(p.rows, r - 1);
   if (shared) {
     Real* to = static_cast<Real*>(p.head[head].boundary) + task * p.classes * p.columns.nodes;
     write_nodes(p, ws.padded, ws.carry[head][r & 1], to, p.columns.nodes, 1, add);
@@ -172,7 +175,8 @@ void emit_gradient(Workspace<Real>& ws, int64_t head, int64_t task, int64_t b, i
 template <typename Real>
 void emit_losses(Workspace<Real>& ws, int64_t head, int64_t b, int64_t r) {
   const CrossEntropyProblem& p = ws.p;
-  const Real *above = ws.nodes[head][r & 1], *below = ws.nodes[head][p.rows.nodes == p.out_height ? r & 1 : (r & 1) ^ 1];
+  const Real* above = ws.nodes[head][r & 1];
+  const Real* below = p.rows.nodes == p.out_height ? above : ws.nodes[head][(r & 1) ^ 1];
   for (int64_t j = 0; j < p.rows.count[r]; ++j) {
     const int64_t line = (b * p.out_height + p.rows.begin[r] + j) * p.out_width;
     const Real s = static_cast<Real>(fraction_in(p.rows, r, j));
@@ -203,7 +207,7 @@ void emit_losses(Workspace<Real>& ws, int64_t head, int64_t b, int64_t r) {
   }
 }
 
-// ---- A task ---------------------------------------------------------------------------------------------------------
+// ---- A task --------------------------------------------------------------------------------------------------------
 
 // Every node's largest logit, and how far its smallest lies below (NaN where a logit is not finite).
 template <typename Real>

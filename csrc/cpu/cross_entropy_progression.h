@@ -1,19 +1,20 @@
 // The cross-entropy of a tile without exponentials per pixel. Included by kernel files inside their namespace (isa.h).
 //
-// Along an output row of a cell a class's exponentials are E · R^k; from one row to the next E is multiplied by D and R by S
-// (docs/how.md has the derivation).
+// Along an output row of a cell a class's exponentials are E · R^k; from one row to the next E is multiplied by D and
+// R by S (docs/how.md has the derivation).
 //
 // Valid while exponentials neither overflow nor vanish: while every node's logits lie within kMaxRange of each other.
-// Something is subtracted from the logits of each corner of a cell, the same from all classes; interpolation then takes the
-// same amount from every class of a pixel, which softmax does not notice, and sums need no maximum of their own.
+// Something is subtracted from the logits of each corner of a cell, the same from all classes; interpolation then
+// takes the same amount from every class of a pixel, which softmax does not notice, and sums need no maximum of their
+// own.
 //
 //   One label.   The label's logit, where that stays within kMaxRange: its term is 1 in every sum, and the loss is the
 //                logarithm of the sum. What is left of 1 + others is exact where the label is nearly certain.
 //   Several.     The corner's largest logit: the largest term is at least 2^-110. The labels' terms are computed once more,
 //                pixel by pixel, and the loss is the logarithm of term / sum.
 //
-// Rounding of D, S and R grows with every product, most where they are all near 1, and there loss and logits are small. So
-// where all logits of a tile lie within kNarrowRange, their distances from 1 are carried on instead.
+// Rounding of D, S and R grows with every product, most where they are all near 1, and there loss and logits are
+// small. So where all logits of a tile lie within kNarrowRange, their distances from 1 are carried on instead.
 
 constexpr float kLog2E = 1.44269504f;
 constexpr float kMaxRange = 76.0f;         // 110 · ln 2
@@ -63,7 +64,8 @@ inline Shift choose_shift(
 inline int64_t row_units(int64_t rows) { return ceil_div(rows, kRowsAtOnce); }
 inline int64_t progression_stride(int64_t rows) { return (2 + 2 * row_units(rows)) * kLanes<float>; }
 
-// Memory for tiles of so many rows and columns: progressions of every class, and of each pixel a weight and its label's term.
+// Memory for tiles of so many rows and columns: progressions of every class, and of each pixel a weight and its
+// label's term.
 inline int64_t progression_memory(int64_t classes, int64_t rows) {
   return classes * progression_stride(rows) + 2 * rows * kMaxProgression * kLanes<float>;
 }

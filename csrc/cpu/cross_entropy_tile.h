@@ -1,13 +1,12 @@
-// A tile: the output pixels of one vector of neighbouring cells, and how the two ways to sum them give and take; the direct
-// way, with an exponential per pixel and class: for logits too far apart for progressions, for small scale factors, and in
-// double.
-// Included by kernel files inside their namespace (see isa.h), behind upsampled_nodes.h.
+// A tile: the output pixels of one vector of neighbouring cells, and how the two ways to sum them give and take; the
+// direct way, with an exponential per pixel and class: for logits too far apart for progressions, for small scale
+// factors, and in double. Included by kernel files inside their namespace (see isa.h), behind upsampled_nodes.h.
 
 // What a cell's scored pixels are labelled: a class, or one of these.
 constexpr int32_t kNone = -1, kMixed = -2;
 
-// The loss of a pixel is its label's distance behind the log-sum-exp, log(Σ_c exp(z_c - z_label)). Taken as the difference
-// of two logarithms it would lose its digits where the label is nearly certain.
+// The loss of a pixel is its label's distance behind the log-sum-exp, log(Σ_c exp(z_c - z_label)). Taken as the
+// difference of two logarithms it would lose its digits where the label is nearly certain.
 template <typename Real>
 struct Tile {
   const CrossEntropyProblem& p;
@@ -67,7 +66,8 @@ struct LossSum {
 // One class's gradient of the four corners from Σ g, Σ g·t, Σ g·s and Σ g·s·t over the pixels of its cells.
 template <typename Real>
 inline __attribute__((always_inline)) void put_corners(
-    const Tile<Real>& tile, int64_t c, bool add, Lanes<Real> sum, Lanes<Real> of_t, Lanes<Real> of_s, Lanes<Real> of_st) {
+    const Tile<Real>& tile, int64_t c, bool add, Lanes<Real> sum, Lanes<Real> of_t, Lanes<Real> of_s,
+    Lanes<Real> of_st) {
   // Where a side has one node, its share of the other is no zero if the gradient is not finite.
   if (tile.right == 0) of_t = of_st = Lanes<Real>{};
   if (tile.top == tile.bottom) of_s = of_st = Lanes<Real>{};
@@ -79,13 +79,13 @@ inline __attribute__((always_inline)) void put_corners(
   }
 }
 
-// ---- The direct way -------------------------------------------------------------------------------------------------
+// ---- The direct way ------------------------------------------------------------------------------------------------
 
 constexpr int kMaxUnroll = 8;  // columns whose running sums stay in registers
 
-// Memory: nodes interpolated to one output row, [C, 2]; of each of its columns the label's own two, [columns, 2]; and the
-// largest logit and grad_weight / sum, [columns] each. (Not the log-sum-exp: added to a large logit, the logarithm of the
-// sum would lose its digits.)
+// Memory: nodes interpolated to one output row, [C, 2]; of each of its columns the label's own two, [columns, 2]; and
+// the largest logit and grad_weight / sum, [columns] each. (Not the log-sum-exp: added to a large logit, the logarithm
+// of the sum would lose its digits.)
 template <typename Real>
 int64_t direct_memory(int64_t classes, int64_t columns) {
   return (2 * classes + 4 * columns) * kLanes<Real>;
@@ -100,7 +100,8 @@ struct DirectRow {
   }
 };
 
-// a · b + c, rounded once where the processor can: left to the compiler, a pixel's logit might differ between two loops.
+// a · b + c, rounded once where the processor can: left to the compiler, a pixel's logit might differ between two
+// loops.
 static inline __attribute__((always_inline)) Lanes<float> multiply_add(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -110,7 +111,8 @@ static inline __attribute__((always_inline)) Lanes<float> multiply_add(Lanes<flo
   return a * b + c;
 #endif
 }
-static inline __attribute__((always_inline)) Lanes<double> multiply_add(Lanes<double> a, Lanes<double> b, Lanes<double> c) {
+static inline __attribute__((always_inline)) Lanes<double> multiply_add(
+    Lanes<double> a, Lanes<double> b, Lanes<double> c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_pd(a, b, c);
 #elif defined(__FMA__)

@@ -26,7 +26,8 @@ struct Workspace {
   Workspace(const CrossEntropyProblem& problem, Arena<Real>& arena) : p(problem) {
     padded = padded_cells<Real>(p.columns), map = p.classes * padded, right = p.columns.nodes == p.out_width ? 0 : 1;
     uniform = p.class_weight == nullptr && p.pixel_weight == nullptr;
-    own = static_cast<Real>(1.0 - p.smoothing), smooth = static_cast<Real>(p.smoothing / static_cast<double>(p.classes));
+    own = static_cast<Real>(1.0 - p.smoothing);
+    smooth = static_cast<Real>(p.smoothing / static_cast<double>(p.classes));
     const int64_t columns = p.columns.most * padded, pixels = p.rows.most * columns;
     first = arena.take(padded), step = arena.take(padded), fraction = arena.take(columns), exists = arena.take(columns);
     for (int64_t i = 0; i < p.heads; ++i) {
@@ -147,7 +148,8 @@ struct LabelReader {
     return labels[0] == labels[n - 1] && labels[0] == labels[n / 2];
   }
 
-  // Lines [j, j_end) and columns [k, k_end) of cell q have one label and weight: fills in grad_weight; false if ignored.
+  // Lines [j, j_end) and columns [k, k_end) of cell q have one label and weight: fills in grad_weight; false if
+  // ignored.
   bool score(int64_t label, int64_t q, int64_t j, int64_t j_end, int64_t k, int64_t k_end, Real weight) {
     Real* grad_weight = ws.grad_weight + j * p.columns.most * ws.padded + q;
     const auto weigh = [&](Real value) {

@@ -1,7 +1,7 @@
 // Numbers as kernels hold them: the element types, what they are summed in, and one native register of numbers.
 // Included by kernel files inside their namespace (see isa.h); PSPNET_FAST_VECTOR_BYTES comes with the instruction set.
 
-// ---- Elements: the half precisions are loaded to float, and stored with rounding to nearest even ---------------------
+// ---- Elements: the half precisions are loaded to float, and stored with rounding to nearest even -------------------
 
 struct BFloat16 {
   uint16_t bits;
@@ -63,11 +63,13 @@ static inline __attribute__((always_inline)) void for_equal_parts(int64_t size, 
   const int64_t parts = ceil_div(size, MOST);
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = size * part / parts, count = size * (part + 1) / parts - first;
-    with_count<MOST, LEAST>(count, [&]<int COUNT>() __attribute__((always_inline)) { body.template operator()<COUNT>(first); });
+    with_count<MOST, LEAST>(count, [&]<int COUNT>() __attribute__((always_inline)) {
+      body.template operator()<COUNT>(first);
+    });
   }
 }
 
-// ---- Registers, by the compiler's vector extension (wider vectors are lowered to scalars in places) ------------------
+// ---- Registers, by the compiler's vector extension (wider vectors are lowered to scalars in places) ----------------
 
 constexpr int kVectorBytes = PSPNET_FAST_VECTOR_BYTES;
 
@@ -113,8 +115,8 @@ static inline __attribute__((always_inline)) void transpose(Lanes<Real>* v) {
   }
 }
 
-// 2^(scale · z) for products in [-126, 127] is (1 + fraction) · 2^integer: no clamps, NaN is lost. The product is not rounded
-// where multiply-adds are fused.
+// 2^(scale · z) for products in [-126, 127] is (1 + fraction) · 2^integer: no clamps, NaN is lost. The product is not
+// rounded where multiply-adds are fused.
 struct Exp2 {
   Lanes<float> fraction;
   IntLanes<float> integer;  // as a shift of the exponent's bits
@@ -208,7 +210,8 @@ struct Log2Sum {
 #if defined(__AVX512F__)
     const __m512 number = reinterpret_cast<__m512>(v);
     exponent += reinterpret_cast<Lanes<float>>(_mm512_maskz_getexp_ps(0xffff, number));
-    return reinterpret_cast<Lanes<float>>(_mm512_maskz_getmant_ps(0xffff, number, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero));
+    return reinterpret_cast<Lanes<float>>(
+        _mm512_maskz_getmant_ps(0xffff, number, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero));
 #else
     const IntLanes<float> bits = reinterpret_cast<IntLanes<float>>(v);
     exponent += __builtin_convertvector((bits >> 23) - 127, Lanes<float>);

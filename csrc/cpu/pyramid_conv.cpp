@@ -1,5 +1,5 @@
-// The convolution over a pyramid, and its concatenated map, on CPU tensors. The convolution over x is oneDNN's; the rest is
-// done by the kernels of pyramid_conv_*_kernel.cpp, with geometry and tasks from pyramid_conv_map.h.
+// The convolution over a pyramid, and its concatenated map, on CPU tensors. The convolution over x is oneDNN's; the
+// rest is done by the kernels of pyramid_conv_*_kernel.cpp, with geometry and tasks from pyramid_conv_map.h.
 #include "../checks.h"
 #include "../pyramid_conv_x.h"
 
@@ -14,7 +14,7 @@
 namespace pspnet_fast {
 namespace {
 
-// ---- Convolution ----------------------------------------------------------------------------------------------------
+// ---- Convolution ---------------------------------------------------------------------------------------------------
 
 // Calls body(first, count) for output channels whose Q together stays in a processor's caches, and in little memory.
 template <typename Body>
@@ -138,7 +138,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pyramid_conv_backward_cpu(
   return {or_absent(grad_x, x), or_absent(grad_levels, levels), or_absent(grad_weight, weight)};
 }
 
-// ---- Concatenation --------------------------------------------------------------------------------------------------
+// ---- Concatenation -------------------------------------------------------------------------------------------------
 //
 // Upsampling is the case of a 1x1 kernel without a product: a level is interpolated straight into its channels of the
 // result, and backward its gradient straight from its channels of the map's.

@@ -1,6 +1,6 @@
-// Between Q of a pyramid's levels and a map: rows interpolated from Q, then all levels' columns in one small product; and
-// backward the transpose. A plane at a time in NCHW, by blocks of channels in channels_last. Compiled once per instruction
-// set.
+// Between Q of a pyramid's levels and a map: rows interpolated from Q, then all levels' columns in one small product;
+// and backward the transpose. A plane at a time in NCHW, by blocks of channels in channels_last. Compiled once per
+// instruction set.
 #include "pyramid_levels_kernel.h"
 
 namespace pspnet_fast::PSPNET_FAST_ISA_NAMESPACE {
@@ -10,7 +10,7 @@ namespace {
 
 #include "small_product.h"
 
-// ---- What the layouts share -----------------------------------------------------------------------------------------
+// ---- What the layouts share ----------------------------------------------------------------------------------------
 
 // Calls body(column, position, first, second, weights) for what row h reads: entries [column, column + n) of R are the
 // sum over taps of weighted entries [first, first + n) and [second, second + n) of a channel's positions. Rows in the
@@ -98,7 +98,7 @@ inline void write(const ConvProblem& p, T* __restrict__ y, const Acc* __restrict
   }
 }
 
-// ---- NCHW. Scratch: positions, R [height, columns] or its gradient [height, column_pitch], a plane. ------------------
+// ---- NCHW. Scratch: positions, R [height, columns] or its gradient [height, column_pitch], a plane. ----------------
 
 template <typename T, typename Acc>
 void q_to_plane(const ConvProblem& p, Acc* own, int64_t plane) {
@@ -167,7 +167,7 @@ void plane_to_q(const ConvProblem& p, Acc* own, int64_t plane) {
   });
 }
 
-// ---- channels_last. Scratch: positions, R or its gradient, a row of pixels; a panel of channels of each. -------------
+// ---- channels_last. Scratch: positions, R or its gradient, a row of pixels; a panel of channels of each. -----------
 
 template <typename T, typename Acc>
 void q_to_row(const ConvProblem& p, Acc* rows, int64_t task) {
@@ -188,8 +188,8 @@ void q_to_row(const ConvProblem& p, Acc* rows, int64_t task) {
     if (all_finite(rows, outs, p.columns, block)) {
       const Acc* taps = static_cast<const Acc*>(p.column_taps);
       product(
-          [&](int64_t w) { return taps + w * p.column_pitch; }, p.width, contiguous(p.columns), rows, block, lanes, sums,
-          block);
+          [&](int64_t w) { return taps + w * p.column_pitch; }, p.width, contiguous(p.columns), rows, block, lanes,
+          sums, block);
     } else {
       fill(sums, p.width * block, Acc(0));
       for_each_column_read<Acc>(p, [&](int64_t w, int64_t column, Acc weight) {

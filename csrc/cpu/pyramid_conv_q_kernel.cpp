@@ -119,8 +119,8 @@ void weight_gradient(const ConvProblem& p, Acc* sums, int64_t task) {
     for (int64_t c = 0; c < p.level_pitch; c += p.panel) {
       const int64_t channels = smaller(p.panel, p.level_pitch - c);
       product(
-          [&](int64_t m) { return left + m * width; }, outs * taps, summed, pooled + c * count + begin * channels, channels,
-          channels, sums + c, p.level_pitch, begin > 0);
+          [&](int64_t m) { return left + m * width; }, outs * taps, summed, pooled + c * count + begin * channels,
+          channels, channels, sums + c, p.level_pitch, begin > 0);
     }
   }
   T* part = static_cast<T*>(p.result) + out * p.weight_out + (p.weight_level + l * p.level_channels) * p.weight_channel;

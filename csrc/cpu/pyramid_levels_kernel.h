@@ -1,6 +1,6 @@
-// The operators on a pyramid's upsampled levels on raw memory: what csrc/cpu/pyramid_conv.cpp and upsample_add.cpp call in
-// the kernels of the active instruction set. Everything is summed in `Acc`: double for f64, else float; scratch is counted
-// in those.
+// The operators on a pyramid's upsampled levels on raw memory: what csrc/cpu/pyramid_conv.cpp and upsample_add.cpp
+// call in the kernels of the active instruction set. Everything is summed in `Acc`: double for f64, else float;
+// scratch is counted in those.
 #pragma once
 
 #include "../types.h"
@@ -8,8 +8,8 @@
 
 namespace pspnet_fast {
 
-// What a position of an axis reads of a level: two of its rows or columns (pspnet_fast::Taps). Both weights are 0 in the
-// padding.
+// What a position of an axis reads of a level: two of its rows or columns (pspnet_fast::Taps). Both weights are 0 in
+// the padding.
 struct AxisTap {
   int32_t first, second;
   double first_weight, second_weight;
@@ -17,7 +17,7 @@ struct AxisTap {
   bool in_padding() const { return first_weight == 0 && second_weight == 0; }
 };
 
-// ---- The pyramid's part of a convolution ----------------------------------------------------------------------------
+// ---- The pyramid's part of a convolution ---------------------------------------------------------------------------
 //
 //   Q_l[(o, t), (b, i, j)] = Σ_c W_l[o, c, t] · p_l[b, c, i, j]        t = (dy, dx): the taps of the kernel
 //   R[h, (l, dx, j)]       = Σ_{dy, i} u_l(h + dy - pad, i) · Q_l[(o, dy, dx), (b, i, j)]           for an image and o
@@ -40,8 +40,8 @@ struct ConvLevel {
 // max(0, factor[o] · (y + s) + summand[o]).
 enum class ConvWrite { add, store, norm_relu };
 
-// The geometry of one call, and what a kernel reads and writes. Pitches are whole vectors; what lies between a row's end
-// and its pitch is never read.
+// The geometry of one call, and what a kernel reads and writes. Pitches are whole vectors; what lies between a row's
+// end and its pitch is never read.
 //
 // The matrices that products read lie in panels: `panel` columns of all rows, then the next ones; the last panel is as
 // wide as the pitch leaves it. A product reads one panel for many rows of its left factor, out of the caches.
@@ -91,26 +91,27 @@ static inline int64_t conv_runs(const ConvProblem& p) {
 PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_lanes(ElementType type))
 PSPNET_FAST_DECLARE_PER_ISA(int64_t conv_panel(ElementType type))
 
-// Products. conv_q: tasks are runs of panels for each block of output channels; from `pooled`, p as [level_channels, pitch]
-// a level in panels, to Q as [out_channels · taps, pitch] a level in panels, or in channels_last
-// [batch · positions, out_pitch]. conv_weight_gradient: tasks are levels for each block of output channels; from Q and p
-// transposed, [batch · height · width, level_pitch] a level in panels. conv_level_gradient: tasks are runs of panels for
-// each block of level channels; to the gradient of p as conv_q reads it, where first_out > 0 added to what is there.
+// Products. conv_q: tasks are runs of panels for each block of output channels; from `pooled`, p as [level_channels,
+// pitch] a level in panels, to Q as [out_channels · taps, pitch] a level in panels, or in channels_last [batch ·
+// positions, out_pitch]. conv_weight_gradient: tasks are levels for each block of output channels; from Q and p
+// transposed, [batch · height · width, level_pitch] a level in panels. conv_level_gradient: tasks are runs of panels
+// for each block of level channels; to the gradient of p as conv_q reads it, where first_out > 0 added to what is
+// there.
 static inline int64_t conv_product_scratch(const ConvProblem& p) {
   return p.taps() * larger(kConvOuts * (p.panel + p.level_pitch), kConvChannels * p.out_channels);
 }
 PSPNET_FAST_DECLARE_PER_ISA(Kernel<ConvProblem> conv_q, conv_weight_gradient, conv_level_gradient)
 
 // Between Q and map. conv_q_to_map brings the interpolated Q into y; tasks are planes b·O in NCHW, rows b·H in
-// channels_last. conv_map_to_q gives the gradient of Q, as NCHW has it, from that of y; tasks are planes b·O in NCHW, panels
-// of channels of each image in channels_last.
+// channels_last. conv_map_to_q gives the gradient of Q, as NCHW has it, from that of y; tasks are planes b·O in NCHW,
+// panels of channels of each image in channels_last.
 static inline int64_t conv_map_scratch(const ConvProblem& p) {
   if (p.channels_last) return (p.positions + p.columns + p.width) * p.panel;
   return p.positions + p.height * (p.column_pitch + p.width_pitch);
 }
 PSPNET_FAST_DECLARE_PER_ISA(Kernel<ConvProblem> conv_q_to_map, conv_map_to_q)
 
-// ---- Sums of upsampled maps -----------------------------------------------------------------------------------------
+// ---- Sums of upsampled maps ----------------------------------------------------------------------------------------
 
 struct UpsampleLevel {
   int64_t height, width;
@@ -137,7 +138,9 @@ struct UpsampleProblem {
 };
 
 // Rows of the map that a forward task takes: as much as a processor's second-level cache holds besides two lines.
-static inline int64_t upsample_add_rows(const UpsampleProblem& p) { return larger(4, smaller(65536 / p.line(), p.height)); }
+static inline int64_t upsample_add_rows(const UpsampleProblem& p) {
+  return larger(4, smaller(65536 / p.line(), p.height));
+}
 
 // Forward tasks are runs of rows of each plane; backward rows of bins of each plane, level after level.
 PSPNET_FAST_DECLARE_PER_ISA(Kernel<UpsampleProblem> upsample_add, upsample_add_backward)

@@ -1,5 +1,5 @@
-// Pyramid pooling on CPU tensors: checks, geometry, scratch and tasks round pyramid_pool_kernel.cpp. Tasks are planes in
-// NCHW, bands of rows and blocks of channels in channels_last.
+// Pyramid pooling on CPU tensors: checks, geometry, scratch and tasks round pyramid_pool_kernel.cpp. Tasks are planes
+// in NCHW, bands of rows and blocks of channels in channels_last.
 #include <torch/library.h>
 
 #include "../checks.h"
@@ -60,7 +60,8 @@ struct Pooling {
 
   // Planes are worked on in lanes: a thread takes all of its planes at once.
   void run_planes(Kernel<PoolProblem>* kernel, const at::Tensor& from, const at::Tensor& to) {
-    const int64_t planes = problem.batch * problem.channels, elements = planes * problem.rows.size * problem.columns.size;
+    const int64_t planes = problem.batch * problem.channels;
+    const int64_t elements = planes * problem.rows.size * problem.columns.size;
     const int64_t threads = std::clamp<int64_t>(ceil_div(elements, kGrain), 1, at::get_num_threads());
     run(kernel, from, to, planes, PSPNET_FAST_PER_ISA(pool_nchw_scratch)(problem), ceil_div(planes, threads));
   }

@@ -1,5 +1,5 @@
-// One pass of pyramid pooling, by atoms (see geometry.h). In NCHW a plane at a time between the map and its atoms, as many
-// planes as a register has lanes between the atoms and the bins; in channels_last bands of rows with the channels
+// One pass of pyramid pooling, by atoms (see geometry.h). In NCHW a plane at a time between the map and its atoms, as
+// many planes as a register has lanes between the atoms and the bins; in channels_last bands of rows with the channels
 // innermost, then blocks of channels. Compiled once per instruction set.
 #include "pyramid_pool_kernel.h"
 
@@ -8,7 +8,7 @@ namespace {
 
 #include "lanes.h"
 
-// ---- What the layouts share -----------------------------------------------------------------------------------------
+// ---- What the layouts share ----------------------------------------------------------------------------------------
 
 // Writes a line to a row, or adds it: one rounding either way.
 template <bool kAdd, typename T, typename Acc>
@@ -42,7 +42,7 @@ inline void for_each_bin(const PoolProblem& p, Body body) {
   }
 }
 
-// ---- NCHW -----------------------------------------------------------------------------------------------------------
+// ---- NCHW ----------------------------------------------------------------------------------------------------------
 
 // Vectors of a storage type, widened to the type that sums are taken in.
 inline Lanes<float> widen(const float* p) { return get(p); }
@@ -178,7 +178,7 @@ void nchw_backward(const PoolProblem& p, Acc* line, int64_t begin, int64_t end) 
   }
 }
 
-// ---- channels_last --------------------------------------------------------------------------------------------------
+// ---- channels_last -------------------------------------------------------------------------------------------------
 
 template <typename T, typename Acc>
 void atoms_forward(const PoolProblem& p, int64_t begin, int64_t end) {
@@ -211,7 +211,8 @@ inline void for_each_block(const PoolProblem& p, int64_t begin, int64_t end, Bod
 template <typename T, typename Acc>
 void bins_forward(const PoolProblem& p, int64_t begin, int64_t end) {
   for_each_block(p, begin, end, [&](int64_t b, int64_t first, int64_t count) {
-    const Acc* image = static_cast<const Acc*>(p.from) + b * p.rows.intervals * p.columns.intervals * p.channels + first;
+    const int64_t atoms = p.rows.intervals * p.columns.intervals;
+    const Acc* image = static_cast<const Acc*>(p.from) + b * atoms * p.channels + first;
     T* packed = static_cast<T*>(p.to) + (b * p.channels + first) * p.packed_bins;
     for_each_bin(p, [&](const Bin& bin) {
       Acc sum[kChannelBlock] = {};

@@ -31,8 +31,8 @@ PSPNET_FAST_DECLARE_PER_ISA(int64_t pool_nchw_scratch(const PoolProblem& problem
 PSPNET_FAST_DECLARE_PER_ISA(Kernel<PoolProblem> pool_nchw_forward, pool_nchw_backward)
 
 // channels_last. Forward bands of rows (b · row intervals + r) first, from x to atoms, Acc [B, row intervals, column
-// intervals, C]; then blocks of channels, from atoms to bins. Backward blocks first, which lay the bins' gradients out as
-// shares, Acc [B, packed_bins, C]; then bands, with scratch Acc [column intervals, C].
+// intervals, C]; then blocks of channels, from atoms to bins. Backward blocks first, which lay the bins' gradients out
+// as shares, Acc [B, packed_bins, C]; then bands, with scratch Acc [column intervals, C].
 constexpr int64_t kChannelBlock = 64;
 PSPNET_FAST_DECLARE_PER_ISA(Kernel<PoolProblem> pool_nhwc_atoms_forward, pool_nhwc_bins_forward)
 PSPNET_FAST_DECLARE_PER_ISA(Kernel<PoolProblem> pool_nhwc_bins_backward, pool_nhwc_atoms_backward)

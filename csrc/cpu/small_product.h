@@ -7,7 +7,8 @@ struct Summed {
 };
 static inline Summed contiguous(int64_t count) { return {1, 0, count, 1}; }
 
-// A tile of kTileRows by kTileVectors vectors fits the registers, with a row of the right factor and an entry of the left.
+// A tile of kTileRows by kTileVectors vectors fits the registers, with a row of the right factor and an entry of the
+// left.
 constexpr int64_t kTileRows = 6;
 constexpr int64_t kTileVectors = kVectorBytes == 64 ? 4 : 2;
 template <typename Acc>
@@ -43,8 +44,8 @@ static void product_tile(
 // left(m) is row m, columns are whole vectors.
 template <typename Acc, typename Left>
 static void product(
-    Left left, int64_t row_count, const Summed& summed, const Acc* right, int64_t right_stride, int64_t columns, Acc* out,
-    int64_t out_stride, bool add = false) {
+    Left left, int64_t row_count, const Summed& summed, const Acc* right, int64_t right_stride, int64_t columns,
+    Acc* out, int64_t out_stride, bool add = false) {
   for (int64_t m = 0; m < row_count; m += kTileRows) {
     const int64_t valid = smaller(kTileRows, row_count - m);
     const Acc* rows[kTileRows];

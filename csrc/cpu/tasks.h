@@ -11,8 +11,9 @@
 
 namespace pspnet_fast {
 
-// Runs a kernel over `count` tasks, each thread with so many bytes of scratch; a thread takes the next `chunk` tasks when
-// it is free. Tasks are cut by shape alone and done by one thread in one order each: results do not depend on threads.
+// Runs a kernel over `count` tasks, each thread with so many bytes of scratch; a thread takes the next `chunk` tasks
+// when it is free. Tasks are cut by shape alone and done by one thread in one order each: results do not depend on
+// threads.
 template <typename Problem>
 void run_tasks(Kernel<Problem>* kernel, const Problem& problem, int64_t count, int64_t scratch, int64_t chunk = 1) {
   std::atomic<int64_t> next{0};

@@ -140,7 +140,8 @@ struct SoftmaxRows : UpsampledRow<Real, SoftmaxAddProblem> {
       const int64_t count = smaller(block, p.total_width - x);
       for (int64_t c = 0; c < p.classes; ++c) {
         Real* line = to + c * p.total_stride_c + x * p.total_stride_w;
-        contiguous ? add_line<TAPS, true>(line, c, x, count, from, at) : add_line<TAPS, false>(line, c, x, count, from, at);
+        contiguous ? add_line<TAPS, true>(line, c, x, count, from, at)
+                   : add_line<TAPS, false>(line, c, x, count, from, at);
       }
     }
   }

@@ -52,7 +52,7 @@ struct Upsampling {
   }
 };
 
-// ---- Arg-max --------------------------------------------------------------------------------------------------------
+// ---- Arg-max -------------------------------------------------------------------------------------------------------
 
 void find_argmax(const ArgmaxProblem& p) {
   const int64_t blocks = ceil_div(p.batch * p.rows.cells, kArgmaxBlock);
@@ -99,7 +99,7 @@ std::tuple<at::Tensor, at::Tensor> labels_and_correct(
   return {best, correct ? at::scalar_tensor(total, integers) : at::empty({0}, integers)};
 }
 
-// ---- Cross-entropies ------------------------------------------------------------------------------------------------
+// ---- Cross-entropies -----------------------------------------------------------------------------------------------
 
 constexpr int64_t kTaskRows = 8;  // cell rows of a task; of the shapes only, so that threads do not change the sums
 
@@ -202,7 +202,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   return {sums.losses[0], sums.losses[1], sums.divisor, sums.states[0], sums.states[1], best, count};
 }
 
-// ---- Probabilities added into a map ---------------------------------------------------------------------------------
+// ---- Probabilities added into a map --------------------------------------------------------------------------------
 
 // The cell of every output position.
 std::vector<int32_t> cell_of(const Cells& cells, int64_t out) {
@@ -219,8 +219,8 @@ AxisTable table(
   const int32_t* position = index->const_data_ptr<int32_t>();
   for (int64_t i = 0; i < index->numel(); ++i) {
     TORCH_CHECK_VALUE(
-        position[i] >= 0 && position[i] < size, name, ".position must be in [0, ", size, ") for the upsampled map, not ",
-        position[i], " for position ", i / 2);
+        position[i] >= 0 && position[i] < size, name, ".position must be in [0, ", size,
+        ") for the upsampled map, not ", position[i], " for position ", i / 2);
   }
   return {position, weight->const_data_ptr()};
 }

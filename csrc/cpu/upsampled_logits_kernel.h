@@ -1,6 +1,5 @@
-// The operators on upsampled logits on raw memory: what cross_entropy.cpp, upsample_argmax.cpp and
-// upsample_softmax_add.cpp call in the kernels of the active instruction set. Loss and gradient of the cross-entropy are
-// one pass; full-resolution logits exist in registers only.
+// The operators on upsampled logits on raw memory: what csrc/cpu/upsampled_logits.cpp calls in the kernels of the active
+// instruction set. Loss and gradient of the cross-entropy are one pass; full-resolution logits exist in registers only.
 //
 // A cell is the patch of output pixels between four neighbouring nodes (low-resolution logits). Lanes are neighbouring
 // cells of one row of cells. Several cell rows are one task, summed by one thread in one order, so that the result does
@@ -15,8 +14,9 @@ namespace pspnet_fast {
 constexpr int64_t kNoLabel = 0;  // a class always, so never a label out of range
 
 // How one axis is upsampled. Cell q lies between nodes first_node + q and first_node + q + 1, clamped to the map: with
-// half-pixel centres the border pixels lie outside the outer nodes, in cells -1 and n - 1. It holds the output positions
-// begin[q], …, begin[q] + count[q] - 1 (none where the map is made smaller), at fractions start[q], start[q] + step, ….
+// half-pixel centres the border pixels lie outside the outer nodes, in cells -1 and n - 1. It holds the output
+// positions begin[q], …, begin[q] + count[q] - 1 (none where the map is made smaller), at fractions start[q], start[q]
+// + step, ….
 struct CellAxis {
   int64_t nodes, cells, first_node;
   int64_t most;  // largest count
@@ -24,8 +24,8 @@ struct CellAxis {
   const double* start;
   double step;
 };
-// Outputs in front of the first node lie at it, and have no share of the second, which is their cell's top or left node:
-// that shows where a logit is infinite, as no share of it is NaN.
+// Outputs in front of the first node lie at it, and have no share of the second, which is their cell's top or left
+// node: that shows where a logit is infinite, as no share of it is NaN.
 static inline bool in_front(const CellAxis& axis, int64_t q) { return q < -axis.first_node; }
 static inline int64_t node_at(const CellAxis& axis, int64_t q) {  // top or left node of cell q
   const int64_t n = in_front(axis, q) ? 1 : axis.first_node + q;
