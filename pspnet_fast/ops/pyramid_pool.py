@@ -65,7 +65,7 @@ def pyramid_pool_through(x: Tensor, bins: Sequence[int] = DEFAULT_BINS) -> tuple
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if backend == "reference" or recorded or not differentiable(x):
         return x, POOL(x, checked)
-    holders_of_owned()  # counted here, where no graph is being run
+    count_owned(frame_references(object()))  # here, where no graph is being run
     through: tuple[Tensor, Tensor] = _PoolThrough.apply(x, checked, backend)
     return through
 
@@ -108,21 +108,25 @@ def holders(grad: Tensor) -> tuple[int, int, int]:
     return cast(Any, grad)._use_count(), memory, sys.getrefcount(grad)
 
 
-@functools.cache
-def holders_of_owned() -> tuple[int, int, int]:
-    """What :func:`holders` counts where ``backward`` alone holds its parameter.
+# What `holders` counts where `backward` alone holds its parameter, by `frame_references`. It depends on the versions of
+# Python and of torch, so it is counted in a graph where no other code can hold one.
+_OWNED: dict[int, tuple[int, int, int]] = {}
 
-    It depends on the versions of Python and of torch, so it is counted in a graph where no other code can hold one.
-    """
+
+def frame_references(to: object) -> int:
+    """Of a new object: more where Dynamo runs the frames, which it goes on doing behind a compilation that failed."""
+    return sys.getrefcount(to)
+
+
+@functools.cache
+def count_owned(frame: int) -> None:
+    """Counts once for each ``frame_references``."""
     # Code that Dynamo compiles has other references, and a caller may be run by it.
     dynamo = sys.modules.get("torch._dynamo")
-    counted: tuple[int, int, int] = _count() if dynamo is None else dynamo.disable(_count)()
-    return counted
+    _count() if dynamo is None else dynamo.disable(_count)()
 
 
-def _count() -> tuple[int, int, int]:
-    found = []
-
+def _count() -> None:
     class Count(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -130,12 +134,11 @@ def _count() -> tuple[int, int, int]:
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Tensor:
-            found.append(holders(grad))
+            _OWNED[frame_references(object())] = holders(grad)
             return grad
 
     with torch.enable_grad():
         (Count.apply(torch.zeros(1, device="cpu", requires_grad=True)) * 2).backward()
-    return found[0]
 
 
 class _PoolThrough(torch.autograd.Function):
@@ -156,7 +159,7 @@ class _PoolThrough(torch.autograd.Function):
         if grad_x is None or torch.is_grad_enabled() or not is_dense(grad_x) or grad_x.dtype != grad_pooled.dtype:
             spread = POOL_BACKWARD.run(ctx.backend, grad_pooled, *ctx.size, ctx.bins, ctx.channels_last)
             return spread if grad_x is None else grad_x + spread, None, None
-        if holders(grad_x) != holders_of_owned():
+        if holders(grad_x) != _OWNED.get(frame_references(object())):
             grad_x = grad_x.clone()
         POOL_BACKWARD_ADD.run(ctx.backend, grad_x, grad_pooled, ctx.bins)
         return grad_x, None, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from pspnet_fast import BackendError, PSPNet, ops, use_backend
 from pspnet_fast.backend import kernels
 from pspnet_fast.nn import PyramidPooling
 from pspnet_fast.ops.operator import exporting
+from pspnet_fast.ops.pyramid_pool import count_owned
 
 BINS = (1, 2)
 
@@ -179,3 +181,22 @@ def test_a_compilation_is_no_export() -> None:
     assert torch.compile(Told(), backend="eager", fullgraph=True)(x) == 0
     for strict in (False, True):
         assert torch.export.export(Told(), (x,), strict=strict).module()(x) == 1
+
+
+def test_holders_are_counted_alike_where_compiled_code_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo compiles frames that compiled code calls, and their references are others."""
+    counts: list[dict[int, Any]] = [{}, {}]
+
+    def count(owned: dict[int, Any]) -> None:
+        monkeypatch.setattr(sys.modules[count_owned.__module__], "_OWNED", owned)
+        count_owned.cache_clear()
+        count_owned(0)
+
+    def called(x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        count(counts[1])
+        return x
+
+    count(counts[0])
+    torch.compile(called, backend="eager")(torch.ones(1))
+    assert counts[0] == counts[1] != {}
