@@ -18,7 +18,7 @@ from pspnet_fast.reference import Bin, NormStatistics
 
 from .fusibility import changed_reason, frozen_norm, log_unfused
 from .heads import unfusable_reason
-from .pspnet import STAGES, PSPNet
+from .resnet import STAGES
 
 _ADD = (operator.add, operator.iadd, torch.add)
 _RELU = (F.relu, torch.relu)
@@ -228,18 +228,16 @@ class PackedHead(nn.Module):
         return self.over_map(x, pyramid_conv(torch.zeros_like(x[:, :2]), levels, self.weight, self.bias, bins=bins))
 
 
-class OptimizedPSPNet(PSPNet):
-    """The same function as ``net`` in evaluation mode, faster; made by :meth:`PSPNet.optimize_for_inference`.
+class ForInference(nn.Module):
+    """What OptimizedPSPNet (pspnet.py) does otherwise than PSPNet, the class behind this one."""
 
-    Batch normalisation is folded into the convolutions of the backbone, each convolution is one kernel with the sum
-    and ReLU behind it, and on a CPU its weights are kept in oneDNN's order, for every precision that is used. The
-    auxiliary head is left out. It is a copy: later changes of ``net`` do not reach it.
-
-    It has no gradients, cannot be trained, and has no ``state_dict``: save ``net``.
-    """
+    ppm: Any
+    cls: Any
+    use_ppm: bool
+    _unfused_reasons: set[str]
 
     @torch.no_grad()
-    def __init__(self, net: PSPNet) -> None:
+    def __init__(self, net: nn.Module) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(copy.deepcopy(net).eval().__dict__)
         del self.aux
@@ -255,12 +253,12 @@ class OptimizedPSPNet(PSPNet):
             conv, norm, activation, *_ = self.cls
             statistics = frozen_norm(norm, activation)
             if statistics is not None and isinstance(conv, nn.Conv2d):
-                levels = sum(feature[1].out_channels for feature in self.ppm.features)  # type: ignore[index]
+                levels = sum(feature[1].out_channels for feature in self.ppm.features)
                 self.packed_head = PackedHead(conv, statistics, conv.in_channels - levels)
 
     def _main_logits(self, stage4: Tensor) -> Tensor:
         if self.packed_head is None or stage4.device.type != "cpu" or unfusable_reason(self.ppm, self.cls):
-            return super()._main_logits(stage4)
+            return super()._main_logits(stage4)  # type: ignore[misc]
         x: Tensor = self.packed_head(*self.ppm.forward_levels(stage4), self.ppm.bins)
         for module in list(self.cls)[3:]:
             x = module(x)
@@ -271,7 +269,7 @@ class OptimizedPSPNet(PSPNet):
         # oneDNN's kernels in float32 are faster on NCHW, everything else on channels_last.
         plain = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x.dtype == torch.float32
         layout = torch.contiguous_format if plain else torch.channels_last
-        return super().low_resolution_logits(x.contiguous(memory_format=layout))
+        return super().low_resolution_logits(x.contiguous(memory_format=layout))  # type: ignore[misc]
 
     def train(self, mode: bool = True) -> Self:
         if mode:

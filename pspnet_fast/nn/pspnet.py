@@ -19,10 +19,9 @@ from .backbones import external_stages
 from .fusibility import fusable_options, log_unfused
 from .heads import AuxHead, PSPHead, PyramidPooling, unfusable_reason
 from .loss import LowResolutionLoss
-from .resnet import RECOMPUTE, Norm, Recompute, resnet_stages, run_stage
+from .optimized import ForInference
+from .resnet import RECOMPUTE, STAGES, Norm, Recompute, resnet_stages, run_stage
 from .weights import initial_weights, load_imagenet_resnet
-
-STAGES = ("layer0", "layer1", "layer2", "layer3", "layer4")
 
 
 class PSPNet(nn.Module):
@@ -176,12 +175,10 @@ class PSPNet(nn.Module):
         return upsample_argmax(self.low_resolution_logits(x), self.output_size(x) if size is None else tuple(size))
 
     def optimize_for_inference(self) -> PSPNet:
-        """A copy for inference: the same function in evaluation mode, faster; see :class:`.optimized.OptimizedPSPNet`.
+        """A copy for inference: the same function in evaluation mode, faster; see :class:`OptimizedPSPNet`.
 
         It has no gradients, refuses ``train()`` and ``state_dict()``, and does not follow this network when it changes.
         """
-        from .optimized import OptimizedPSPNet
-
         return OptimizedPSPNet(self)
 
     def low_resolution_logits(self, x: Tensor) -> Tensor:
@@ -285,3 +282,14 @@ def _check_target(target: Tensor, shape: Sequence[int]) -> None:
             f"labels must be [N, h, w] = {list(shape)}, the size of the output, not {list(target.shape)}{hint}; "
             "the output is (H - 1) * zoom_factor // 8 + 1 high for an input of height H"
         )
+
+
+class OptimizedPSPNet(ForInference, PSPNet):
+    """The same function as ``net`` in evaluation mode, faster; made by :meth:`PSPNet.optimize_for_inference`.
+
+    Batch normalisation is folded into the convolutions of the backbone, each convolution is one kernel with the sum
+    and ReLU behind it, and on a CPU its weights are kept in oneDNN's order, for every precision that is used. The
+    auxiliary head is left out. It is a copy: later changes of ``net`` do not reach it.
+
+    It has no gradients, cannot be trained, and has no ``state_dict``: save ``net``.
+    """

@@ -27,6 +27,7 @@ Norm = Literal["batch", "group"]
 Recompute = Literal["none", "selective", "full"]
 """What backward computes again: nothing; normalisation, ReLU, sums and widening convolutions; or all of a block."""
 RECOMPUTE: tuple[str, ...] = get_args(Recompute)
+STAGES = ("layer0", "layer1", "layer2", "layer3", "layer4")
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.mkldnn_convolution.default)
 
