@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from pspnet_fast.fusion import convolution, graph_nodes, logits, projection, segments, writes
+from pspnet_fast.fusion import convolution, cost, graph_nodes, logits, projection, segments, writes
 from pspnet_fast.fusion.convolution import conv_plan, refusal
 from pspnet_fast.fusion.graph_nodes import bound, is_hooked, is_written, linear_below, upsampling, value
 from pspnet_fast.fusion.logits import Criterion, fused_loss, takes
@@ -53,7 +53,7 @@ class FuseUpsampled(CustomGraphPass):
                     graph.erase_node(node)
 
     def uuid(self) -> Any:
-        modules = convolution, graph_nodes, logits, projection, segments, writes
+        modules = convolution, cost, graph_nodes, logits, projection, segments, writes
         sources = [str(module.__file__) for module in modules]
         return get_hash_for_files((__file__, *sources), str([target.__name__ for target, *_ in self.rules]))
 
