@@ -25,7 +25,8 @@ from pspnet_fast.machine import describe_machine, git_commit
 
 from .config import TrainConfig
 from .errors import ConfigError
-from .progress import LINE_SECONDS, LOGGERS
+from .loggers import LOGGERS
+from .progress import LINE_SECONDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from run_files import MakeConfig, rows, saved_step
 
 from pspnet_fast.engine import ConfigError, checkpoint, train
 from pspnet_fast.engine.evaluate import Metrics
-from pspnet_fast.engine.progress import Mlflow
+from pspnet_fast.engine.loggers import Mlflow
 
 
 def test_the_last_checkpoints_stay(make_config: MakeConfig) -> None:
